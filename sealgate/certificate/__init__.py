@@ -1,0 +1,1 @@
+"""Differential-privacy certificates and model bundles: schema, signatures, recomputation of epsilon."""

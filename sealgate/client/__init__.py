@@ -1,0 +1,1 @@
+"""The client: sealed sessions and httpx transports, and the auditor's commands."""

@@ -1,0 +1,147 @@
+"""A deployment on disk: where each file of a state directory stands, and the settings in `deployment.toml`.
+
+    deployment.toml                 settings below
+    pki/                            ca.pem ca.key server.pem server.key clients/NAME.pem clients/NAME.key
+    tokens/                         issuers.toml jwks.json issuer.key (a local issuer, for trials)
+    policy/                         schema and policies (*.cedar*), tenants.toml, budgets.toml
+    publishers.toml                 keys whose signature on a model bundle counts
+    models/NAME/                    bundles
+    evidence/operator.key           signs software evidence
+    log/log.key, log/subjects.key, log/audit.sqlite
+    run/runtime.sock
+    client/trust.toml, client/ca.pem   what a client needs: hand these out
+
+Trusts: whoever may write the directory. Private files are 0600. Never: holds secrets in memory; it is paths and settings.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from sealgate.errors import ConfigurationError
+
+
+class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[deployment]`. `audience` is the authority that sealed requests name; `origin` names the log."""
+
+    audience: str
+    origin: str
+
+
+class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[gateway]`: the network face. `client_certificates` is "none", "optional" or "required"."""
+
+    host: str = "127.0.0.1"
+    port: int = 8443
+    workers: int = 1
+    client_certificates: str = "optional"
+    token_audience: str = ""  # "" means https://AUDIENCE
+    max_concurrent: int = 256  # requests being read or in flight, per gateway process
+    body_timeout_s: float = 20.0  # a slower sender is dropped
+    request_timeout_s: float = 60.0
+
+
+class RuntimeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[runtime]`. `profile` is "strict", "container" or "dev" (see docs/operations.md)."""
+
+    profile: str = "strict"
+    torch_threads: int = 1
+    memory_limit_mb: int = 4096
+    max_queue: int = 1024
+    request_timeout_s: float = 30.0
+    disk_reserve_mb: int = 64
+    device: str = "auto"
+    worker_uid: int = 65534  # when started as root
+    key_active_s: int = 24 * 3600
+    key_stale_s: int = 3600
+    accept_credential_unbound: bool = False
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole of `deployment.toml`."""
+
+    deployment: DeploymentSection
+    gateway: GatewaySection = GatewaySection()
+    runtime: RuntimeSection = RuntimeSection()
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A state directory with parsed settings. Paths are absolute."""
+
+    root: Path
+    settings: Settings
+
+    @property
+    def token_audience(self) -> str:
+        return self.settings.gateway.token_audience or f"https://{self.settings.deployment.audience}"
+
+    @property
+    def pki(self) -> Path:
+        return self.root / "pki"
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens"
+
+    @property
+    def policy(self) -> Path:
+        return self.root / "policy"
+
+    @property
+    def publishers(self) -> Path:
+        return self.root / "publishers.toml"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def operator_key(self) -> Path:
+        return self.root / "evidence" / "operator.key"
+
+    @property
+    def log_key(self) -> Path:
+        return self.root / "log" / "log.key"
+
+    @property
+    def subjects_key(self) -> Path:
+        return self.root / "log" / "subjects.key"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "log" / "audit.sqlite"
+
+    @property
+    def socket(self) -> Path:
+        return self.root / "run" / "runtime.sock"
+
+    @property
+    def trust(self) -> Path:
+        return self.root / "client" / "trust.toml"
+
+
+def open_deployment(root: Path) -> Deployment:
+    """Read `deployment.toml` in `root`; raises ConfigurationError that says what to mend."""
+    path = root / "deployment.toml"
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path} does not exist; make a deployment with: sealgate init {root}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        settings = msgspec.convert(tomllib.loads(text.decode()), Settings)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    for name, value, allowed in (
+        ("gateway.client_certificates", settings.gateway.client_certificates, ("none", "optional", "required")),
+        ("runtime.profile", settings.runtime.profile, ("strict", "container", "dev")),
+    ):
+        if value not in allowed:
+            raise ConfigurationError(f"{path}: {name} is '{value}', must be one of: {', '.join(allowed)}")
+    return Deployment(root.resolve(), settings)

@@ -1,0 +1,1 @@
+"""What a runtime says of itself, who vouches for it, and how a client decides to believe it."""

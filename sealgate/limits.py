@@ -1,0 +1,52 @@
+"""Every bound of the shared ground, in one place. A reviewer prints this page.
+
+Sizes are bytes, times seconds unless the name says otherwise. Bounds are checked before memory is allocated.
+"""
+
+from __future__ import annotations
+
+# Sealed messages -----------------------------------------------------------------------------------------------------
+MAX_SEALED_REQUEST = 16 * 1024 * 1024 + 64 * 1024  # one encapsulated request, all chunks together
+MAX_SEALED_RESPONSE = 64 * 1024 * 1024
+MAX_INNER_MESSAGE = 16 * 1024 * 1024  # one decoded Binary HTTP message
+CHUNKED_ABOVE = 64 * 1024  # inner messages above this are sealed as chunks (bounded memory at the opener)
+CHUNK = 16 * 1024  # plaintext bytes in one chunk; streams pad to it
+MAX_CHUNKS = 8192
+MAX_KEY_CONFIGS = 16
+MAX_KEY_CONFIGS_BYTES = 64 * 1024
+
+# Binary HTTP (RFC 9292) ----------------------------------------------------------------------------------------------
+MAX_FIELDS = 64  # header fields in one section
+MAX_FIELD_SECTION = 32 * 1024
+MAX_TARGET = 4096  # scheme, authority and path, each
+
+# Open Inference Protocol ---------------------------------------------------------------------------------------------
+MAX_TENSORS = 64
+MAX_TENSOR_RANK = 8
+MAX_TENSOR_ELEMENTS = 16 * 1024 * 1024
+MAX_PARAMETERS = 64
+
+# Frames between our own processes ------------------------------------------------------------------------------------
+MAX_FRAME_HEADER = 256 * 1024
+MAX_FRAME_BODY = 64 * 1024 * 1024
+
+# Freshness and keys --------------------------------------------------------------------------------------------------
+DATE_WINDOW_S = 120  # how far the inner Date may lie from the worker's clock, either way
+KEY_ACTIVE_S = 24 * 3600
+KEY_STALE_S = 3600
+REPLAY_SET_MAX = 1_000_000  # seen encapsulations per key; a full set refuses, it never forgets
+EVIDENCE_LIFETIME_S = 3600
+
+# Log -----------------------------------------------------------------------------------------------------------------
+MAX_LEAF = 8 * 1024
+MAX_RECEIPT = 64 * 1024
+MAX_PROOF_HASHES = 64  # 2^64 leaves
+MAX_NOTE = 64 * 1024
+
+# Certificates and bundles --------------------------------------------------------------------------------------------
+MAX_CERTIFICATE = 1024 * 1024
+MAX_MANIFEST = 1024 * 1024
+MAX_EVIDENCE = 256 * 1024
+
+# Requests from people ------------------------------------------------------------------------------------------------
+MAX_NAME = 128  # model, tenant, purpose, client names

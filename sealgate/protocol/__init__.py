@@ -1,0 +1,1 @@
+"""The wire: HPKE, Binary HTTP, Oblivious HTTP, padding, tensors, frames. Pure functions and values, no I/O."""

@@ -1,0 +1,351 @@
+"""Frames between our own processes: gateway to host over a UNIX socket, host to worker over a socketpair.
+
+On the wire: `u32 header length | u32 body length | header (MessagePack) | body (opaque bytes)`, big endian. The body is
+never decoded here: it is a sealed message, evidence, or nothing. Frames carry the id of the request that they belong
+to, so requests are multiplexed. Pure: parsing and building only, no I/O.
+
+Trusts: the operating system's delivery on the socket. Never: carries plaintext, keys or tokens.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, TypeAlias
+
+import msgspec
+
+from sealgate.errors import DecodeError
+from sealgate.limits import MAX_FRAME_BODY, MAX_FRAME_HEADER
+from sealgate.protocol.completion import Completion
+
+_PREFIX = struct.Struct(">II")
+
+
+class Frame(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="t", omit_defaults=True):
+    """`id` is chosen by the side that asks and repeated by the side that answers; 0 where nobody asked."""
+
+    id: int = 0
+
+
+# Values inside frames ------------------------------------------------------------------------------------------------
+
+
+class Caller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Who asks, as the gateway authenticated it. The host replaces `subject` by a random pseudonym before anything is
+    logged or handed on; the worker sees only the pseudonym and the credential's binding."""
+
+    tenant: str
+    subject: str
+    authn: str  # "jwt", "mtls", "jwt+mtls"
+    credential_binding: str  # see sealgate.protocol.binding
+
+
+class Obligations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What a permit demands of the answer. None means: nothing demanded."""
+
+    round_digits: int | None = None  # decimal places kept in floating-point outputs
+    top_k: int | None = None  # only the k largest scores are given, the others are dropped
+    hide_scores: bool = False  # labels only
+
+
+class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The policy's answer, with what determined it."""
+
+    policy_digest: str
+    policy_ids: tuple[str, ...] = ()
+    obligations: Obligations = Obligations()
+    reason: str = ""  # for denials
+
+
+class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the host allows a worker to do once, after `authorized` is durable. `id` is the authorized record's id."""
+
+    id: str
+    model: str
+    operation: str  # "infer", "read-model"
+    purpose: str
+    actor: str
+    credential_binding: str
+    obligations: Obligations
+    expires_us: int
+
+
+class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A loaded model, as its verified bundle states it. Epsilon in millionths; delta as a decimal string."""
+
+    name: str
+    version: str
+    model_digest: str  # SHA-256 of the weights file
+    certificate_digest: str  # SHA-256 of the DSSE envelope
+    epsilon_micro: int
+    delta: str
+    privacy_unit: str
+    sensitivity: str  # "public", "personal", "special-category"
+    purposes: tuple[str, ...]
+
+
+class ModelRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A bundle that was not loaded, and the stable reason code."""
+
+    name: str
+    reason: str
+
+
+class Layer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One isolation layer or denial probe: state is on, off, failed, disabled or not-needed."""
+
+    state: str
+    detail: str = ""
+
+
+class WorkerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a sealed worker says of itself. The host puts it into evidence; clients see it as self-asserted."""
+
+    instance: str
+    completion_key: bytes  # Ed25519 public key, 32 bytes
+    key_configs: bytes  # application/ohttp-keys: every key that may still be sealed to, newest first
+    models: tuple[ModelFacts, ...]
+    refused: tuple[ModelRefusal, ...]
+    profile: str  # "strict", "container", "dev"
+    layers: dict[str, Layer]
+    probes: dict[str, Layer]
+    device: str
+    measurements: dict[str, str]  # name to lowercase hex SHA-256 (code, environment)
+
+
+class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the host hands a fresh worker before its sandbox closes. Read once, over the socketpair, as JSON.
+
+    JSON, because the code that reads it runs before any third-party package may be imported.
+    """
+
+    profile: str
+    audience: str  # the inner :authority that requests must name
+    models_dir: str
+    publishers_file: str
+    sys_path: tuple[str, ...]
+    uid: int  # identity to drop to when started as root; 0 keeps the caller's
+    gid: int
+    torch_threads: int
+    memory_limit_bytes: int
+    suites: tuple[str, ...] = ("MLKEM768-X25519", "X25519")
+    key_active_s: int = 24 * 3600
+    key_stale_s: int = 3600
+    date_window_s: int = 120
+    replay_max: int = 1_000_000
+    max_batch_rows: int = 256
+    device: str = "auto"  # "cpu", "cuda:0", "auto"
+    accept_credential_unbound: bool = False  # foreign clients that cannot send Credential-Binding
+
+
+# Gateway to host -----------------------------------------------------------------------------------------------------
+
+
+class Submit(Frame, frozen=True, kw_only=True, tag="submit"):
+    """A permitted sealed request; body: the encapsulated request."""
+
+    model: str
+    operation: str
+    purpose: str
+    media_type: str
+    caller: Caller
+    decision: Decision
+    assurance_mtls: bool = False
+
+
+class Deny(Frame, frozen=True, kw_only=True, tag="deny"):
+    """The policy refused; the host records it and answers with `Recorded`."""
+
+    model: str
+    operation: str
+    purpose: str
+    caller: Caller
+    decision: Decision
+
+
+class AuthFailed(Frame, frozen=True, kw_only=True, tag="auth-failed"):
+    """Authentication failed. Not answered; the host counts per reason, source class and minute."""
+
+    reason: str
+    source: str  # "loopback", "private", "public", "unix"
+
+
+class AuditRead(Frame, frozen=True, kw_only=True, tag="audit-read"):
+    """An auditor is about to read; answered with `Recorded` once the read itself is a durable record."""
+
+    caller: Caller
+    decision: Decision
+    kind: str  # "audit.query" or "audit.export"
+    detail: dict[str, str]
+
+
+class EvidenceWanted(Frame, frozen=True, kw_only=True, tag="evidence-wanted"):
+    """Evidence over the client's nonce (may be empty); answered with `EvidenceGiven`."""
+
+    nonce: bytes
+
+
+class Cancel(Frame, frozen=True, kw_only=True, tag="cancel"):
+    """The caller went away. Records stay; work that has not started is dropped. Also host to worker."""
+
+
+# Host to gateway -----------------------------------------------------------------------------------------------------
+
+
+class Answer(Frame, frozen=True, kw_only=True, tag="answer"):
+    """Body: the sealed response. `completed` (or `failed`, for a sealed error) is durable."""
+
+    media_type: str
+    log: str
+    record: int
+    receipt: bytes
+
+
+class Refused(Frame, frozen=True, kw_only=True, tag="refused"):
+    """No sealed response. `code` is one of the public problem codes; the reason stands in the record only."""
+
+    status: int
+    code: str
+    log: str = ""
+    record: int = -1
+    receipt: bytes = b""
+    retry_after_s: int = 0
+
+
+class Recorded(Frame, frozen=True, kw_only=True, tag="recorded"):
+    """The record that was asked for is durable."""
+
+    log: str
+    record: int
+    receipt: bytes
+
+
+class EvidenceGiven(Frame, frozen=True, kw_only=True, tag="evidence-given"):
+    """Body: the evidence (media type application/eat+cwt)."""
+
+
+class RuntimeState(Frame, frozen=True, kw_only=True, tag="state"):
+    """Pushed on connect and at every change. `ready` is false with a plain-words `detail` when inference is refused."""
+
+    ready: bool
+    detail: str
+    log_state: str  # "ok" or "failed: ..."
+    log: str
+    key_configs: bytes
+    models: tuple[ModelFacts, ...]
+    policy_digest: str
+    assurance: str
+    profile: str
+    degraded: bool
+
+
+# Host to worker ------------------------------------------------------------------------------------------------------
+
+
+class Work(Frame, frozen=True, kw_only=True, tag="work"):
+    """Body: the encapsulated request."""
+
+    grant: Grant
+    media_type: str
+
+
+class Rotate(Frame, frozen=True, kw_only=True, tag="rotate"):
+    """Make a new active key now; the worker answers with `KeysChanged`."""
+
+
+class Shutdown(Frame, frozen=True, kw_only=True, tag="shutdown"):
+    """Finish what was received and exit."""
+
+
+# Worker to host ------------------------------------------------------------------------------------------------------
+
+
+class Hello(Frame, frozen=True, kw_only=True, tag="hello"):
+    """Sent once, after the sandbox is sealed and the keys exist."""
+
+    facts: WorkerFacts
+
+
+class BootFailed(Frame, frozen=True, kw_only=True, tag="boot-failed"):
+    """The worker refuses to serve and exits."""
+
+    reason: str
+    detail: str
+    layers: dict[str, Layer] = {}
+
+
+class KeysChanged(Frame, frozen=True, kw_only=True, tag="keys-changed"):
+    """The published keys changed (rotation or expiry)."""
+
+    key_configs: bytes
+
+
+class Done(Frame, frozen=True, kw_only=True, tag="done"):
+    """One grant came to its end. Body: the sealed response, or empty when the gatekeeper refused.
+
+    `problem` is "" or the public problem code for a refusal (`sealed-request-refused`, `unknown-key`, `busy`).
+    """
+
+    completion: Completion
+    problem: str = ""
+    media_type: str = ""
+
+
+GatewayToHost: TypeAlias = Submit | Deny | AuthFailed | AuditRead | EvidenceWanted | Cancel
+HostToGateway: TypeAlias = Answer | Refused | Recorded | EvidenceGiven | RuntimeState
+HostToWorker: TypeAlias = Work | Cancel | Rotate | Shutdown
+WorkerToHost: TypeAlias = Hello | BootFailed | KeysChanged | Done
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(frame: Frame, body: bytes | memoryview = b"") -> tuple[bytes, bytes | memoryview]:
+    """Header bytes (with the length prefix) and the body, to be written one after the other without joining."""
+    header = _encoder.encode(frame)
+    if len(header) > MAX_FRAME_HEADER or len(body) > MAX_FRAME_BODY:
+        raise DecodeError("frame is too large")
+    return _PREFIX.pack(len(header), len(body)) + header, body
+
+
+class FrameReader:
+    """Cuts a byte stream into frames of one direction (`GatewayToHost`, `HostToGateway`, ...).
+
+    Feed it bytes as they arrive; it yields `(frame, body)` with `body` an owned `bytes`. Raises DecodeError on anything
+    that the other side should not have sent; the connection is then unusable and must be closed.
+    """
+
+    def __init__(self, kinds: Any) -> None:
+        self._decoder = msgspec.msgpack.Decoder(kinds)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[Any, bytes]]:
+        """All complete frames; keeps the rest."""
+        self._buffer += data
+        frames: list[tuple[Any, bytes]] = []
+        start, have = 0, len(self._buffer)
+        while have - start >= _PREFIX.size:
+            header_size, body_size = _PREFIX.unpack_from(self._buffer, start)
+            if header_size > MAX_FRAME_HEADER or body_size > MAX_FRAME_BODY:
+                raise DecodeError("frame is too large")
+            end = start + _PREFIX.size + header_size + body_size
+            if have < end:
+                break
+            with memoryview(self._buffer) as view:
+                header = view[start + _PREFIX.size : start + _PREFIX.size + header_size]
+                try:
+                    frame = self._decoder.decode(header)
+                except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+                    raise DecodeError("frame header is malformed") from error
+                finally:
+                    header.release()
+                body = bytes(view[end - body_size : end])
+            frames.append((frame, body))
+            start = end
+        if start:
+            del self._buffer[:start]
+        return frames
+
+    @property
+    def pending(self) -> int:
+        """Bytes of an incomplete frame."""
+        return len(self._buffer)

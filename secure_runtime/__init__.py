@@ -1,0 +1,1 @@
+"""The runtime: a host that records and supervises, and sandboxed workers, the only place where plaintext exists."""

@@ -1,0 +1,1 @@
+"""From opened requests to answers: parse, batch, run, apply obligations."""

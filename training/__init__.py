@@ -1,0 +1,1 @@
+"""Training with differential privacy, and the bundles that come of it."""
