@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line. Command modules are light, so all of them are loaded here."""
     parser = argparse.ArgumentParser(
         prog="sealgate",
-        description="Secure inference whose privacy can be checked: sealed requests, certified models, a verifiable log.",
+        description="Secure inference whose privacy can be checked: sealed requests, certified models, verifiable log.",
         epilog="`sealgate COMMAND --help` explains each command. Start with `sealgate demo`.",
     )
     parser.add_argument("--version", action="version", version=f"sealgate {version('sealgate')}")
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not command.extra or package in {"sealgate", "gateway", "secure_runtime", "training", "policy", "audit"}:
             raise
         print(
-            f"sealgate: this command needs the package '{package}'; install it with: pip install 'sealgate[{command.extra}]'",
+            f"sealgate: this command needs the package '{package}'; install it with: "
+            f"pip install 'sealgate[{command.extra}]'",
             file=sys.stderr,
         )
         return 1

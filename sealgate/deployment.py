@@ -11,7 +11,7 @@
     run/runtime.sock
     client/trust.toml, client/ca.pem   what a client needs: hand these out
 
-Trusts: whoever may write the directory. Private files are 0600. Never: holds secrets in memory; it is paths and settings.
+Trusts: whoever may write the directory. Private files are 0600. Never: holds secrets; it is paths and settings.
 """
 
 from __future__ import annotations
