@@ -135,7 +135,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     replay_max: int = 1_000_000
     max_batch_rows: int = 256
     device: str = "auto"  # "cpu", "cuda:0", "auto"
-    accept_credential_unbound: bool = False  # foreign clients that cannot send Credential-Binding
+    avoid_key_ids: tuple[int, ...] = ()  # identifiers of earlier workers' keys: a stale request must not hit a new key
 
 
 # Gateway to host -----------------------------------------------------------------------------------------------------

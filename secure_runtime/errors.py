@@ -1,0 +1,49 @@
+"""Exceptions of the runtime.
+
+SealgateError
+├── SandboxRefused            a required isolation layer is missing or a probe got through
+├── TurnedAway                the gatekeeper refuses a request; the reason is for the record only
+├── BadInput                  an opened request that cannot be answered; the text goes back inside the seal
+├── WorkerGone                the worker died, hung or said something it may not say
+└── RuntimeUnavailable        the host cannot serve now
+"""
+
+from __future__ import annotations
+
+from sealgate.errors import SealgateError
+
+
+class SandboxRefused(SealgateError):
+    """The worker may not start: a required layer is missing, or something that must be denied was possible."""
+
+    code = "sandbox-refused"
+
+
+class TurnedAway(SealgateError):
+    """The gatekeeper's refusal. `code` is the reason for the record, `problem` the uniform public code."""
+
+    def __init__(self, reason: str, *, problem: str = "sealed-request-refused") -> None:
+        super().__init__("the sealed request was refused", code=reason)
+        self.problem = problem
+
+
+class BadInput(SealgateError):
+    """An admitted request asks for something that cannot be done. The text is sealed to the caller, `code` recorded."""
+
+    code = "bad-input"
+
+    def __init__(self, message: str, *, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+
+
+class WorkerGone(SealgateError):
+    """The worker cannot be reached any more. `code` says why: worker-died, worker-hung, worker-protocol."""
+
+    code = "worker-died"
+
+
+class RuntimeUnavailable(SealgateError):
+    """The host cannot serve now; `code` says why."""
+
+    code = "unavailable"

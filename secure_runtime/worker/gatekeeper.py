@@ -1,0 +1,142 @@
+"""Step 7: from a grant and an opaque sealed request to an `Admitted` request, or one refusal.
+
+    1  the grant has not expired
+    2  the sealed request's header parses
+    3  its key is held and not gone
+    4  its encapsulation was not opened before
+    5  it opens
+    6  the inside is one Binary HTTP request
+    7  its Date is within the window
+    8  it is meant for this deployment
+    9  its target and purpose equal the grant's
+    10 it is bound to the credential that the gateway verified
+
+Trusts: the grant (the host made it after `authorized` became durable). Never: tells the caller which check failed; the
+reason goes to the record only.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from urllib.parse import unquote
+
+from sealgate.errors import DecodeError, OpenError, TruncatedError, UnknownKeyError
+from sealgate.protocol import bhttp
+from sealgate.protocol.frames import Grant
+from sealgate.protocol.ohttp import ResponseSealer, SealedRequest, open_request
+from secure_runtime.errors import TurnedAway
+from secure_runtime.worker.keys import KeyRing
+
+_TARGET = re.compile(r"/v2/models/([^/?#]{1,384})(?:/versions/([^/?#]{1,384}))?(/infer|/ready)?\Z")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an inner request asks for: operation `infer` or `read-model` (`what` is "metadata" or "ready")."""
+
+    operation: str
+    what: str
+    model: str
+    version: str  # "" when the request does not say
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that passed all ten checks; made only by `admit`.
+
+    Holding one proves: it was opened once, under a current key, by the one grant that allows exactly this. It does not
+    prove that the body makes sense: the engine parses it. The privacy of constructors stops mistakes, not hostile code
+    in the same process; the process boundary does that.
+    """
+
+    grant: Grant
+    target: Target
+    request: bhttp.Request
+    sealer: ResponseSealer
+
+
+def parse_target(method: str, path: str) -> Target:
+    """Which operation on which model a request line means. Raises TurnedAway for anything that is not served."""
+    match = _TARGET.match(path)
+    if match is None:
+        raise TurnedAway("target-unknown")
+    name, version, action = unquote(match[1]), unquote(match[2] or ""), match[3] or ""
+    if method == "POST" and action == "/infer":
+        return Target("infer", "infer", name, version)
+    if method == "GET" and action in ("", "/ready"):
+        return Target("read-model", "ready" if action else "metadata", name, version)
+    raise TurnedAway("target-unknown")
+
+
+def _only(request: bhttp.Request, name: str) -> str:
+    """The value of a field that must not appear twice; "" when absent."""
+    values = [value for key, value in request.fields if key == name]
+    if len(values) > 1:
+        raise TurnedAway("field-repeated")
+    return values[0] if values else ""
+
+
+def _require_fresh(date: str, *, now_us: int, window_s: int) -> None:
+    try:
+        moment = parsedate_to_datetime(date)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        raise TurnedAway("date-missing") from None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    try:
+        age_s = now_us / 1e6 - moment.timestamp()
+    except (ValueError, OverflowError):
+        raise TurnedAway("date-missing") from None
+    if abs(age_s) > window_s:
+        raise TurnedAway("date-outside-window")
+
+
+def admit(
+    grant: Grant,
+    raw: bytes,
+    media_type: str,
+    *,
+    keys: KeyRing,
+    audience: str,
+    now_us: int,
+    date_window_s: int,
+) -> Admitted:
+    """Run the ten checks in order; raises TurnedAway with the reason for the record."""
+    if now_us >= grant.expires_us:  # 1
+        raise TurnedAway("grant-expired", problem="timed-out")
+    try:
+        sealed = SealedRequest.parse(raw, media_type)  # 2
+        key = keys.find(sealed)  # 3
+        key.replay.require_new(sealed.enc)  # 4
+        plaintext, sealer = open_request(sealed, key.private)  # 5
+        key.replay.remember(sealed.enc)
+        request = bhttp.decode_request(plaintext.view())  # 6
+    except UnknownKeyError:
+        raise TurnedAway("key-unknown", problem="unknown-key") from None
+    except TruncatedError:
+        raise TurnedAway("truncated") from None
+    except OpenError:
+        raise TurnedAway("cannot-open") from None
+    except DecodeError:
+        raise TurnedAway("malformed") from None
+
+    _require_fresh(_only(request, "date"), now_us=now_us, window_s=date_window_s)  # 7
+    if request.scheme != "https" or request.authority != audience:  # 8
+        raise TurnedAway("audience-mismatch")
+    target = parse_target(request.method, request.path)  # 9
+    if target.model != grant.model:
+        raise TurnedAway("model-mismatch")
+    if target.operation != grant.operation:
+        raise TurnedAway("operation-mismatch")
+    if _only(request, "purpose") != grant.purpose:
+        raise TurnedAway("purpose-mismatch")
+    binding = _only(request, "credential-binding")  # 10
+    if not binding:
+        raise TurnedAway("credential-unbound")
+    if not hmac.compare_digest(binding.encode(), grant.credential_binding.encode()):
+        raise TurnedAway("credential-mismatch")
+    return Admitted(grant=grant, target=target, request=request, sealer=sealer)
