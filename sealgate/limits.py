@@ -36,6 +36,15 @@ KEY_ACTIVE_S = 24 * 3600
 KEY_STALE_S = 3600
 REPLAY_SET_MAX = 1_000_000  # seen encapsulations per key; a full set refuses, it never forgets
 EVIDENCE_LIFETIME_S = 3600
+EVIDENCE_SKEW_S = 60  # how far in the future the time of issue may lie: clocks differ
+
+# Evidence ------------------------------------------------------------------------------------------------------------
+MAX_CBOR_DEPTH = 16
+MIN_NONCE = 8  # RFC 9711 section 4.1 allows 8 to 64 bytes
+MAX_NONCE = 64
+EVIDENCE_NONCE = 32  # what our client sends
+MAX_ENDORSEMENTS = 8
+MAX_TRUST_FILE = 256 * 1024
 
 # Log -----------------------------------------------------------------------------------------------------------------
 MAX_LEAF = 8 * 1024
