@@ -1,0 +1,17 @@
+"""Every bound of the policy package, in one place. Sizes are bytes."""
+
+from __future__ import annotations
+
+MAX_POLICY_FILE = 1024 * 1024  # one file of a policy directory
+MAX_POLICY_FILES = 256  # files of a policy directory that are read
+MAX_POLICIES = 1024  # policies of all files together
+MAX_TENANTS = 10_000
+MAX_CLIENTS = 10_000  # certificate mappings
+MAX_BUDGETS = 10_000
+MAX_PURPOSES = 256  # of one tenant or one caller
+MAX_ROUND_DIGITS = 15  # decimal places that a policy may ask to keep
+MAX_TOP_K = 10_000
+MAX_CACHED_DECISIONS = 4096  # the least recently used is dropped
+MAX_AMOUNT = 2**53 - 1  # of requests or units: exact in JSON, and far from 64-bit overflow when added
+MAX_EPSILON_MICRO = 10**12  # a million; an epsilon above it is a typing mistake
+UNITS_PER_REQUEST = 256  # units held back for a request whose true cost is still sealed, unless the budget says more
