@@ -1,0 +1,301 @@
+"""Steps 6 and 10: nothing is forwarded until `authorized` is durable, nothing is released until its end is durable.
+
+    6   reserve budget + append `authorized` (or `denied`), one transaction; wait until durable
+    7-9 the worker: its own check, the model, the sealed answer, the signed completion
+    10  settle budget + append `completed` or `failed`, one transaction; wait until durable; hand out the receipt
+
+Trusts: the gateway's word for who the caller is and what the policy said (both are recorded as its word); the audit log
+for durability. Never: sees plaintext; releases an answer without its record; says more than a public code to a caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from audit.errors import LogUnavailable
+from audit.log import Appended, AuditLog, Effect
+from policy.budget import BudgetBook, BudgetExhausted
+from sealgate.ambient import Clock, now_us, uuid7
+from sealgate.errors import VerificationError
+from sealgate.protocol.completion import verify_completion
+from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Recorded, Refused, Submit
+from sealgate.protocol.binding import commitment
+from sealgate.transparency.record import Record
+from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from secure_runtime.host.link_server import Reply
+from secure_runtime.host.worker_link import Outcome, WorkerLink
+from secure_runtime.limits import WORKER_GRACE_S
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from sqlalchemy import Connection
+
+_STATUS = {"sealed-request-refused": 400, "unknown-key": 400, "busy": 503, "timed-out": 504}
+_RETRY_AFTER_S = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveWorker:
+    """A worker whose start is on record and whose keys may be published."""
+
+    link: WorkerLink
+    instance: str
+    completion_key: Ed25519PublicKey
+    degraded: bool
+    assurance: str
+    evidence_digest: str
+
+
+class Admission:
+    """The bridge between what gateways ask and what workers do. Owned by the host's event loop.
+
+    `worker` returns the live worker or raises RuntimeUnavailable with the reason; `policy_digest` is the digest of the
+    policy in force, as recorded: a gateway that decides by another is refused.
+    """
+
+    def __init__(
+        self,
+        *,
+        log: AuditLog,
+        budgets: BudgetBook,
+        worker: Callable[[], LiveWorker],
+        policy_digest: str,
+        max_in_flight: int,
+        timeout_s: float,
+        clock: Clock = now_us,
+    ) -> None:
+        self._log = log
+        self._budgets = budgets
+        self._worker = worker
+        self._policy_digest = policy_digest
+        self._max_in_flight = max_in_flight
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._in_flight = 0
+
+    # Step 6 ----------------------------------------------------------------------------------------------------------
+
+    async def submit(self, frame: Submit, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
+        """One permitted sealed request, from grant to recorded end."""
+        draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
+        draft = _with(draft, kind="inference.authorized", req_commit=commitment(body), id=uuid7(self._clock()))
+        try:
+            worker = self._require_serving(frame.decision.policy_digest)
+        except (RuntimeUnavailable, LogUnavailable) as error:
+            return await self._refuse(draft, reason=error.code, code="unavailable", status=503)
+        draft = _with(draft, runtime_instance=worker.instance, evidence_digest=worker.evidence_digest)
+        draft = _with(draft, assurance=worker.assurance, degraded=worker.degraded)
+        self._in_flight += 1
+        try:
+            intent = await self._append(draft, self._reserve(frame.caller))
+            if intent.record.kind != "inference.authorized":
+                return _refused(intent, status=429, code="budget-exhausted", retry_after_s=_renewal_s(intent))
+            return await self._run(frame, body, gone, intent, worker)
+        except LogUnavailable as error:
+            return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
+        finally:
+            self._in_flight -= 1
+
+    def _require_serving(self, policy_digest: str) -> LiveWorker:
+        self._log.check_may_infer()
+        if policy_digest != self._policy_digest:
+            raise RuntimeUnavailable("the gateway decides by another policy", code="policy-not-in-force")
+        if self._in_flight >= self._max_in_flight:
+            raise RuntimeUnavailable("too many requests in flight", code="overloaded")
+        return self._worker()
+
+    def _reserve(self, caller: Caller) -> Effect:
+        def reserve(connection: Connection, draft: Record) -> Record:
+            try:
+                left = self._budgets.reserve(
+                    connection,
+                    grant=draft.id,
+                    tenant=caller.tenant,
+                    subject=caller.subject,
+                    model=draft.model,
+                    now_us=self._clock(),
+                )
+            except BudgetExhausted as error:
+                detail = {"budget": error.name, "renews_us": str(error.renews_us)}
+                return _with(draft, kind="inference.denied", reason="budget-exhausted", detail=detail)
+            return draft if left is None else _with(draft, budget_after_micro=left)
+
+        return reserve
+
+    # Steps 7 to 10 ---------------------------------------------------------------------------------------------------
+
+    async def _run(
+        self, frame: Submit, body: bytes, gone: asyncio.Event, intent: Appended, worker: LiveWorker
+    ) -> tuple[Reply, bytes]:
+        granted = intent.record
+        end = _with(granted, id="", ts_us=0, salt="", grant=granted.id, intent_seq=intent.index, budget_after_micro=0)
+        grant = Grant(
+            id=granted.id,
+            model=frame.model,
+            operation=frame.operation,
+            purpose=frame.purpose,
+            actor=granted.actor,
+            credential_binding=frame.caller.credential_binding,
+            obligations=frame.decision.obligations,
+            expires_us=self._clock() + int(self._timeout_s * 1e6),
+        )
+        try:
+            outcome = await worker.link.run(
+                grant, body, media_type=frame.media_type, gone=gone, timeout_s=self._timeout_s, grace_s=WORKER_GRACE_S
+            )
+            self._require_honest(outcome, grant, end.req_commit, worker)
+        except WorkerGone as error:
+            failed = _with(end, kind="inference.failed", outcome="failed", reason=error.code)
+            ended = await self._append(failed, self._abandon(granted.id))
+            status, code = (504, "timed-out") if error.code == "worker-hung" else (503, "unavailable")
+            return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
+        ended = await self._append(_ended(end, outcome), self._settle(granted.id))
+        done = outcome.done
+        if done.problem:
+            return _refused(ended, status=_STATUS[done.problem], code=done.problem, retry_after_s=_retry(done.problem))
+        reply = Answer(
+            media_type=done.media_type, log=ended.record.log, record=ended.index, receipt=ended.receipt
+        )
+        return reply, outcome.sealed_response
+
+    @staticmethod
+    def _require_honest(outcome: Outcome, grant: Grant, req_commit: str, worker: LiveWorker) -> None:
+        """The completion is the live instance's, about this grant and this request, and fits the body it came with."""
+        try:
+            statement = verify_completion(outcome.done.completion, worker.completion_key)
+        except VerificationError:
+            worker.link.abort(WorkerGone("the worker's signature does not hold", code="worker-protocol"))
+            raise WorkerGone("the worker's signature does not hold", code="worker-protocol") from None
+        sealed = outcome.sealed_response
+        fits = (
+            statement.instance == worker.instance
+            and statement.grant == grant.id
+            and statement.model == grant.model
+            and statement.req_commit == req_commit
+            and statement.resp_commit == (commitment(sealed) if sealed else "")
+            and bool(sealed) == (not outcome.done.problem)
+            and outcome.done.problem in ("", *_STATUS)
+            and (statement.outcome == "refused") == bool(outcome.done.problem)
+            and statement.outcome in ("completed", "failed", "refused")
+        )
+        if not fits:
+            worker.link.abort(WorkerGone("the worker's completion does not fit", code="worker-protocol"))
+            raise WorkerGone("the worker's completion does not fit", code="worker-protocol")
+
+    def _settle(self, grant: str) -> Effect:
+        def settle(connection: Connection, draft: Record) -> Record:
+            self._budgets.settle(connection, grant=grant, units=draft.units, now_us=self._clock())
+            return draft
+
+        return settle
+
+    def _abandon(self, grant: str) -> Effect:
+        def abandon(connection: Connection, draft: Record) -> Record:
+            self._budgets.abandon(connection, grant=grant)
+            return draft
+
+        return abandon
+
+    # Refusals and reads ----------------------------------------------------------------------------------------------
+
+    async def deny(self, frame: Deny) -> tuple[Reply, bytes]:
+        """The policy said no: make it a record."""
+        draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
+        return await self._record(_with(draft, kind="inference.denied", reason=frame.decision.reason))
+
+    async def audit_read(self, frame: AuditRead) -> tuple[Reply, bytes]:
+        """An auditor is about to read: make it a record first."""
+        draft = Record(
+            kind=frame.kind,
+            tenant=frame.caller.tenant,
+            actor=self._actor(frame.caller),
+            authn=frame.caller.authn,
+            policy_digest=frame.decision.policy_digest,
+            policy_ids=frame.decision.policy_ids,
+            detail=frame.detail,
+        )
+        return await self._record(draft)
+
+    async def _record(self, draft: Record) -> tuple[Reply, bytes]:
+        try:
+            ended = await self._append(draft, None)
+        except LogUnavailable as error:
+            return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
+        return Recorded(log=ended.record.log, record=ended.index, receipt=ended.receipt), b""
+
+    async def _refuse(self, draft: Record, *, reason: str, code: str, status: int) -> tuple[Reply, bytes]:
+        """Refuse before any grant, on record if the log still writes."""
+        try:
+            ended = await self._append(_with(draft, kind="inference.denied", reason=reason), None)
+        except LogUnavailable as error:
+            return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
+        return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
+
+    async def _append(self, draft: Record, effect: Effect | None) -> Appended:
+        return await asyncio.wrap_future(self._log.append(draft, effect))
+
+    def _actor(self, caller: Caller) -> str:
+        return self._log.actor(caller.tenant, caller.subject)
+
+    def _draft(self, frame: Submit | Deny, caller: Caller, policy_ids: tuple[str, ...], policy_digest: str) -> Record:
+        return Record(
+            tenant=caller.tenant,
+            actor=self._actor(caller),
+            authn=caller.authn,
+            model=frame.model,
+            operation=frame.operation,
+            purpose=frame.purpose,
+            policy_digest=policy_digest,
+            policy_ids=policy_ids,
+        )
+
+
+def _with(record: Record, **changes: object) -> Record:
+    return msgspec.structs.replace(record, **changes)
+
+
+def _ended(end: Record, outcome: Outcome) -> Record:
+    """The end's record: the worker's statement, field by field, unchanged."""
+    statement = outcome.done.completion.statement
+    return _with(
+        end,
+        kind="inference.completed" if statement.outcome == "completed" else "inference.failed",
+        runtime_instance=statement.instance,
+        runtime_seq=statement.seq,
+        runtime_sig=outcome.done.completion.signature,
+        grant=statement.grant,
+        outcome=statement.outcome,
+        reason=statement.reason,
+        model=statement.model,
+        model_digest=statement.model_digest,
+        certificate_digest=statement.certificate_digest,
+        units=statement.units,
+        req_commit=statement.req_commit,
+        resp_commit=statement.resp_commit,
+    )
+
+
+def _refused(ended: Appended, *, status: int, code: str, retry_after_s: int) -> tuple[Reply, bytes]:
+    reply = Refused(
+        status=status,
+        code=code,
+        log=ended.record.log,
+        record=ended.index,
+        receipt=ended.receipt,
+        retry_after_s=retry_after_s,
+    )
+    return reply, b""
+
+
+def _retry(problem: str) -> int:
+    return _RETRY_AFTER_S if problem == "busy" else 0
+
+
+def _renewal_s(intent: Appended) -> int:
+    renews_us = int(intent.record.detail.get("renews_us", "0"))
+    return max(1, (renews_us - intent.record.ts_us) // 1_000_000)

@@ -1,0 +1,163 @@
+"""The UNIX socket on which gateways reach the host. One connection per gateway process, requests multiplexed by id.
+
+Trusts: the file system permissions of the socket (0600) for who may connect. A gateway may drop or delay, never more:
+what it says about callers is recorded as what it said. Never: decrypts, authenticates or decides.
+Bounded: requests in flight per connection; a connection that breaks the protocol is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from pathlib import Path
+from typing import Protocol
+
+from sealgate.errors import ConfigurationError, DecodeError
+from sealgate.protocol.frames import (
+    Answer,
+    AuditRead,
+    AuthFailed,
+    Cancel,
+    Deny,
+    EvidenceGiven,
+    EvidenceWanted,
+    FrameReader,
+    GatewayToHost,
+    HostToGateway,
+    Recorded,
+    Refused,
+    RuntimeState,
+    Submit,
+    encode_frame,
+)
+from secure_runtime.limits import MAX_IN_FLIGHT_PER_GATEWAY
+
+Asked = Submit | Deny | AuditRead | EvidenceWanted
+Reply = Answer | Refused | Recorded | EvidenceGiven
+
+
+class Service(Protocol):
+    """What the host does for gateways (secure_runtime.host.admission)."""
+
+    async def answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
+        """Answer one request; never raises for anything that a gateway can cause. `gone` is set when nobody waits
+        for the answer any more."""
+        ...
+
+    def auth_failed(self, frame: AuthFailed) -> None:
+        """Count a failed authentication."""
+        ...
+
+    def state(self) -> RuntimeState:
+        """What gateways are told on connect and at every change."""
+        ...
+
+
+class _GatewayConnection(asyncio.Protocol):
+    """One gateway process."""
+
+    def __init__(self, server: LinkServer) -> None:
+        self._server = server
+        self._reader = FrameReader(GatewayToHost)
+        self._transport: asyncio.Transport | None = None
+        self._gone: dict[int, asyncio.Event] = {}  # one per request in flight
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server.connections.add(self)
+        self.send(self._server.service.state())
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame, body in self._reader.feed(data):
+                self._take(frame, body)
+        except DecodeError:
+            if self._transport is not None:
+                self._transport.abort()
+
+    def _take(self, frame: Asked | AuthFailed | Cancel, body: bytes) -> None:
+        if isinstance(frame, AuthFailed):
+            self._server.service.auth_failed(frame)
+        elif isinstance(frame, Cancel):
+            # Authorised work still comes to a recorded end; work that has not begun is dropped on the way there.
+            if frame.id in self._gone:
+                self._gone[frame.id].set()
+        elif len(self._gone) >= MAX_IN_FLIGHT_PER_GATEWAY or frame.id in self._gone:
+            raise DecodeError("too many requests in flight, or an id used twice")
+        else:
+            self._gone[frame.id] = asyncio.Event()
+            task = asyncio.get_running_loop().create_task(self._serve(frame, body))
+            self._server.running.add(task)
+            task.add_done_callback(self._server.running.discard)
+
+    async def _serve(self, frame: Asked, body: bytes) -> None:
+        try:
+            reply, sealed = await self._server.service.answer(frame, body, self._gone[frame.id])
+            self.send(reply, sealed)
+        finally:
+            self._gone.pop(frame.id, None)
+
+    def send(self, frame: HostToGateway, body: bytes = b"") -> None:
+        """Write a frame; a gateway that went away is not an error."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(encode_frame(frame, body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._server.connections.discard(self)
+        for gone in self._gone.values():
+            gone.set()
+
+    def close(self) -> None:
+        """Write what is queued and close."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+class LinkServer:
+    """Listens, and tells every connected gateway about changes. Owned by the host's event loop."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.connections: set[_GatewayConnection] = set()
+        self.running: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, path: Path) -> None:
+        """Bind the socket 0600; a stale file of a dead host is replaced, a live one is an error."""
+        if path.exists():
+            with socket.socket(socket.AF_UNIX) as probe:
+                with contextlib.suppress(OSError):
+                    probe.connect(os.fspath(path))
+                    raise ConfigurationError(f"{path} is in use: another runtime serves this deployment")
+            path.unlink()
+        sock = socket.socket(socket.AF_UNIX)
+        before = os.umask(0o177)
+        try:
+            sock.bind(os.fspath(path))
+        except OSError as error:
+            sock.close()
+            raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
+        finally:
+            os.umask(before)
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: _GatewayConnection(self), sock=sock, backlog=128
+        )
+
+    def broadcast(self) -> None:
+        """Tell every gateway the state of now."""
+        state = self.service.state()
+        for connection in self.connections:
+            connection.send(state)
+
+    async def close(self, *, drain_s: float) -> None:
+        """Stop accepting, let what runs come to its end within `drain_s`, close the connections."""
+        if self._server is not None:
+            self._server.close()
+        if self.running:
+            await asyncio.wait(self.running, timeout=drain_s)
+        for connection in list(self.connections):
+            connection.close()

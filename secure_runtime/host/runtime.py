@@ -1,0 +1,263 @@
+"""The runtime host, put together: log, budgets, supervisor, admission, attester, and the socket for gateways.
+
+The only place where these meet. Trusts: the deployment's files, readable by the host alone. Never: sees plaintext.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from audit.auth_failures import AuthFailures
+from audit.errors import LogUnavailable
+from audit.log import AuditLog
+from policy.budget import BudgetBook
+from policy.store import policy_digest
+from policy.tenants import load_budgets
+from sealgate.ambient import Clock, now_us
+from sealgate.deployment import Deployment
+from sealgate.errors import ConfigurationError
+from sealgate.evidence.claims import Claims
+from sealgate.limits import EVIDENCE_LIFETIME_S
+from sealgate.protocol.frames import (
+    AuditRead,
+    AuthFailed,
+    BootPlan,
+    Deny,
+    EvidenceGiven,
+    EvidenceWanted,
+    Refused,
+    RuntimeState,
+    Submit,
+)
+from sealgate.transparency.record import Record
+from secure_runtime.attestation.software import SoftwareAttester
+from secure_runtime.errors import RuntimeUnavailable
+from secure_runtime.host.admission import Admission
+from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
+from secure_runtime.host.link_server import Asked, LinkServer, Reply
+from secure_runtime.host.spawn import python_paths
+from secure_runtime.host.supervisor import Published, Supervisor
+from secure_runtime.limits import DRAIN_S
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What is fixed for the life of one host process."""
+
+    deployment: Deployment
+    policy_digest: str
+    attester: SoftwareAttester
+
+
+class RuntimeHost:
+    """Implements `link_server.Service`. Owned by the event loop of the main thread."""
+
+    def __init__(self, deployment: Deployment, log: AuditLog, *, tell: Callable[[str], None], clock: Clock = now_us) -> None:
+        settings = deployment.settings.runtime
+        self._log = log
+        self._clock = clock
+        self._tell = tell
+        self._identity = _Identity(
+            deployment=deployment,
+            policy_digest=policy_digest(deployment.policy),
+            attester=SoftwareAttester(load_ed25519(deployment.operator_key)),
+        )
+        self._auth_failures = AuthFailures(log, clock=clock)
+        self._supervisor = Supervisor(
+            log=log,
+            plan=self._boot_plan,
+            evidence_digest=lambda published: hashlib.sha256(self._attest(published, b"")).hexdigest(),
+            on_change=self._changed,
+            tell=tell,
+        )
+        self._admission = Admission(
+            log=log,
+            budgets=BudgetBook(load_budgets(deployment.policy)),
+            worker=self._supervisor.require_live,
+            policy_digest=self._identity.policy_digest,
+            max_in_flight=settings.max_queue,
+            timeout_s=settings.request_timeout_s,
+            clock=clock,
+        )
+        self._server = LinkServer(self)
+        self._log_was_ok = True
+
+    def _boot_plan(self, avoid_key_ids: tuple[int, ...]) -> BootPlan:
+        deployment, settings = self._identity.deployment, self._identity.deployment.settings.runtime
+        return BootPlan(
+            profile=settings.profile,
+            audience=deployment.settings.deployment.audience,
+            models_dir=str(deployment.models),
+            publishers_file=str(deployment.publishers),
+            sys_path=python_paths(),
+            uid=settings.worker_uid,
+            gid=settings.worker_uid,
+            torch_threads=settings.torch_threads,
+            memory_limit_bytes=settings.memory_limit_mb * 1024 * 1024,
+            key_active_s=settings.key_active_s,
+            key_stale_s=settings.key_stale_s,
+            device=settings.device,
+            avoid_key_ids=avoid_key_ids,
+        )
+
+    # link_server.Service ---------------------------------------------------------------------------------------------
+
+    async def answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
+        """Dispatch one frame; the reply repeats its id."""
+        reply, sealed = await self._answer(frame, body, gone)
+        return _with_id(reply, frame.id), sealed
+
+    async def _answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
+        if isinstance(frame, Submit):
+            reply = await self._admission.submit(frame, body, gone)
+        elif isinstance(frame, Deny):
+            reply = await self._admission.deny(frame)
+        elif isinstance(frame, AuditRead):
+            reply = await self._admission.audit_read(frame)
+        else:
+            return self._evidence(frame)
+        if self._log.state.ok != self._log_was_ok:
+            self._log_was_ok = self._log.state.ok
+            self._changed()
+        return reply
+
+    def _evidence(self, frame: EvidenceWanted) -> tuple[Reply, bytes]:
+        published = self._supervisor.published
+        if published is None:
+            return Refused(status=503, code="unavailable", retry_after_s=1), b""
+        return EvidenceGiven(), self._attest(published, frame.nonce)
+
+    def _attest(self, published: Published, nonce: bytes) -> bytes:
+        facts, identity, now = published.facts, self._identity, self._clock()
+        settings = identity.deployment.settings
+        claims = Claims(
+            nonce=nonce,
+            issued_at_us=now,
+            expires_at_us=now + EVIDENCE_LIFETIME_S * 1_000_000,
+            audience=settings.deployment.audience,
+            key_configs=published.key_configs,
+            completion_key=facts.completion_key,
+            instance=facts.instance,
+            models=facts.models,
+            layers=facts.layers,
+            probes=facts.probes,
+            host_layers=published.host_layers,
+            profile=facts.profile,
+            assurance="software",
+            device=facts.device,
+            log_origin=settings.deployment.origin,
+            log_checkpoint=self._log.checkpoint(),
+            policy_digest=identity.policy_digest,
+            measurements=facts.measurements,
+            degraded=facts.profile == "dev",
+        )
+        return identity.attester.attest(claims)
+
+    def auth_failed(self, frame: AuthFailed) -> None:
+        """Count it; the log bounds what a flood may write."""
+        with contextlib.suppress(LogUnavailable):
+            self._auth_failures.note(frame.reason, frame.source)
+
+    def state(self) -> RuntimeState:
+        """What gateways may know."""
+        published, log = self._supervisor.published, self._log.state
+        detail = "" if published else self._supervisor.why_not
+        ready = published is not None
+        try:
+            self._log.check_may_infer()
+        except LogUnavailable as error:
+            ready, detail = False, f"the audit log refuses inference: {error.code}"
+        return RuntimeState(
+            ready=ready,
+            detail=detail,
+            log_state="ok" if log.ok else f"failed: {log.reason}",
+            log=self._identity.deployment.settings.deployment.origin,
+            key_configs=published.key_configs if published else b"",
+            models=published.facts.models if published else (),
+            policy_digest=self._identity.policy_digest,
+            assurance="software",
+            profile=self._identity.deployment.settings.runtime.profile,
+            degraded=bool(published and published.facts.profile == "dev"),
+        )
+
+    def _changed(self) -> None:
+        self._server.broadcast()
+        state = self.state()
+        self._tell("runtime ready" if state.ready else f"runtime not ready: {state.detail}")
+
+    # Life ------------------------------------------------------------------------------------------------------------
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set; then drain, let the worker leave, and close the log in order."""
+        settings = self._identity.deployment.settings.runtime
+        change = Record(
+            kind="policy.change",
+            policy_digest=self._identity.policy_digest,
+            outcome="in-force",
+            reason="start",
+            detail={"profile": settings.profile},
+        )
+        await asyncio.wrap_future(self._log.append(change))
+        await self._server.listen(self._identity.deployment.socket)
+        supervising = asyncio.create_task(self._supervisor.run())
+        watching = asyncio.create_task(self._watch())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((supervising, stopping), return_when=asyncio.FIRST_COMPLETED)
+        watching.cancel()
+        await self._server.close(drain_s=DRAIN_S)
+        await self._supervisor.stop()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(supervising, DRAIN_S)
+        self._identity.deployment.socket.unlink(missing_ok=True)
+
+    async def _watch(self) -> None:
+        """Once a second: close the minute of counted failures, and tell gateways when the log's state changed."""
+        told = self.state()
+        while True:
+            await asyncio.sleep(1)
+            with contextlib.suppress(LogUnavailable):
+                self._auth_failures.tick()
+            state = self.state()
+            if (state.ready, state.detail, state.log_state) != (told.ready, told.detail, told.log_state):
+                told = state
+                self._changed()
+
+
+def _with_id(reply: Reply, frame_id: int) -> Reply:
+    import msgspec
+
+    return msgspec.structs.replace(reply, id=frame_id)
+
+
+def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
+    """Open the log, serve until SIGTERM or SIGINT, close the log. Blocks; call from the main thread."""
+    budgets = BudgetBook(load_budgets(deployment.policy))
+    log = AuditLog.open(
+        f"sqlite:///{deployment.database}",
+        signer=load_note_signer(deployment.log_key, deployment.settings.deployment.origin),
+        subjects_key=load_subjects_key(deployment.subjects_key),
+        origin=deployment.settings.deployment.origin,
+        extra_tables=(budgets.tables,),
+        on_abort=lambda connection, draft: (budgets.abandon(connection, grant=draft.grant), draft)[1],
+        disk_reserve_bytes=deployment.settings.runtime.disk_reserve_mb * 1024 * 1024,
+    )
+    try:
+        asyncio.run(_main(deployment, log, tell))
+    except RuntimeUnavailable as error:
+        raise ConfigurationError(str(error)) from error
+    finally:
+        log.close()
+    return 0
+
+
+async def _main(deployment: Deployment, log: AuditLog, tell: Callable[[str], None]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await RuntimeHost(deployment, log, tell=tell).serve(stop)

@@ -1,0 +1,246 @@
+"""Starts the worker, puts its start on record before its keys are published, and replaces it when it dies.
+
+    spawn -> Hello -> `worker.start`, `model.load`/`model.refuse`, `key.rotate` durable -> live -> lost -> `worker.stop`
+
+Every worker has new keys and a new instance id. A worker that does not say Hello in time, or breaks the protocol, is
+killed. Restarts wait longer each time until a worker has been live for a while.
+
+Trusts: `spawn_worker` for the sandbox, the log for durability. Never: publishes a key that is not on record.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from audit.errors import LogUnavailable
+from audit.log import AuditLog
+from sealgate.protocol.frames import (
+    BootFailed,
+    BootPlan,
+    Hello,
+    KeysChanged,
+    Layer,
+    Rotate,
+    Shutdown,
+    WorkerFacts,
+)
+from sealgate.protocol.ohttp import decode_key_configs
+from sealgate.transparency.record import Record
+from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from secure_runtime.host.admission import LiveWorker
+from secure_runtime.host.inspect import read_layers
+from secure_runtime.host.spawn import SpawnedWorker, spawn_worker
+from secure_runtime.host.worker_link import WorkerLink, connect
+from secure_runtime.limits import BOOT_TIMEOUT_S, RESTART_DELAY_MAX_S, RESTART_DELAY_MIN_S, STABLE_AFTER_S
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What gateways and evidence may say of the live worker. `facts` is the worker's word; `host_layers` ours."""
+
+    facts: WorkerFacts
+    key_configs: bytes
+    host_layers: dict[str, Layer]
+
+
+class Supervisor:
+    """Owned by the host's event loop. `on_change` is called after every change of what is live."""
+
+    def __init__(
+        self,
+        *,
+        log: AuditLog,
+        plan: Callable[[tuple[int, ...]], BootPlan],
+        evidence_digest: Callable[[Published], str],
+        on_change: Callable[[], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        self._log = log
+        self._plan = plan
+        self._evidence_digest = evidence_digest
+        self._on_change = on_change
+        self._tell = tell
+        self._events: asyncio.Queue[Hello | BootFailed | KeysChanged | WorkerGone] = asyncio.Queue()
+        self._live: LiveWorker | None = None
+        self._published: Published | None = None
+        self._why_not = "the worker is starting"
+        self._used_key_ids: list[int] = []
+        self._link: WorkerLink | None = None
+        self._stopping = False
+
+    # What others ask -------------------------------------------------------------------------------------------------
+
+    def require_live(self) -> LiveWorker:
+        """The live worker; raises RuntimeUnavailable."""
+        if self._live is None:
+            raise RuntimeUnavailable(self._why_not, code="worker-not-ready")
+        return self._live
+
+    @property
+    def published(self) -> Published | None:
+        """What may be told about the live worker, or None."""
+        return self._published if self._live is not None else None
+
+    @property
+    def why_not(self) -> str:
+        """In plain words, why there is no live worker."""
+        return self._why_not
+
+    def rotate(self) -> None:
+        """Ask the live worker for new keys."""
+        self.require_live().link.send(Rotate())
+
+    # The loop --------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep one worker alive until `stop`; returns after an ordered stop."""
+        delay_s = RESTART_DELAY_MIN_S
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            started = loop.time()
+            reason = await self._one_worker()
+            if self._stopping:
+                return
+            delay_s = (
+                RESTART_DELAY_MIN_S
+                if loop.time() - started > STABLE_AFTER_S
+                else min(delay_s * 2, RESTART_DELAY_MAX_S)
+            )
+            self._tell(f"worker ended ({reason}); a new one starts in {delay_s:.1f} s")
+            await asyncio.sleep(delay_s)
+
+    async def _one_worker(self) -> str:
+        """Spawn, serve until it is lost, put its end on record; returns the reason."""
+        self._events = events = asyncio.Queue()
+        spawned = spawn_worker(self._plan(tuple(self._used_key_ids)))
+        self._link = link = WorkerLink(events.put_nowait, events.put_nowait)
+        instance = ""
+        reason = "worker-died"
+        await connect(link, spawned.sock)
+        watchdog = asyncio.get_running_loop().call_later(
+            BOOT_TIMEOUT_S, link.abort, WorkerGone("the worker did not start in time", code="worker-boot-timeout")
+        )
+        try:
+            while True:
+                event = await events.get()
+                if isinstance(event, Hello):
+                    watchdog.cancel()
+                    instance = event.facts.instance
+                    await self._go_live(event.facts, link, spawned)
+                elif isinstance(event, KeysChanged):
+                    await self._change_keys(event.key_configs)
+                elif isinstance(event, BootFailed):
+                    reason = event.reason
+                    self._tell(f"worker refused to start: {event.detail}")
+                    self._why_not = f"the worker refused to start: {event.detail}"
+                else:
+                    reason = "stopped" if self._stopping else (reason if reason != "worker-died" else event.code)
+                    return reason
+        except LogUnavailable:
+            reason = "log-unavailable"
+            return reason
+        finally:
+            watchdog.cancel()
+            await self._bury(link, spawned, instance, reason)
+
+    async def _go_live(self, facts: WorkerFacts, link: WorkerLink, spawned: SpawnedWorker) -> None:
+        published = Published(
+            facts=facts, key_configs=facts.key_configs, host_layers=read_layers(spawned.sealed_pid())
+        )
+        evidence_digest = self._evidence_digest(published)
+        degraded = facts.profile == "dev"
+        assurance = "software"
+        stamp = {"instance": facts.instance, "assurance": assurance, "degraded": degraded}
+        await self._append(_started(facts, evidence_digest), stamp)
+        for model in facts.models:
+            detail = {"delta": model.delta, "privacy_unit": model.privacy_unit, "version": model.version}
+            record = Record(
+                kind="model.load",
+                model=model.name,
+                model_digest=model.model_digest,
+                certificate_digest=model.certificate_digest,
+                eps_micro=model.epsilon_micro,
+                detail=detail,
+            )
+            await self._append(record, stamp)
+        for refusal in facts.refused:
+            self._tell(f"model {refusal.name} was refused: {refusal.reason}")
+            await self._append(Record(kind="model.refuse", model=refusal.name, reason=refusal.reason), stamp)
+        await self._record_keys(facts.key_configs, facts.instance)
+        self._published = published
+        self._live = LiveWorker(
+            link=link,
+            instance=facts.instance,
+            completion_key=Ed25519PublicKey.from_public_bytes(facts.completion_key),
+            degraded=degraded,
+            assurance=assurance,
+            evidence_digest=evidence_digest,
+        )
+        self._on_change()
+
+    async def _change_keys(self, key_configs: bytes) -> None:
+        if self._published is None or self._live is None:
+            raise WorkerGone("keys changed before the worker was live", code="worker-protocol")
+        await self._record_keys(key_configs, self._live.instance)
+        facts = self._published.facts
+        self._published = Published(facts=facts, key_configs=key_configs, host_layers=self._published.host_layers)
+        self._on_change()
+
+    async def _record_keys(self, key_configs: bytes, instance: str) -> None:
+        configs = decode_key_configs(key_configs)
+        self._used_key_ids = (self._used_key_ids + [config.key_id for config in configs])[-128:]
+        detail = {
+            "key_ids": " ".join(str(config.key_id) for config in configs),
+            "kems": " ".join(config.kem.name for config in configs),
+            "key_configs_digest": hashlib.sha256(key_configs).hexdigest(),
+        }
+        await self._append(Record(kind="key.rotate", detail=detail), {"instance": instance})
+
+    async def _bury(self, link: WorkerLink, spawned: SpawnedWorker, instance: str, reason: str) -> None:
+        was_live, self._live, self._published = self._live is not None, None, None
+        if not self._why_not.startswith("the worker refused"):
+            self._why_not = f"the worker ended ({reason}) and is being replaced"
+        if was_live:
+            self._on_change()
+        link.abort(WorkerGone("the worker ended", code=reason))
+        spawned.kill()
+        await asyncio.to_thread(spawned.wait)
+        if instance and self._log.state.ok:
+            try:
+                await self._append(Record(kind="worker.stop", reason=reason), {"instance": instance})
+            except LogUnavailable:
+                self._tell("the log failed before the worker's end could be recorded")
+
+    async def _append(self, record: Record, stamp: dict[str, object]) -> None:
+        changes = {"runtime_instance" if key == "instance" else key: value for key, value in stamp.items()}
+        await asyncio.wrap_future(self._log.append(msgspec.structs.replace(record, **changes)))
+
+    async def stop(self) -> None:
+        """Ask the worker to finish and leave; `run` returns once it is buried."""
+        self._stopping = True
+        if self._link is not None:
+            try:
+                self._link.send(Shutdown())
+            except WorkerGone:
+                return
+
+
+def _started(facts: WorkerFacts, evidence_digest: str) -> Record:
+    """`worker.start`: names the key that the instance's completions are signed with, and what isolates it."""
+    missing = sorted(name for name, layer in facts.layers.items() if layer.state in ("failed", "disabled", "off"))
+    broken = sorted(name for name, probe in facts.probes.items() if probe.state not in ("on", "not-needed"))
+    detail = {
+        "completion_key": base64.urlsafe_b64encode(facts.completion_key).rstrip(b"=").decode(),
+        "device": facts.device,
+        "profile": facts.profile,
+        "layers_missing": " ".join(missing),
+        "probes_failed": " ".join(broken),
+    }
+    return Record(kind="worker.start", evidence_digest=evidence_digest, detail=detail)

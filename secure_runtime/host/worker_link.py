@@ -1,0 +1,138 @@
+"""The host's end of the socketpair to one worker: hands over work, matches completions, notices when it goes wrong.
+
+Trusts: the worker to speak frames; anything else ends the link, and everything in flight fails as `worker-protocol`.
+Never: looks into a body. Bounded: the admission step limits how many requests are in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sealgate.errors import DecodeError
+from sealgate.protocol.frames import (
+    BootFailed,
+    Cancel,
+    Done,
+    FrameReader,
+    Grant,
+    Hello,
+    HostToWorker,
+    KeysChanged,
+    Work,
+    WorkerToHost,
+    encode_frame,
+)
+from secure_runtime.errors import WorkerGone
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A signed completion and the sealed response (empty when the gatekeeper refused)."""
+
+    done: Done
+    sealed_response: bytes
+
+
+class WorkerLink(asyncio.Protocol):
+    """One connection to one worker process, used from the host's event loop only.
+
+    `on_event` receives Hello, BootFailed and KeysChanged; `on_lost` is called once, after every request in flight has
+    failed with WorkerGone.
+    """
+
+    def __init__(
+        self, on_event: Callable[[Hello | BootFailed | KeysChanged], None], on_lost: Callable[[WorkerGone], None]
+    ) -> None:
+        self._on_event = on_event
+        self._on_lost = on_lost
+        self._reader = FrameReader(WorkerToHost)
+        self._transport: asyncio.Transport | None = None
+        self._waiting: dict[int, asyncio.Future[Outcome]] = {}
+        self._next_id = 1
+        self._why: WorkerGone | None = None
+
+    # asyncio.Protocol ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the event loop."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        try:
+            for frame, body in self._reader.feed(data):
+                self._take(frame, body)
+        except DecodeError as error:
+            self.abort(WorkerGone(str(error), code="worker-protocol"))
+
+    def _take(self, frame: Hello | BootFailed | KeysChanged | Done, body: bytes) -> None:
+        if not isinstance(frame, Done):
+            self._on_event(frame)
+            return
+        future = self._waiting.pop(frame.id, None)
+        if future is None:
+            raise DecodeError("the worker completed a request that it was not given")
+        if not future.done():
+            future.set_result(Outcome(frame, body))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop, once."""
+        why = self._why or WorkerGone("the worker ended")
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(why)
+        self._transport = None
+        self._on_lost(why)
+
+    # For the host ----------------------------------------------------------------------------------------------------
+
+    def abort(self, why: WorkerGone) -> None:
+        """Close at once; everything in flight fails with `why`."""
+        self._why = self._why or why
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests handed over and not yet completed."""
+        return len(self._waiting)
+
+    def send(self, frame: HostToWorker, body: bytes = b"") -> None:
+        """Queue a frame; raises WorkerGone when there is no worker."""
+        if self._transport is None or self._transport.is_closing():
+            raise WorkerGone("the worker ended")
+        self._transport.writelines(encode_frame(frame, body))
+
+    async def run(
+        self, grant: Grant, body: bytes, *, media_type: str, gone: asyncio.Event, timeout_s: float, grace_s: float
+    ) -> Outcome:
+        """Give the worker one grant and wait for its end.
+
+        When the caller is `gone`, or after `timeout_s`, the work is cancelled (a worker that has not begun drops it and
+        says so); after `grace_s` more the worker counts as hung and the link is aborted.
+        """
+        frame_id, self._next_id = self._next_id, self._next_id + 1
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.send(Work(id=frame_id, grant=grant, media_type=media_type), body)
+        self._waiting[frame_id] = future
+        left = asyncio.create_task(gone.wait())
+        await asyncio.wait((future, left), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        left.cancel()
+        if not future.done():
+            self.send(Cancel(id=frame_id))
+            # A caller who left early shortens nobody's time: the grace starts where the time-out would have been.
+            await asyncio.wait((future,), timeout=grace_s + (timeout_s if gone.is_set() else 0.0))
+        if not future.done():
+            self.abort(WorkerGone("the worker did not answer in time", code="worker-hung"))
+        return await future
+
+
+async def connect(link: WorkerLink, sock: socket.socket) -> None:
+    """Attach a link to the host's end of the socketpair."""
+    sock.setblocking(False)
+    await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=sock)
