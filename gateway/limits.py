@@ -1,0 +1,53 @@
+"""Every bound of the gateway, in one place. Sizes are bytes, times seconds unless the name says otherwise.
+
+The body of a sealed request is bounded by `sealgate.limits.MAX_SEALED_REQUEST`; how many requests at once and how long
+a sender may take are settings of the deployment (`[gateway]` in deployment.toml).
+"""
+
+from __future__ import annotations
+
+# Connections ---------------------------------------------------------------------------------------------------------
+MAX_CONNECTIONS = 2048  # per gateway process; further ones are closed at once
+MAX_HEAD = 32 * 1024  # request line and header fields; also whatever a peer sends without completing anything
+HEAD_TIMEOUT_S = 10.0  # from a connection's first byte (or its start) to a complete head
+KEEP_ALIVE_S = 15  # an idle connection
+LINGER_S = 2.0  # how long a body that was refused is read and thrown away, so that the refusal is not lost
+WRITE_STALL_S = 30.0  # a reader that takes no byte of its answer for this long is dropped
+SHUTDOWN_S = 15  # what is in flight may finish when the gateway is asked to stop
+
+# Bodies --------------------------------------------------------------------------------------------------------------
+MAX_BUFFERED_BODIES = 256 * 1024 * 1024  # all bodies being held at once, per gateway process
+EVIDENCE_IN_FLIGHT = 32  # attestation is open to all and costs the host a signature
+AUDIT_IN_FLIGHT = 8  # audit reads hold a thread and a database connection
+MAX_NONCE = 64
+RETRY_AFTER_S = 1
+
+# Tokens --------------------------------------------------------------------------------------------------------------
+MAX_TOKEN = 8 * 1024
+MAX_JWKS = 256 * 1024
+MAX_ISSUERS = 64
+MAX_KEYS = 64  # of one issuer
+MIN_RSA_BITS = 2048
+MAX_RSA_BITS = 8192  # verification time grows with the key
+CLOCK_SKEW_S = 30  # how far in the future `iat` and `nbf` may lie; `exp` gets no leeway
+MAX_LIFETIME_S = 24 * 3600  # an issuer may be allowed at most this
+MAX_VERIFIED_TOKENS = 4096  # remembered until they expire; the least recently used goes first
+MAX_CLAIM_ITEMS = 64  # of `aud`, `roles`, `purposes`
+MAX_CERTIFICATES = 1024  # parsed client certificates that are remembered
+MAX_DENY_LIST = 4 * 1024 * 1024
+
+# Runtime link --------------------------------------------------------------------------------------------------------
+MAX_OUTSTANDING = 512  # requests sent to the host and not answered, the cancelled ones included
+MAX_LINK_BUFFER = 256 * 1024 * 1024  # bytes not yet taken by the host; then requests are refused
+MAX_LINK_NOTICES = 256 * 1024  # above this many bytes not yet taken, notices that nobody waits for are dropped
+RECONNECT_FIRST_S = 0.05
+RECONNECT_MAX_S = 1.0
+
+# Audit routes --------------------------------------------------------------------------------------------------------
+MAX_AUDIT_PAGE = 1000
+MAX_AUDIT_TEXT = 512  # one filter value or cursor
+EXPORT_CHUNK = 64 * 1024
+EXPORT_CHUNKS_AHEAD = 16  # how far an export may run ahead of its reader
+
+# Logs ----------------------------------------------------------------------------------------------------------------
+MAX_LOG_TEXT = 256
