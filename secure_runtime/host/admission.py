@@ -22,14 +22,14 @@ from audit.log import Appended, AuditLog, Effect
 from policy.budget import BudgetBook, BudgetExhausted
 from sealgate.ambient import Clock, now_us, uuid7
 from sealgate.errors import VerificationError
+from sealgate.protocol.binding import commitment
 from sealgate.protocol.completion import verify_completion
 from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Recorded, Refused, Submit
-from sealgate.protocol.binding import commitment
 from sealgate.transparency.record import Record
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host.link_server import Reply
 from secure_runtime.host.worker_link import Outcome, WorkerLink
-from secure_runtime.limits import WORKER_GRACE_S
+from secure_runtime.limits import MAX_IN_FLIGHT_BYTES, WORKER_GRACE_S
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -77,6 +77,7 @@ class Admission:
         self._timeout_s = timeout_s
         self._clock = clock
         self._in_flight = 0
+        self._in_flight_bytes = 0
 
     # Step 6 ----------------------------------------------------------------------------------------------------------
 
@@ -85,12 +86,13 @@ class Admission:
         draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
         draft = _with(draft, kind="inference.authorized", req_commit=commitment(body), id=uuid7(self._clock()))
         try:
-            worker = self._require_serving(frame.decision.policy_digest)
+            worker = self._require_serving(frame.decision.policy_digest, len(body))
         except (RuntimeUnavailable, LogUnavailable) as error:
             return await self._refuse(draft, reason=error.code, code="unavailable", status=503)
         draft = _with(draft, runtime_instance=worker.instance, evidence_digest=worker.evidence_digest)
         draft = _with(draft, assurance=worker.assurance, degraded=worker.degraded)
         self._in_flight += 1
+        self._in_flight_bytes += len(body)
         try:
             intent = await self._append(draft, self._reserve(frame.caller))
             if intent.record.kind != "inference.authorized":
@@ -100,12 +102,13 @@ class Admission:
             return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
         finally:
             self._in_flight -= 1
+            self._in_flight_bytes -= len(body)
 
-    def _require_serving(self, policy_digest: str) -> LiveWorker:
+    def _require_serving(self, policy_digest: str, size: int) -> LiveWorker:
         self._log.check_may_infer()
         if policy_digest != self._policy_digest:
             raise RuntimeUnavailable("the gateway decides by another policy", code="policy-not-in-force")
-        if self._in_flight >= self._max_in_flight:
+        if self._in_flight >= self._max_in_flight or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES:
             raise RuntimeUnavailable("too many requests in flight", code="overloaded")
         return self._worker()
 
@@ -158,9 +161,7 @@ class Admission:
         done = outcome.done
         if done.problem:
             return _refused(ended, status=_STATUS[done.problem], code=done.problem, retry_after_s=_retry(done.problem))
-        reply = Answer(
-            media_type=done.media_type, log=ended.record.log, record=ended.index, receipt=ended.receipt
-        )
+        reply = Answer(media_type=done.media_type, log=ended.record.log, record=ended.index, receipt=ended.receipt)
         return reply, outcome.sealed_response
 
     @staticmethod

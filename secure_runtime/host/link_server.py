@@ -129,10 +129,9 @@ class LinkServer:
     async def listen(self, path: Path) -> None:
         """Bind the socket 0600; a stale file of a dead host is replaced, a live one is an error."""
         if path.exists():
-            with socket.socket(socket.AF_UNIX) as probe:
-                with contextlib.suppress(OSError):
-                    probe.connect(os.fspath(path))
-                    raise ConfigurationError(f"{path} is in use: another runtime serves this deployment")
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.connect(os.fspath(path))
+                raise ConfigurationError(f"{path} is in use: another runtime serves this deployment")
             path.unlink()
         sock = socket.socket(socket.AF_UNIX)
         before = os.umask(0o177)

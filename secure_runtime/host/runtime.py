@@ -12,6 +12,8 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from audit.auth_failures import AuthFailures
 from audit.errors import LogUnavailable
 from audit.log import AuditLog
@@ -57,7 +59,9 @@ class _Identity:
 class RuntimeHost:
     """Implements `link_server.Service`. Owned by the event loop of the main thread."""
 
-    def __init__(self, deployment: Deployment, log: AuditLog, *, tell: Callable[[str], None], clock: Clock = now_us) -> None:
+    def __init__(
+        self, deployment: Deployment, log: AuditLog, *, tell: Callable[[str], None], clock: Clock = now_us
+    ) -> None:
         settings = deployment.settings.runtime
         self._log = log
         self._clock = clock
@@ -229,8 +233,6 @@ class RuntimeHost:
 
 
 def _with_id(reply: Reply, frame_id: int) -> Reply:
-    import msgspec
-
     return msgspec.structs.replace(reply, id=frame_id)
 
 

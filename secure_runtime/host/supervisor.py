@@ -109,9 +109,7 @@ class Supervisor:
             if self._stopping:
                 return
             delay_s = (
-                RESTART_DELAY_MIN_S
-                if loop.time() - started > STABLE_AFTER_S
-                else min(delay_s * 2, RESTART_DELAY_MAX_S)
+                RESTART_DELAY_MIN_S if loop.time() - started > STABLE_AFTER_S else min(delay_s * 2, RESTART_DELAY_MAX_S)
             )
             self._tell(f"worker ended ({reason}); a new one starts in {delay_s:.1f} s")
             await asyncio.sleep(delay_s)
@@ -151,9 +149,7 @@ class Supervisor:
             await self._bury(link, spawned, instance, reason)
 
     async def _go_live(self, facts: WorkerFacts, link: WorkerLink, spawned: SpawnedWorker) -> None:
-        published = Published(
-            facts=facts, key_configs=facts.key_configs, host_layers=read_layers(spawned.sealed_pid())
-        )
+        published = Published(facts=facts, key_configs=facts.key_configs, host_layers=read_layers(spawned.sealed_pid()))
         evidence_digest = self._evidence_digest(published)
         degraded = facts.profile == "dev"
         assurance = "software"

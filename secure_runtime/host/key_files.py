@@ -1,0 +1,61 @@
+"""Reads the host's private key files. They must be private: a file that others can read is refused.
+
+Trusts: the file system's permissions. Never: keeps the bytes longer than it takes to build the key; prints any of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import stat
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from sealgate.errors import ConfigurationError
+from sealgate.protocol.secrets import Secret
+from sealgate.transparency.notes import NoteSigner
+
+_MAX_KEY_FILE = 16 * 1024
+
+
+def _read_private(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ConfigurationError(f"{path} can be read by others; mend it with: chmod 600 {path}")
+        with path.open("rb") as file:
+            data = file.read(_MAX_KEY_FILE + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_KEY_FILE:
+        raise ConfigurationError(f"{path} is too large to be a key")
+    return data
+
+
+def load_ed25519(path: Path) -> Ed25519PrivateKey:
+    """An Ed25519 private key in PKCS#8 PEM."""
+    try:
+        key = load_pem_private_key(_read_private(path), password=None)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"{path} is not an unencrypted PEM private key") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigurationError(f"{path} is not an Ed25519 key")
+    return key
+
+
+def load_note_signer(path: Path, origin: str) -> NoteSigner:
+    """The log's signer under its origin's name."""
+    return NoteSigner.from_seed(origin, Secret(load_ed25519(path).private_bytes_raw()))
+
+
+def load_subjects_key(path: Path) -> Secret:
+    """32 bytes, base64: what pseudonyms are looked up and sealed with."""
+    try:
+        raw = base64.b64decode(_read_private(path).strip(), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ConfigurationError(f"{path} is not base64") from error
+    if len(raw) != 32:
+        raise ConfigurationError(f"{path} must hold 32 bytes")
+    return Secret(raw)

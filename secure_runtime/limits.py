@@ -1,0 +1,17 @@
+"""Every bound of the runtime, in one place. Sizes are bytes, times seconds."""
+
+from __future__ import annotations
+
+# Host ----------------------------------------------------------------------------------------------------------------
+MAX_IN_FLIGHT_PER_GATEWAY = 4096  # frames asked and not yet answered on one gateway connection
+MAX_IN_FLIGHT_BYTES = 256 * 1024 * 1024  # sealed requests handed to the worker and not yet completed
+WORKER_GRACE_S = 10.0  # how long past the time-out a worker may take before it counts as hung
+BOOT_TIMEOUT_S = 120.0  # from spawn to Hello; loading torch and recomputing certificates is most of it
+RESTART_DELAY_MIN_S = 0.1
+RESTART_DELAY_MAX_S = 30.0
+STABLE_AFTER_S = 60.0  # a worker that lived this long restarts without added delay
+DRAIN_S = 15.0  # how long an ordered stop waits for requests in flight
+
+# Worker --------------------------------------------------------------------------------------------------------------
+MAX_BUNDLES = 64
+RECEIVE_BYTES = 32 * 1024 * 1024  # taken from the socket in one sweep

@@ -1,0 +1,207 @@
+"""Step 8: admitted requests become answers. Parse strictly, batch what arrived together, run, apply obligations.
+
+Requests of one sweep that go to the same model are one batch, whoever sent them; a request's answer does not depend on
+its neighbours' rows. How long a sweep takes does depend on them: docs/what-this-does-not-prove.md says so.
+
+Trusts: `Admitted` (the gatekeeper made it) and verified models. Never: lets one request's error reach another's answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import torch
+
+from sealgate.errors import DecodeError
+from sealgate.protocol import bhttp, inference
+from secure_runtime.errors import BadInput
+from secure_runtime.models.bundle import LoadedModel
+from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_values
+from secure_runtime.worker.engine.tensors import from_texts, from_torch, to_torch
+from secure_runtime.worker.gatekeeper import Admitted
+
+_JSON = (("content-type", "application/json"),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineAnswer:
+    """The inner response, and what the completion says about it."""
+
+    response: bhttp.Response
+    outcome: str  # "completed" or "failed"
+    reason: str
+    units: int
+    model_digest: str
+    certificate_digest: str
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """One inference request on its way through a batch."""
+
+    index: int
+    admitted: Admitted
+    model: LoadedModel
+    request: inference.InferRequest
+    wants_binary: inference.BinaryOutputs
+    rows: torch.Tensor
+
+
+class Engine:
+    """All loaded models. Owned by the worker's only thread; after the seal it opens no file."""
+
+    def __init__(self, models: Mapping[str, LoadedModel], *, max_batch_rows: int) -> None:
+        self._models = dict(models)
+        self._max_batch_rows = max_batch_rows
+
+    def run(self, admitted: Sequence[Admitted]) -> list[EngineAnswer]:
+        """One answer for each request, in order. Errors become sealed error answers, never exceptions."""
+        answers: list[EngineAnswer | None] = [None] * len(admitted)
+        by_model: dict[str, list[_Job]] = {}
+        for index, one in enumerate(admitted):
+            model = self._models.get(one.target.model)
+            try:
+                if model is None or one.target.version not in ("", model.facts.version):
+                    raise BadInput(
+                        f"model '{one.target.model}' version '{one.target.version or 'any'}' is not loaded",
+                        status=404,
+                        code="model-not-loaded",
+                    )
+                if one.target.operation == "read-model":
+                    answers[index] = _described(one, model)
+                else:
+                    by_model.setdefault(model.facts.name, []).append(_parse(index, one, model))
+            except BadInput as error:
+                answers[index] = _failed(error, model)
+        for jobs in by_model.values():
+            for batch in self._batches(jobs):
+                for job, answer in zip(batch, _run_batch(batch), strict=True):
+                    answers[job.index] = answer
+        return [answer for answer in answers if answer is not None]
+
+    def _batches(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
+        """Cut into batches of at most `max_batch_rows` rows; a larger single request is a batch of its own."""
+        batches: list[list[_Job]] = []
+        rows = 0
+        for job in jobs:
+            count = job.rows.shape[0]
+            if not batches or rows + count > self._max_batch_rows:
+                batches.append([])
+                rows = 0
+            batches[-1].append(job)
+            rows += count
+        return batches
+
+
+def _parse(index: int, admitted: Admitted, model: LoadedModel) -> _Job:
+    try:
+        request, wants_binary = inference.decode_infer_request(admitted.request.fields, admitted.request.body)
+    except DecodeError as error:
+        raise BadInput(str(error)) from None
+    specs = model.manifest.inputs
+    given = {tensor.name: tensor for tensor in request.inputs}
+    expected = ", ".join(f"'{spec.name}'" for spec in specs)
+    if len(given) != len(request.inputs) or set(given) != {spec.name for spec in specs}:
+        raise BadInput(f"the model takes exactly these inputs: {expected}")
+    known = {spec.name for spec in model.manifest.outputs}
+    for wanted in request.outputs:
+        if wanted.name not in known:
+            raise BadInput(f"the model has no output '{wanted.name}'; it has: {', '.join(sorted(known))}")
+    spec = specs[0]
+    rows = to_torch(given[spec.name], datatype=spec.datatype, shape=spec.shape)
+    return _Job(index=index, admitted=admitted, model=model, request=request, wants_binary=wants_binary, rows=rows)
+
+
+def _run_batch(batch: Sequence[_Job]) -> list[EngineAnswer]:
+    try:
+        outputs = batch[0].model.predict(torch.cat([job.rows for job in batch]))
+    except Exception:
+        if len(batch) > 1:  # one bad request must not fail its neighbours
+            return [answer for job in batch for answer in _run_batch([job])]
+        failure = BadInput("the model could not be run on this input", status=500, code="model-error")
+        return [_failed(failure, batch[0].model)]
+    answers, start = [], 0
+    for job in batch:
+        end = start + job.rows.shape[0]
+        answers.append(_answered(job, {name: values[start:end] for name, values in outputs.items()}))
+        start = end
+    return answers
+
+
+def _answered(job: _Job, outputs: Mapping[str, torch.Tensor]) -> EngineAnswer:
+    obligations = job.admitted.grant.obligations
+    wanted = {output.name for output in job.request.outputs}
+    tensors: list[inference.Tensor] = []
+    for spec in job.model.manifest.outputs:
+        if wanted and spec.name not in wanted:
+            continue
+        values: torch.Tensor | None = outputs[spec.name]
+        assert values is not None
+        if spec.role == "scores":
+            values = apply_to_scores(values, obligations)
+        elif spec.role == "value":
+            values = apply_to_values(values, obligations)
+        if values is None:
+            continue
+        if spec.datatype == "BYTES":
+            tensors.append(from_texts(spec.name, [spec.labels[int(value)] for value in values.tolist()]))
+        else:
+            tensors.append(from_torch(spec.name, values, spec.datatype))
+    facts = job.model.facts
+    fields, body = inference.encode_infer_response(
+        inference.InferResponse(
+            model_name=facts.name, model_version=facts.version, outputs=tuple(tensors), id=job.request.id
+        ),
+        binary_outputs=job.wants_binary,
+    )
+    return EngineAnswer(
+        response=bhttp.Response(status=200, fields=tuple(fields), body=body),
+        outcome="completed",
+        reason="",
+        units=job.rows.shape[0] * job.model.manifest.units_per_row,
+        model_digest=facts.model_digest,
+        certificate_digest=facts.certificate_digest,
+    )
+
+
+def _described(admitted: Admitted, model: LoadedModel) -> EngineAnswer:
+    facts, manifest = model.facts, model.manifest
+    body: dict[str, object]
+    if admitted.target.what == "ready":
+        body = {"name": facts.name, "ready": True}
+    else:
+        body = {
+            "name": facts.name,
+            "versions": [facts.version],
+            "platform": "sealgate_torch",
+            "inputs": [{"name": i.name, "datatype": i.datatype, "shape": list(i.shape)} for i in manifest.inputs],
+            "outputs": [{"name": o.name, "datatype": o.datatype, "shape": list(o.shape)} for o in manifest.outputs],
+            "parameters": {
+                "model_digest": facts.model_digest,
+                "certificate_digest": facts.certificate_digest,
+                "epsilon_micro": facts.epsilon_micro,
+                "delta": facts.delta,
+                "privacy_unit": facts.privacy_unit,
+            },
+        }
+    return EngineAnswer(
+        response=bhttp.Response(status=200, fields=_JSON, body=msgspec.json.encode(body)),
+        outcome="completed",
+        reason="",
+        units=0,
+        model_digest=facts.model_digest,
+        certificate_digest=facts.certificate_digest,
+    )
+
+
+def _failed(error: BadInput, model: LoadedModel | None) -> EngineAnswer:
+    return EngineAnswer(
+        response=bhttp.Response(status=error.status, fields=_JSON, body=msgspec.json.encode({"error": str(error)})),
+        outcome="failed",
+        reason=error.code,
+        units=0,
+        model_digest=model.facts.model_digest if model else "",
+        certificate_digest=model.facts.certificate_digest if model else "",
+    )

@@ -1,0 +1,63 @@
+"""Open Inference Protocol tensors to torch and back, strictly as the manifest declares them.
+
+Trusts: the decoded request's shapes and sizes (sealgate.protocol.inference checked them against each other). Never:
+converts silently: a wrong name, datatype or shape is an error that names the input and what was expected.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import torch
+
+from sealgate.protocol.inference import Tensor
+from secure_runtime.errors import BadInput
+
+_FROM_WIRE: dict[str, torch.dtype] = {
+    "BOOL": torch.bool,
+    "UINT8": torch.uint8,
+    "INT8": torch.int8,
+    "INT16": torch.int16,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "FP16": torch.float16,
+    "BF16": torch.bfloat16,
+    "FP32": torch.float32,
+    "FP64": torch.float64,
+}
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """`[-1, 30]` as people read it: -1 is any number of rows."""
+    return "[" + ", ".join("rows" if size == -1 else str(size) for size in shape) + "]"
+
+
+def to_torch(tensor: Tensor, *, datatype: str, shape: Sequence[int]) -> torch.Tensor:
+    """The tensor as torch holds it (a copy); raises BadInput unless it is what the manifest declares."""
+    if tensor.datatype != datatype:
+        raise BadInput(f"input '{tensor.name}' is {tensor.datatype}, expected {datatype}")
+    fits = len(tensor.shape) == len(shape) and all(
+        want in (-1, have) for want, have in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise BadInput(f"input '{tensor.name}' has shape {list(tensor.shape)}, expected {shape_text(shape)}")
+    if tensor.shape and tensor.shape[0] == 0:
+        raise BadInput(f"input '{tensor.name}' has no rows")
+    values = torch.frombuffer(bytearray(tensor.data), dtype=_FROM_WIRE[datatype]).reshape(tensor.shape)
+    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+        raise BadInput(f"input '{tensor.name}' contains NaN or infinity")
+    return values
+
+
+def from_torch(name: str, values: torch.Tensor, datatype: str) -> Tensor:
+    """A dense torch tensor as the protocol carries it, converted to the declared datatype."""
+    dense = values.to(dtype=_FROM_WIRE[datatype], device="cpu").contiguous()
+    data = dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
+    return Tensor(name=name, datatype=datatype, shape=tuple(dense.shape), data=data)
+
+
+def from_texts(name: str, texts: Sequence[str]) -> Tensor:
+    """Class names as a BYTES tensor of shape [n]."""
+    data = b"".join(struct.pack("<I", len(raw)) + raw for raw in (text.encode() for text in texts))
+    return Tensor(name=name, datatype="BYTES", shape=(len(texts),), data=data)

@@ -1,0 +1,302 @@
+"""The worker: load certified models, warm up, seal the sandbox, make keys, serve one socket in one thread.
+
+    1  load every bundle that verifies; remember why the others were refused
+    2  run one whole exchange with throw-away keys, errors included, so that nothing is imported after the seal
+    3  seal the sandbox (no open, no exec, no fork, no socket) and probe it
+    4  only now make the request keys and the completion key, and say Hello
+    5  for ever: take whatever has arrived, admit, run as batches, seal, sign, answer
+
+Trusts: the boot plan (the host is its parent) and what it verifies itself. Never: writes anything, logs anything, opens
+another connection, or keeps plaintext beyond the sweep that it came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cryptography
+import msgspec
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.certificate.publishers import load_publishers
+from sealgate.errors import CertificateError
+from sealgate.protocol import bhttp
+from sealgate.protocol.binding import commitment
+from sealgate.protocol.completion import Statement, sign_completion
+from sealgate.protocol.frames import (
+    BootFailed,
+    BootPlan,
+    Cancel,
+    Done,
+    Frame,
+    FrameReader,
+    Grant,
+    Hello,
+    HostToWorker,
+    KeysChanged,
+    Layer,
+    ModelRefusal,
+    Rotate,
+    Shutdown,
+    Work,
+    WorkerFacts,
+    encode_frame,
+)
+from secure_runtime.errors import SandboxRefused, TurnedAway
+from secure_runtime.limits import MAX_BUNDLES, RECEIVE_BYTES
+from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
+from secure_runtime.worker.engine.serving import Engine, EngineAnswer
+from secure_runtime.worker.gatekeeper import Admitted, admit
+from secure_runtime.worker.keys import KeyRing
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """A refusal in the place of an admitted request."""
+
+    grant: Grant
+    why: TurnedAway
+
+
+class Worker:
+    """Everything after the seal. One thread owns it all; time and randomness are injected."""
+
+    def __init__(
+        self,
+        plan: BootPlan,
+        engine: Engine,
+        *,
+        send: Callable[[Frame, bytes], None],
+        clock: Clock = now_us,
+        entropy: Entropy = random_bytes,
+    ) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._send = send
+        self._clock = clock
+        self.instance = entropy(16).hex()
+        self._signer = Ed25519PrivateKey.generate()
+        self.keys = KeyRing(
+            plan.suites,
+            active_s=plan.key_active_s,
+            stale_s=plan.key_stale_s,
+            replay_max=plan.replay_max,
+            avoid_ids=plan.avoid_key_ids,
+            clock=clock,
+            entropy=entropy,
+        )
+        self._seq = 0
+
+    @property
+    def completion_key(self) -> bytes:
+        """The Ed25519 public key that completions verify under."""
+        return self._signer.public_key().public_bytes_raw()
+
+    def tick(self) -> None:
+        """Rotate keys when their time has come, and tell the host."""
+        if self.keys.tick():
+            self._send(KeysChanged(key_configs=self.keys.published()), b"")
+
+    def rotate(self) -> None:
+        """Rotate now."""
+        self.keys.rotate()
+        self._send(KeysChanged(key_configs=self.keys.published()), b"")
+
+    def sweep(self, works: list[tuple[Work, bytes, bool]]) -> None:
+        """Bring every work item `(frame, sealed request, cancelled)` to its one signed end."""
+        places: list[Admitted | _Turned] = []
+        for work, raw, cancelled in works:
+            try:
+                if cancelled:
+                    raise TurnedAway("cancelled", problem="timed-out")
+                places.append(self._admit(work, raw))
+            except TurnedAway as why:
+                places.append(_Turned(work.grant, why))
+        answers = iter(self._engine.run([place for place in places if isinstance(place, Admitted)]))
+        for (work, raw, _), place in zip(works, places, strict=True):
+            if isinstance(place, _Turned):
+                self._refuse(work, raw, place.why)
+            else:
+                self._answer(work, raw, place, next(answers))
+
+    def _admit(self, work: Work, raw: bytes) -> Admitted:
+        return admit(
+            work.grant,
+            raw,
+            work.media_type,
+            keys=self.keys,
+            audience=self._plan.audience,
+            now_us=self._clock(),
+            date_window_s=self._plan.date_window_s,
+        )
+
+    def _answer(self, work: Work, raw: bytes, admitted: Admitted, answer: EngineAnswer) -> None:
+        """Step 9: seal the answer, then sign what was done."""
+        sealed, media_type = admitted.sealer.seal(bhttp.encode_response(answer.response))
+        completion = self._sign(
+            work.grant,
+            raw,
+            outcome=answer.outcome,
+            reason=answer.reason,
+            model_digest=answer.model_digest,
+            certificate_digest=answer.certificate_digest,
+            units=answer.units,
+            resp_commit=commitment(sealed),
+        )
+        self._send(Done(id=work.id, completion=completion, media_type=media_type), sealed)
+
+    def _refuse(self, work: Work, raw: bytes, why: TurnedAway) -> None:
+        completion = self._sign(work.grant, raw, outcome="refused", reason=why.code)
+        self._send(Done(id=work.id, completion=completion, problem=why.problem), b"")
+
+    def _sign(self, grant: Grant, raw: bytes, *, outcome: str, reason: str, **rest: Any) -> Any:
+        self._seq += 1
+        values = {"model_digest": "", "certificate_digest": "", "units": 0, "resp_commit": "", **rest}
+        statement = Statement(
+            instance=self.instance,
+            seq=self._seq,
+            grant=grant.id,
+            outcome=outcome,
+            reason=reason,
+            model=grant.model,
+            req_commit=commitment(raw),
+            **values,
+        )
+        return sign_completion(statement, self._signer)
+
+
+def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
+    """Step 5, until the host hangs up or says Shutdown. `outgoing` is what the worker's `send` fills."""
+    reader = FrameReader(HostToWorker)
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    waiting: deque[tuple[Frame, bytes]] = deque()
+    while True:
+        poller.poll(max(1, min(int(worker.keys.seconds_to_next_change() * 1000) + 1, 3_600_000)))
+        worker.tick()
+        open_still = _drain(sock, reader, waiting)
+        cancelled = {frame.id for frame, _ in waiting if isinstance(frame, Cancel)}
+        works = [(frame, body, frame.id in cancelled) for frame, body in waiting if isinstance(frame, Work)]
+        if any(isinstance(frame, Rotate) for frame, _ in waiting):
+            worker.rotate()
+        leave = not open_still or any(isinstance(frame, Shutdown) for frame, _ in waiting)
+        waiting.clear()
+        worker.sweep(works)
+        _flush(sock, outgoing)
+        if leave:
+            return
+
+
+def _drain(sock: socket.socket, reader: FrameReader, into: deque[tuple[Frame, bytes]]) -> bool:
+    """Take what has arrived, up to a bound; False when the host hung up. `recv`, never `recvmsg`: no descriptors."""
+    taken = 0
+    while taken < RECEIVE_BYTES:
+        try:
+            data = sock.recv(1 << 20, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        taken += len(data)
+        into.extend(reader.feed(data))
+    return True
+
+
+def _flush(sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
+    if outgoing:
+        data, outgoing[:] = b"".join(outgoing), []
+        sock.sendall(data)
+
+
+def _load_models(plan: BootPlan) -> tuple[dict[str, LoadedModel], tuple[ModelRefusal, ...]]:
+    """Step 1."""
+    publishers = load_publishers(Path(plan.publishers_file))
+    loaded: dict[str, LoadedModel] = {}
+    refused: list[ModelRefusal] = []
+    directories = sorted(path for path in Path(plan.models_dir).iterdir() if not path.name.startswith("."))
+    for directory in directories[:MAX_BUNDLES]:
+        try:
+            model = load_bundle(directory, publishers)
+            if model.facts.name in loaded:
+                raise CertificateError("two bundles have one name", code="name-taken")
+            loaded[model.facts.name] = model
+        except CertificateError as error:
+            refused.append(ModelRefusal(name=directory.name[:128], reason=error.code))
+    refused.extend(ModelRefusal(name=path.name[:128], reason="too-many-bundles") for path in directories[MAX_BUNDLES:])
+    return loaded, tuple(refused)
+
+
+def _measure() -> dict[str, str]:
+    """Digests of the code that serves and of the versions under it, for the evidence (self-asserted)."""
+    code = hashlib.sha256()
+    for package in ("sealgate", "secure_runtime"):
+        root = Path(__file__).parents[2] / package
+        for path in sorted(root.rglob("*.py")):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            code.update(f"{path.relative_to(root.parent).as_posix()} {content}\n".encode())
+    versions = (
+        f"python {platform.python_version()}\ntorch {torch.__version__}\ncryptography {cryptography.__version__}\n"
+    )
+    return {"code": code.hexdigest(), "versions": hashlib.sha256(versions.encode()).hexdigest()}
+
+
+def _choose_device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
+    """Called by the boot module inside the sandbox, before its second stage. Returns the exit code."""
+    from secure_runtime.worker import sandbox
+    from secure_runtime.worker.rehearsal import rehearse
+
+    plan = msgspec.convert(plan_values, BootPlan)
+    outgoing: list[bytes | memoryview] = []
+
+    def send(frame: Frame, body: bytes) -> None:
+        outgoing.extend(encode_frame(frame, body))
+
+    torch.set_num_threads(plan.torch_threads)
+    torch.set_grad_enabled(False)
+    loaded, refused = _load_models(plan)
+    for model in loaded.values():
+        warm_up(model)
+    measurements = _measure()
+    engine = Engine(loaded, max_batch_rows=plan.max_batch_rows)
+    rehearse(plan, engine, loaded)
+    try:
+        report = sandbox.seal(report)
+    except SandboxRefused as error:
+        send(BootFailed(reason=error.code, detail=str(error)), b"")
+        _flush(sock, outgoing)
+        return 1
+    worker = Worker(plan, engine, send=send)
+    facts = WorkerFacts(
+        instance=worker.instance,
+        completion_key=worker.completion_key,
+        key_configs=worker.keys.published(),
+        models=tuple(model.facts for model in loaded.values()),
+        refused=refused,
+        profile=plan.profile,
+        layers=msgspec.convert(report.layers, dict[str, Layer]),
+        probes=msgspec.convert(report.probes, dict[str, Layer]),
+        device=_choose_device(plan.device),
+        measurements=measurements,
+    )
+    send(Hello(facts=facts), b"")
+    _flush(sock, outgoing)
+    serve(worker, sock, outgoing)
+    return 0

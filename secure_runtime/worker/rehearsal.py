@@ -1,0 +1,94 @@
+"""One whole exchange before the seal, with keys that are thrown away: every import, every path, errors included.
+
+After the seal nothing can be opened, so whatever Python or torch loads lazily must have been loaded here. Not a test:
+its answers are checked only for having come to an end. Never: uses real keys or real requests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+from sealgate.ambient import now_us
+from sealgate.protocol import bhttp, inference
+from sealgate.protocol.frames import BootPlan, Frame, FrameReader, Grant, Obligations, Work, WorkerToHost, encode_frame
+from sealgate.protocol.ohttp import decode_key_configs, seal_request
+from secure_runtime.errors import SandboxRefused
+from secure_runtime.models.bundle import LoadedModel
+from secure_runtime.worker.engine.serving import Engine
+
+_ROWS_LARGE = 4096  # enough to start torch's own threads
+
+
+def rehearse(plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel]) -> None:
+    """Serve a few requests per model and suite with a worker that is then dropped."""
+    from secure_runtime.worker.main import Worker
+
+    sent: list[bytes | memoryview] = []
+
+    def send(frame: Frame, body: bytes) -> None:
+        sent.extend(encode_frame(frame, body))
+
+    worker = Worker(plan, engine, send=send)
+    works: list[tuple[Work, bytes, bool]] = []
+    for config in decode_key_configs(worker.keys.published()):
+        for operation, model, request in _requests(plan, models):
+            raw, media_type, _ = seal_request(config, request, chunked=len(request) > 4096)
+            works.append((Work(id=len(works), grant=_grant(model, operation), media_type=media_type), raw, False))
+        raw, media_type, _ = seal_request(config, b"\x00", chunked=False)
+        works.append((Work(id=len(works), grant=_grant("none"), media_type=media_type), raw, False))
+        works.append((Work(id=len(works), grant=_grant("none"), media_type=media_type), raw, True))
+        works.append((Work(id=len(works), grant=_grant("none"), media_type="text/plain"), b"garbage", False))
+    worker.sweep(works)
+    worker.rotate()
+    ends = FrameReader(WorkerToHost).feed(b"".join(sent))
+    if len(ends) != len(works) + 1:
+        raise SandboxRefused("the rehearsal did not come to its end", code="rehearsal")
+
+
+def _grant(model: str, operation: str = "infer") -> Grant:
+    return Grant(
+        id="rehearsal",
+        model=model,
+        operation=operation,
+        purpose="rehearsal",
+        actor="",
+        credential_binding="rehearsal",
+        obligations=Obligations(round_digits=3, top_k=1),
+        expires_us=now_us() + 60_000_000,
+    )
+
+
+def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[str, str, bytes]]:
+    """Operation, model and inner request: JSON and binary, one row and many, and documents that are wrong."""
+    made: list[tuple[str, str, bytes]] = []
+    for name, model in models.items():
+        spec = model.manifest.inputs[0]
+        path = f"/v2/models/{name}/infer"
+        for rows in (1, _ROWS_LARGE):
+            shape = tuple(rows if size == -1 else size for size in spec.shape)
+            tensor = inference.tensor_from_list(spec.name, spec.datatype, shape, [0] * math.prod(shape))
+            for binary in (True, False):
+                request = inference.InferRequest(inputs=(tensor,))
+                fields, body = inference.encode_infer_request(request, binary=binary)
+                made.append(("infer", name, _encode(plan, "POST", path, tuple(fields), body)))
+        wrong = inference.tensor_from_list("no such input", "FP32", (1, 1), [0.0])
+        fields, body = inference.encode_infer_request(inference.InferRequest(inputs=(wrong,)), binary=False)
+        made.append(("infer", name, _encode(plan, "POST", path, tuple(fields), body)))
+        made.append(("infer", name, _encode(plan, "POST", path, (), b"{")))
+        made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}", (), b"")))
+        made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}/ready", (), b"")))
+    made.append(("infer", "none", _encode(plan, "POST", "/v2/models/none/infer", (), b"{}")))
+    return made
+
+
+def _encode(plan: BootPlan, method: str, path: str, fields: tuple[tuple[str, str], ...], body: bytes) -> bytes:
+    date = format_datetime(datetime.fromtimestamp(now_us() // 1_000_000, UTC), usegmt=True)
+    fixed = (("date", date), ("purpose", "rehearsal"), ("credential-binding", "rehearsal"))
+    return bhttp.encode_request(
+        bhttp.Request(
+            method=method, scheme="https", authority=plan.audience, path=path, fields=fixed + fields, body=body
+        )
+    )
