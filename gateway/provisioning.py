@@ -37,6 +37,7 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.deployment import Deployment, open_deployment
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
+from sealgate.transparency.notes import NoteSigner
 
 CLIENT_CERTIFICATES = ("integration", "auditor", "operator")  # the names that the shipped tenants.toml maps
 SIGNING = "ES256"
@@ -226,7 +227,7 @@ url = "https://{audience}"
 accept_software = true
 
 operator_keys = ["{_raw(operator)}"]
-log_keys = ["{_log_vkey(origin, log)}"]
+log_keys = ["{NoteSigner.from_seed(origin, log.private_bytes_raw()).vkey}"]
 
 # Pins, if you want them: one table for each model that you use.
 # [models.NAME]
@@ -279,12 +280,6 @@ def _parse_audience(audience: str) -> tuple[str, int]:
     if not host or not 0 < port < 65536:
         raise ConfigurationError(f"the audience '{audience}' must be HOST or HOST:PORT, as in 'localhost:8443'")
     return host, port
-
-
-def _log_vkey(origin: str, key: Ed25519PrivateKey) -> str:
-    from sealgate.transparency.notes import NoteSigner
-
-    return NoteSigner.from_seed(origin, key.private_bytes_raw()).vkey
 
 
 def _pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:

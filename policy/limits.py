@@ -5,6 +5,7 @@ from __future__ import annotations
 MAX_POLICY_FILE = 1024 * 1024  # one file of a policy directory
 MAX_POLICY_FILES = 256  # files of a policy directory that are read
 MAX_POLICIES = 1024  # policies of all files together
+MAX_NAMED_POLICIES = 32  # determining policies that one record names
 MAX_TENANTS = 10_000
 MAX_CLIENTS = 10_000  # certificate mappings
 MAX_BUDGETS = 10_000

@@ -14,13 +14,11 @@ import msgspec
 from policy.entities import Role
 from policy.errors import PolicyFileError
 from policy.limits import MAX_CLIENTS, MAX_EPSILON_MICRO, MAX_PURPOSES, MAX_TENANTS
-from policy.toml import Name, parse_toml
-from sealgate.limits import MAX_NAME
+from policy.toml import Name, Subject, parse_toml
 
 FILE = "tenants.toml"
 
 _Decimal = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,6})(\.[0-9]{1,6})?\Z")]
-_Subject = Annotated[str, msgspec.Meta(pattern=rf"^[\x21-\x7e]{{1,{MAX_NAME}}}\Z")]
 _CertificateName = Annotated[str, msgspec.Meta(pattern=r"^(URI|DNS|email|CN):[\x21-\x7e]{1,512}\Z")]
 _Fingerprint = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
@@ -44,7 +42,7 @@ class CertificateClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     certificate: _CertificateName
     tenant: Name
-    subject: _Subject
+    subject: Subject
     roles: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1, max_length=len(Role))]
     purposes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_PURPOSES)] = ()
 

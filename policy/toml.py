@@ -15,6 +15,9 @@ from sealgate.limits import MAX_NAME
 Name = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}\Z")]
 """A tenant, purpose, model or budget name."""
 
+Subject = Annotated[str, msgspec.Meta(pattern=rf"^[\x21-\x7e]{{1,{MAX_NAME}}}\Z")]
+"""What a token or a certificate mapping calls its caller."""
+
 _T = TypeVar("_T")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 

@@ -1,0 +1,176 @@
+"""The Cedar engine, held so that it fails closed. The only module that imports cedarpy.
+
+Cedar alone does not: a `forbid` that errors (a missing attribute, a wrong type, an overflow) is skipped, and the answer
+may then be Allow. Therefore here: every policy is validated against the schema before anything starts; arithmetic,
+templates and unknown annotations do not load; requests and entities are checked against the schema each time; an
+answer counts as allowed only if it is Allow AND the engine reported no error; and any exception is a refusal.
+
+Trusts: cedarpy's evaluation of policies that validated. Never: decides by partial evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import cedarpy
+
+from policy.errors import PolicyFileError
+from policy.limits import MAX_POLICIES, MAX_ROUND_DIGITS, MAX_TOP_K
+from policy.store import SCHEMA_FILE, PolicyFiles
+from sealgate.protocol.frames import Obligations
+
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
+_ARITHMETIC = frozenset({"+", "-", "*", "neg"})
+_ANNOTATIONS = frozenset({"id", "says", "round_digits", "top_k", "hide_scores"})
+_NAMED = re.compile(r"policy `([^`]*)`")
+
+Entity = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One policy: its `@id`, what `@says` it means, whether it forbids, and what its permit obliges the runtime to."""
+
+    id: str
+    file: str
+    forbids: bool
+    says: str
+    obligations: Obligations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The engine's answer to one question. `ids` determined it; with errors, they are the policies that erred."""
+
+    allowed: bool
+    ids: tuple[str, ...] = ()
+    errors: tuple[str, ...] = field(default=(), repr=False)
+
+
+class Engine:
+    """Policies, schema and standing entities, parsed once. Immutable, so it may be shared by threads."""
+
+    def __init__(self, *, schema: str, policies: dict[str, Any], entities: list[Entity]) -> None:
+        """`policies` maps `@id` to a policy in Cedar's JSON form. Raises ValueError if any part does not parse."""
+        self._schema = cedarpy.Schema.from_str(schema)
+        document = {"staticPolicies": policies, "templates": {}, "templateLinks": []}
+        self._policies = cedarpy.PolicySet.from_json_str(json.dumps(document))
+        self._entities = cedarpy.Entities.from_json_str(json.dumps(entities), self._schema)
+
+    def ask(self, requests: list[dict[str, Any]], entities: list[Entity]) -> list[Verdict]:
+        """One verdict for each request, with `entities` known beside the standing ones. Never raises Exception."""
+        try:
+            known = self._entities.with_added_json_str(json.dumps(entities), self._schema)
+            results = cedarpy.is_authorized_batch(requests, self._policies, known, self._schema)
+            verdicts = [_verdict(result) for result in results]
+            if len(verdicts) != len(requests):
+                raise ValueError("the engine left questions unanswered")
+        except Exception as error:  # whatever the engine throws, the answer is no
+            return [Verdict(allowed=False, errors=(f"{type(error).__name__}: {error}",))] * len(requests)
+        return verdicts
+
+
+def _verdict(result: cedarpy.AuthzResult) -> Verdict:
+    errors = tuple(str(error) for error in result.diagnostics.errors)
+    if errors or result.decision is cedarpy.Decision.NoDecision:
+        ids = {match for error in errors for match in _NAMED.findall(error)}
+        return Verdict(allowed=False, ids=tuple(sorted(ids)), errors=errors or ("no decision",))
+    return Verdict(allowed=result.allowed, ids=tuple(sorted(result.diagnostics.reasons)))
+
+
+def read_policies(files: PolicyFiles) -> tuple[dict[str, Any], dict[str, Rule]]:
+    """The validated policies of a directory in Cedar's JSON form, and their rules, both by `@id`.
+
+    Raises PolicyFileError that names the file and the policy.
+    """
+    try:
+        schema = cedarpy.Schema.from_str(files.schema)
+    except ValueError as error:
+        raise PolicyFileError(f"{files.path / SCHEMA_FILE}: {_one_line(error)}") from error
+    policies: dict[str, Any] = {}
+    rules: dict[str, Rule] = {}
+    for name, text in files.policies.items():
+        where = str(files.path / name)
+        document = _validated(text, schema, where=where)
+        if document["templates"]:
+            raise PolicyFileError(f"{where}: templates (?principal, ?resource) are not supported; write the policy out")
+        for policy in document["staticPolicies"].values():
+            rule = _rule(policy, file=name, where=where)
+            if rule.id in rules:
+                raise PolicyFileError(f'{where}: @id("{rule.id}") is also in {rules[rule.id].file}; ids must differ')
+            policies[rule.id], rules[rule.id] = policy, rule
+    if not any(not rule.forbids for rule in rules.values()):
+        raise PolicyFileError(f"{files.path}: no policy permits anything; add a permit, or stop the service instead")
+    if len(rules) > MAX_POLICIES:
+        raise PolicyFileError(f"{files.path}: more than {MAX_POLICIES} policies")
+    return policies, rules
+
+
+def _validated(text: str, schema: cedarpy.Schema, *, where: str) -> dict[str, Any]:
+    try:
+        result = cedarpy.validate_policies(text, schema)
+        if not result.validation_passed:
+            first = result.errors[0] if result.errors else None
+            name = result.id_annotations_by_policy_id.get(first.policy_id, "") if first else ""
+            policy = f' policy "{name}":' if name else ""
+            raise PolicyFileError(f"{where}:{policy} {_one_line(first.error if first else 'does not validate')}")
+        document: dict[str, Any] = json.loads(cedarpy.policies_to_json_str(text))
+    except ValueError as error:
+        raise PolicyFileError(f"{where}: {_one_line(error)}") from error
+    return document
+
+
+def _rule(policy: dict[str, Any], *, file: str, where: str) -> Rule:
+    annotations: dict[str, str] = {name: value or "" for name, value in policy.get("annotations", {}).items()}
+    identity = annotations.get("id", "")
+    if not _ID.fullmatch(identity):
+        raise PolicyFileError(f'{where}: every policy needs @id("lower-case-words"), unique and at most 64 characters')
+    where = f'{where}: policy "{identity}"'
+    unknown = sorted(annotations.keys() - _ANNOTATIONS)
+    if unknown:
+        raise PolicyFileError(
+            f"{where}: unknown annotation @{unknown[0]}; known are: {', '.join(sorted(_ANNOTATIONS))}"
+        )
+    if _uses_arithmetic(policy):
+        raise PolicyFileError(
+            f"{where}: arithmetic may overflow at the wrong moment and does not load; compare instead"
+        )
+    forbids = policy["effect"] == "forbid"
+    obligations = _obligations(annotations, where=where)
+    if forbids and obligations != Obligations():
+        raise PolicyFileError(f"{where}: a forbid cannot oblige the runtime to anything; annotate the permit")
+    return Rule(id=identity, file=file, forbids=forbids, says=annotations.get("says", ""), obligations=obligations)
+
+
+def _uses_arithmetic(node: Any) -> bool:
+    if isinstance(node, dict):
+        return not _ARITHMETIC.isdisjoint(node) or any(_uses_arithmetic(item) for item in node.values())
+    return isinstance(node, list) and any(_uses_arithmetic(item) for item in node)
+
+
+def _obligations(annotations: dict[str, str], *, where: str) -> Obligations:
+    hide = annotations.get("hide_scores", "false")
+    if hide not in ("true", "false"):
+        raise PolicyFileError(f'{where}: @hide_scores is "true" or "false"')
+    return Obligations(
+        round_digits=_number(annotations, "round_digits", 0, MAX_ROUND_DIGITS, where=where),
+        top_k=_number(annotations, "top_k", 1, MAX_TOP_K, where=where),
+        hide_scores=hide == "true",
+    )
+
+
+def _number(annotations: dict[str, str], name: str, low: int, high: int, *, where: str) -> int | None:
+    if name not in annotations:
+        return None
+    text = annotations[name]
+    if not _NUMBER.fullmatch(text) or not low <= int(text) <= high:
+        raise PolicyFileError(f"{where}: @{name} is a whole number from {low} to {high}, in quotation marks")
+    return int(text)
+
+
+def _one_line(error: object) -> str:
+    return re.sub(r"\s+", " ", str(error))[:300]
