@@ -128,20 +128,7 @@ class LinkServer:
 
     async def listen(self, path: Path) -> None:
         """Bind the socket 0600; a stale file of a dead host is replaced, a live one is an error."""
-        if path.exists():
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.connect(os.fspath(path))
-                raise ConfigurationError(f"{path} is in use: another runtime serves this deployment")
-            path.unlink()
-        sock = socket.socket(socket.AF_UNIX)
-        before = os.umask(0o177)
-        try:
-            sock.bind(os.fspath(path))
-        except OSError as error:
-            sock.close()
-            raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
-        finally:
-            os.umask(before)
+        sock = _bind(path)
         self._server = await asyncio.get_running_loop().create_unix_server(
             lambda: _GatewayConnection(self), sock=sock, backlog=128
         )
@@ -160,3 +147,21 @@ class LinkServer:
             await asyncio.wait(self.running, timeout=drain_s)
         for connection in list(self.connections):
             connection.close()
+
+
+def _bind(path: Path) -> socket.socket:
+    if path.exists():
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(os.fspath(path))
+            raise ConfigurationError(f"{path} is in use: another runtime serves this deployment")
+        path.unlink()
+    sock = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        sock.bind(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        raise ConfigurationError(f"cannot listen on {path}: {error.strerror or 'the path is too long'}") from error
+    finally:
+        os.umask(before)
+    return sock

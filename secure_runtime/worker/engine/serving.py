@@ -19,7 +19,7 @@ from sealgate.protocol import bhttp, inference
 from secure_runtime.errors import BadInput
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_values
-from secure_runtime.worker.engine.tensors import from_texts, from_torch, to_torch
+from secure_runtime.worker.engine.tensors import from_torch, to_torch
 from secure_runtime.worker.gatekeeper import Admitted
 
 _JSON = (("content-type", "application/json"),)
@@ -145,10 +145,7 @@ def _answered(job: _Job, outputs: Mapping[str, torch.Tensor]) -> EngineAnswer:
             values = apply_to_values(values, obligations)
         if values is None:
             continue
-        if spec.datatype == "BYTES":
-            tensors.append(from_texts(spec.name, [spec.labels[int(value)] for value in values.tolist()]))
-        else:
-            tensors.append(from_torch(spec.name, values, spec.datatype))
+        tensors.append(from_torch(spec.name, values, spec.datatype))
     facts = job.model.facts
     fields, body = inference.encode_infer_response(
         inference.InferResponse(
@@ -179,6 +176,8 @@ def _described(admitted: Admitted, model: LoadedModel) -> EngineAnswer:
             "inputs": [{"name": i.name, "datatype": i.datatype, "shape": list(i.shape)} for i in manifest.inputs],
             "outputs": [{"name": o.name, "datatype": o.datatype, "shape": list(o.shape)} for o in manifest.outputs],
             "parameters": {
+                "columns": [column.name for column in manifest.inputs[0].columns],
+                "labels": {output.name: list(output.labels) for output in manifest.outputs if output.labels},
                 "model_digest": facts.model_digest,
                 "certificate_digest": facts.certificate_digest,
                 "epsilon_micro": facts.epsilon_micro,

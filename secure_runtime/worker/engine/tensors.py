@@ -6,7 +6,6 @@ converts silently: a wrong name, datatype or shape is an error that names the in
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
 import torch
@@ -55,9 +54,3 @@ def from_torch(name: str, values: torch.Tensor, datatype: str) -> Tensor:
     dense = values.to(dtype=_FROM_WIRE[datatype], device="cpu").contiguous()
     data = dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
     return Tensor(name=name, datatype=datatype, shape=tuple(dense.shape), data=data)
-
-
-def from_texts(name: str, texts: Sequence[str]) -> Tensor:
-    """Class names as a BYTES tensor of shape [n]."""
-    data = b"".join(struct.pack("<I", len(raw)) + raw for raw in (text.encode() for text in texts))
-    return Tensor(name=name, datatype="BYTES", shape=(len(texts),), data=data)
