@@ -1,0 +1,90 @@
+"""Who the client is: a bearer token, a client certificate, or both; and what ties a sealed request to it.
+
+Trusts: the caller for the token and the files. Never: prints a token, takes one that would break a header line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from sealgate.client.errors import UsageError
+from sealgate.errors import ConfigurationError
+from sealgate.protocol.binding import bind_certificate, bind_token
+
+TokenSource: TypeAlias = "str | Callable[[], str]"
+"""A bearer token, or a function that returns one when a request is made (for tokens that are renewed)."""
+
+MAX_TOKEN = 16 * 1024
+_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*\Z")  # RFC 6750 section 2.1
+
+
+@dataclass(frozen=True)
+class ClientCertificate:
+    """PEM files of a client certificate (leaf first) and its private key."""
+
+    certificate: Path
+    key: Path
+
+    def leaf(self) -> bytes:
+        """The leaf certificate, DER; raises ConfigurationError."""
+        from cryptography import x509
+        from cryptography.hazmat.primitives.serialization import Encoding
+
+        try:
+            found = x509.load_pem_x509_certificates(self.certificate.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(f"certificate {self.certificate} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise ConfigurationError(f"{self.certificate} is not a PEM certificate") from error
+        return found[0].public_bytes(Encoding.DER)
+
+
+class Credential:
+    """The credential of one request. Its representation never shows the token."""
+
+    __slots__ = ("_certificate", "_token")
+
+    def __init__(self, *, token: str | None, certificate: bytes | None) -> None:
+        if token is not None and (len(token) > MAX_TOKEN or not _TOKEN.match(token)):
+            raise UsageError("the token is empty, too long, or has characters that a bearer token may not have")
+        self._token = token
+        self._certificate = certificate
+
+    def __repr__(self) -> str:
+        return f"Credential(token={'yes' if self._token else 'no'}, certificate={'yes' if self._certificate else 'no'})"
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What the gateway reads."""
+        return () if self._token is None else (("authorization", f"Bearer {self._token}"),)
+
+    @property
+    def binding(self) -> str:
+        """What goes inside the seal. Raises UsageError when there is no credential at all."""
+        if self._token is not None:
+            return bind_token(self._token)
+        if self._certificate is not None:
+            return bind_certificate(self._certificate)
+        raise UsageError("no credential: give a token (a file or SEALGATE_TOKEN) or a client certificate and key")
+
+
+def take_token(source: TokenSource | None) -> str | None:
+    """The token of now."""
+    found = source() if callable(source) else source
+    return None if found is None else found.strip()
+
+
+def read_token_file(path: Path) -> str:
+    """The token in a file, without its line end; raises ConfigurationError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_TOKEN + 2).decode("ascii").strip()
+    except OSError as error:
+        hint = "make one with: sealgate token STATE_DIR"
+        raise ConfigurationError(f"token file {path} cannot be read: {error.strerror}; {hint}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"token file {path} does not hold a token") from error

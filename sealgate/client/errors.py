@@ -1,0 +1,74 @@
+"""What a client can meet beyond the shared tree (sealgate.errors).
+
+SealgateError
+├── ConfigurationError
+│   └── UsageError             a request that this transport cannot seal: no model in its path, no purpose, bad token
+├── ServiceUnreachable         no answer at all: refused, timed out, broken off, TLS or proxy failure
+├── ProtocolError
+│   └── UnsealedAnswer         the gateway answered something that is neither sealed nor a problem document
+├── VerificationError
+│   ├── EvidenceRefused        sealgate.evidence.transcript: with the transcript of checks
+│   └── ReceiptRefused         likewise
+└── RemoteError
+    └── ServiceRefused         a problem document, with its verified audit receipt if it came with one
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sealgate.errors import ConfigurationError, ProtocolError, RemoteError, SealgateError
+from sealgate.evidence.transcript import EvidenceRefused, ReceiptRefused
+
+if TYPE_CHECKING:
+    from sealgate.transparency.receipt import VerifiedReceipt
+
+__all__ = [
+    "EvidenceRefused",
+    "ReceiptRefused",
+    "ServiceRefused",
+    "ServiceUnreachable",
+    "UnsealedAnswer",
+    "UsageError",
+]
+
+
+class UsageError(ConfigurationError):
+    """The caller asked for something that cannot be sealed as asked. The text says how to mend it."""
+
+    code = "usage"
+
+
+class ServiceUnreachable(SealgateError):
+    """No answer came. Whether the request was executed is unknown; the service's log knows."""
+
+    code = "unreachable"
+
+
+class UnsealedAnswer(ProtocolError):
+    """The gateway answered a sealed request with something that is not sealed: never handed on as an answer."""
+
+    code = "unsealed-answer"
+
+
+class ServiceRefused(RemoteError):
+    """The service refused. `code` is its public problem code. The text of the refusal is the gateway's word.
+
+    `receipt` is there when the refusal is on record; it has been verified then, and is about this request.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: int,
+        problem_type: str,
+        retry_after_s: int | None,
+        receipt: VerifiedReceipt | None = None,
+        receipt_bytes: bytes = b"",
+    ) -> None:
+        super().__init__(message, status=status, problem_type=problem_type, retry_after_s=retry_after_s)
+        self.code = code
+        self.receipt = receipt
+        self.receipt_bytes = receipt_bytes

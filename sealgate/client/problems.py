@@ -1,0 +1,69 @@
+"""Problem documents (RFC 9457) of the gateway, read with suspicion: they come unsealed, from whoever answered.
+
+Trusts nothing: everything is bounded and made printable. Never: follows a URI, renders markup.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+
+from sealgate.terminal import printable
+
+MEDIA_TYPE = "application/problem+json"
+OHTTP_KEY = "https://iana.org/assignments/http-problem-types#ohttp-key"
+MAX_PROBLEM = 64 * 1024
+
+_URN = re.compile(r"urn:sealgate:problem:([a-z0-9-]{1,64})\Z")
+_HINTS = {
+    "unauthenticated": "the credential was not accepted; get a new token, or check the client certificate",
+    "forbidden": "the policy does not allow this model for this purpose with this credential",
+    "budget-exhausted": "the budget is used up; wait for its renewal or ask the operator",
+    "too-many-requests": "slow down and try again",
+    "unavailable": "the service cannot infer at the moment; try again later",
+    "sealed-request-refused": "the runtime refused the sealed request; check this machine's clock and the credential",
+    "unknown-key": "the service changed its keys again; try once more",
+    "not-found": "there is nothing at that address",
+    "too-large": "the request is larger than the service allows",
+    "timed-out": "the model did not answer in time",
+}
+
+
+class _Document(msgspec.Struct, frozen=True):
+    type: str = "about:blank"
+    title: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A refusal: `code` is the service's stable code, or `http-STATUS` where there was no readable document."""
+
+    status: int
+    code: str
+    type: str
+    text: str
+    retry_after_s: int | None
+
+
+def read_problem(status: int, content_type: str, retry_after: str, body: bytes) -> Problem:
+    """The problem in an answer; one that is no problem document becomes a bare status."""
+    document = _Document()
+    if content_type.split(";")[0].strip().lower() == MEDIA_TYPE and len(body) <= MAX_PROBLEM:
+        try:
+            document = msgspec.json.decode(body, type=_Document)
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            document = _Document()
+    match = _URN.match(document.type)
+    code = match[1] if match else ("unknown-key" if document.type == OHTTP_KEY else f"http-{status}")
+    said = printable(document.detail or document.title, limit=200)
+    hint = _HINTS.get(code, "")
+    text = (
+        f"the service refused ({status} {code})"
+        + (f": {hint}" if hint else "")
+        + (f" [it said: {said}]" if said else "")
+    )
+    seconds = int(retry_after) if re.fullmatch(r"\d{1,6}", retry_after, re.ASCII) else None
+    return Problem(status, code, printable(document.type, limit=200), text, seconds)

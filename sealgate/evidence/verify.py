@@ -1,0 +1,268 @@
+"""Step 1 of a request's life: from evidence bytes to the key configurations that a client may seal to.
+
+    1  signature       the envelope is signed by an operator key of the trust file
+    2  endorsements    somebody vouches for exactly this payload; that sets the grade
+    3  grade           the grade is one that the trust file accepts, and the claims state no stronger one
+    4  nonce           made for this asker, now
+    5  time            issued, not expired, and not for longer than a lifetime
+    6  audience        about the deployment that the trust file names
+    7  key-configs     at least one usable key; the published list is the same, byte for byte
+    8  completion-key  an Ed25519 key
+    9  log             the checkpoint is signed by a log key of the trust file, for the origin that is claimed
+    10 profile         a sandbox profile that the trust file accepts
+    11 pins            per pinned model: weights digest, certificate digest, largest epsilon
+
+`verify_evidence` is the only maker of `VerifiedEvidence`, and that is the only way to the keys. Every claim carries a
+grade: who vouches for it. Sandbox layers and privacy figures are the runtime's own word, whatever else holds.
+
+Trusts: the trust file and the caller's clock. Never: returns a verdict that can be ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from sealgate.errors import DecodeError, EvidenceError, SealgateError
+from sealgate.evidence.claims import Claims, decode_claims, state_digest
+from sealgate.evidence.token import SOFTWARE, Token, key_id, parse_token, verify_signature, verify_software
+from sealgate.evidence.transcript import Check, EvidenceRefused, Transcript
+from sealgate.evidence.trust import ModelPin, Trust
+from sealgate.limits import EVIDENCE_LIFETIME_S, EVIDENCE_SKEW_S, MAX_NONCE, MIN_NONCE
+from sealgate.protocol.frames import ModelFacts
+from sealgate.protocol.ohttp import KeyConfig, decode_key_configs
+from sealgate.transparency.notes import Checkpoint, open_checkpoint
+
+SELF_ASSERTED = "self-asserted"
+GRADES = (SELF_ASSERTED, SOFTWARE, "tpm", "hardware")
+"""Who vouches for a claim, weakest first."""
+
+_SELF_ASSERTED_CLAIMS = ("layers", "probes", "device", "measurements", "models.epsilon", "models.purposes")
+_VOUCHED_CLAIMS = (
+    "nonce",
+    "time",
+    "audience",
+    "key_configs",
+    "completion_key",
+    "instance",
+    "models.digests",
+    "host_layers",
+    "profile",
+    "policy_digest",
+    "log",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedEvidence:
+    """Evidence that holds under a trust file; made only by `verify_evidence`.
+
+    Proves: an operator key of the trust file signed these claims for this asker, and they fit the trust file. Does not
+    prove more than `grades` says: a `software` grade is the operator's word. Valid until `expires_us`, no longer.
+    """
+
+    claims: Claims
+    key_configs: tuple[KeyConfig, ...]
+    completion_key: Ed25519PublicKey
+    checkpoint: Checkpoint
+    grade: str
+    grades: Mapping[str, str]
+    checks: tuple[Check, ...]
+    digest: str  # SHA-256 of the evidence bytes
+    state_digest: str  # what records of this instance name as evidence_digest
+    expires_us: int
+    raw: bytes
+
+    def require_current(self, now_us: int) -> None:
+        """Raises EvidenceError once the evidence has expired."""
+        if now_us >= self.expires_us:
+            raise EvidenceError("the evidence has expired", code="evidence-expired")
+
+    def model(self, name: str) -> ModelFacts:
+        """What the evidence says of a model; raises EvidenceError if it is not served."""
+        for facts in self.claims.models:
+            if facts.name == name:
+                return facts
+        served = ", ".join(facts.name for facts in self.claims.models) or "none"
+        raise EvidenceError(f"no model '{name}' is served here; served: {served}", code="model-not-served")
+
+
+def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, published: bytes) -> VerifiedEvidence:
+    """Run the eleven checks in order; raises EvidenceRefused with the transcript at the first that fails.
+
+    `nonce` is what this asker sent, `published` the list at /.well-known/ohttp-gateway. Neither may be empty.
+    """
+    if not MIN_NONCE <= len(nonce) <= MAX_NONCE or not published:
+        raise EvidenceError("evidence cannot be verified without a nonce and the published keys", code="no-expectation")
+    transcript = Transcript(subject="evidence", refusal=EvidenceRefused, strict=trust.strict)
+    try:
+        token = parse_token(data)
+        claims = decode_claims(token.payload)
+    except DecodeError as error:
+        transcript.fail("form", str(error), anchor="RFC 9711", cause=error)
+    transcript.passed("form", f"{len(data)} bytes, profile known", anchor="RFC 9711")
+    operator, anchor = _check_signature(token, trust, transcript)  # 1
+    grade = _check_endorsements(token, operator, anchor, transcript)  # 2
+    _check_grade(claims, grade, anchor, trust, transcript)  # 3
+    transcript.require(
+        claims.nonce == nonce, "nonce", "ours", anchor="this request", otherwise="it answers another nonce"
+    )
+    _check_time(claims, now_us, transcript)  # 5
+    transcript.require(  # 6
+        claims.audience == trust.audience,
+        "audience",
+        claims.audience,
+        anchor=trust.source,
+        otherwise=f"it is about another deployment than {trust.audience}",
+    )
+    configs = _check_keys(claims, published, anchor, transcript)  # 7
+    completion_key = Ed25519PublicKey.from_public_bytes(claims.completion_key)  # 8; 32 bytes by its type
+    transcript.passed("completion-key", f"instance {claims.instance}", anchor=anchor)
+    checkpoint = _check_log(claims, trust, transcript)  # 9
+    _check_profile(claims, trust, transcript)  # 10
+    _check_pins(claims, trust, transcript)  # 11
+    grades = dict.fromkeys(_VOUCHED_CLAIMS, grade) | dict.fromkeys(_SELF_ASSERTED_CLAIMS, SELF_ASSERTED)
+    return VerifiedEvidence(
+        claims=claims,
+        key_configs=configs,
+        completion_key=completion_key,
+        checkpoint=checkpoint,
+        grade=grade,
+        grades=MappingProxyType(grades),
+        checks=transcript.checks,
+        digest=token.digest,
+        state_digest=state_digest(claims),
+        expires_us=claims.expires_at_us,
+        raw=data,
+    )
+
+
+def _check_signature(token: Token, trust: Trust, transcript: Transcript) -> tuple[bytes, str]:
+    """The operator key that signed, and how to name it."""
+    key = next((known for known in trust.operator_keys if key_id(known) == token.kid), None)
+    if key is None:
+        transcript.fail("signature", "it is signed by a key that is not in operator_keys", anchor=trust.source)
+    anchor = f"operator key {token.kid.hex()}"
+    try:
+        verify_signature(token, key)
+    except EvidenceError as error:
+        transcript.fail("signature", "the operator's signature does not hold", anchor=anchor, cause=error)
+    transcript.passed("signature", "Ed25519 over the claims", anchor=anchor)
+    return key, anchor
+
+
+def _check_endorsements(token: Token, operator: bytes, anchor: str, transcript: Transcript) -> str:
+    """The strongest grade that somebody vouches for."""
+    grade = SELF_ASSERTED
+    for endorsement in token.endorsements:
+        if endorsement.kind != SOFTWARE:
+            kind = "".join(char if char.isalnum() or char in "-_" else "?" for char in endorsement.kind[:20])
+            transcript.skipped("endorsement", f"kind '{kind}' is not known to this verifier", anchor="none")
+            continue
+        try:
+            verify_software(token, endorsement, operator)
+        except EvidenceError as error:
+            transcript.fail("endorsement", "an endorsement does not cover these claims", anchor=anchor, cause=error)
+        transcript.passed("endorsement", "software: the operator's word, no hardware", anchor=anchor)
+        grade = SOFTWARE
+    return grade
+
+
+def _check_grade(claims: Claims, grade: str, anchor: str, trust: Trust, transcript: Transcript) -> None:
+    if grade == SELF_ASSERTED:
+        transcript.fail("grade", "nobody whom this verifier knows vouches for its claims", anchor="none")
+    if claims.assurance not in GRADES or GRADES.index(claims.assurance) > GRADES.index(grade):
+        transcript.fail("grade", "it claims more assurance than its endorsements give", anchor=anchor)
+    if grade == SOFTWARE and not trust.accept_software:
+        why = "it is software evidence; to accept an operator's word set accept_software = true in the trust file"
+        transcript.fail("grade", why, anchor=trust.source)
+    transcript.passed("grade", f"{grade}, accepted by the trust file", anchor=trust.source)
+
+
+def _check_time(claims: Claims, now_us: int, transcript: Transcript) -> None:
+    if claims.expires_at_us <= now_us:
+        transcript.fail("time", "it has expired", anchor="this machine's clock")
+    if claims.issued_at_us > now_us + EVIDENCE_SKEW_S * 1_000_000:
+        transcript.fail(
+            "time", "it was issued in the future; check this machine's clock", anchor="this machine's clock"
+        )
+    if not 0 < claims.expires_at_us - claims.issued_at_us <= EVIDENCE_LIFETIME_S * 1_000_000:
+        transcript.fail("time", "it claims to hold for longer than evidence may", anchor="limit")
+    left_s = (claims.expires_at_us - now_us) // 1_000_000
+    transcript.passed("time", f"valid for another {left_s} s", anchor="this machine's clock")
+
+
+def _check_keys(claims: Claims, published: bytes, anchor: str, transcript: Transcript) -> tuple[KeyConfig, ...]:
+    try:
+        configs = decode_key_configs(claims.key_configs)
+    except SealgateError as error:
+        transcript.fail("key-configs", "its key list is malformed", anchor=anchor, cause=error)
+    if not configs:
+        transcript.fail("key-configs", "it has no key of a kind that this client knows", anchor=anchor)
+    if published != claims.key_configs:
+        why = "the gateway publishes other keys than the evidence binds"
+        transcript.fail("key-configs", why, anchor="/.well-known/ohttp-gateway")
+    kems = ", ".join(f"{config.kem.name} id {config.key_id}" for config in configs)
+    transcript.passed("key-configs", f"{kems}; equal to the published list", anchor=anchor)
+    return configs
+
+
+def _check_log(claims: Claims, trust: Trust, transcript: Transcript) -> Checkpoint:
+    try:
+        opened = open_checkpoint(claims.log_checkpoint, trust.log_keys)
+    except SealgateError as error:
+        transcript.fail(
+            "log", "its checkpoint is not signed by a log key of the trust file", anchor="log_keys", cause=error
+        )
+    checkpoint = opened.checkpoint
+    if checkpoint.origin != claims.log_origin:
+        transcript.fail("log", "its checkpoint belongs to another log than it names", anchor="log_keys")
+    transcript.passed("log", f"{checkpoint.origin} at size {checkpoint.size}", anchor="log_keys")
+    return checkpoint
+
+
+def _check_profile(claims: Claims, trust: Trust, transcript: Transcript) -> None:
+    seen = claims.profile + (" (degraded)" if claims.degraded else "")
+    if trust.profiles is None:
+        transcript.skipped("profile", f"{seen}; the trust file names no profiles", anchor=SELF_ASSERTED)
+        return
+    acceptable = claims.profile in trust.profiles and (not claims.degraded or "dev" in trust.profiles)
+    otherwise = f"its sandbox profile is {seen}, the trust file accepts {', '.join(trust.profiles)}"
+    transcript.require(acceptable, "profile", seen, anchor=SELF_ASSERTED, otherwise=otherwise)
+
+
+def _check_pins(claims: Claims, trust: Trust, transcript: Transcript) -> None:
+    served = {facts.name: facts for facts in claims.models}
+    if len(served) != len(claims.models):
+        transcript.fail("pins", "it names a model twice", anchor=SELF_ASSERTED)
+    for name in sorted(set(served) | set(trust.models)):
+        pin, facts = trust.models.get(name), served.get(name)
+        if pin is None:
+            transcript.skipped("pins", f"{name}: the trust file pins nothing", anchor=trust.source)
+        elif facts is None:
+            transcript.skipped("pins", f"{name}: pinned, but not served", anchor=trust.source)
+        else:
+            _check_pin(facts, pin, trust, transcript)
+
+
+def _check_pin(facts: ModelFacts, pin: ModelPin, trust: Trust, transcript: Transcript) -> None:
+    for what, expected, seen in (
+        ("weights", pin.model_digest, facts.model_digest),
+        ("certificate", pin.certificate_digest, facts.certificate_digest),
+    ):
+        if expected is None:
+            transcript.skipped("pins", f"{facts.name}: no {what} digest pinned", anchor=trust.source)
+        else:
+            otherwise = f"model {facts.name} has another {what} digest than the trust file pins"
+            detail = f"{facts.name}: {what} {seen[:16]}..."
+            transcript.require(seen == expected, "pins", detail, anchor=trust.source, otherwise=otherwise)
+    if pin.max_epsilon_micro is None:
+        transcript.skipped("pins", f"{facts.name}: no largest epsilon pinned", anchor=trust.source)
+        return
+    epsilon = f"{facts.epsilon_micro / 1_000_000:g}"
+    otherwise = f"model {facts.name} states epsilon {epsilon}, the trust file allows {pin.max_epsilon_micro / 1e6:g}"
+    within = 0 <= facts.epsilon_micro <= pin.max_epsilon_micro
+    transcript.require(within, "pins", f"{facts.name}: epsilon {epsilon}", anchor=SELF_ASSERTED, otherwise=otherwise)
