@@ -56,6 +56,26 @@ MAX_NOTE = 64 * 1024
 MAX_CERTIFICATE = 1024 * 1024
 MAX_MANIFEST = 1024 * 1024
 MAX_EVIDENCE = 256 * 1024
+MAX_WEIGHTS = 256 * 1024 * 1024
+MAX_WEIGHTS_HEADER = 1024 * 1024
+MAX_WEIGHTS_TENSORS = 1024
+MAX_CARD = 256 * 1024
+MAX_PUBLISHERS_FILE = 256 * 1024
+MAX_PUBLISHERS = 256
+MAX_BUNDLE_FILES = 16  # directory entries read before a bundle is refused
+MAX_BUNDLES = 256  # bundles listed in one models directory
+MAX_COLUMNS = 8192  # features of one model
+MAX_CLASSES = 1024
+MAX_HIDDEN_LAYERS = 16
+MAX_LAYER_WIDTH = 16384
+
+# Privacy accounting: beyond these a certificate is refused, because recomputing it would cost minutes or mean nothing
+MAX_TRAINING_STEPS = 1_000_000
+MIN_SIGMA_MICRO = 200_000
+MAX_SIGMA_MICRO = 10_000_000_000
+MAX_EPSILON_MICRO = 100_000_000  # epsilon 100: above it the guarantee is empty
+MAX_PRIVACY_LOSS_MEAN = 5000  # steps * rate / (2 sigma^2): bounds the memory of the privacy-loss distribution
+MIN_DELTA_EXPONENT = 12  # delta below 1e-12 is beyond the accountant's precision
 
 # Requests from people ------------------------------------------------------------------------------------------------
 MAX_NAME = 128  # model, tenant, purpose, client names

@@ -1,0 +1,269 @@
+"""A model bundle on disk, and the one way to trust it.
+
+    model.safetensors        weights, FP32
+    manifest.json            what the model is, what goes in and out
+    certificate.dsse.json    the privacy certificate over weights and manifest, signed
+    card.md                  the same for people
+    bundle.sig               a signed list of the four files above
+
+`verify_bundle` goes from cheap to costly, and each file is read once: what was verified is what is used afterwards.
+
+    1  the directory holds exactly these five plain files, none of them a pickle, none too large
+    2  bundle.sig is signed by an accepted publisher
+    3  manifest, card and certificate are the signed ones
+    4  the certificate is signed by the same publisher and names these weights and this manifest
+    5  the manifest is well-formed and agrees with the certificate
+    6  the certificate's claims can carry an epsilon (claims.py)
+    7  the weights are the signed ones, and are exactly the tensors of the declared architecture
+    8  epsilon, recomputed, is not above the stated one
+
+Trusts: the publishers. Never: unpickles, follows links, or writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sealgate.certificate.claims import check_claims
+from sealgate.certificate.decimals import micro_text
+from sealgate.certificate.dsse import SignedPayload, open_envelope
+from sealgate.certificate.manifest import Manifest, expected_tensors, parse_manifest
+from sealgate.certificate.publishers import Publishers
+from sealgate.certificate.recompute import GaussianSteps, recompute
+from sealgate.certificate.refusals import refusal
+from sealgate.certificate.schema import Certificate
+from sealgate.certificate.statement import BundleFiles, parse_bundle_statement, parse_certificate_statement
+from sealgate.certificate.weights import parse_weights_header
+from sealgate.limits import MAX_BUNDLE_FILES, MAX_CARD, MAX_CERTIFICATE, MAX_MANIFEST, MAX_WEIGHTS
+from sealgate.protocol.frames import ModelFacts
+
+WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
+CERTIFICATE = "certificate.dsse.json"
+CARD = "card.md"
+SIGNATURE = "bundle.sig"
+SIGNED = (WEIGHTS, MANIFEST, CERTIFICATE, CARD)
+_LIMITS = {
+    WEIGHTS: MAX_WEIGHTS,
+    MANIFEST: MAX_MANIFEST,
+    CERTIFICATE: MAX_CERTIFICATE,
+    CARD: MAX_CARD,
+    SIGNATURE: MAX_CERTIFICATE,
+}
+_DIGEST_CODES = {
+    WEIGHTS: "weights-digest",
+    MANIFEST: "manifest-digest",
+    CERTIFICATE: "certificate-digest",
+    CARD: "file-digest",
+}
+_PICKLE_SUFFIXES = frozenset(
+    (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".h5")
+)
+
+Told = Callable[[str, str], None]
+"""Is told each step that held: its name and, in plain words, what was found."""
+
+
+@dataclass(frozen=True)
+class VerifiedBundle:
+    """A bundle that passed all eight steps; made only by `verify_bundle`.
+
+    Holding one proves: an accepted publisher signed exactly these bytes, and the epsilon it states is not below what
+    its stated mechanism gives. It does not prove that the publisher really trained that way.
+    """
+
+    directory: Path
+    manifest: Manifest
+    certificate: Certificate
+    publisher: str
+    weights_digest: str
+    certificate_digest: str
+    facts: ModelFacts
+    weights: bytes = field(repr=False)  # the verified bytes: load these, not the file
+
+
+def sha256_hex(data: bytes) -> str:
+    """Lowercase hex SHA-256."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _silent(_step: str, _detail: str) -> None:
+    """Tells nobody."""
+
+
+def _looks_pickled(data: bytes) -> bool:
+    """Whether bytes start like a binary pickle or like the zip that torch.save writes.
+
+    0x80 and a protocol number open a pickle. A safetensors file may open with the same two bytes (a header of 640
+    bytes, say), but its length is below 2^24, so bytes three to seven are zero; no pickle has that.
+    """
+    if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return True
+    return len(data) > 2 and data[0] == 0x80 and data[1] <= 5 and data[3:8] != b"\0\0\0\0\0"
+
+
+def _check_listing(directory: Path, listing: int) -> None:
+    names = []
+    with os.scandir(listing) as entries:
+        for entry in entries:
+            names.append(entry.name)
+            if len(names) > MAX_BUNDLE_FILES:
+                raise refusal("unexpected-file", f"{directory} holds more than the five files of a bundle")
+            if Path(entry.name).suffix.lower() in _PICKLE_SUFFIXES:
+                raise refusal("pickle-in-bundle", f"{directory} holds {entry.name!r}: pickled files are never loaded")
+            if entry.name not in _LIMITS:
+                raise refusal("unexpected-file", f"{directory} holds {entry.name!r}, which is no part of a bundle")
+            status = entry.stat(follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                raise refusal("not-a-plain-file", f"{entry.name!r} in {directory} is not a plain file")
+            if status.st_size > _LIMITS[entry.name]:
+                raise refusal(
+                    "file-too-large", f"{entry.name!r} in {directory} is larger than {_LIMITS[entry.name]} bytes"
+                )
+    for name in _LIMITS:
+        if name not in names:
+            raise refusal("missing-file", f"{directory} lacks {name!r}")
+
+
+def _read(name: str, listing: int) -> bytes:
+    """The whole file, without following links and without trusting the size seen before."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=listing)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise refusal("not-a-plain-file", f"{name!r} is not a plain file")
+        data = file.read(_LIMITS[name] + 1)
+    if len(data) > _LIMITS[name]:
+        raise refusal("file-too-large", f"{name!r} is larger than {_LIMITS[name]} bytes")
+    if _looks_pickled(data):
+        raise refusal("pickle-in-bundle", f"{name!r} is a pickle: pickled files are never loaded")
+    return data
+
+
+def _open_listing(directory: Path) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def verify_bundle(directory: Path, publishers: Publishers, *, told: Told = _silent) -> VerifiedBundle:
+    """Run the eight steps; returns the verified bundle or raises CertificateError with a code from `refusals.py`."""
+    try:
+        listing = _open_listing(directory)
+    except OSError as error:
+        raise refusal("bundle-unreadable", f"{directory} cannot be opened as a directory: {error.strerror}") from error
+    try:
+        _check_listing(directory, listing)  # 1
+        files = {name: _read(name, listing) for name in _LIMITS if name != WEIGHTS}
+        told("files", "exactly the five files of a bundle, no pickle, no link")
+        signed, bundle, digests = _check_signature(files, publishers)  # 2
+        told("bundle signature", f"publisher '{signed.publisher.name}', key {signed.publisher.keyid[:16]}")
+        _check_small_files(files, digests)  # 3
+        told("files signed", "manifest, certificate and card are the signed ones")
+        certificate = _check_certificate(files[CERTIFICATE], signed, publishers, digests)  # 4
+        told("certificate signature", "same publisher, names these weights and this manifest")
+        manifest = parse_manifest(files[MANIFEST])  # 5
+        _check_agreement(manifest, certificate, bundle)
+        told("manifest", f"{manifest.name} {manifest.version}: {manifest.family}")
+        mechanism = check_claims(certificate)  # 6
+        told("claims", "Poisson sampling, public constants, fresh randomness, steps within the declared")
+        weights = _read(WEIGHTS, listing)
+    except OSError as error:
+        raise refusal("bundle-unreadable", f"{directory} cannot be read: {error.strerror}") from error
+    finally:
+        os.close(listing)
+    _check_weights(weights, digests[WEIGHTS], manifest)  # 7
+    told("weights", f"SHA-256 {digests[WEIGHTS][:16]}..., exactly the tensors of the architecture")
+    _check_epsilon(certificate, mechanism, told)  # 8
+    certificate_digest = sha256_hex(files[CERTIFICATE])
+    return VerifiedBundle(
+        directory=directory,
+        manifest=manifest,
+        certificate=certificate,
+        publisher=signed.publisher.name,
+        weights_digest=digests[WEIGHTS],
+        certificate_digest=certificate_digest,
+        facts=_facts(manifest, certificate, certificate_digest),
+        weights=weights,
+    )
+
+
+def _check_signature(
+    files: dict[str, bytes], publishers: Publishers
+) -> tuple[SignedPayload, BundleFiles, dict[str, str]]:
+    signed = open_envelope(files[SIGNATURE], publishers, limit=MAX_CERTIFICATE, signature_code="bundle-signature")
+    bundle, digests = parse_bundle_statement(signed.payload)
+    if set(digests) != set(SIGNED):
+        raise refusal("statement-subject", "the bundle's signature does not list exactly the files of the bundle")
+    return signed, bundle, digests
+
+
+def _check_small_files(files: dict[str, bytes], digests: dict[str, str]) -> None:
+    for name in SIGNED:
+        if name != WEIGHTS and sha256_hex(files[name]) != digests[name]:
+            raise refusal(_DIGEST_CODES[name], f"{name!r} is not the file that was signed")
+
+
+def _check_certificate(
+    data: bytes, bundle: SignedPayload, publishers: Publishers, digests: dict[str, str]
+) -> Certificate:
+    signed = open_envelope(data, publishers, limit=MAX_CERTIFICATE, signature_code="certificate-signature")
+    if signed.publisher != bundle.publisher:
+        raise refusal("publisher-mismatch", "certificate and bundle are signed by different publishers")
+    certificate, subjects = parse_certificate_statement(signed.payload)
+    if set(subjects) != {WEIGHTS, MANIFEST}:
+        raise refusal("statement-subject", "the certificate does not name exactly the weights and the manifest")
+    for name, stated in ((WEIGHTS, certificate.weights_digest), (MANIFEST, certificate.manifest_digest)):
+        if not subjects[name] == stated == digests[name]:
+            raise refusal(_DIGEST_CODES[name], f"the certificate is about another {name!r}")
+    return certificate
+
+
+def _check_agreement(manifest: Manifest, certificate: Certificate, bundle: BundleFiles) -> None:
+    named = (manifest.name, manifest.version)
+    if named != (certificate.model, certificate.version) or named != (bundle.name, bundle.version):
+        raise refusal("manifest-inconsistent", "manifest, certificate and signature name different models")
+
+
+def _check_weights(weights: bytes, digest: str, manifest: Manifest) -> None:
+    if sha256_hex(weights) != digest:
+        raise refusal("weights-digest", "the weights are not the ones that were signed")
+    found = {name: place.shape for name, place in parse_weights_header(weights).items()}
+    if found != expected_tensors(manifest.architecture):
+        raise refusal("weights-shape", "the tensors are not those of the declared architecture")
+
+
+def _check_epsilon(certificate: Certificate, mechanism: GaussianSteps, told: Told) -> None:
+    found = recompute(mechanism)
+    rate = certificate.sampling.rate
+    told(
+        "mechanism",
+        f"sigma {micro_text(mechanism.sigma_micro)}, rate {rate.numerator}/{rate.denominator}, "
+        f"{mechanism.steps} steps, delta {mechanism.delta}",
+    )
+    for label, stated, recomputed in (
+        ("epsilon, one row added or removed", certificate.epsilon_micro, found.add_remove_micro),
+        ("epsilon, one row replaced", certificate.epsilon_replace_one_micro, found.replace_one_micro),
+    ):
+        if stated < recomputed:
+            raise refusal(
+                "epsilon-mismatch",
+                f"{label}: the certificate states {micro_text(stated)}, its mechanism gives {micro_text(recomputed)}",
+            )
+        told(label, f"stated {micro_text(stated)}, recomputed {micro_text(recomputed)}")
+
+
+def _facts(manifest: Manifest, certificate: Certificate, certificate_digest: str) -> ModelFacts:
+    return ModelFacts(
+        name=manifest.name,
+        version=manifest.version,
+        model_digest=certificate.weights_digest,
+        certificate_digest=certificate_digest,
+        epsilon_micro=certificate.epsilon_micro,
+        delta=certificate.delta,
+        privacy_unit=certificate.unit,
+        sensitivity=manifest.sensitivity,
+        purposes=manifest.purposes,
+    )

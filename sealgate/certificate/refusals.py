@@ -1,0 +1,57 @@
+"""Every reason for which a bundle is refused: the stable code (also the record's reason) and what it means.
+
+`CertificateError` is the one exception of this package; its `code` is always a key of `REFUSALS`.
+"""
+
+from __future__ import annotations
+
+from sealgate.errors import CertificateError
+
+REFUSALS: dict[str, str] = {
+    # The directory
+    "bundle-unreadable": "the bundle directory or a file in it cannot be read",
+    "pickle-in-bundle": "a file is, or is named like, pickled Python: it could run code when loaded",
+    "unexpected-file": "the bundle holds something besides its five files",
+    "missing-file": "one of the five files is missing",
+    "not-a-plain-file": "an entry is a symbolic link, directory or device",
+    "file-too-large": "a file is larger than the limit of its kind",
+    # Signatures and digests
+    "envelope-malformed": "a DSSE envelope is not in the one accepted form",
+    "publisher-unknown": "signed by a key that publishers.toml does not name",
+    "publisher-mismatch": "certificate and bundle are signed by different publishers",
+    "bundle-signature": "the signature over the bundle does not hold",
+    "certificate-signature": "the signature over the certificate does not hold",
+    "statement-malformed": "a signed statement is not the in-toto statement it should be",
+    "statement-subject": "a signed statement does not name exactly the files it must name",
+    "file-digest": "a file is not the one that was signed",
+    "manifest-digest": "the manifest is not the one that was signed",
+    "weights-digest": "the weights are not the ones that were signed",
+    "certificate-digest": "the certificate is not the one that the bundle was signed with",
+    # Contents
+    "manifest-malformed": "the manifest is not canonical JSON of the known shape",
+    "manifest-inconsistent": "the manifest contradicts itself or the certificate",
+    "weights-header": "the safetensors header is not in the strict form",
+    "weights-shape": "the tensors are not those of the declared architecture",
+    "certificate-malformed": "the certificate is not canonical JSON of the known shape",
+    # The privacy claim
+    "mechanism": "the mechanism, unit or adjacency is not one that this verifier can recompute",
+    "sampler": "the sampler is not the one that the accounting assumes",
+    "sampler-constants": "a sampling constant depends on the private data",
+    "fixed-seed": "noise or sampling did not come from fresh operating-system randomness",
+    "private-statistics": "preprocessing used statistics of the private data outside the budget",
+    "selection-unaccounted": "hyper-parameters were chosen on private data without accounting",
+    "steps": "more steps were executed than declared",
+    "delta": "delta is not below one over the public population",
+    "accountant": "epsilon comes from an accountant that is not accepted",
+    "accountants-disagree": "the second accountant's figure does not fit the first",
+    "audit-contradicts": "the empirical audit found more leakage than the claim allows",
+    "parameters-out-of-range": "a privacy parameter lies outside what can be recomputed",
+    "epsilon-out-of-range": "epsilon is too large to mean anything",
+    "epsilon-mismatch": "the stated epsilon is below the recomputed one",
+}
+
+
+def refusal(code: str, message: str) -> CertificateError:
+    """The error for `code`. Raises KeyError for a code that is not in the table: no undocumented reasons."""
+    REFUSALS[code]
+    return CertificateError(message, code=code)

@@ -1,0 +1,123 @@
+"""What `sealgate models` prints. Nothing is shown of a bundle that was not verified first, except why it was refused.
+
+Trusts: publishers.toml. Never: prints names or texts from an unverified bundle beyond its directory name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
+from sealgate.certificate.decimals import micro_text
+from sealgate.certificate.publishers import Publishers, load_publishers
+from sealgate.errors import CertificateError, ConfigurationError
+from sealgate.limits import MAX_BUNDLES
+
+
+def find_publishers(directory: Path, given: Path | None) -> Publishers:
+    """From the file that was given, or the nearest `publishers.toml` in the three directories above the bundle."""
+    if given is not None:
+        return load_publishers(given)
+    start = directory.resolve()
+    for candidate in (start, *list(start.parents)[:3]):
+        path = candidate / "publishers.toml"
+        if path.is_file():
+            return load_publishers(path)
+    raise ConfigurationError(f"no publishers.toml near {directory}; name one with --publishers FILE")
+
+
+def bundle_directories(directory: Path) -> list[Path]:
+    """The bundles under a models directory or a state directory, by name; raises ConfigurationError."""
+    root = directory / "models" if (directory / "models").is_dir() else directory
+    if (root / "manifest.json").is_file():
+        return [root]
+    try:
+        found = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise ConfigurationError(f"{root} cannot be listed: {error.strerror}") from error
+    if len(found) > MAX_BUNDLES:
+        raise ConfigurationError(f"{root} holds more than {MAX_BUNDLES} directories")
+    return found
+
+
+def list_bundles(directory: Path, publishers_file: Path | None) -> int:
+    """One line per bundle; exit code 1 if one is refused."""
+    directories = bundle_directories(directory)
+    if not directories:
+        print(f"no bundles under {directory}; train one with: sealgate train CONFIG.toml --out {directory}")
+        return 0
+    publishers = find_publishers(directory, publishers_file)
+    code = 0
+    for path in directories:
+        try:
+            bundle = verify_bundle(path, publishers)
+        except CertificateError as error:
+            print(f"{path.name:28} REFUSED  {error.code}: {error}")
+            code = 1
+        else:
+            facts = bundle.facts
+            print(
+                f"{facts.name:28} {facts.version:10} {bundle.manifest.family:20} "
+                f"epsilon {micro_text(facts.epsilon_micro)} at delta {facts.delta}  {facts.sensitivity}  "
+                f"by {bundle.publisher}"
+            )
+    return code
+
+
+def verify_aloud(directory: Path, publishers_file: Path | None) -> int:
+    """Each step of the verification as it holds; the refusal, if any, is raised."""
+
+    def told(step: str, detail: str) -> None:
+        print(f"  ok  {step}: {detail}", flush=True)
+
+    print(f"verifying {directory}")
+    bundle = verify_bundle(directory, find_publishers(directory, publishers_file), told=told)
+    print(f"verified: {bundle.facts.name} {bundle.facts.version}, certificate SHA-256 {bundle.certificate_digest}")
+    print("not shown by this: that the publisher trained the way it says, or anything about the requests to come")
+    return 0
+
+
+def show_bundle(directory: Path, publishers_file: Path | None) -> int:
+    """The verified manifest and certificate in words."""
+    for line in describe(verify_bundle(directory, find_publishers(directory, publishers_file))):
+        print(line)
+    return 0
+
+
+def describe(bundle: VerifiedBundle) -> list[str]:
+    """The lines of `sealgate models show`."""
+    manifest, certificate = bundle.manifest, bundle.certificate
+    sampling, noise, accounting = certificate.sampling, certificate.noise, certificate.accounting
+    lines = [
+        f"{manifest.name} {manifest.version}  ({manifest.family}, published by {bundle.publisher})",
+        f"  {manifest.description}",
+        f"  sensitivity {manifest.sensitivity}; purposes {', '.join(manifest.purposes)}",
+    ]
+    lines += [
+        f"  input  {tensor.name}: {tensor.datatype} {list(tensor.shape)}, columns {', '.join(c.name for c in tensor.columns)}"
+        for tensor in manifest.inputs
+    ]
+    lines += [
+        f"  output {tensor.name}: {tensor.datatype} {list(tensor.shape)}, {tensor.role}"
+        + (f" of {', '.join(tensor.labels)}" if tensor.labels else "")
+        for tensor in manifest.outputs
+    ]
+    lines += [
+        f"privacy of one {certificate.unit} of the training data ({certificate.mechanism}, {certificate.adjacency})",
+        f"  epsilon {micro_text(certificate.epsilon_micro)} at delta {certificate.delta}; "
+        f"if one row is replaced: {micro_text(certificate.epsilon_replace_one_micro)}",
+        f"  {sampling.sampler} sampling, rate {sampling.rate.numerator}/{sampling.rate.denominator}, "
+        f"{sampling.steps_executed} of {sampling.steps_declared} steps, clip norm {micro_text(certificate.clipping.norm_micro)}, "
+        f"sigma {micro_text(noise.sigma_micro)}",
+        f"  noise {noise.source}, {noise.transform}, {noise.arithmetic}",
+        f"  {accounting.accountant} {accounting.version}; beside it {accounting.second_accountant} "
+        f"{accounting.second_version}: {micro_text(accounting.second_epsilon_micro)}",
+        f"  public population {certificate.dataset.public_population}; held out: {certificate.dataset.split}",
+        f"  hyper-parameters {certificate.selection.how}: {certificate.selection.note}",
+        f"  issued {certificate.issued}; weights SHA-256 {bundle.weights_digest}",
+    ]
+    for release in certificate.releases:
+        covered = "covered by epsilon" if release.covered else "NOT covered by epsilon"
+        lines.append(f"  also released: {release.what} ({release.where}), {covered}")
+    lines += [f"  does not protect: {text}" for text in certificate.not_protected]
+    return lines

@@ -1,0 +1,71 @@
+"""The header of a safetensors file, parsed strictly and without any library: JSON that says where each tensor lies.
+
+Accepted is exactly what the architecture demands: the same names and shapes, all FP32, laid end to end with nothing
+before, between or after. So nothing can hide in the file, and the loader has nothing left to decide.
+
+Trusts: nothing. Never: interprets the numbers themselves.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from sealgate.certificate.refusals import refusal
+from sealgate.limits import MAX_WEIGHTS, MAX_WEIGHTS_HEADER, MAX_WEIGHTS_TENSORS
+
+_FLOAT_BYTES = 4
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one FP32 tensor lies in the file: byte positions from its beginning."""
+
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+def parse_weights_header(data: bytes) -> dict[str, Place]:
+    """The tensors of a whole file by name; raises CertificateError."""
+    if len(data) > MAX_WEIGHTS:
+        raise refusal("file-too-large", "the weights are larger than a bundle may hold")
+    if len(data) < 8:
+        raise refusal("weights-header", "the weights file is too short")
+    (size,) = struct.unpack_from("<Q", data)
+    if size > MAX_WEIGHTS_HEADER or 8 + size > len(data):
+        raise refusal("weights-header", "the weights header is larger than the file or the limit")
+    try:
+        header: dict[str, Any] = msgspec.json.decode(data[8 : 8 + size], type=dict[str, Any])
+        # __metadata__ is the format's only other key; nothing of ours needs it, so nothing may hide in it.
+        entries = {name: msgspec.convert(value, _Entry) for name, value in header.items()}
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise refusal("weights-header", "the weights header is not the JSON of a safetensors file") from error
+    if not 0 < len(entries) <= MAX_WEIGHTS_TENSORS:
+        raise refusal("weights-header", "the weights file holds no tensors, or too many")
+    end = 0
+    for entry in sorted(entries.values(), key=lambda one: one.data_offsets):
+        count = 1
+        for side in entry.shape:
+            count *= side
+            if side <= 0 or count > MAX_WEIGHTS:
+                raise refusal("weights-header", "a tensor's shape is out of range")
+        if entry.dtype != "F32" or entry.data_offsets != (end, end + count * _FLOAT_BYTES):
+            raise refusal("weights-header", "the tensors are not FP32 laid end to end")
+        end += count * _FLOAT_BYTES
+    if end != len(data) - 8 - size:
+        raise refusal("weights-header", "the weights file has bytes that belong to no tensor")
+    base = 8 + size
+    return {
+        name: Place(entry.shape, base + entry.data_offsets[0], base + entry.data_offsets[1])
+        for name, entry in entries.items()
+    }

@@ -1,0 +1,87 @@
+"""From a bundle on disk to a model in memory: only after verification, only from the verified bytes.
+
+Trusts: `sealgate.certificate.bundle.verify_bundle`. Never: unpickles; reads the weights file a second time; imports or
+opens anything in `predict`, so that it works after the worker's sandbox is sealed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
+from sealgate.certificate.manifest import Architecture, Manifest
+from sealgate.certificate.publishers import Publishers
+from sealgate.certificate.refusals import refusal
+from sealgate.certificate.weights import parse_weights_header
+from sealgate.protocol.frames import ModelFacts
+from secure_runtime.errors import BadInput
+from secure_runtime.models.architectures import build
+from secure_runtime.models.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A verified model, ready to answer. `facts` is what evidence and records say about it."""
+
+    facts: ModelFacts
+    manifest: Manifest
+    predictor: Predictor = field(repr=False)
+
+    def predict(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Raw FP32 rows [n, features] in the manifest's column order -> outputs by manifest name. Raises BadInput."""
+        return self.predictor.predict(batch)
+
+
+def module_from_weights(architecture: Architecture, weights: bytes) -> nn.Module:
+    """Build the module and fill it from the bytes of a safetensors file; raises CertificateError if they do not fit."""
+    module = build(architecture)
+    parameters = dict(module.named_parameters())
+    places = parse_weights_header(weights)
+    if {name: place.shape for name, place in places.items()} != {
+        name: tuple(parameter.shape) for name, parameter in parameters.items()
+    }:
+        raise refusal("weights-shape", "the tensors are not those of the declared architecture")
+    with torch.no_grad():
+        for name, place in places.items():
+            # A bytearray, because torch warns about memory that it must not write to.
+            values = torch.frombuffer(bytearray(weights[place.start : place.end]), dtype=torch.float32)
+            if not bool(torch.isfinite(values).all()):
+                raise refusal("weights-shape", "a weight is not a finite number")
+            parameters[name].copy_(values.reshape(place.shape))
+    return module
+
+
+def load_verified(bundle: VerifiedBundle, *, device: str = "cpu") -> LoadedModel:
+    """The model of a verified bundle."""
+    module = module_from_weights(bundle.manifest.architecture, bundle.weights)
+    return LoadedModel(bundle.facts, bundle.manifest, Predictor(bundle.manifest, module, device=device))
+
+
+def load_bundle(directory: Path, publishers: Publishers, *, device: str = "cpu") -> LoadedModel:
+    """Verify the bundle in `directory`, then load it; raises CertificateError and loads nothing otherwise."""
+    return load_verified(verify_bundle(directory, publishers), device=device)
+
+
+def warm_up(model: LoadedModel, *, max_rows: int = 256) -> None:
+    """Run every path of `predict` once, refusals included, so that nothing is imported or allocated lazily later.
+
+    Batch sizes: one row, a few, a full batch; torch picks other kernels for each.
+    """
+    width = model.manifest.architecture.inputs
+    for rows in sorted({1, 2, 7, min(64, max_rows), max_rows}):
+        for output in model.predict(torch.zeros(rows, width)).values():
+            output.tolist()
+    for wrong in (
+        torch.zeros(0, width),
+        torch.zeros(1, width + 1),
+        torch.zeros(width),
+        torch.zeros(1, width, dtype=torch.float64),
+        torch.full((1, width), float("nan")),
+    ):
+        with contextlib.suppress(BadInput):
+            model.predict(wrong)
