@@ -30,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway import pki
+from gateway.limits import MAX_LIFETIME_S
 from policy.entities import Role
 from policy.tenants import FILE as TENANTS_FILE
 from policy.tenants import parse_tenants
@@ -41,7 +42,6 @@ from sealgate.transparency.notes import NoteSigner
 
 CLIENT_CERTIFICATES = ("integration", "auditor", "operator")  # the names that the shipped tenants.toml maps
 SIGNING = "ES256"
-MAX_TOKEN_LIFETIME_S = 24 * 3600  # written into issuers.toml; what the gateway accepts of the local issuer
 
 _AUDIENCE = re.compile(
     r"([A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])(?::([1-9][0-9]{0,4}))?"
@@ -115,8 +115,8 @@ def issue_token(
     token claims is not what it gets: the policy decides that. Raises ConfigurationError for what the gateway would
     refuse anyway.
     """
-    if not 0 < lifetime_s <= MAX_TOKEN_LIFETIME_S:
-        raise ConfigurationError(f"a token lives 1 to {MAX_TOKEN_LIFETIME_S} seconds, not {lifetime_s}")
+    if not 0 < lifetime_s <= MAX_LIFETIME_S:
+        raise ConfigurationError(f"a token lives 1 to {MAX_LIFETIME_S} seconds, not {lifetime_s}")
     known = [role.value for role in Role]
     for role in roles:
         if role not in known:
@@ -191,14 +191,15 @@ def _plan_issuer(plan: _Files, audience: str) -> None:
     plan.public["tokens/jwks.json"] = json.dumps({"keys": [public]}, indent=2).encode() + b"\n"
     plan.public["tokens/issuers.toml"] = f"""\
 # Who may issue access tokens, and how they are checked. One [[issuer]] each; the first is the local one that
-# `sealgate token` signs with. For your identity provider: add its issuer URL, the path of its key set (JWKS, relative
-# to this folder) and the algorithms it uses (ES256, EdDSA, RS256), and remove the local issuer and issuer.key.
+# `sealgate token` signs with. For your identity provider: add its name (the exact `iss` claim), its key set (JWKS, a
+# path relative to this folder), the algorithms it uses (ES256, EdDSA, RS256) and, if it may not speak for every tenant,
+# `tenants = [...]`; then remove the local issuer and issuer.key.
 
 [[issuer]]
-issuer = "https://{audience}/local-issuer"
+name = "https://{audience}/local-issuer"
 jwks = "jwks.json"
 algorithms = ["{SIGNING}"]
-max_lifetime_s = {MAX_TOKEN_LIFETIME_S}
+max_lifetime_s = {MAX_LIFETIME_S}
 """.encode()
 
 
@@ -307,9 +308,9 @@ def _thumbprint(key: ec.EllipticCurvePublicKey) -> str:
 
 def _local_issuer(path: Path) -> str:
     try:
-        return str(tomllib.loads(_read(path).decode())["issuer"][0]["issuer"])
+        return str(tomllib.loads(_read(path).decode())["issuer"][0]["name"])
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError) as error:
-        raise ConfigurationError(f"{path}: has no [[issuer]] with a field 'issuer'") from error
+        raise ConfigurationError(f"{path}: has no [[issuer]] with a field 'name'") from error
 
 
 def _read_issuer_key(path: Path) -> ec.EllipticCurvePrivateKey:
