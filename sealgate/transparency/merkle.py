@@ -27,7 +27,7 @@ class Node(NamedTuple):
     """A complete subtree, and its hash."""
 
     level: int
-    index: int
+    position: int
     hash: bytes
 
 
@@ -74,7 +74,7 @@ class Frontier:
         completed = [node]
         while self._peaks and self._peaks[-1].level == node.level:
             left = self._peaks.pop()
-            node = Node(node.level + 1, left.index >> 1, node_hash(left.hash, node.hash))
+            node = Node(node.level + 1, left.position >> 1, node_hash(left.hash, node.hash))
             completed.append(node)
         self._peaks.append(node)
         self._size += 1

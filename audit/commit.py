@@ -1,0 +1,299 @@
+"""One batch of records becomes durable: one transaction, then one signature, then the receipts.
+
+    1. pseudonyms that the records use are written
+    2. each record is completed, its effect runs in a SAVEPOINT, its rules are checked; a refusal fails it alone
+    3. leaves, index rows, tree rows and open requests are written
+    4. the head moves from the size we know to the new one; if it is elsewhere, somebody else wrote: fatal
+    5. commit, which returns when the disk has it
+    6. only now the new root is signed and receipts are built
+
+Trusts: SQLite's commit. Never: signs what is not durable; never goes on after an error, whoever calls decides nothing:
+every exception out of `commit` and `publish` is fatal to the log.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import msgspec
+from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+
+from audit.errors import AppendRefused, LogDamaged
+from audit.limits import CHECKPOINT_HISTORY_US
+from audit.opening import Intent, Opened
+from audit.subjects import Subjects
+from audit.tables import checkpoint as checkpoint_table
+from audit.tables import head as head_table
+from audit.tables import leaf as leaf_table
+from audit.tables import open_intent as intent_table
+from audit.tables import record as record_table
+from sealgate.ambient import Clock, Entropy, uuid7
+from sealgate.errors import DecodeError
+from sealgate.transparency.merkle import inclusion_proof, leaf_hash
+from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
+from sealgate.transparency.receipt import build_receipt
+from sealgate.transparency.record import ENDS, Record, leaf_bytes
+
+Effect = Callable[[Connection, Record], Record]
+"""Runs inside the writer's transaction, in a SAVEPOINT of its own, with the record as it would be written (id and time
+filled). Returns the record to write, the same or another (a denial, for example). MUST NOT commit, roll back, block or
+touch the log's own tables. Raising undoes what it did and fails this append alone; an error of the database itself
+fails the log."""
+
+_INHERITED = ("tenant", "actor", "authn", "operation", "purpose")
+
+
+@dataclass(frozen=True)
+class Appended:
+    """A durable record. `receipt` proves it to anybody who knows the log's key."""
+
+    index: int
+    record: Record
+    leaf: bytes
+    receipt: bytes
+
+
+@dataclass
+class Pending:
+    """One record on its way. Made by the caller's thread, owned by the writer from then on."""
+
+    draft: Record
+    effect: Effect | None = None
+    future: Future[Appended] = field(default_factory=Future)
+
+
+@dataclass(frozen=True)
+class _Accepted:
+    pending: Pending
+    index: int
+    record: Record
+    leaf: bytes
+    hashed: bytes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a batch. The caller resolves the futures, after it has noted the new size."""
+
+    appended: list[tuple[Pending, Appended]]
+    refused: list[tuple[Pending, Exception]]
+
+
+class Committer:
+    """The log's state in memory and the one way to move it. Every field is owned by the writer thread."""
+
+    def __init__(
+        self, engine: Engine, opened: Opened, *, signer: NoteSigner, subjects: Subjects, clock: Clock, entropy: Entropy
+    ) -> None:
+        self._engine = engine
+        self._frontier = opened.frontier
+        self._tiles = opened.tiles
+        self._intents = opened.intents
+        self._signer = signer
+        self._subjects = subjects
+        self._clock = clock
+        self._entropy = entropy
+        self._stored_size = opened.checkpoint.checkpoint.size if opened.checkpoint else -1
+        self._stored_us = 0  # when the newest stored checkpoint was stored; 0 keeps the one of an earlier run
+        self._note: tuple[int, bytes] | None = None  # newest signed checkpoint: size, note
+
+    @property
+    def size(self) -> int:
+        return self._frontier.size
+
+    @property
+    def open_intents(self) -> list[Intent]:
+        return sorted(self._intents.values(), key=lambda intent: intent.index)
+
+    @property
+    def unpublished(self) -> bool:
+        """A checkpoint was signed that readers cannot see yet."""
+        return self._note is not None and self._note[0] > self._stored_size
+
+    def commit(self, batch: list[Pending], *, publish: bool = False) -> Outcome:
+        """Write the batch; `publish` also stores the checkpoint signed after the batch before it."""
+        refused: list[tuple[Pending, Exception]] = []
+        with self._engine.begin() as connection:
+            flushed = self._subjects.flush(connection)  # 1
+            accepted = list(self._accept(connection, batch, refused))  # 2
+            nodes = {(peak.level, peak.position): peak.hash for peak in self._frontier.peaks}
+            expected = self._frontier.size
+            for item in accepted:
+                for node in self._frontier.append(item.hashed):
+                    nodes[node.level, node.position] = node.hash
+            root = self._frontier.root()
+            if accepted:
+                self._write(connection, accepted)  # 3
+                self._move_head(connection, expected, root)  # 4
+            if publish:
+                self._store_checkpoint(connection)
+        self._subjects.written(flushed)  # 5: leaving the block committed
+        if not accepted:
+            return Outcome([], refused)
+        size = self._frontier.size
+        note = sign_checkpoint(Checkpoint(self._signer.name, size, root), self._signer)  # 6
+        self._note = (size, note)
+        appended = []
+        for item in accepted:
+            proof = inclusion_proof(item.index, size, lambda level, index: nodes[level, index])
+            receipt = build_receipt(item.index, item.leaf, proof, note)
+            appended.append((item.pending, Appended(item.index, item.record, item.leaf, receipt)))
+        return Outcome(appended, refused)
+
+    def publish(self) -> None:
+        """Store the newest signed checkpoint where readers find it."""
+        if self.unpublished:
+            with self._engine.begin() as connection:
+                self._store_checkpoint(connection)
+
+    # Records ---------------------------------------------------------------------------------------------------------
+
+    def _accept(
+        self, connection: Connection, batch: list[Pending], refused: list[tuple[Pending, Exception]]
+    ) -> Iterable[_Accepted]:
+        index = self._frontier.size
+        named: set[str] = set()
+        for pending in batch:
+            try:
+                self._require_unused(connection, pending.draft.id, named)
+                if pending.effect is None:
+                    record, leaf = self._finish(self._complete(pending.draft))
+                else:
+                    record, leaf = self._with_effect(connection, pending.draft, pending.effect)
+            except DBAPIError as error:
+                if not isinstance(error, IntegrityError | DataError):
+                    raise  # the database itself failed, not the effect's wish
+                refused.append((pending, error))
+                continue
+            except Exception as error:
+                refused.append((pending, error))
+                continue
+            if record.kind == "inference.authorized":
+                self._intents[record.id] = Intent(index, record)
+            elif record.kind in ENDS:
+                del self._intents[record.grant]
+            yield _Accepted(pending, index, record, leaf, leaf_hash(leaf))
+            index += 1
+
+    def _require_unused(self, connection: Connection, given: str, named: set[str]) -> None:
+        """An id that the caller chose must be new: found out here, not by the index, which would fail the log."""
+        if not given:
+            return
+        taken = connection.execute(select(record_table.c.idx).where(record_table.c.id == given)).first()
+        if given in named or taken is not None:
+            raise AppendRefused("the record's id is taken", code="record-malformed")
+        named.add(given)
+
+    def _with_effect(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
+        connection.exec_driver_sql("SAVEPOINT effect")
+        try:
+            before = self._complete(draft)
+            after = msgspec.structs.replace(
+                effect(connection, before), v=1, log=before.log, id=before.id, ts_us=before.ts_us, salt=before.salt
+            )
+            finished = self._finish(after)
+        except BaseException:
+            connection.exec_driver_sql("ROLLBACK TO effect")
+            connection.exec_driver_sql("RELEASE effect")
+            raise
+        connection.exec_driver_sql("RELEASE effect")
+        return finished
+
+    def _complete(self, draft: Record) -> Record:
+        """Fill what the writer answers for: version, origin, id, time, salt."""
+        if draft.log not in ("", self._signer.name):
+            raise AppendRefused("the record names another log", code="record-malformed")
+        ts_us = draft.ts_us or self._clock()
+        return msgspec.structs.replace(
+            draft,
+            v=1,
+            log=self._signer.name,
+            id=draft.id or uuid7(ts_us, self._entropy),
+            ts_us=ts_us,
+            salt=draft.salt or self._entropy(16).hex(),
+        )
+
+    def _finish(self, record: Record) -> tuple[Record, bytes]:
+        """Check the rules of a record's kind; give the record as it will stand and its leaf."""
+        if record.kind in ENDS:
+            record = self._match(record)
+        elif record.kind == "inference.authorized" and record.grant not in ("", record.id):
+            raise AppendRefused("an authorization is its own grant", code="record-malformed")
+        try:
+            uuid.UUID(record.id)
+            return record, leaf_bytes(record)
+        except (DecodeError, ValueError) as error:
+            raise AppendRefused("the record is not fit to be a leaf", code="record-malformed") from error
+
+    def _match(self, end: Record) -> Record:
+        """An end belongs to exactly one open authorization, and says of it what it says of itself."""
+        intent = self._intents.get(end.grant)
+        if intent is None:
+            raise AppendRefused("the record ends no open authorization", code="grant-not-open")
+        begun = intent.record
+        given = {name: getattr(end, name) for name in _INHERITED}
+        for name, value in given.items():
+            if value not in ("", getattr(begun, name)):
+                raise AppendRefused(f"the end names another {name} than its authorization", code="end-differs")
+        if end.intent_seq not in (-1, intent.index):
+            raise AppendRefused("the end names another index than its authorization", code="end-differs")
+        if end.kind == "inference.completed" and end.model != begun.model:
+            raise AppendRefused("the answer comes from another model than was authorized", code="end-differs")
+        return msgspec.structs.replace(
+            end, intent_seq=intent.index, **{name: getattr(begun, name) for name in _INHERITED}
+        )
+
+    # Tables ----------------------------------------------------------------------------------------------------------
+
+    def _write(self, connection: Connection, accepted: list[_Accepted]) -> None:
+        connection.execute(insert(leaf_table), [{"idx": item.index, "leaf": item.leaf} for item in accepted])
+        connection.execute(insert(record_table), [index_row(item.index, item.record) for item in accepted])
+        begun = [item for item in accepted if item.record.kind == "inference.authorized"]
+        ended = [item.record.grant for item in accepted if item.record.kind in ENDS]
+        if begun:
+            connection.execute(
+                insert(intent_table), [{"grant_id": item.record.id, "idx": item.index} for item in begun]
+            )
+        if ended:
+            connection.execute(delete(intent_table).where(intent_table.c.grant_id.in_(ended)))
+        self._tiles.append([item.hashed for item in accepted], connection)
+
+    def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
+        moved = connection.execute(
+            update(head_table)
+            .where(head_table.c.id == 1, head_table.c.size == expected, head_table.c.origin == self._signer.name)
+            .values(size=self._frontier.size, root=root)
+        )
+        if moved.rowcount != 1:
+            raise LogDamaged("the log's head is not where its only writer left it")
+
+    def _store_checkpoint(self, connection: Connection) -> None:
+        if self._note is None or not self.unpublished:
+            return
+        size, note = self._note
+        now = self._clock()
+        if self._stored_us // CHECKPOINT_HISTORY_US == now // CHECKPOINT_HISTORY_US:
+            connection.execute(delete(checkpoint_table).where(checkpoint_table.c.size == self._stored_size))
+        connection.execute(insert(checkpoint_table).values(size=size, ts_us=now, note=note))
+        self._stored_size, self._stored_us = size, now
+
+
+def index_row(index: int, record: Record) -> dict[str, object]:
+    """The row of `record` that a leaf implies: the whole table can be rebuilt with this."""
+    return {
+        "idx": index,
+        "id": record.id,
+        "ts_us": record.ts_us,
+        "kind": record.kind,
+        "tenant": record.tenant,
+        "actor": record.actor,
+        "model": record.model,
+        "model_digest": record.model_digest,
+        "purpose": record.purpose,
+        "outcome": record.outcome,
+        "reason": record.reason,
+    }

@@ -1,0 +1,37 @@
+"""Every bound of the log, in one place. Sizes are bytes and times seconds unless the name says otherwise."""
+
+from __future__ import annotations
+
+# Writing -------------------------------------------------------------------------------------------------------------
+MAX_BATCH = 512  # records in one transaction: bounds how long one fsync keeps the first caller waiting
+MAX_QUEUE = 4096  # records waiting; denials and administration are refused beyond it
+MAX_QUEUE_FOR_INFERENCE = 2048  # new inferences are refused earlier, so that refusals and ends still find room
+DISK_RESERVE_BYTES = 64 * 1024 * 1024  # below it no inference starts; denials and ends still fit
+PUBLISH_AFTER_S = 1.0  # a busy log stores a signed checkpoint this often
+PUBLISH_IDLE_S = 0.05  # an idle one this soon after its last record
+CHECKPOINT_HISTORY_US = 60_000_000  # one stored checkpoint is kept per this span of time
+WAL_AUTOCHECKPOINT_PAGES = 16_000
+BUSY_TIMEOUT_MS = 5_000  # how long the writer waits for SQLite's own lock (a copy being made, for example)
+RETRY_AFTER_S = 5  # what refused callers are told
+RETRY_AFTER_FAILED_S = 60
+
+# Pseudonyms ----------------------------------------------------------------------------------------------------------
+MAX_CACHED_SUBJECTS = 65_536
+MAX_SUBJECT = 1024  # characters of a subject's name
+
+# Tree ----------------------------------------------------------------------------------------------------------------
+TILE_HEIGHT = 8  # C2SP tlog-tiles
+TILE_WIDTH = 1 << TILE_HEIGHT
+
+# Failed authentication -----------------------------------------------------------------------------------------------
+AUTH_FAILURE_KEYS = 64  # distinct (reason, source) counted apart in one minute; the rest are counted together
+AUTH_FAILURE_SPAN_US = 60_000_000
+
+# Reading -------------------------------------------------------------------------------------------------------------
+MAX_PAGE = 1000
+DEFAULT_PAGE = 100
+MAX_CURSOR = 1024  # characters
+MAX_QUERY_S = 10.0  # one statement is cut off after this
+MAX_EXPORT_RECORDS = 1_000_000
+PUBLISH_WAIT_S = 5.0  # how long an export waits for a signed checkpoint over its range
+EXPORT_CHUNK_RECORDS = 1024

@@ -1,0 +1,326 @@
+"""The audit log's one writer: a bounded queue, a thread, and durable batches.
+
+Callers hand over records and get futures. The thread takes whatever has gathered while the last batch was being synced
+and commits it as one: the fsync itself forms the batch. When a commit fails the log is failed for good: everything
+waiting and everything later is refused, and what was acknowledged before is on disk.
+
+Trusts: the host that calls it (it alone decides what is recorded). Never: acknowledges before the disk has it, loses a
+queued record to a caller's cancellation, or runs beside a second writer.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Engine, MetaData
+from sqlalchemy.exc import DBAPIError
+
+from audit.commit import Appended, Committer, Effect, Pending
+from audit.database import WriterLock, create_private, database_path, reader_engine, writer_engine
+from audit.errors import LogDamaged, LogUnavailable
+from audit.limits import (
+    DISK_RESERVE_BYTES,
+    MAX_BATCH,
+    MAX_QUEUE,
+    MAX_QUEUE_FOR_INFERENCE,
+    PUBLISH_AFTER_S,
+    PUBLISH_IDLE_S,
+    RETRY_AFTER_FAILED_S,
+    RETRY_AFTER_S,
+)
+from audit.opening import Intent, read_log
+from audit.subjects import Subjects
+from audit.tables import METADATA
+from sealgate.ambient import Clock, Entropy, monotonic_ns, now_us, random_bytes
+from sealgate.errors import ConfigurationError
+from sealgate.protocol.secrets import Secret
+from sealgate.transparency.notes import NoteSigner
+from sealgate.transparency.record import ENDS, Record
+
+__all__ = ["Appended", "AuditLog", "Effect", "LogState"]
+
+
+@dataclass(frozen=True)
+class LogState:
+    """Whether the log takes records, why not ("" if it does), and how many it has."""
+
+    ok: bool
+    reason: str
+    size: int
+
+
+class AuditLog:
+    """A log that is open for appending. Made by `open`; every method may be called from any thread.
+
+    `_queue`, `_failure`, `_closing` and `_size` are guarded by `_wake`'s lock. `_committer` belongs to the
+    writer thread.
+    """
+
+    def __init__(
+        self,
+        committer: Committer,
+        subjects: Subjects,
+        *,
+        engines: Sequence[Engine],
+        lock: WriterLock,
+        disk_free: Callable[[], int],
+        disk_reserve_bytes: int,
+    ) -> None:
+        self._committer = committer
+        self._subjects = subjects
+        self._engines = engines
+        self._lock = lock
+        self._disk_free = disk_free
+        self._disk_reserve = disk_reserve_bytes
+        self._wake = threading.Condition()
+        self._queue: deque[Pending] = deque()
+        self._failure = ""
+        self._closing = False
+        self._size = committer.size
+        self._published_ns = monotonic_ns()
+        self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        *,
+        signer: NoteSigner,
+        subjects_key: Secret | bytes,
+        origin: str,
+        extra_tables: Sequence[MetaData] = (),
+        on_abort: Effect | None = None,
+        disk_free: Callable[[], int] | None = None,
+        disk_reserve_bytes: int = DISK_RESERVE_BYTES,
+        clock: Clock = now_us,
+        entropy: Entropy = random_bytes,
+    ) -> AuditLog:
+        """Open (or create) the log, check it, record that it was opened, and end what a crash cut off.
+
+        Raises LogInUse if another writer holds it, LogDamaged if it contradicts itself or its newest checkpoint.
+        When this returns, every `inference.authorized` in the log has its end, durably.
+        """
+        if signer.name != origin:
+            raise ConfigurationError(f"the log key is for '{signer.name}', but the log's origin is '{origin}'")
+        path = database_path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = WriterLock(path)
+        engines: list[Engine] = []
+        try:
+            create_private(path)
+            engines += [writer_engine(path), reader_engine(path)]
+            try:
+                with engines[0].begin() as connection:
+                    for metadata in (METADATA, *extra_tables):
+                        metadata.create_all(connection)
+                    opened = read_log(connection, origin=origin, verifier=signer.verifier, entropy=entropy)
+                subjects = Subjects(subjects_key, reader=engines[1], clock=clock, entropy=entropy)
+                committer = Committer(
+                    engines[0], opened, signer=signer, subjects=subjects, clock=clock, entropy=entropy
+                )
+                _recover(committer, on_abort)
+            except DBAPIError as error:
+                raise LogDamaged(f"the log's database cannot be used ({_reason(error)})") from error
+            log = cls(
+                committer,
+                subjects,
+                engines=engines,
+                lock=lock,
+                disk_free=disk_free or (lambda: _free_bytes(path)),
+                disk_reserve_bytes=disk_reserve_bytes,
+            )
+        except BaseException:
+            for engine in engines:
+                engine.dispose()
+            lock.release()
+            raise
+        log._thread.start()
+        return log
+
+    # For callers -----------------------------------------------------------------------------------------------------
+
+    def actor(self, tenant: str, subject: str) -> str:
+        """The pseudonym that stands for a subject in records: random, stable, durable no later than the next append."""
+        return self._subjects.pseudonym(tenant, subject)
+
+    def append(self, draft: Record, effect: Effect | None = None) -> Future[Appended]:
+        """Queue a record. The future resolves when the record is on disk and its checkpoint is signed, not before.
+
+        `draft` MAY leave v, log, id, ts_us and salt empty; an end MAY leave what its authorization says. The future
+        fails with LogUnavailable if the log cannot take it, AppendRefused if it breaks a rule, or with what `effect`
+        raised; then nothing was written. Cancelling the future has no effect. Never raises itself.
+        """
+        pending = Pending(draft, effect)
+        pending.future.set_running_or_notify_cancel()  # from here on cancel() answers False
+        try:
+            if draft.kind == "inference.authorized":
+                self.check_may_infer()
+            with self._wake:
+                self._require_open()
+                if len(self._queue) >= MAX_QUEUE and draft.kind not in ENDS:
+                    raise LogUnavailable("too many records are waiting", code="queue-full", retry_after_s=RETRY_AFTER_S)
+                self._queue.append(pending)
+                self._wake.notify()
+        except LogUnavailable as error:
+            pending.future.set_exception(error)
+        return pending.future
+
+    def check_may_infer(self) -> None:
+        """Raise LogUnavailable unless a new inference could be recorded to its end."""
+        with self._wake:
+            self._require_open()
+            waiting = len(self._queue)
+        if waiting >= MAX_QUEUE_FOR_INFERENCE:
+            raise LogUnavailable("too many records are waiting", code="queue-full", retry_after_s=RETRY_AFTER_S)
+        if self._disk_free() < self._disk_reserve:
+            raise LogUnavailable(
+                "the audit log's disk is nearly full", code="disk-reserve", retry_after_s=RETRY_AFTER_FAILED_S
+            )
+
+    @property
+    def state(self) -> LogState:
+        with self._wake:
+            reason = self._failure or ("closed" if self._closing else "")
+            return LogState(not reason, reason, self._size)
+
+    def close(self) -> None:
+        """Write what is queued, record `log.closed`, publish the checkpoint, let go. Doing so twice is harmless."""
+        with self._wake:
+            if not self._closing:
+                self._closing = True
+                if not self._failure:
+                    self._queue.append(Pending(Record(kind="log.closed", outcome="closed")))
+                self._wake.notify()
+        self._thread.join()
+        for engine in self._engines:
+            engine.dispose()
+        self._lock.release()
+
+    def __enter__(self) -> AuditLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _require_open(self) -> None:
+        """Call with `_wake` held."""
+        if self._failure:
+            raise LogUnavailable(
+                "the audit log has failed", code="log-failed", retry_after_s=RETRY_AFTER_FAILED_S
+            ) from None
+        if self._closing:
+            raise LogUnavailable("the audit log is closed", code="log-closed", retry_after_s=RETRY_AFTER_S)
+
+    # The writer thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        batch: list[Pending] = []
+        try:
+            while True:
+                batch = self._next_batch()
+                if not batch:
+                    break
+                self._write(batch)
+            self._committer.publish()
+        except BaseException as error:  # whatever it was, nothing may be acknowledged any more
+            self._fail(error, batch)
+
+    def _next_batch(self) -> list[Pending]:
+        """Wait for records; while idle, publish the checkpoint. Empty when the log is closing and all is written."""
+        while True:
+            with self._wake:
+                if not self._queue and not self._closing:
+                    self._wake.wait(PUBLISH_IDLE_S if self._committer.unpublished else None)
+                if self._queue:
+                    return [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
+                if self._closing:
+                    return []
+            self._publish()
+
+    def _publish(self) -> None:
+        self._committer.publish()
+        self._published_ns = monotonic_ns()
+
+    def _write(self, batch: list[Pending]) -> None:
+        due = monotonic_ns() - self._published_ns >= PUBLISH_AFTER_S * 1e9
+        outcome = self._committer.commit(batch, publish=due)
+        if due:
+            self._published_ns = monotonic_ns()
+        with self._wake:
+            self._size = self._committer.size
+        for pending, appended in outcome.appended:
+            pending.future.set_result(appended)
+        for pending, error in outcome.refused:
+            pending.future.set_exception(error)
+
+    def _fail(self, error: BaseException, batch: list[Pending]) -> None:
+        with self._wake:
+            self._failure = f"failed: {_reason(error)}"
+            waiting = [*batch, *self._queue]
+            self._queue.clear()
+        for pending in waiting:
+            if not pending.future.done():
+                refusal = LogUnavailable(
+                    "the audit log has failed", code="log-failed", retry_after_s=RETRY_AFTER_FAILED_S
+                )
+                refusal.__cause__ = error
+                pending.future.set_exception(refusal)
+
+
+def _recover(committer: Committer, on_abort: Effect | None) -> None:
+    """Record the opening, and an end for every request that the last writer left open. Nothing else runs yet."""
+    open_intents = committer.open_intents
+    pendings = [
+        Pending(
+            Record(
+                kind="log.opened",
+                outcome="opened",
+                detail={"size": str(committer.size), "aborted": str(len(open_intents))},
+            )
+        )
+    ]
+    pendings += [Pending(_aborted(intent), on_abort) for intent in open_intents]
+    for start in range(0, len(pendings), MAX_BATCH):
+        outcome = committer.commit(pendings[start : start + MAX_BATCH])
+        if outcome.refused:
+            raise outcome.refused[0][1]
+    committer.publish()
+
+
+def _aborted(intent: Intent) -> Record:
+    begun = intent.record
+    return Record(
+        kind="inference.aborted",
+        tenant=begun.tenant,
+        actor=begun.actor,
+        authn=begun.authn,
+        model=begun.model,
+        model_digest=begun.model_digest,
+        certificate_digest=begun.certificate_digest,
+        policy_digest=begun.policy_digest,
+        runtime_instance=begun.runtime_instance,
+        operation=begun.operation,
+        purpose=begun.purpose,
+        outcome="aborted",
+        reason="host-restart",
+        intent_seq=intent.index,
+        grant=begun.id,
+        assurance=begun.assurance,
+    )
+
+
+def _free_bytes(path: Path) -> int:
+    status = os.statvfs(path.parent)
+    return status.f_bavail * status.f_frsize
+
+
+def _reason(error: BaseException) -> str:
+    """A stable word for operators: SQLite's name of the error, or the exception's own."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(original, "sqlite_errorname", "") or getattr(original, "code", "") or type(original).__name__)

@@ -1,0 +1,145 @@
+"""What the writer checks before it writes: that the log on disk is whole and is the one it signed last.
+
+    1. the file is a log of this origin and of a schema that this release knows
+    2. the newest leaves re-hash to the stored hashes, and the right edge to the root in `head`
+    3. the newest stored checkpoint was signed by this log's key, and its root is the root the tree had at that size
+    4. the requests that were under way when the last writer stopped are found
+
+Trusts: nothing on disk beyond what it recomputes. Never: repairs; a contradiction raises LogDamaged for a person.
+It does not re-read the whole log: the offline verifier does that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, insert, select
+
+from audit.errors import LogDamaged, LogInUse
+from audit.limits import TILE_HEIGHT, TILE_WIDTH
+from audit.tables import SCHEMA_VERSION
+from audit.tables import checkpoint as checkpoint_table
+from audit.tables import head as head_table
+from audit.tables import leaf as leaf_table
+from audit.tables import open_intent as intent_table
+from audit.tables import record as record_table
+from audit.tree import StoredTree, TileWriter, read_tile
+from sealgate.ambient import Entropy
+from sealgate.errors import DecodeError, LogError
+from sealgate.transparency.merkle import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash, root_at
+from sealgate.transparency.notes import NoteVerifier, VerifiedCheckpoint, open_checkpoint
+from sealgate.transparency.record import Record, parse_leaf
+
+
+@dataclass(frozen=True)
+class Intent:
+    """An `inference.authorized` that has no end yet."""
+
+    index: int
+    record: Record
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A log that passed the checks above, ready for its writer."""
+
+    frontier: Frontier
+    tiles: TileWriter
+    intents: dict[str, Intent]
+    checkpoint: VerifiedCheckpoint | None
+
+
+def read_log(connection: Connection, *, origin: str, verifier: NoteVerifier, entropy: Entropy) -> Opened:
+    """Check and load; creates the head of an empty log. Raises LogInUse or LogDamaged."""
+    size, root = _head(connection, origin, entropy)  # 1
+    tree = StoredTree(connection, size)
+    _check_newest_leaves(connection, size)  # 2
+    frontier = Frontier.restore(size, tree)
+    if frontier.root() != root:
+        raise LogDamaged("the log's hashes do not lead to its stored root")
+    checkpoint = _check_checkpoint(connection, size, tree, verifier)  # 3
+    tiles = TileWriter(size, lambda level, index, width: read_tile(connection, level, index, width))
+    return Opened(frontier, tiles, _open_intents(connection), checkpoint)  # 4
+
+
+def _head(connection: Connection, origin: str, entropy: Entropy) -> tuple[int, bytes]:
+    row = connection.execute(select(head_table)).one_or_none()
+    leaves, records = (
+        connection.execute(select(func.max(table.c.idx))).scalar_one() for table in (leaf_table, record_table)
+    )
+    if row is None:
+        if leaves is not None or records is not None:
+            raise LogDamaged("the log has leaves but no head")
+        connection.execute(
+            insert(head_table).values(
+                id=1,
+                schema_version=SCHEMA_VERSION,
+                origin=origin,
+                size=0,
+                root=EMPTY_ROOT,
+                cursor_key=entropy(32),
+            )
+        )
+        return 0, EMPTY_ROOT
+    if row.schema_version != SCHEMA_VERSION:
+        raise LogInUse("the log was written by another release; its tables have another layout")
+    if row.origin != origin:
+        raise LogInUse(f"this database is the log of '{row.origin}', not of '{origin}'")
+    expected = row.size - 1 if row.size else None
+    if leaves != expected or records != expected:
+        raise LogDamaged("the log's head does not name its newest leaf")
+    return row.size, row.root
+
+
+def _check_newest_leaves(connection: Connection, size: int) -> None:
+    """Re-hash the leaves of the last full row and of the partial one."""
+    if not size:
+        return
+    last_full = (size >> TILE_HEIGHT) - 1
+    first = max(last_full, 0) << TILE_HEIGHT
+    rows = connection.execute(
+        select(leaf_table.c.leaf).where(leaf_table.c.idx >= first).order_by(leaf_table.c.idx)
+    ).scalars()
+    hashes = [leaf_hash(row) for row in rows]
+    if len(hashes) != size - first:
+        raise LogDamaged("leaves are missing from the log")
+    if last_full >= 0:
+        stored = read_tile(connection, 0, last_full, TILE_WIDTH)
+        if b"".join(hashes)[: TILE_WIDTH * HASH_SIZE] != stored:
+            raise LogDamaged("a leaf does not have its stored hash")
+
+
+def _check_checkpoint(
+    connection: Connection, size: int, tree: StoredTree, verifier: NoteVerifier
+) -> VerifiedCheckpoint | None:
+    note = connection.execute(
+        select(checkpoint_table.c.note).order_by(checkpoint_table.c.size.desc()).limit(1)
+    ).scalar_one_or_none()
+    if note is None:
+        return None
+    try:
+        verified = open_checkpoint(note, [verifier])
+    except LogError as error:
+        raise LogDamaged("the newest checkpoint is not signed by this log's key") from error
+    signed = verified.checkpoint
+    if signed.size > size or root_at(signed.size, tree) != signed.root:
+        raise LogDamaged("the log is not the one that its newest checkpoint was signed over")
+    return verified
+
+
+def _open_intents(connection: Connection) -> dict[str, Intent]:
+    rows = connection.execute(
+        select(intent_table.c.grant_id, intent_table.c.idx, leaf_table.c.leaf)
+        .join(leaf_table, leaf_table.c.idx == intent_table.c.idx)
+        .order_by(intent_table.c.idx)
+    )
+    intents: dict[str, Intent] = {}
+    for grant, index, leaf in rows:
+        try:
+            record = parse_leaf(leaf)
+        except DecodeError as error:
+            raise LogDamaged("an open request's leaf is not a record") from error
+        if record.id != grant or record.kind != "inference.authorized":
+            raise LogDamaged("an open request's leaf is not its authorization")
+        intents[grant] = Intent(index, record)
+    return intents

@@ -1,0 +1,102 @@
+"""The tables of one log. `leaf` is the evidence; `record`, `open_intent` and `tile` can be rebuilt from it.
+
+    head         one row: origin, size, root; every transaction moves it by compare-and-set
+    leaf         canonical bytes by index; may be pruned from below, later, while `tile` stays
+    record       an index of leaves for queries: few columns, few B-trees, all but `actor` written in order
+    open_intent  authorized records whose end has not come
+    tile         hashes of the tree, 256 to a row (level 0 when full; higher levels as they grow)
+    checkpoint   signed notes, newest and a thinned history
+    subject      pseudonym to sealed identity; rows may be deleted, leaves never name a person
+
+Plain column types, so that another database can carry the same tables. Trusts nothing; never holds identities in clear.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+
+METADATA = MetaData()
+SCHEMA_VERSION = 1
+
+_Big = BigInteger().with_variant(Integer(), "sqlite")
+
+head = Table(
+    "head",
+    METADATA,
+    Column("id", Integer, primary_key=True),  # always 1
+    Column("schema_version", Integer, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("size", _Big, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("cursor_key", LargeBinary, nullable=False),  # shared by readers, unknown to those who query through them
+    sqlite_strict=True,
+)
+
+leaf = Table(
+    "leaf",
+    METADATA,
+    Column("idx", _Big, primary_key=True, autoincrement=False),
+    Column("leaf", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+record = Table(
+    "record",
+    METADATA,
+    Column("idx", _Big, primary_key=True, autoincrement=False),
+    Column("id", Text, nullable=False),
+    Column("ts_us", _Big, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("tenant", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("model_digest", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    sqlite_strict=True,
+)
+Index("record_id", record.c.id, unique=True)
+Index("record_ts", record.c.ts_us)
+Index("record_kind", record.c.kind)
+Index("record_tenant", record.c.tenant)
+Index("record_actor", record.c.actor)
+Index("record_model", record.c.model)
+
+open_intent = Table(
+    "open_intent",
+    METADATA,
+    Column("grant_id", Text, primary_key=True),
+    Column("idx", _Big, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+tile = Table(
+    "tile",
+    METADATA,
+    Column("level", Integer, primary_key=True),
+    Column("idx", _Big, primary_key=True),
+    Column("hashes", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+checkpoint = Table(
+    "checkpoint",
+    METADATA,
+    Column("size", _Big, primary_key=True, autoincrement=False),
+    Column("ts_us", _Big, nullable=False),
+    Column("note", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+subject = Table(
+    "subject",
+    METADATA,
+    Column("ref", Text, primary_key=True),
+    Column("lookup", LargeBinary, nullable=False, unique=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created_us", _Big, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)

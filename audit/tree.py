@@ -1,0 +1,111 @@
+"""The tree as it is stored: rows of 256 hashes (C2SP tile shape), written as they fill, read back for proofs.
+
+Level 0 rows are written when full; until then the leaves themselves are hashed. A row of a higher level holds the roots
+of full rows below and is rewritten as it grows, once per 256 leaves. So 255 appends in 256 write no row at all.
+Trusts: the database for speed only: every proof is checked against a signed root by whoever uses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Connection, select
+from sqlalchemy.dialects.sqlite import insert
+
+from audit.errors import LogDamaged
+from audit.limits import TILE_HEIGHT, TILE_WIDTH
+from audit.tables import leaf as leaf_table
+from audit.tables import tile as tile_table
+from sealgate.transparency.merkle import HASH_SIZE, leaf_hash, root_of
+
+
+def cut(hashes: bytes) -> list[bytes]:
+    """A row's hashes, one by one."""
+    return [hashes[at : at + HASH_SIZE] for at in range(0, len(hashes), HASH_SIZE)]
+
+
+def read_tile(connection: Connection, level: int, index: int, width: int) -> bytes:
+    """The first `width` hashes of one row; raises LogDamaged if the database does not hold them."""
+    stored = connection.execute(
+        select(tile_table.c.hashes).where(tile_table.c.level == level, tile_table.c.idx == index)
+    ).scalar_one_or_none()
+    if stored is None and level == 0:
+        first = index << TILE_HEIGHT
+        rows = connection.execute(
+            select(leaf_table.c.leaf)
+            .where(leaf_table.c.idx >= first, leaf_table.c.idx < first + width)
+            .order_by(leaf_table.c.idx)
+        ).scalars()
+        stored = b"".join(leaf_hash(row) for row in rows)
+    if stored is None or len(stored) < width * HASH_SIZE:
+        raise LogDamaged("hashes of the tree are missing from the database")
+    return bytes(stored[: width * HASH_SIZE])
+
+
+class StoredTree:
+    """A `HashSource` over the tables for a tree of `size` leaves, within one transaction. Remembers what it read."""
+
+    def __init__(self, connection: Connection, size: int) -> None:
+        self._connection = connection
+        self._size = size
+        self._rows: dict[tuple[int, int], list[bytes]] = {}
+
+    def __call__(self, level: int, index: int) -> bytes:
+        tile_level, height = divmod(level, TILE_HEIGHT)
+        start = index << height
+        tile_index, offset = start >> TILE_HEIGHT, start % TILE_WIDTH
+        row = self._row(tile_level, tile_index)
+        wanted = row[offset : offset + (1 << height)]
+        return wanted[0] if height == 0 else root_of(wanted)
+
+    def _row(self, level: int, index: int) -> list[bytes]:
+        row = self._rows.get((level, index))
+        if row is None:
+            complete = self._size >> (TILE_HEIGHT * level)  # entries that this level has in all
+            width = min(TILE_WIDTH, complete - (index << TILE_HEIGHT))
+            row = cut(read_tile(self._connection, level, index, width))
+            self._rows[level, index] = row
+        return row
+
+
+class TileWriter:
+    """The growing edge of the rows, in the writer's memory. Owned by the writer thread."""
+
+    def __init__(self, size: int, read: Callable[[int, int, int], bytes]) -> None:
+        """`read(level, index, width)` gives the partial rows at the right edge of a tree of `size` leaves."""
+        self._edges: list[list[bytes]] = []  # per level, the hashes of its last row, fewer than 256
+        self._indexes: list[int] = []  # per level, which row that is
+        while size:
+            index, width = size >> TILE_HEIGHT, size % TILE_WIDTH
+            level = len(self._edges)
+            self._edges.append(cut(read(level, index, width)) if width else [])
+            self._indexes.append(index)
+            size >>= TILE_HEIGHT
+
+    def append(self, hashes: Sequence[bytes], connection: Connection) -> None:
+        """Add leaf hashes; write the rows that became full or grew, in the caller's transaction."""
+        changed: dict[tuple[int, int], bytes] = {}
+        for item in hashes:
+            self._add(0, item, changed)
+        if not changed:
+            return
+        statement = insert(tile_table)
+        statement = statement.on_conflict_do_update(
+            index_elements=["level", "idx"], set_={"hashes": statement.excluded.hashes}
+        )
+        connection.execute(
+            statement, [{"level": level, "idx": index, "hashes": row} for (level, index), row in changed.items()]
+        )
+
+    def _add(self, level: int, item: bytes, changed: dict[tuple[int, int], bytes]) -> None:
+        if level == len(self._edges):
+            self._edges.append([])
+            self._indexes.append(0)
+        edge, index = self._edges[level], self._indexes[level]
+        edge.append(item)
+        full = len(edge) == TILE_WIDTH
+        if level > 0 or full:
+            changed[level, index] = b"".join(edge)
+        if full:
+            self._edges[level], self._indexes[level] = [], index + 1
+            self._add(level + 1, root_of(edge), changed)
