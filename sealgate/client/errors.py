@@ -10,7 +10,8 @@ SealgateError
 │   ├── EvidenceRefused        sealgate.evidence.transcript: with the transcript of checks
 │   └── ReceiptRefused         likewise
 └── RemoteError
-    └── ServiceRefused         a problem document, with its verified audit receipt if it came with one
+    ├── ServiceRefused         a problem document, with its verified audit receipt if it came with one
+    └── InferenceFailed        the runtime's own sealed error: the model did not run as asked
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EvidenceRefused",
+    "InferenceFailed",
     "ReceiptRefused",
     "ServiceRefused",
     "ServiceUnreachable",
@@ -70,5 +72,19 @@ class ServiceRefused(RemoteError):
     ) -> None:
         super().__init__(message, status=status, problem_type=problem_type, retry_after_s=retry_after_s)
         self.code = code
+        self.receipt = receipt
+        self.receipt_bytes = receipt_bytes
+
+
+class InferenceFailed(RemoteError):
+    """The runtime opened the request and answered with an error, inside the seal: its text is the runtime's word.
+
+    `receipt` is the verified record of the failure.
+    """
+
+    code = "inference-failed"
+
+    def __init__(self, message: str, *, status: int, receipt: VerifiedReceipt, receipt_bytes: bytes) -> None:
+        super().__init__(message, status=status)
         self.receipt = receipt
         self.receipt_bytes = receipt_bytes

@@ -1,0 +1,56 @@
+"""What a model says of itself inside the seal: Open Inference Protocol model metadata.
+
+Trusts: the runtime that sealed it. Bounded by the sealed message's own limit; unknown members are left alone, since
+other runtimes may say more.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from sealgate.errors import DecodeError
+
+
+class TensorMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """One input or output; -1 in `shape` stands for the rows of a request."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Sealgate's additions. `labels` holds the class names of outputs that have them."""
+
+    columns: tuple[str, ...] = ()
+    labels: dict[str, tuple[str, ...]] = {}
+    model_digest: str = ""
+    certificate_digest: str = ""
+    epsilon_micro: int | None = None
+    delta: str = ""
+    privacy_unit: str = ""
+
+
+class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
+    """`GET /v2/models/MODEL`, opened."""
+
+    name: str
+    versions: tuple[str, ...] = ()
+    platform: str = ""
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+    parameters: ModelParameters = ModelParameters()
+
+
+_decoder = msgspec.json.Decoder(ModelMetadata)
+
+
+def read_metadata(body: bytes) -> ModelMetadata:
+    """The metadata in an opened answer; raises DecodeError."""
+    try:
+        found = _decoder.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise DecodeError("the model's metadata are malformed") from error
+    if not found.inputs or not found.outputs:
+        raise DecodeError("the model's metadata name no inputs or outputs")
+    return found

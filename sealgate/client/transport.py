@@ -1,0 +1,298 @@
+"""httpx transports that seal: any httpx-based program sends ordinary inference requests and gets opened answers.
+
+    httpx.Client(transport=SealedTransport("client/", purpose="diagnosis", token=read_token), base_url="https://sealed")
+        .post("/v2/models/breast-cancer/infer", json=...)
+
+The host in the program's URL does not matter: the trust file says where the gateway is and what the inner authority is.
+`response.extensions["sealgate"]` is a `SealedAnswer` with the verified receipt and evidence. A `Purpose` header of a
+request overrides the transport's; a bearer token in its `Authorization` header is used where the transport has none.
+
+Verification failures and refusals raise Sealgate errors; network failures raise httpx's own, as in every transport.
+Trusts: the trust directory for the TLS authority. Never: follows a redirect, decodes what it did not open, logs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar, cast
+
+import httpx
+
+from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.client.credentials import ClientCertificate, Credential, TokenSource, take_token
+from sealgate.client.exchange import InnerRequest, OuterRequest, OuterResponse, SealedAnswer, SealedChannel
+from sealgate.errors import ConfigurationError, DecodeError
+from sealgate.evidence.trust import Trust, load_trust
+from sealgate.evidence.verify import VerifiedEvidence
+
+EXTENSION = "sealgate"
+DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+TrustSource: TypeAlias = "Trust | str | os.PathLike[str]"
+AsyncTokenSource: TypeAlias = "TokenSource | Callable[[], Awaitable[str]]"
+
+_Result = TypeVar("_Result")
+_DROPPED_INNER = frozenset({"content-length", "transfer-encoding"})
+
+
+def open_trust(source: TrustSource) -> Trust:
+    """A trust file, from itself, a path or a directory."""
+    return source if isinstance(source, Trust) else load_trust(Path(source))
+
+
+def tls_context(trust: Trust, certificate: ClientCertificate | None, *, trust_env: bool) -> ssl.SSLContext:
+    """TLS to the gateway: only the trust directory's authority if there is one, TLS 1.3 then, and our certificate."""
+    if trust.ca_file is None:
+        context = httpx.create_ssl_context(trust_env=trust_env)
+    else:
+        try:
+            context = ssl.create_default_context(cafile=os.fspath(trust.ca_file))
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(f"{trust.ca_file} is not a readable PEM file of certificates") from error
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate.certificate, certificate.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"client certificate {certificate.certificate} or its key {certificate.key} cannot be used"
+            ) from error
+    return context
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What both transports are made from."""
+
+    channel: SealedChannel
+    purpose: str
+    certificate: bytes | None
+
+    @classmethod
+    def read(
+        cls, trust: TrustSource, purpose: str, certificate: ClientCertificate | None, clock: Clock, entropy: Entropy
+    ) -> _Setting:
+        channel = SealedChannel(open_trust(trust), clock=clock, entropy=entropy)
+        return cls(channel, purpose, certificate.leaf() if certificate else None)
+
+    def inner(self, request: httpx.Request, body: bytes) -> InnerRequest:
+        return InnerRequest(
+            method=request.method,
+            path=request.url.raw_path.decode("ascii"),
+            fields=tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in request.headers.raw),
+            body=body,
+            purpose=request.headers.get("purpose", self.purpose),
+        )
+
+    def credential(self, token: str | None, request: httpx.Request) -> Credential:
+        if token is None:
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            token = given.strip() if scheme.lower() == "bearer" else None
+        return Credential(token=token, certificate=self.certificate)
+
+
+class SealedTransport(httpx.BaseTransport):
+    """Seals for threads and plain programs. One evidence and one connection pool, shared by all requests.
+
+    `proxy` and `trust_env` are httpx's: a corporate proxy is given explicitly or by HTTPS_PROXY. `outer` replaces the
+    network, for programs that bring their own connection.
+    """
+
+    def __init__(
+        self,
+        trust: TrustSource,
+        *,
+        purpose: str = "",
+        token: TokenSource | None = None,
+        certificate: ClientCertificate | None = None,
+        proxy: str | httpx.URL | httpx.Proxy | None = None,
+        trust_env: bool = True,
+        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        outer: httpx.BaseTransport | None = None,
+        clock: Clock = now_us,
+        entropy: Entropy = random_bytes,
+    ) -> None:
+        self._setting = _Setting.read(trust, purpose, certificate, clock, entropy)
+        self._token = token
+        held = self._setting.channel.trust
+        self._client = httpx.Client(
+            verify=tls_context(held, certificate, trust_env=trust_env),
+            proxy=proxy,
+            trust_env=trust_env,
+            timeout=timeout,
+            transport=outer,
+        )
+
+    @property
+    def trust(self) -> Trust:
+        return self._setting.channel.trust
+
+    @property
+    def held_evidence(self) -> VerifiedEvidence | None:
+        """The newest verified evidence, if any; perhaps expired. `evidence()` fetches."""
+        return self._setting.channel.evidence
+
+    def evidence(self) -> VerifiedEvidence:
+        """Fetch and verify evidence now; the next requests use it."""
+        return self._drive(self._setting.channel.renew(), None)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Seal, send, verify, open."""
+        inner = self._setting.inner(request, request.read())
+        credential = self._setting.credential(take_token(self._token), request)
+        flow = self._setting.channel.exchange(inner, credential)
+        return _opened(self._drive(flow, request.extensions.get("timeout")), request)
+
+    def _drive(
+        self, flow: Generator[OuterRequest, OuterResponse, _Result], timings: Mapping[str, Any] | None
+    ) -> _Result:
+        try:
+            outer = next(flow)
+            while True:
+                outer = flow.send(self._send(outer, timings))
+        except StopIteration as done:
+            return cast("_Result", done.value)
+        finally:
+            flow.close()
+
+    def _send(self, outer: OuterRequest, timings: Mapping[str, Any] | None) -> OuterResponse:
+        request = _outer_request(self._client, outer, self.trust, timings)
+        response = self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            body = bytearray()
+            for part in response.iter_raw():
+                _append(body, part, outer.limit)
+        finally:
+            response.close()
+        return _outer_response(response, bytes(body))
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class AsyncSealedTransport(httpx.AsyncBaseTransport):
+    """The same for asyncio and trio. `token` may be a coroutine function."""
+
+    def __init__(
+        self,
+        trust: TrustSource,
+        *,
+        purpose: str = "",
+        token: AsyncTokenSource | None = None,
+        certificate: ClientCertificate | None = None,
+        proxy: str | httpx.URL | httpx.Proxy | None = None,
+        trust_env: bool = True,
+        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        outer: httpx.AsyncBaseTransport | None = None,
+        clock: Clock = now_us,
+        entropy: Entropy = random_bytes,
+    ) -> None:
+        self._setting = _Setting.read(trust, purpose, certificate, clock, entropy)
+        self._token = token
+        held = self._setting.channel.trust
+        self._client = httpx.AsyncClient(
+            verify=tls_context(held, certificate, trust_env=trust_env),
+            proxy=proxy,
+            trust_env=trust_env,
+            timeout=timeout,
+            transport=outer,
+        )
+
+    @property
+    def trust(self) -> Trust:
+        return self._setting.channel.trust
+
+    @property
+    def held_evidence(self) -> VerifiedEvidence | None:
+        """The newest verified evidence, if any; perhaps expired. `evidence()` fetches."""
+        return self._setting.channel.evidence
+
+    async def evidence(self) -> VerifiedEvidence:
+        """Fetch and verify evidence now; the next requests use it."""
+        return await self._drive(self._setting.channel.renew(), None)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Seal, send, verify, open."""
+        inner = self._setting.inner(request, await request.aread())
+        credential = self._setting.credential(await self._take_token(), request)
+        flow = self._setting.channel.exchange(inner, credential)
+        return _opened(await self._drive(flow, request.extensions.get("timeout")), request)
+
+    async def _take_token(self) -> str | None:
+        found = self._token() if callable(self._token) else self._token
+        if inspect.isawaitable(found):
+            found = await found
+        return take_token(found)
+
+    async def _drive(
+        self, flow: Generator[OuterRequest, OuterResponse, _Result], timings: Mapping[str, Any] | None
+    ) -> _Result:
+        try:
+            outer = next(flow)
+            while True:
+                outer = flow.send(await self._send(outer, timings))
+        except StopIteration as done:
+            return cast("_Result", done.value)
+        finally:
+            flow.close()
+
+    async def _send(self, outer: OuterRequest, timings: Mapping[str, Any] | None) -> OuterResponse:
+        request = _outer_request(self._client, outer, self.trust, timings)
+        response = await self._client.send(request, stream=True, follow_redirects=False)
+        try:
+            body = bytearray()
+            async for part in response.aiter_raw():
+                _append(body, part, outer.limit)
+        finally:
+            await response.aclose()
+        return _outer_response(response, bytes(body))
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None = None,
+        exc_value: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        await self.aclose()
+
+
+def _outer_request(
+    client: httpx.Client | httpx.AsyncClient, outer: OuterRequest, trust: Trust, timings: Mapping[str, Any] | None
+) -> httpx.Request:
+    headers = [("accept-encoding", "identity"), *outer.headers]
+    request = client.build_request(outer.method, trust.url + outer.path, headers=headers, content=outer.body or None)
+    if timings is not None:
+        request.extensions = {**request.extensions, "timeout": timings}
+    return request
+
+
+def _append(body: bytearray, part: bytes, limit: int) -> None:
+    body += part
+    if len(body) > limit:
+        raise DecodeError("the gateway's answer is larger than it may be", code="too-large")
+
+
+def _outer_response(response: httpx.Response, body: bytes) -> OuterResponse:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise DecodeError("the gateway's answer has a content encoding that was not asked for")
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return OuterResponse(status=response.status_code, headers=headers, body=body)
+
+
+def _opened(answer: SealedAnswer, request: httpx.Request) -> httpx.Response:
+    inner = answer.response
+    return httpx.Response(
+        inner.status,
+        headers=[(name, value) for name, value in inner.fields if name not in _DROPPED_INNER],
+        content=bytes(inner.body),
+        request=request,
+        extensions={EXTENSION: answer},
+    )
