@@ -138,10 +138,10 @@ def _print_reasons(policy_set: PolicySet, answer: Permit | Deny) -> None:
 def _print_permit(policy_set: PolicySet, answer: Permit, arguments: argparse.Namespace, action: Action) -> None:
     from policy.decide import MODEL_ACTIONS
 
-    print(f"  reduced    {_reduction(answer.decision.obligations) or 'not at all'}")
     if action not in MODEL_ACTIONS:
         print(f"  records    {f'of tenant {answer.records_of} only' if answer.records_of else 'of every tenant'}")
         return
+    print(f"  reduced    {_reduction(answer.decision.obligations) or 'not at all'}")
     for budget in policy_set.budgets:
         if budget.applies(tenant=arguments.tenant, subject=arguments.subject, model=arguments.model):
             limits = [

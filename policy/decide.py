@@ -94,23 +94,26 @@ class PolicySet:
 
     def decide(self, principal: Principal, action: Action, model: ModelFacts | None, context: Context) -> Permit | Deny:
         """May `principal` do `action` (on `model`, for the actions that have one) in `context`? Never raises."""
+        try:
+            return self._remembered(principal, action, model, context)
+        except Exception as error:  # facts of a wrong type, a bug of ours: whatever it is, the answer is no
+            return self._deny("policy-error", errors=(f"{type(error).__name__}: {error}",))
+
+    def _remembered(
+        self, principal: Principal, action: Action, model: ModelFacts | None, context: Context
+    ) -> Permit | Deny:
         # Everything that `_decide` reads, and nothing that it does not: the answer depends on this key alone.
         subject = (principal.tenant, principal.subject, principal.roles, principal.purposes, principal.authn)
-        circumstances = (
-            context.purpose,
-            context.sealed,
-            context.assurance,
-            principal.mtls,
-            facts.hour_of(context.now_us),
-        )
-        key = (subject, action, model if action in MODEL_ACTIONS else None, circumstances)
+        circumstances = (context.purpose, context.sealed, context.assurance, principal.mtls)
+        hour = facts.hour_of(context.now_us)
+        key = (subject, action, model if action in MODEL_ACTIONS else None, circumstances, hour)
         with self._lock:
             known = self._cache.get(key)
             if known is not None:
                 self._cache.move_to_end(key)
                 return known
         answer = self._decide(principal, action, model, context)
-        if not (isinstance(answer, Deny) and answer.errors):  # an error may pass; it must be seen again if it does not
+        if not (isinstance(answer, Deny) and answer.errors):  # an error may pass: it is not remembered
             with self._lock:
                 self._cache[key] = answer
                 if len(self._cache) > MAX_CACHED_DECISIONS:

@@ -1,0 +1,149 @@
+"""A policy directory that is not sound stops the start, with one line that names the file and what is wrong in it."""
+
+from __future__ import annotations
+
+import pytest
+
+from policy.decide import load_policy
+from policy.errors import PolicyFileError
+from policy.store import load_files
+from sealgate.errors import ConfigurationError
+
+GOOD = '@id("extra") permit (principal is Client, action == Action::"infer", resource is Model);'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("permit (", r"own\.cedar: .*unexpected end of input"),
+        ("permit (principal, action, resource);", r"own\.cedar: every policy needs @id"),
+        ('@id("Two Words") permit (principal, action, resource);', r"own\.cedar: every policy needs @id"),
+        ('@id("clients-infer") permit (principal, action, resource);', r"clients-infer.* is also in 10-callers"),
+        (GOOD.replace("Client", "Klient"), r'own\.cedar: policy "extra": .*Klient'),
+        (GOOD.replace("infer", "inver"), r'own\.cedar: policy "extra": .*inver'),
+        (GOOD[:-1] + " when { context.nope };", r'own\.cedar: policy "extra": .*nope'),
+        (GOOD[:-1] + ' when { context.hour == "9" };', r'own\.cedar: policy "extra": .*types'),
+        (GOOD[:-1] + ' when { principal.tenant.getTag("x") > 5 };', r'own\.cedar: policy "extra": .*tag'),
+        (GOOD[:-1] + " when { resource.epsilon_micro - 1 > 5 };", r"arithmetic"),
+        (GOOD[:-1] + " when { resource.epsilon_micro * 2 > 5 };", r"arithmetic"),
+        (GOOD[:-1] + " when { if context.sealed then -resource.epsilon_micro > 5 else false };", r"arithmetic"),
+        ('@round_digit("4")' + GOOD, r'policy "extra": unknown annotation @round_digit'),
+        ('@round_digits("four")' + GOOD, r"@round_digits is a whole number from 0 to 15"),
+        ('@round_digits("16")' + GOOD, r"@round_digits is a whole number from 0 to 15"),
+        ('@round_digits("-1")' + GOOD, r"@round_digits is a whole number"),
+        ("@round_digits" + GOOD, r"@round_digits is a whole number"),
+        ('@top_k("0")' + GOOD, r"@top_k is a whole number from 1"),
+        ('@hide_scores("yes")' + GOOD, r'@hide_scores is "true" or "false"'),
+        ('@top_k("1")' + GOOD.replace("permit", "forbid"), r"a forbid cannot oblige"),
+        ('@id("t") permit (principal == ?principal, action, resource);', r"templates"),
+    ],
+)
+def test_policies_that_do_not_load(policy_dir, text, says):
+    (policy_dir / "own.cedar").write_text(text)
+    with pytest.raises(PolicyFileError, match=says) as caught:
+        load_policy(policy_dir)
+    assert "\n" not in str(caught.value)
+    assert str(policy_dir) in str(caught.value)
+    assert isinstance(caught.value, ConfigurationError)
+
+
+def test_a_good_policy_beside_the_shipped_ones_loads(policy_dir):
+    before = load_policy(policy_dir)
+    (policy_dir / "own.cedar").write_text('@says("more")' + GOOD)
+    after = load_policy(policy_dir)
+    assert set(after.rules) - set(before.rules) == {"extra"}
+    assert after.rules["extra"].file == "own.cedar"
+    assert after.digest != before.digest
+
+
+@pytest.mark.parametrize(
+    "name", ["own.ceder", "own.cedar~", "own.cedar.bak", "tenants.tml", "notes", "UPPER.CEDAR", "sub", "a b.cedar"]
+)
+def test_a_misspelt_file_is_refused_not_ignored(policy_dir, name):
+    if name == "sub":
+        (policy_dir / name).mkdir()
+    else:
+        (policy_dir / name).write_text("")
+    with pytest.raises(PolicyFileError, match="not a file of a policy directory"):
+        load_policy(policy_dir)
+
+
+@pytest.mark.parametrize("name", ["schema.cedarschema", "tenants.toml", "budgets.toml"])
+def test_a_missing_file_is_refused(policy_dir, name):
+    (policy_dir / name).unlink()
+    with pytest.raises(PolicyFileError, match=f"{name} is missing"):
+        load_policy(policy_dir)
+
+
+def test_no_directory_or_no_permission(policy_dir, tmp_path):
+    with pytest.raises(PolicyFileError, match="cannot be read: No such file"):
+        load_policy(tmp_path / "nowhere")
+    (policy_dir / "dir.cedar").mkdir()
+    with pytest.raises(PolicyFileError, match="cannot be read: Is a directory"):
+        load_policy(policy_dir)
+
+
+def test_only_forbids_is_refused(policy_dir):
+    (policy_dir / "10-callers.cedar").unlink()
+    with pytest.raises(PolicyFileError, match="no policy permits anything"):
+        load_policy(policy_dir)
+
+
+def test_oversized_and_binary_files(policy_dir):
+    (policy_dir / "own.cedar").write_bytes(b"\xff\xfe")
+    with pytest.raises(PolicyFileError, match=r"own\.cedar: not UTF-8"):
+        load_policy(policy_dir)
+    (policy_dir / "own.cedar").write_bytes(b"/" * (1024 * 1024 + 1))
+    with pytest.raises(PolicyFileError, match=r"own\.cedar: larger than"):
+        load_policy(policy_dir)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("entity Tenant", "entity Tenent", "schema.cedarschema: .*Tenant"),
+        ("sealed: Bool", "sealed: Long", r"sealed-always|context|type"),
+        ("epsilon_micro: Long", "epsilon_micro: String", r"epsilon-within-purpose"),
+        ("hour: Long,", "hour: Long, minute: Long,", r"asking whether a .* may .* fails"),
+        ("version: String,", "version: String, owner: String,", r"asking whether a .* may .* fails"),
+        ("authn: String,", "", r"asking whether a .* may .* fails"),
+        ("suspended: Bool,", "suspended: Bool, country: String,", r"does not fit tenants.toml"),
+        ("entity Deployment;", "entity Deployment", r"schema.cedarschema: "),
+    ],
+)
+def test_a_schema_that_does_not_fit_is_found_at_start(policy_dir, old, new, says):
+    path = policy_dir / "schema.cedarschema"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(PolicyFileError, match=says) as caught:
+        load_policy(policy_dir)
+    assert "\n" not in str(caught.value)
+
+
+def test_digest_covers_every_file_that_counts_and_nothing_else(policy_dir):
+    seen = {load_files(policy_dir).digest}
+    for path in sorted(policy_dir.iterdir()):
+        data = path.read_bytes()
+        path.write_bytes(data + b"\n")
+        seen.add(load_files(policy_dir).digest)
+        path.write_bytes(data)
+    assert len(seen) == 1 + len(list(policy_dir.iterdir()))
+    (policy_dir / "10-callers.cedar").rename(policy_dir / "11-callers.cedar")
+    renamed = load_files(policy_dir).digest
+    assert renamed not in seen
+    (policy_dir / ".hidden").write_text("x")
+    (policy_dir / "examples").mkdir()
+    (policy_dir / "examples" / "broken.cedar").write_text("permit")
+    assert load_files(policy_dir).digest == renamed
+    load_policy(policy_dir)
+
+
+def test_digest_separates_names_from_contents(policy_dir):
+    """Moving bytes from one file to the next changes the digest, though the joined bytes stay the same."""
+    first, second = policy_dir / "20-separation.cedar", policy_dir / "30-privacy.cedar"
+    before = load_files(policy_dir).digest
+    head, tail = first.read_bytes(), second.read_bytes()
+    first.write_bytes(head + tail[:1])
+    second.write_bytes(tail[1:])
+    assert load_files(policy_dir).digest != before

@@ -1,0 +1,72 @@
+"""The strictest demand of every permit that applies holds."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policy.decide import Permit, load_policy
+from policy.entities import Action, Role
+from policy.obligations import merge
+from sealgate.protocol.frames import Obligations
+
+demands = st.builds(
+    Obligations,
+    round_digits=st.none() | st.integers(0, 15),
+    top_k=st.none() | st.integers(1, 100),
+    hide_scores=st.booleans(),
+)
+
+
+def _at_least_as_strict(left: Obligations, right: Obligations) -> bool:
+    digits = right.round_digits is None or (left.round_digits is not None and left.round_digits <= right.round_digits)
+    scores = right.top_k is None or (left.top_k is not None and left.top_k <= right.top_k)
+    return digits and scores and (left.hide_scores or not right.hide_scores)
+
+
+@settings(max_examples=200)
+@given(st.lists(demands, max_size=5), st.randoms())
+def test_merge_is_the_least_that_satisfies_all(items, random):
+    merged = merge(items)
+    assert all(_at_least_as_strict(merged, item) for item in items)
+    assert merged.round_digits in {None, *(item.round_digits for item in items)}
+    assert merged.top_k in {None, *(item.top_k for item in items)}
+    assert merged.hide_scores == any(item.hide_scores for item in items)
+    shuffled = list(items)
+    random.shuffle(shuffled)
+    assert merge(shuffled) == merged
+    assert merge([merged, *items]) == merged
+
+
+def test_two_permits_for_one_request(policy_dir, principal, model, context):
+    scope = 'permit (principal is Client, action == Action::"infer", resource is Model)'
+    (policy_dir / "own.cedar").write_text(
+        f'@id("few") @round_digits("2") @top_k("5") {scope};\n'
+        f'@id("labels") @hide_scores("true") @top_k("7") {scope} when {{ resource.sensitivity != "public" }};\n'
+    )
+    policy_set = load_policy(policy_dir)
+    answer = policy_set.decide(principal(), Action.INFER, model(), context())
+    assert isinstance(answer, Permit)
+    assert answer.decision.policy_ids == ("clients-infer", "few", "labels")
+    assert answer.decision.obligations == Obligations(round_digits=2, top_k=5, hide_scores=True)
+    public = policy_set.decide(principal(), Action.INFER, model(sensitivity="public"), context())
+    assert public.decision.obligations == Obligations(round_digits=2, top_k=5)
+
+
+def test_obligations_of_every_role_hold(policy_dir, principal, model, context):
+    (policy_dir / "own.cedar").write_text(
+        '@id("own") @top_k("3") permit (principal is Auditor, action == Action::"read-model", resource is Model);'
+    )
+    policy_set = load_policy(policy_dir)
+    answer = policy_set.decide(principal(Role.CLIENT, Role.AUDITOR), Action.READ_MODEL, model(), context())
+    assert answer.decision.obligations == Obligations(top_k=3)
+
+
+def test_more_determining_policies_than_a_record_has_room_for(policy_dir, principal, model, context):
+    scope = 'permit (principal is Client, action == Action::"infer", resource is Model);'
+    text = "".join(f'@id("p{number:03}") @top_k("{number + 1}") {scope}\n' for number in reversed(range(100)))
+    (policy_dir / "own.cedar").write_text(text)
+    answer = load_policy(policy_dir).decide(principal(), Action.INFER, model(), context())
+    assert len(answer.decision.policy_ids) == 32
+    assert answer.decision.policy_ids[-1] == "and-more"
+    assert answer.decision.obligations.top_k == 1  # those that are not named oblige all the same
