@@ -108,7 +108,9 @@ def load_jwks(path: Path, *, algorithms: tuple[str, ...]) -> dict[str, jwt.PyJWK
 def _parse_key(member: dict[str, Any], *, algorithms: tuple[str, ...], where: str) -> jwt.PyJWK | None:
     kty = member.get("kty")
     if kty == "oct" or any(name in member for name in ("d", "k", "p", "q")):
-        raise ConfigurationError(f"{where}: is a private or symmetric key; a JWK set for verifying holds public keys only")
+        raise ConfigurationError(
+            f"{where}: is a private or symmetric key; a JWK set for verifying holds public keys only"
+        )
     algorithm = _ALGORITHM_OF.get((str(kty), None if kty == "RSA" else member.get("crv")))
     if algorithm not in algorithms or member.get("use", "sig") != "sig" or member.get("alg", algorithm) != algorithm:
         return None

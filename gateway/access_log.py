@@ -1,0 +1,55 @@
+"""One log line for each request: method, route template, status, sizes, time. The outermost ASGI layer.
+
+Trusts: the router for the route template. Never: logs a path, a query string or a header, each of which callers fill.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.gate import source_class
+from gateway.telemetry import Telemetry
+from sealgate.ambient import monotonic_ns
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_CALLER_GONE = 499
+
+
+class AccessLog:
+    """Wraps the application. `health` routes are not logged: their callers ask every second."""
+
+    def __init__(self, app: Any, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began_ns = monotonic_ns()
+        seen = {"status": _CALLER_GONE, "received": 0, "sent": 0}
+
+        async def counted_receive() -> Any:
+            message = await receive()
+            seen["received"] += len(message.get("body", b""))
+            return message
+
+        async def counted_send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                seen["status"] = message["status"]
+            else:
+                seen["sent"] += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, counted_receive, counted_send)
+        finally:
+            route = scope.get("path_template") or "unmatched"
+            if not route.startswith("/health/"):
+                fields = {
+                    "method": scope["method"] if scope["method"] in _METHODS else "other",
+                    "route": route,
+                    "source": source_class(scope.get("client")),
+                    "duration_us": (monotonic_ns() - began_ns) // 1000,
+                }
+                self._telemetry.event("request", **fields, **seen, **scope.get("gateway.log", {}))

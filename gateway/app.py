@@ -1,0 +1,89 @@
+"""Composition: a deployment becomes the application. The only place where parts are put together.
+
+Trusts: the state directory. Never: starts with a policy, an issuer file or a certificate that it cannot read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from litestar import Litestar
+from litestar.di import Provide
+
+from gateway.access_log import AccessLog
+from gateway.authentication.authenticate import Authenticator
+from gateway.authentication.certificates import CertificateReader, DenyList
+from gateway.authentication.issuers import load_issuers
+from gateway.authentication.tokens import TokenVerifier
+from gateway.gate import Gate
+from gateway.intake import Intake
+from gateway.limits import AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
+from gateway.routes import health, keys, sealed
+from gateway.routes.openapi import openapi_config
+from gateway.routes.problems import exception_handlers
+from gateway.runtime_link import RuntimeLink
+from gateway.telemetry import Telemetry
+from policy.decide import load_policy
+from sealgate.ambient import Clock, now_us
+from sealgate.deployment import Deployment
+from sealgate.limits import MAX_SEALED_REQUEST
+
+ROUTES = (
+    sealed.send_sealed,
+    sealed.send_sealed_generic,
+    keys.key_configurations,
+    keys.attestation,
+    health.live,
+    health.ready,
+)
+
+
+def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = now_us) -> Gate:
+    """Read the deployment's files and make every part. Raises ConfigurationError that says what to mend."""
+    settings = deployment.settings.gateway
+    policy = load_policy(deployment.policy)
+    tokens = TokenVerifier(load_issuers(deployment.tokens), audience=deployment.token_audience, clock=clock)
+    deny = DenyList(deployment.pki / "revoked.txt", always=policy.tenants.revoked_certificates)
+    return Gate(
+        authenticator=Authenticator(tokens, CertificateReader(policy.tenants, deny, clock=clock)),
+        policy=policy,
+        link=RuntimeLink(deployment.socket, telemetry=telemetry),
+        sealed=Intake(requests_max=settings.max_concurrent, body_timeout_s=settings.body_timeout_s),
+        evidence=Intake(requests_max=EVIDENCE_IN_FLIGHT),
+        reading=Intake(requests_max=AUDIT_IN_FLIGHT),
+        request_timeout_s=settings.request_timeout_s,
+        telemetry=telemetry,
+        clock=clock,
+    )
+
+
+def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clock: Clock = now_us) -> Litestar:
+    """The application of one gateway process."""
+    telemetry = telemetry or Telemetry(clock=clock)
+    gate = make_gate(deployment, telemetry=telemetry, clock=clock)
+
+    @asynccontextmanager
+    async def linked(_: Litestar) -> AsyncIterator[None]:
+        gate.link.start()
+        try:
+            yield
+        finally:
+            await gate.link.close()
+
+    return Litestar(
+        route_handlers=ROUTES,
+        dependencies={"gate": Provide(lambda: gate, sync_to_thread=False)},
+        exception_handlers=exception_handlers(telemetry),
+        lifespan=[linked],
+        openapi_config=openapi_config(version("sealgate")),
+        request_max_body_size=MAX_SEALED_REQUEST,
+        logging_config=None,
+        debug=False,
+    )
+
+
+def build_server(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = now_us) -> AccessLog:
+    """What the server runs: the application, and around it the access log."""
+    return AccessLog(build_app(deployment, telemetry=telemetry, clock=clock), telemetry)

@@ -1,0 +1,150 @@
+"""What the handlers stand on: who is calling, whether the policy allows it, and the way to the runtime.
+
+Each method is one step of the life of a request and either succeeds or raises the refusal as the caller sees it. A
+refusal by the policy is on record before the caller hears of it. Trusts: its parts. Never: forwards anything that has
+not been authenticated and permitted.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from litestar import Request
+
+from gateway.authentication.authenticate import Authenticator
+from gateway.errors import PROBLEMS, Problem, Unauthenticated
+from gateway.intake import Intake, while_awaited
+from gateway.runtime_link import RuntimeLink
+from gateway.telemetry import Telemetry
+from policy.decide import Deny, Permit, PolicySet
+from policy.entities import Action, Context, Principal
+from sealgate.ambient import Clock
+from sealgate.protocol import frames
+
+Asking = Request[Any, Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a request says in clear that it wants. The worker compares it with what is inside the seal."""
+
+    action: Action
+    model: str
+    purpose: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One per process; made by `gateway.app`."""
+
+    authenticator: Authenticator
+    policy: PolicySet
+    link: RuntimeLink
+    sealed: Intake
+    evidence: Intake
+    reading: Intake
+    request_timeout_s: float
+    telemetry: Telemetry
+    clock: Clock
+
+    def authenticate(self, request: Asking) -> Principal:
+        """Step 3. A failure is counted in the log by reason and source; the caller gets the one uniform 401."""
+        try:
+            principal = self.authenticator.authenticate(request.scope)
+        except Unauthenticated as error:
+            source = source_class(request.scope.get("client"))
+            self.link.auth_failed(frames.AuthFailed(reason=error.code, source=source))
+            note(request, reason=error.code)
+            raise Problem("unauthenticated") from None
+        note(request, authn=principal.authn, tenant=principal.tenant)
+        return principal
+
+    async def authorise(self, request: Asking, principal: Principal, asked: Asked) -> Permit:
+        """Step 5. A denial is a durable record before the caller gets its 403."""
+        answer = self.policy.decide(principal, asked.action, self._facts(asked.model), self._context(asked))
+        if isinstance(answer, Deny):
+            await self._refuse(request, answer, principal, asked)
+        return answer
+
+    async def submit(self, request: Asking, frame: frames.Submit, body: bytes) -> tuple[frames.Answer, bytes]:
+        """Steps 6 to 10, on the other side of the socket."""
+        work = self.link.submit(frame, body)
+        reply, sealed = await while_awaited(request.receive, work, timeout_s=self.request_timeout_s)
+        if isinstance(reply, frames.Refused):
+            raise refusal(reply)
+        note(request, log=reply.log, record=reply.record)
+        return reply, sealed
+
+    async def record_read(self, request: Asking, frame: frames.AuditRead) -> frames.Recorded:
+        """An auditor's read becomes a durable record before anything is read."""
+        work = self.link.record_audit_read(frame)
+        reply = await while_awaited(request.receive, work, timeout_s=self.request_timeout_s)
+        if isinstance(reply, frames.Refused):
+            raise refusal(reply)
+        note(request, log=reply.log, record=reply.record)
+        return reply
+
+    async def _refuse(self, request: Asking, answer: Deny, principal: Principal, asked: Asked) -> NoReturn:
+        frame = frames.Deny(
+            model=asked.model,
+            operation=asked.action.value,
+            purpose=asked.purpose,
+            caller=caller_of(principal),
+            decision=answer.decision,
+        )
+        for text in answer.errors:
+            self.telemetry.event("policy-error", detail=text)
+        reply = await while_awaited(request.receive, self.link.deny(frame), timeout_s=self.request_timeout_s)
+        if isinstance(reply, frames.Refused):
+            raise refusal(reply)
+        note(request, reason=answer.decision.reason, log=reply.log, record=reply.record)
+        raise Problem("forbidden", headers=audit_headers(reply))
+
+    def _facts(self, model: str) -> frames.ModelFacts | None:
+        return next((facts for facts in self.link.state.models if facts.name == model), None) if model else None
+
+    def _context(self, asked: Asked) -> Context:
+        assurance = self.link.state.assurance
+        return Context(purpose=asked.purpose, sealed=bool(asked.model), assurance=assurance, now_us=self.clock())
+
+
+def caller_of(principal: Principal) -> frames.Caller:
+    """The principal as the runtime host is told of it."""
+    return frames.Caller(
+        tenant=principal.tenant,
+        subject=principal.subject,
+        authn=principal.authn,
+        credential_binding=principal.credential_binding,
+    )
+
+
+def refusal(reply: frames.Refused) -> Problem:
+    """A refusal by the runtime, with its record where there is one. A code that is not public is an internal error."""
+    code = reply.code if reply.code in PROBLEMS else "internal"
+    headers = audit_headers(reply) if reply.record >= 0 else {}
+    return Problem(code, headers=headers, retry_after_s=reply.retry_after_s)
+
+
+def audit_headers(reply: frames.Answer | frames.Refused | frames.Recorded) -> dict[str, str]:
+    """Where the record of this request stands, and the proof that it does."""
+    receipt = base64.urlsafe_b64encode(reply.receipt).rstrip(b"=").decode("ascii")
+    return {"Audit-Receipt": receipt, "Audit-Record": f"{reply.log} {reply.record}"}
+
+
+def source_class(client: Any) -> str:
+    """Where a connection came from, as coarsely as the log needs it."""
+    try:
+        address = ipaddress.ip_address(client[0])
+    except (TypeError, ValueError, IndexError):
+        return "unix"
+    if address.is_loopback:
+        return "loopback"
+    return "private" if address.is_private else "public"
+
+
+def note(request: Asking, **fields: str | int | bool | None) -> None:
+    """Add fields to the line that the access log writes about this request."""
+    request.scope.setdefault("gateway.log", {}).update(fields)  # type: ignore[typeddict-item]

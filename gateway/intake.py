@@ -1,0 +1,109 @@
+"""What may come in at once: requests, and bytes of their bodies. And for how long, and for whom.
+
+A body is counted as it arrives and refused at the first byte too many, before it is kept; a sender that is too slow is
+dropped; a caller that goes away stops what was being done for it. Trusts: nobody. Never: queues a request that does not
+fit: it is refused at once with Retry-After, so that callers, not this process, hold the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from gateway.errors import CallerGone, Problem
+from gateway.limits import MAX_BUFFERED_BODIES
+from sealgate.limits import MAX_SEALED_REQUEST
+
+Receive = Callable[[], Awaitable[Any]]
+_T = TypeVar("_T")
+_CLOSE = {"Connection": "close"}
+
+
+class Slot:
+    """The right to have one request under way, with the bytes that it holds."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self.held = 0
+
+    async def read_body(self, receive: Receive, *, declared: str | None, limit: int = MAX_SEALED_REQUEST) -> bytes:
+        """The whole body; `declared` is the Content-Length field. Raises Problem or CallerGone."""
+        if declared is not None and (not declared.isdecimal() or len(declared) > 18):
+            raise Problem("malformed-request", headers=_CLOSE)
+        if declared is not None and int(declared) > limit:
+            raise Problem("too-large")
+        try:
+            async with asyncio.timeout(self._intake.body_timeout_s):
+                return await self._collect(receive, limit)
+        except TimeoutError:
+            raise Problem("too-slow", headers=_CLOSE) from None
+
+    async def _collect(self, receive: Receive, limit: int) -> bytes:
+        body = bytearray()
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise CallerGone
+            part = message.get("body", b"")
+            if len(body) + len(part) > limit:
+                raise Problem("too-large")
+            self._intake.hold(self, len(part))
+            body += part
+            more = message.get("more_body", False)
+        return bytes(body)
+
+
+class Intake:
+    """Counts what is under way. One for each kind of work, used from the event loop only."""
+
+    def __init__(
+        self, *, requests_max: int, body_timeout_s: float = 20.0, bytes_max: int = MAX_BUFFERED_BODIES
+    ) -> None:
+        self.body_timeout_s = body_timeout_s
+        self._requests_max = requests_max
+        self._bytes_max = bytes_max
+        self.requests = 0
+        self.bytes = 0
+
+    @contextmanager
+    def slot(self) -> Iterator[Slot]:
+        """A place for one request; raises Problem("busy") when there is none."""
+        if self.requests >= self._requests_max:
+            raise Problem("busy")
+        slot = Slot(self)
+        self.requests += 1
+        try:
+            yield slot
+        finally:
+            self.requests -= 1
+            self.bytes -= slot.held
+
+    def hold(self, slot: Slot, count: int) -> None:
+        """Count bytes that `slot` keeps until its end; raises Problem("busy") when all bodies together are too much."""
+        if self.bytes + count > self._bytes_max:
+            raise Problem("busy")
+        self.bytes += count
+        slot.held += count
+
+
+async def while_awaited(receive: Receive, work: Coroutine[Any, Any, _T], *, timeout_s: float) -> _T:
+    """The result of `work`, which is cancelled when the caller goes away (CallerGone) or time is up (Problem)."""
+    answer = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        await asyncio.wait({answer, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        raise CallerGone if gone.done() else Problem("timed-out")
+    finally:
+        answer.cancel()
+        gone.cancel()
+        await asyncio.gather(answer, gone, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,109 @@
+"""Sealed requests: the part of the life of a request that happens here.
+
+    3  who is calling                                  gate.authenticate
+    4  bytes become a SealedRequest: header readable, body opaque
+    5  may they                                        gate.authorise
+    6-10  reserve, record, open, run, seal, record     gate.submit (behind the socket)
+    11 the sealed answer and its receipt go out
+
+Trusts: the gate. Never: sees what is inside the seal, neither on the way in nor on the way out.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from litestar import Request, Response, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath
+
+from gateway.errors import Problem
+from gateway.gate import Asked, Gate, audit_headers, caller_of
+from gateway.routes.openapi import SealedOperation, answers
+from policy.decide import Permit
+from policy.entities import Action, Principal
+from sealgate.errors import DecodeError
+from sealgate.limits import MAX_NAME
+from sealgate.protocol.frames import Answer, Submit
+from sealgate.protocol.ohttp import MEDIA_RESPONSE, SealedRequest
+
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
+_OPERATIONS = {"infer": Action.INFER, "read-model": Action.READ_MODEL}
+_PROBLEM_OF = {
+    "unsupported-media-type": "unsupported-media-type",
+    "too-large": "too-large",
+    "unsupported-suite": "unknown-key",
+}
+
+
+@post(
+    "/sealed/{model:str}",
+    status_code=200,
+    operation_class=SealedOperation,
+    responses=answers(MEDIA_RESPONSE, 400, 401, 403, 408, 413, 415, 429, 503, 504),
+    summary="Send a sealed request to a model",
+)
+async def send_sealed(
+    request: Request[Any, Any, Any], gate: NamedDependency[Gate], model: FromPath[str]
+) -> Response[bytes]:
+    """An encapsulated request (RFC 9458) for the model in the path. The answer is sealed for the sender alone."""
+    return await _forward(request, gate, model)
+
+
+@post(
+    "/.well-known/ohttp-gateway",
+    status_code=200,
+    operation_class=SealedOperation,
+    responses=answers(MEDIA_RESPONSE, 400, 401, 403, 408, 413, 415, 429, 503, 504),
+    summary="Send a sealed request, the model named in a header",
+)
+async def send_sealed_generic(request: Request[Any, Any, Any], gate: NamedDependency[Gate]) -> Response[bytes]:
+    """The same for generic Oblivious HTTP clients (RFC 9540): the field Sealed-Model names the model."""
+    return await _forward(request, gate, request.headers.get("sealed-model", ""))
+
+
+async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str) -> Response[bytes]:
+    principal = gate.authenticate(request)  # 3
+    asked = _asked(request, model)
+    with gate.sealed.slot() as slot:
+        raw = await slot.read_body(request.receive, declared=request.headers.get("content-length"))
+        sealed = _sealed(raw, request.headers.get("content-type", ""))  # 4
+        permit = await gate.authorise(request, principal, asked)  # 5
+        answer, body = await gate.submit(request, _submission(principal, asked, permit, sealed), sealed.raw)  # 6-10
+    return _released(answer, body)  # 11
+
+
+def _asked(request: Request[Any, Any, Any], model: str) -> Asked:
+    """What the request says in clear that it wants; raises Problem if it does not say it plainly."""
+    purpose, operation = request.headers.get("purpose", ""), request.headers.get("sealed-operation", "infer")
+    if not _NAME.fullmatch(model) or not _NAME.fullmatch(purpose) or operation not in _OPERATIONS:
+        raise Problem(
+            "malformed-request",
+            detail="Name the model in the path or in Sealed-Model, and the purpose in Purpose; "
+            "Sealed-Operation is infer or read-model.",
+        )
+    return Asked(action=_OPERATIONS[operation], model=model, purpose=purpose)
+
+
+def _sealed(raw: bytes, content_type: str) -> SealedRequest:
+    try:
+        return SealedRequest.parse(raw, content_type.partition(";")[0].strip().lower())
+    except DecodeError as error:
+        raise Problem(_PROBLEM_OF.get(error.code, "malformed-request")) from None
+
+
+def _submission(principal: Principal, asked: Asked, permit: Permit, sealed: SealedRequest) -> Submit:
+    return Submit(
+        model=asked.model,
+        operation=asked.action.value,
+        purpose=asked.purpose,
+        media_type=sealed.media_type,
+        caller=caller_of(principal),
+        decision=permit.decision,
+        assurance_mtls=principal.mtls,
+    )
+
+
+def _released(answer: Answer, body: bytes) -> Response[bytes]:
+    return Response(content=body, media_type=answer.media_type, headers=audit_headers(answer))

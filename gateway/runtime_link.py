@@ -1,0 +1,233 @@
+"""The gateway's end of the UNIX socket to the runtime host: many requests on one connection, told apart by id.
+
+Connects by itself, and again whenever the host goes away. Holds the newest `RuntimeState`; while there is none, every
+request fails at once with RuntimeAway. A request that is in flight when the connection ends fails too: whether the
+host carried it out is in the log, not here.
+
+Trusts: the host at the other end (the socket's file permissions). Never: repeats a request, opens what it carries, or
+holds more than MAX_OUTSTANDING requests and MAX_LINK_BUFFER bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import msgspec
+
+from gateway.errors import RuntimeAway, RuntimeBusy
+from gateway.limits import (
+    MAX_LINK_BUFFER,
+    MAX_LINK_NOTICES,
+    MAX_OUTSTANDING,
+    RECONNECT_FIRST_S,
+    RECONNECT_MAX_S,
+)
+from gateway.telemetry import Telemetry
+from sealgate.errors import DecodeError
+from sealgate.protocol.frames import (
+    Answer,
+    AuditRead,
+    AuthFailed,
+    Cancel,
+    Deny,
+    EvidenceGiven,
+    EvidenceWanted,
+    Frame,
+    FrameReader,
+    HostToGateway,
+    Recorded,
+    Refused,
+    RuntimeState,
+    Submit,
+    encode_frame,
+)
+
+_F = TypeVar("_F", bound=Frame)
+_Reply = tuple[Any, bytes]
+
+
+class RuntimeLink:
+    """One per gateway process, owned by its event loop.
+
+    `_waiting` are requests whose answer somebody awaits; `_abandoned` are ids that were cancelled and that the host has
+    not answered yet (it always does): they still count, because the host still works on them.
+    """
+
+    def __init__(self, path: Path, *, telemetry: Telemetry, outstanding_max: int = MAX_OUTSTANDING) -> None:
+        self._path = path
+        self._telemetry = telemetry
+        self._outstanding_max = outstanding_max
+        self._connection: _Connection | None = None
+        self._waiting: dict[int, asyncio.Future[_Reply]] = {}
+        self._abandoned: set[int] = set()
+        self._last_id = 0
+        self._dropped = 0
+        self._state: RuntimeState | None = None
+        self._keeper: asyncio.Task[None] | None = None
+
+    # Life -------------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect, and keep the connection up until `close`."""
+        self._keeper = asyncio.get_running_loop().create_task(self._keep_connected())
+
+    async def close(self) -> None:
+        """Close the connection; what is in flight fails."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+
+    async def _keep_connected(self) -> None:
+        delay_s = RECONNECT_FIRST_S
+        while True:
+            try:
+                connection = await self._connect()
+            except OSError:
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, RECONNECT_MAX_S)
+                continue
+            delay_s = RECONNECT_FIRST_S
+            try:
+                await connection.lost.wait()
+            finally:
+                connection.abort()
+                self._forget_connection()
+            self._telemetry.event("runtime-away")
+            await asyncio.sleep(delay_s)
+
+    async def _connect(self) -> _Connection:
+        connection = _Connection(self._take)
+        await asyncio.get_running_loop().create_unix_connection(lambda: connection, os.fspath(self._path))
+        return connection
+
+    def _forget_connection(self) -> None:
+        self._connection, self._state = None, None
+        self._abandoned.clear()
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(RuntimeAway("the runtime went away before it answered"))
+        self._waiting.clear()
+
+    # What the host says -----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> RuntimeState:
+        """The newest state that the host told; raises RuntimeAway while there is none."""
+        if self._state is None:
+            raise RuntimeAway("the runtime cannot be reached")
+        return self._state
+
+    def _take(self, connection: _Connection, frame: Any, body: bytes) -> None:
+        if isinstance(frame, RuntimeState):
+            if self._state is None or frame.ready != self._state.ready:
+                self._telemetry.event("runtime-state", ready=frame.ready, detail=frame.detail)
+            self._connection, self._state = connection, frame
+            return
+        self._abandoned.discard(frame.id)
+        waiting = self._waiting.pop(frame.id, None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result((frame, body))
+
+    # What the gateway asks --------------------------------------------------------------------------------------------
+
+    async def submit(self, frame: Submit, body: bytes) -> tuple[Answer | Refused, bytes]:
+        """Steps 6 to 10 happen on the other side. Cancelling this call tells the host that nobody waits any more."""
+        return await self._ask(frame, body, expected=(Answer, Refused))
+
+    async def deny(self, frame: Deny) -> Recorded | Refused:
+        """Record a refusal by the policy; `Recorded` once it is durable."""
+        return (await self._ask(frame, b"", expected=(Recorded, Refused)))[0]  # type: ignore[no-any-return]
+
+    async def record_audit_read(self, frame: AuditRead) -> Recorded | Refused:
+        """Record that an auditor is about to read; `Recorded` once it is durable."""
+        return (await self._ask(frame, b"", expected=(Recorded, Refused)))[0]  # type: ignore[no-any-return]
+
+    async def evidence(self, nonce: bytes) -> bytes:
+        """The runtime's evidence over `nonce`. Raises RuntimeAway if it has none to give."""
+        reply, body = await self._ask(EvidenceWanted(nonce=nonce), b"", expected=(EvidenceGiven, Refused))
+        if isinstance(reply, Refused):
+            raise RuntimeAway("the runtime has no evidence to give")
+        return body
+
+    def auth_failed(self, frame: AuthFailed) -> None:
+        """Tell the host of a failed authentication, if there is room: a flood must not crowd out requests."""
+        connection = self._connection
+        if connection is None or connection.unsent > MAX_LINK_NOTICES:
+            self._dropped += 1
+            return
+        if self._dropped:
+            self._telemetry.event("notices-dropped", count=self._dropped)
+            self._dropped = 0
+        connection.send(frame)
+
+    async def _ask(self, frame: _F, body: bytes, *, expected: tuple[type[Frame], ...]) -> _Reply:
+        connection = self._connection
+        if connection is None:
+            raise RuntimeAway("the runtime cannot be reached")
+        if len(self._waiting) + len(self._abandoned) >= self._outstanding_max:
+            raise RuntimeBusy("too many requests are in flight to the runtime")
+        if connection.unsent + len(body) > MAX_LINK_BUFFER:
+            raise RuntimeBusy("the runtime takes requests too slowly")
+        self._last_id += 1
+        number = self._last_id
+        waiting: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
+        try:
+            connection.send(_numbered(frame, number), body)
+            reply, answer = await waiting
+        except asyncio.CancelledError:
+            if self._waiting.pop(number, None) is not None and self._connection is connection:
+                self._abandoned.add(number)
+                connection.send(Cancel(id=number))
+            raise
+        if not isinstance(reply, expected):
+            connection.abort()
+            raise RuntimeAway("the runtime answered out of turn")
+        return reply, answer
+
+
+def _numbered(frame: _F, number: int) -> _F:
+    return msgspec.structs.replace(frame, id=number)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; `lost` is set when it ended."""
+
+    def __init__(self, take: Callable[[_Connection, Any, bytes], None]) -> None:
+        self.lost = asyncio.Event()
+        self._take = take
+        self._reader = FrameReader(HostToGateway)
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame, body in self._reader.feed(data):
+                self._take(self, frame, body)
+        except DecodeError:
+            self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.lost.set()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the host has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def send(self, frame: Frame, body: bytes = b"") -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(encode_frame(frame, body))
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()

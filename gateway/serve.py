@@ -1,0 +1,109 @@
+"""Runs the gateway: uvicorn over TLS 1.3, in one or several processes on one listening socket.
+
+Trusts: the deployment. Never: serves in clear, believes forwarding headers, or writes an access log of its own beside
+`gateway.access_log`.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from gateway.app import build_server
+from gateway.limits import KEEP_ALIVE_S, SHUTDOWN_S
+from gateway.telemetry import Telemetry, capture_libraries
+from gateway.tls_identity import SealedHttpProtocol, make_tls_context
+from sealgate.deployment import Deployment, open_deployment
+from sealgate.errors import ConfigurationError
+
+_BACKLOG = 1024
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Makes the application in the process that will serve it; several processes get this by pickle."""
+
+    root: Path
+
+    def __call__(self) -> Any:
+        telemetry = Telemetry()
+        capture_libraries(telemetry)
+        return build_server(open_deployment(self.root), telemetry=telemetry)
+
+    def tls(self, *_: Any) -> Any:
+        """The `ssl_context_factory` of uvicorn."""
+        return make_tls_context(open_deployment(self.root))
+
+
+def server_config(app: Any, tls: Any, **more: Any) -> uvicorn.Config:
+    """How we run uvicorn. `app` is a factory; `tls` takes uvicorn's two arguments and gives the TLS context."""
+    return uvicorn.Config(
+        app,
+        factory=True,
+        http=SealedHttpProtocol,
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        log_level=logging.WARNING,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        headers=[("X-Content-Type-Options", "nosniff")],
+        backlog=_BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+        ssl_context_factory=tls,
+        **more,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """The listening socket; raises ConfigurationError if the address cannot be had."""
+    try:
+        info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(info[0], info[1])
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(info[4])
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {error.strerror}; is another gateway running? "
+            "The address stands in deployment.toml, section [gateway]"
+        ) from error
+    sock.set_inheritable(True)
+    return sock
+
+
+def serve(deployment: Deployment) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code."""
+    settings = deployment.settings.gateway
+    opened = _Opened(deployment.root)
+    opened()  # what is wrong with the deployment is said now, in one line, before anything listens
+    opened.tls()
+    _allow_many_files()
+    sock = listen(settings.host, settings.port)
+    Telemetry().event("listening", address=f"{settings.host}:{sock.getsockname()[1]}", count=settings.workers)
+    config = server_config(opened, opened.tls, workers=settings.workers)
+    server = uvicorn.Server(config)
+    # uvicorn raises the signal again when it has stopped in order; then it has done its work.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    if settings.workers > 1:
+        Multiprocess(config, sockets=[sock]).run()
+    else:
+        server.run(sockets=[sock])
+    return 0 if settings.workers > 1 or server.started else 1
+
+
+def _allow_many_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
