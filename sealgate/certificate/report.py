@@ -94,7 +94,8 @@ def describe(bundle: VerifiedBundle) -> list[str]:
         f"  sensitivity {manifest.sensitivity}; purposes {', '.join(manifest.purposes)}",
     ]
     lines += [
-        f"  input  {tensor.name}: {tensor.datatype} {list(tensor.shape)}, columns {', '.join(c.name for c in tensor.columns)}"
+        f"  input  {tensor.name}: {tensor.datatype} {list(tensor.shape)}, "
+        f"columns {', '.join(column.name for column in tensor.columns)}"
         for tensor in manifest.inputs
     ]
     lines += [
@@ -107,8 +108,8 @@ def describe(bundle: VerifiedBundle) -> list[str]:
         f"  epsilon {micro_text(certificate.epsilon_micro)} at delta {certificate.delta}; "
         f"if one row is replaced: {micro_text(certificate.epsilon_replace_one_micro)}",
         f"  {sampling.sampler} sampling, rate {sampling.rate.numerator}/{sampling.rate.denominator}, "
-        f"{sampling.steps_executed} of {sampling.steps_declared} steps, clip norm {micro_text(certificate.clipping.norm_micro)}, "
-        f"sigma {micro_text(noise.sigma_micro)}",
+        f"{sampling.steps_executed} of {sampling.steps_declared} steps, "
+        f"clip norm {micro_text(certificate.clipping.norm_micro)}, sigma {micro_text(noise.sigma_micro)}",
         f"  noise {noise.source}, {noise.transform}, {noise.arithmetic}",
         f"  {accounting.accountant} {accounting.version}; beside it {accounting.second_accountant} "
         f"{accounting.second_version}: {micro_text(accounting.second_epsilon_micro)}",

@@ -1,0 +1,61 @@
+"""The command `sealgate train`. Light: torch and its friends are imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from sealgate.command import Command
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG.toml", type=Path, help="what to train, on what, at which privacy")
+    parser.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("models"), help="the bundle is written to DIR/NAME (models)"
+    )
+    parser.add_argument(
+        "--key",
+        metavar="PUBLISHER.key",
+        type=Path,
+        default=Path("publisher.key"),
+        help="Ed25519 key that signs the bundle; `sealgate init DIR` makes one in DIR (publisher.key)",
+    )
+    parser.add_argument("--heldout-csv", metavar="FILE", type=Path, help="write the held-out rows here, mode 0600")
+    parser.add_argument("--replace", action="store_true", help="replace a bundle of the same name")
+    parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from training.publish import load_signing_key
+
+    key = load_signing_key(arguments.key)
+
+    import torch
+    from rich.console import Console
+
+    from training.experiment import run_experiment
+    from training.report import Terminal
+
+    torch.set_num_threads(max(1, arguments.threads))
+    run_experiment(
+        arguments.config,
+        models_dir=arguments.out,
+        key=key,
+        heldout_csv=arguments.heldout_csv,
+        replace=arguments.replace,
+        narrator=Terminal(Console()),
+    )
+    return 0
+
+
+TRAIN = Command(
+    summary="train a model with differential privacy and publish a signed bundle",
+    description=(
+        "Trains a logistic regression, linear regression or MLP with DP-SGD on rows from CSV, Parquet, NPZ or a "
+        "scikit-learn data set, and writes a signed bundle: weights, manifest, privacy certificate, card. BatchNorm "
+        "and compiled models are not offered: their per-example gradients do not exist or cannot be taken."
+    ),
+    configure=_configure,
+    run=_run,
+    extra="training",
+)

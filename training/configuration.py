@@ -1,0 +1,216 @@
+"""CONFIG.toml of `sealgate train`: a lab note that a program can read. Every number in it is a public constant.
+
+Numbers are parsed as exact decimals, never as floats, because they end in signed bytes. Unknown keys are errors: a
+misspelt `clip_nrom` must not silently mean the default. Trusts: the person who wrote it. Never: looks at the data.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import msgspec
+
+from sealgate.certificate.decimals import MICRO, decimal_text
+from sealgate.certificate.manifest import ACTIVATIONS, NAME, SENSITIVITIES, VERSION
+from sealgate.errors import ConfigurationError, DecodeError
+from sealgate.limits import MAX_CLASSES, MAX_COLUMNS, MAX_TRAINING_STEPS
+from training.limits import MAX_CONFIGURATION
+
+FAMILIES = ("logistic-regression", "linear-regression", "mlp")
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all sections."""
+
+
+class ModelSection(_Section, frozen=True):
+    """`[model]`: what is made and what it may be used for."""
+
+    name: str
+    version: str
+    description: str
+    family: str
+    sensitivity: str
+    purposes: tuple[str, ...]
+    hidden: tuple[int, ...] = ()
+    activation: str = "relu"
+    units_per_row: int = 1
+
+
+class DataSection(_Section, frozen=True):
+    """`[data]`. `public_population` is the publicly known order of the number of rows, not their count."""
+
+    source: str
+    target: str
+    public_population: int
+    classes: dict[str, str] = {}  # value of the target in the data -> name of the class
+    target_range: tuple[Decimal, Decimal] | None = None
+    held_out: Decimal = Decimal("0.2")
+    split: str = "1"  # names one of the possible splits; public, and no secret
+    heldout_csv: str = ""
+
+
+class PrivacySection(_Section, frozen=True):
+    """`[privacy]`: either `epsilon` (sigma is calibrated) or `sigma` (epsilon follows)."""
+
+    delta: Decimal
+    rate: str
+    steps: int
+    clip_norm: Decimal
+    epsilon: Decimal | None = None
+    sigma: Decimal | None = None
+
+
+class OptimizerSection(_Section, frozen=True):
+    """`[optimizer]`: what happens after the noise; costs no privacy."""
+
+    learning_rate: Decimal
+    momentum: Decimal = Decimal(0)
+    average_steps: int = 0
+
+
+class SelectionSection(_Section, frozen=True):
+    """`[selection]`: how these numbers were chosen. Choosing them on the private data would need its own accounting."""
+
+    how: str
+    note: str
+
+
+class Configuration(_Section, frozen=True):
+    """The whole file. `columns` gives each feature's public range [low, high], or [low, high, center, scale]."""
+
+    model: ModelSection
+    data: DataSection
+    privacy: PrivacySection
+    optimizer: OptimizerSection
+    selection: SelectionSection
+    columns: dict[str, tuple[Decimal, ...]]
+
+    @property
+    def rate(self) -> Fraction:
+        return Fraction(self.privacy.rate)
+
+    @property
+    def delta(self) -> str:
+        return decimal_text(self.privacy.delta)
+
+    @property
+    def divisor_micro(self) -> int:
+        """E[B] in millionths: the rate times the public population."""
+        return self.data.public_population * MICRO * self.rate.numerator // self.rate.denominator
+
+
+def load_configuration(path: Path) -> Configuration:
+    """Read and check CONFIG.toml; raises ConfigurationError with one line that says what to mend."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIGURATION + 1)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_CONFIGURATION:
+        raise ConfigurationError(f"{path} is larger than {MAX_CONFIGURATION} bytes")
+    try:
+        parsed = tomllib.loads(data.decode(), parse_float=Decimal)
+        configuration = msgspec.convert(parsed, Configuration)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    try:
+        check_configuration(configuration)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+    return configuration
+
+
+def micro(value: Decimal, name: str) -> int:
+    """A decimal as whole millionths; raises ConfigurationError if it is not."""
+    if not value.is_finite() or value != value.quantize(Decimal("0.000001")):
+        raise ConfigurationError(f"{name} must be a number with at most six decimals")
+    return int(value * MICRO)
+
+
+def check_configuration(configuration: Configuration) -> None:
+    """Raise ConfigurationError unless the parts fit together."""
+    _check_model(configuration)
+    _check_data(configuration)
+    _check_privacy(configuration)
+    if not 0 < len(configuration.columns) <= MAX_COLUMNS:
+        raise ConfigurationError("[columns] must name the features, each with its public range")
+    for name, numbers in configuration.columns.items():
+        if len(numbers) not in (2, 4):
+            raise ConfigurationError(f"[columns] '{name}' must be [low, high] or [low, high, center, scale]")
+        if name == configuration.data.target:
+            raise ConfigurationError(f"[columns] '{name}' is the target and cannot be a feature")
+        _check_decimals(f"[columns] '{name}'", numbers)
+        if not numbers[0] < numbers[1] or (len(numbers) == 4 and numbers[3] <= 0):
+            raise ConfigurationError(f"[columns] '{name}': low must be below high, and scale above zero")
+
+
+def _check_decimals(where: str, numbers: tuple[Decimal, ...]) -> None:
+    for number in numbers:
+        try:
+            decimal_text(number)
+        except DecodeError as error:
+            raise ConfigurationError(f"{where}: {number} has too many digits or is not finite") from error
+
+
+def _check_model(configuration: Configuration) -> None:
+    model = configuration.model
+    for holds, what in (
+        (NAME.match(model.name), "name must be lowercase letters, digits, '.', '_' or '-'"),
+        (VERSION.match(model.version), "version must look like 1.0.0"),
+        (model.family in FAMILIES, f"family must be one of: {', '.join(FAMILIES)}"),
+        (model.sensitivity in SENSITIVITIES, f"sensitivity must be one of: {', '.join(SENSITIVITIES)}"),
+        (model.purposes, "purposes must name at least one purpose"),
+        (model.activation in ACTIVATIONS, f"activation must be one of: {', '.join(ACTIVATIONS)}"),
+        (bool(model.hidden) == (model.family == "mlp"), "hidden = [widths] belongs to the mlp family, and only there"),
+    ):
+        if not holds:
+            raise ConfigurationError(f"[model] {what}")
+
+
+def _check_data(configuration: Configuration) -> None:
+    data, family = configuration.data, configuration.model.family
+    regression = family == "linear-regression" or (family == "mlp" and data.target_range is not None)
+    if regression and (data.target_range is None or data.classes):
+        raise ConfigurationError("[data] regression needs target_range = [low, high], and no classes")
+    if not regression and (not 2 <= len(data.classes) <= MAX_CLASSES or data.target_range is not None):
+        raise ConfigurationError('[data] classification needs classes = { "value" = "name", ... }, at least two')
+    if len(set(data.classes.values())) != len(data.classes):
+        raise ConfigurationError("[data] two classes have the same name")
+    if data.target_range is not None:
+        _check_decimals("[data] target_range", data.target_range)
+        if not data.target_range[0] < data.target_range[1]:
+            raise ConfigurationError("[data] target_range: low must be below high")
+    if data.public_population <= 0:
+        raise ConfigurationError("[data] public_population must be above zero")
+    if not 0 < data.held_out < 1:
+        raise ConfigurationError("[data] held_out must lie between 0 and 1, for example 0.2")
+
+
+def _check_privacy(configuration: Configuration) -> None:
+    privacy, optimizer = configuration.privacy, configuration.optimizer
+    try:
+        rate = Fraction(privacy.rate)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ConfigurationError('[privacy] rate must be a fraction such as "1/4"') from error
+    if not 0 < rate <= 1:
+        raise ConfigurationError("[privacy] rate must lie above 0 and at most at 1")
+    if (privacy.epsilon is None) == (privacy.sigma is None):
+        raise ConfigurationError("[privacy] give either epsilon or sigma, not both")
+    for name, number in (("epsilon", privacy.epsilon), ("sigma", privacy.sigma), ("clip_norm", privacy.clip_norm)):
+        if number is not None and micro(number, f"[privacy] {name}") <= 0:
+            raise ConfigurationError(f"[privacy] {name} must be above zero")
+    if not 0 < privacy.steps <= MAX_TRAINING_STEPS:
+        raise ConfigurationError(f"[privacy] steps must lie between 1 and {MAX_TRAINING_STEPS}")
+    _check_decimals("[privacy] delta", (privacy.delta,))
+    if not 0 < privacy.delta * configuration.data.public_population < 1:
+        raise ConfigurationError("[privacy] delta must be above zero and below one over public_population")
+    if optimizer.learning_rate <= 0 or not 0 <= optimizer.momentum < 1:
+        raise ConfigurationError("[optimizer] learning_rate must be above 0, momentum in [0, 1)")
+    if not 0 <= optimizer.average_steps <= privacy.steps:
+        raise ConfigurationError("[optimizer] average_steps must lie between 0 and the steps")
+    if configuration.selection.how not in ("fixed", "public-data"):
+        raise ConfigurationError('[selection] how must be "fixed" or "public-data": anything else costs privacy')

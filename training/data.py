@@ -1,0 +1,184 @@
+"""Reading rows from CSV, Parquet, NPZ or scikit-learn, and refusing bad ones with column and row.
+
+A `Table` holds finite float64 features in the configuration's column order, and a target that is a class index or a
+finite number. Rows are counted from 1, as they stand in the file (a CSV's header line is not a row).
+
+Trusts: nothing in the data. Never: unpickles, fills gaps, drops rows, or computes a statistic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sealgate.errors import ConfigurationError
+from training.configuration import Configuration
+from training.limits import MAX_CELLS, MAX_DATA_FILE, MAX_ROWS
+
+SKLEARN_SETS = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows that passed every check. `target` is float64: class indices or values."""
+
+    features: NDArray[np.float64]  # [n, columns]
+    target: NDArray[np.float64]  # [n]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, mask: NDArray[np.bool_]) -> Table:
+        """The rows where `mask` holds."""
+        return Table(self.features[mask], self.target[mask])
+
+
+def load_table(configuration: Configuration, *, relative_to: Path) -> Table:
+    """Read `[data] source` and check it; raises ConfigurationError naming what is wrong, where, and how to mend it."""
+    columns = _read(configuration.data.source, relative_to)
+    wanted = [*configuration.columns, configuration.data.target]
+    if len(set(wanted)) != len(wanted):
+        raise ConfigurationError("[columns] names the target")
+    for name in wanted:
+        if name not in columns:
+            known = ", ".join(sorted(columns)[:8])
+            raise ConfigurationError(f"the data has no column '{name}'; it has: {known}, ...")
+    rows = {len(columns[name]) for name in wanted}
+    if len(rows) != 1:
+        raise ConfigurationError("the columns have different numbers of rows")
+    (count,) = rows
+    if count == 0:
+        raise ConfigurationError("the data has no rows")
+    if count > MAX_ROWS or count * len(wanted) > MAX_CELLS:
+        raise ConfigurationError(f"the data is larger than {MAX_ROWS} rows or {MAX_CELLS} cells")
+    features = np.empty((count, len(configuration.columns)))
+    for index, name in enumerate(configuration.columns):
+        features[:, index] = _numbers(name, columns[name])
+    target = columns[configuration.data.target]
+    if configuration.data.classes:
+        return Table(features, _classes(configuration, target))
+    return Table(features, _numbers(configuration.data.target, target))
+
+
+def _read(source: str, relative_to: Path) -> Columns:
+    if source.startswith("sklearn:"):
+        return _read_sklearn(source.removeprefix("sklearn:"))
+    path = relative_to / source
+    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ConfigurationError(
+            f"[data] source '{source}' is none of: a .csv, .parquet or .npz file, or sklearn:NAME "
+            f"with NAME one of {', '.join(SKLEARN_SETS)}"
+        )
+    try:
+        if path.stat().st_size > MAX_DATA_FILE:
+            raise ConfigurationError(f"{path} is larger than {MAX_DATA_FILE} bytes")
+        return reader(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror or 'damaged file'}") from error
+
+
+def _read_csv(path: Path) -> Columns:
+    import pyarrow
+    from pyarrow import csv
+
+    if path.stat().st_size == 0:
+        raise ConfigurationError(f"{path} is empty")
+    try:
+        # Texts stay texts: a gap is then an empty text that `_numbers` can point at.
+        options = csv.ConvertOptions(strings_can_be_null=False, null_values=[], check_utf8=True)
+        return _from_arrow(csv.read_csv(path, convert_options=options), path)
+    except pyarrow.ArrowInvalid as error:
+        raise ConfigurationError(f"{path} is not a CSV file with one header line and rows of equal length") from error
+
+
+def _read_parquet(path: Path) -> Columns:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return _from_arrow(parquet.read_table(path, memory_map=False), path)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        raise ConfigurationError(f"{path} is not a Parquet file that can be read") from error
+
+
+def _from_arrow(table: Any, path: Path) -> Columns:
+    if len(set(table.column_names)) != len(table.column_names):
+        raise ConfigurationError(f"{path} has two columns of the same name")
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def _read_npz(path: Path) -> Columns:
+    """One 1-D array per column; or a 2-D array `X`, whose columns are named by an array `columns` or x0, x1, ..."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (ValueError, EOFError, KeyError) as error:
+        raise ConfigurationError(f"{path} is not an NPZ file of plain arrays (pickled objects are refused)") from error
+    except Exception as error:  # zipfile and zlib raise errors of their own for damaged archives
+        raise ConfigurationError(f"{path} is a damaged NPZ file") from error
+    columns: Columns = {name: array for name, array in arrays.items() if array.ndim == 1}
+    matrix = arrays.get("X")
+    if matrix is not None and matrix.ndim == 2:
+        given = columns.pop("columns", None)
+        names = [str(name) for name in given] if given is not None else [f"x{i}" for i in range(matrix.shape[1])]
+        if len(names) != matrix.shape[1] or len(set(names)) != len(names):
+            raise ConfigurationError(f"{path}: 'columns' does not name each column of X once")
+        columns.update({name: matrix[:, index] for index, name in enumerate(names)})
+    return columns
+
+
+def _read_sklearn(name: str) -> Columns:
+    if name not in SKLEARN_SETS:
+        raise ConfigurationError(f"[data] 'sklearn:{name}' is unknown; there are: {', '.join(SKLEARN_SETS)}")
+    from sklearn import datasets
+
+    loaded = getattr(datasets, f"load_{name}")()
+    columns: Columns = {str(column): loaded.data[:, index] for index, column in enumerate(loaded.feature_names)}
+    return {**columns, "target": loaded.target}
+
+
+def _numbers(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
+    """The column as finite float64; raises ConfigurationError with the first row that is not a number."""
+    if values.dtype.kind in "iufb":
+        numbers = values.astype(np.float64)
+    else:
+        numbers = np.empty(len(values))
+        for row, value in enumerate(values.tolist(), start=1):
+            try:
+                numbers[row - 1] = float(value)
+            except (TypeError, ValueError):
+                shown = "nothing" if value is None or value == "" else "text" if isinstance(value, str) else "no number"
+                raise ConfigurationError(
+                    f"column '{name}', row {row}: holds {shown}, needs a number; mend or remove the row"
+                ) from None
+    wrong = np.flatnonzero(~np.isfinite(numbers))
+    if len(wrong):
+        raise ConfigurationError(
+            f"column '{name}', row {wrong[0] + 1}: not a finite number ({len(wrong)} such rows); fill or remove them"
+        )
+    return numbers
+
+
+def _classes(configuration: Configuration, values: NDArray[Any]) -> NDArray[np.float64]:
+    """Class indices in the order of `[data] classes`; raises ConfigurationError for unknown or missing classes."""
+    name, classes = configuration.data.target, list(configuration.data.classes)
+    texts = [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v) for v in values.tolist()]
+    places = {text: index for index, text in enumerate(classes)}
+    indices = np.empty(len(texts))
+    for row, text in enumerate(texts, start=1):
+        if text not in places:
+            raise ConfigurationError(
+                f"column '{name}', row {row}: '{text[:40]}' is no class; [data] classes has: {', '.join(classes)[:80]}"
+            )
+        indices[row - 1] = places[text]
+    for index, text in enumerate(classes):
+        if not bool((indices == index).any()):
+            raise ConfigurationError(f"column '{name}' never holds the class '{text}'; a classifier needs every class")
+    return indices

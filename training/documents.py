@@ -1,0 +1,207 @@
+"""What a run writes down about itself: manifest, certificate and card, from the configuration and what was executed.
+
+Never: a number that was computed from private rows, except the measured quality, which is on the card and is named
+among the releases.
+"""
+
+from __future__ import annotations
+
+import datetime
+from decimal import Decimal
+
+from sealgate.certificate.bundle import sha256_hex
+from sealgate.certificate.claims import FRESH, NOISE_SOURCE
+from sealgate.certificate.decimals import decimal_text, micro_text
+from sealgate.certificate.manifest import (
+    Architecture,
+    Column,
+    InputTensor,
+    LinearRegressionSpec,
+    LogisticRegressionSpec,
+    Manifest,
+    MlpSpec,
+    OutputTensor,
+    ValueRange,
+)
+from sealgate.certificate.recompute import ACCOUNTANT, FINE, GaussianSteps, accountant_version
+from sealgate.certificate.schema import (
+    Accounting,
+    Certificate,
+    Clipping,
+    Dataset,
+    Initialisation,
+    Noise,
+    Preprocessing,
+    Rate,
+    Release,
+    Sampling,
+    Selection,
+)
+from training.accountant import SECOND_ACCOUNTANT, Cost
+from training.configuration import Configuration, micro
+from training.environment import environment
+from training.measure import Quality
+from training.randomness import NOISE_ARITHMETIC, NOISE_TRANSFORM
+from training.split import COMMITMENT
+
+NOT_PROTECTED = (
+    "what the model learned about the population as a whole, which may be true of people who were not in the data",
+    "the rows held out for measuring, which were not used for training and whose accuracy is published",
+    "more than one row per person: the guarantee is for one row",
+    "the requests that the model will answer: epsilon is about training data only",
+    "attacks on floating-point arithmetic: the noise is continuous float64, not the discrete Gaussian",
+    "a publisher that lies about how it trained: the certificate is its signed word, checked for consistency",
+)
+
+
+def architecture_of(configuration: Configuration) -> Architecture:
+    """The architecture that `[model]` and `[data]` describe."""
+    model, inputs, classes = configuration.model, len(configuration.columns), len(configuration.data.classes)
+    if model.family == "linear-regression":
+        return LinearRegressionSpec(inputs=inputs)
+    if model.family == "logistic-regression":
+        return LogisticRegressionSpec(inputs=inputs, classes=classes)
+    return MlpSpec(inputs=inputs, hidden=model.hidden, activation=model.activation, classes=classes)
+
+
+def _column(name: str, numbers: tuple[Decimal, ...]) -> Column:
+    low, high = numbers[0], numbers[1]
+    center, scale = numbers[2:] if len(numbers) == 4 else ((low + high) / 2, (high - low) / 2)
+    return Column(
+        name=name,
+        low=decimal_text(low),
+        high=decimal_text(high),
+        center=decimal_text(center),
+        scale=decimal_text(scale),
+    )
+
+
+def manifest_of(configuration: Configuration) -> Manifest:
+    """The manifest: nothing in it depends on the data."""
+    model, data = configuration.model, configuration.data
+    labels = tuple(data.classes.values())
+    outputs: tuple[OutputTensor, ...]
+    if labels:
+        outputs = (
+            OutputTensor(name="label", datatype="INT64", shape=(-1,), role="label", labels=labels),
+            OutputTensor(name="scores", datatype="FP32", shape=(-1, len(labels)), role="scores", labels=labels),
+        )
+    else:
+        outputs = (OutputTensor(name="value", datatype="FP32", shape=(-1,), role="value"),)
+    columns = tuple(_column(name, numbers) for name, numbers in configuration.columns.items())
+    span = data.target_range
+    return Manifest(
+        schema=1,
+        name=model.name,
+        version=model.version,
+        description=model.description.strip(),
+        architecture=architecture_of(configuration),
+        inputs=(InputTensor(name="features", datatype="FP32", shape=(-1, len(columns)), columns=columns),),
+        outputs=outputs,
+        value_range=None if span is None else ValueRange(low=decimal_text(span[0]), high=decimal_text(span[1])),
+        sensitivity=model.sensitivity,
+        purposes=model.purposes,
+        units_per_row=model.units_per_row,
+    )
+
+
+def certificate_of(
+    configuration: Configuration,
+    *,
+    mechanism: GaussianSteps,
+    cost: Cost,
+    steps_executed: int,
+    fresh: bool,
+    commitment: str,
+    weights: bytes,
+    manifest: bytes,
+    issued_us: int,
+) -> Certificate:
+    """The certificate of a finished run. `fresh` says that all randomness came from the operating system."""
+    data, rate = configuration.data, configuration.rate
+    layers = "zeros" if configuration.model.family != "mlp" else "uniform by fan-in, biases zero"
+    issued = datetime.datetime.fromtimestamp(issued_us / 1e6, tz=datetime.UTC).date()
+    return Certificate(
+        schema=1,
+        model=configuration.model.name,
+        version=configuration.model.version,
+        issued=issued.isoformat(),
+        mechanism="dp-sgd",
+        unit="example",
+        adjacency="add-remove",
+        epsilon_micro=cost.epsilon_micro,
+        epsilon_replace_one_micro=cost.epsilon_replace_one_micro,
+        delta=configuration.delta,
+        sampling=Sampling(
+            sampler="poisson",
+            rate=Rate(numerator=rate.numerator, denominator=rate.denominator),
+            steps_declared=mechanism.steps,
+            steps_executed=steps_executed,
+            divisor_micro=configuration.divisor_micro,
+            constants="public",
+        ),
+        clipping=Clipping(kind="per-example-flat", norm_micro=micro(configuration.privacy.clip_norm, "clip_norm")),
+        noise=Noise(
+            sigma_micro=mechanism.sigma_micro,
+            source=NOISE_SOURCE,
+            seed=FRESH if fresh else "fixed",
+            transform=NOISE_TRANSFORM,
+            arithmetic=NOISE_ARITHMETIC,
+        ),
+        accounting=Accounting(
+            accountant=ACCOUNTANT,
+            version=accountant_version(),
+            discretisation=FINE,
+            second_accountant=SECOND_ACCOUNTANT,
+            second_version=cost.second_version,
+            second_epsilon_micro=cost.second_epsilon_micro,
+        ),
+        preprocessing=Preprocessing(statistics="public-constants", epsilon_micro=0),
+        initialisation=Initialisation(method=layers, randomness=NOISE_SOURCE, pretraining="none"),
+        dataset=Dataset(
+            commitment_kind=COMMITMENT,
+            commitment=commitment,
+            public_population=data.public_population,
+            split=f"by a hash of each row and the word '{data.split}', {decimal_text(data.held_out)} held out",
+        ),
+        selection=Selection(how=configuration.selection.how, epsilon_micro=0, note=configuration.selection.note),
+        releases=(
+            Release(what="quality of this model on held-out rows", where="terminal and card.md", covered=False),
+            Release(
+                what="quality of the same model without privacy, on held-out rows", where="terminal", covered=False
+            ),
+            Release(what="epsilon and steps while training", where="terminal", covered=True),
+        ),
+        audit=None,
+        environment=environment(),
+        weights_digest=sha256_hex(weights),
+        manifest_digest=sha256_hex(manifest),
+        not_protected=NOT_PROTECTED,
+    )
+
+
+def card_of(manifest: Manifest, certificate: Certificate, quality: Quality) -> str:
+    """card.md: the bundle for people."""
+    sampling = certificate.sampling
+    rate = f"{sampling.rate.numerator}/{sampling.rate.denominator}"
+    lines = [
+        f"# {manifest.name} {manifest.version}",
+        "",
+        manifest.description,
+        "",
+        f"- Family: {manifest.family}; sensitivity: {manifest.sensitivity}; purposes: {', '.join(manifest.purposes)}",
+        f"- Quality: {quality}",
+        f"- Privacy of one {certificate.unit}: epsilon {micro_text(certificate.epsilon_micro)} at delta "
+        f"{certificate.delta} (added or removed), {micro_text(certificate.epsilon_replace_one_micro)} (replaced)",
+        f"- How: DP-SGD, Poisson sampling at rate {rate}, {sampling.steps_executed} steps, clip norm "
+        f"{micro_text(certificate.clipping.norm_micro)}, sigma {micro_text(certificate.noise.sigma_micro)}",
+        "",
+        "Weights without a valid `certificate.dsse.json` and `bundle.sig` beside them carry no guarantee: check with",
+        "`sealgate models verify`.",
+        "",
+        "## What epsilon does not protect",
+        "",
+        *[f"- {text}" for text in certificate.not_protected],
+        "",
+    ]
+    return "\n".join(lines)

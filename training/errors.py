@@ -1,0 +1,16 @@
+"""Exceptions of training.
+
+SealgateError
+├── ConfigurationError        (sealgate.errors) the configuration or the data is wrong; names column and row
+└── TrainingError             training itself came to no usable model
+"""
+
+from __future__ import annotations
+
+from sealgate.errors import SealgateError
+
+
+class TrainingError(SealgateError):
+    """Training came to no usable model. `code`: diverged, accountants-disagree, not-publishable."""
+
+    code = "training"

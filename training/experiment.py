@@ -1,0 +1,175 @@
+"""One training run from CONFIG.toml to a signed bundle; what `sealgate train` and the demo call.
+
+    1  read the configuration; nothing has looked at the data yet
+    2  calibrate sigma, and compute what the run costs
+    3  read and check the rows, set the held-out ones aside, commit to the others
+    4  train privately
+    5  measure on held-out rows, beside the same model without privacy
+    6  write, sign, verify and place the bundle
+
+Trusts: the configuration's public constants. Never: tunes anything by the rows it sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.certificate.bundle import VerifiedBundle
+from sealgate.certificate.decimals import MICRO
+from sealgate.certificate.manifest import Manifest, class_count, manifest_bytes
+from sealgate.certificate.recompute import GaussianSteps
+from secure_runtime.models.architectures import build
+from secure_runtime.models.predictor import Predictor
+from training.accountant import calibrate, cost_of
+from training.configuration import Configuration, load_configuration, micro
+from training.data import Table, load_table
+from training.documents import card_of, certificate_of, manifest_of
+from training.measure import Quality, measure, train_plainly
+from training.private_sgd import PrivateSgd, initialise, train_privately
+from training.publish import require_free, weights_bytes, write_bundle
+from training.report import Narrator, Quiet
+from training.split import commit, hold_out, write_heldout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A finished run: the bundle in its place, and how good the model is."""
+
+    bundle: VerifiedBundle
+    quality: Quality
+    quality_without_privacy: Quality
+    rows_trained: int
+    rows_held_out: int
+    heldout_csv: Path | None
+
+
+def mechanism_of(configuration: Configuration) -> GaussianSteps:
+    """The mechanism to run: sigma as given, or calibrated to the target epsilon."""
+    privacy = configuration.privacy
+    if privacy.sigma is not None:
+        sigma = micro(privacy.sigma, "[privacy] sigma")
+        return GaussianSteps(sigma_micro=sigma, rate=configuration.rate, steps=privacy.steps, delta=configuration.delta)
+    assert privacy.epsilon is not None
+    return calibrate(
+        target_micro=micro(privacy.epsilon, "[privacy] epsilon"),
+        rate=configuration.rate,
+        steps=privacy.steps,
+        delta=configuration.delta,
+    )
+
+
+def constants_of(configuration: Configuration, mechanism: GaussianSteps) -> PrivateSgd:
+    """The public constants of DP-SGD."""
+    return PrivateSgd(
+        rate=configuration.rate,
+        steps=mechanism.steps,
+        divisor=configuration.divisor_micro / MICRO,
+        clip_norm=float(configuration.privacy.clip_norm),
+        sigma=mechanism.sigma_micro / MICRO,
+        learning_rate=float(configuration.optimizer.learning_rate),
+        momentum=float(configuration.optimizer.momentum),
+        average_steps=configuration.optimizer.average_steps,
+    )
+
+
+def model_space(manifest: Manifest, table: Table) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and targets as the model sees them: clamped and scaled by public constants, float64."""
+    scaler = Predictor(manifest, build(manifest.architecture))
+    rows = scaler.scaled(torch.from_numpy(table.features))
+    targets = torch.from_numpy(table.target)
+    if class_count(manifest.architecture) == 0:
+        assert manifest.value_range is not None
+        low, high = float(manifest.value_range.low), float(manifest.value_range.high)
+        targets = (targets.clamp(low, high) - (high + low) / 2) / ((high - low) / 2)
+    return rows, targets
+
+
+def run_experiment(
+    path: Path,
+    *,
+    models_dir: Path,
+    key: Ed25519PrivateKey,
+    heldout_csv: Path | None = None,
+    replace: bool = False,
+    narrator: Narrator | None = None,
+    clock: Clock = now_us,
+    entropy: Entropy = random_bytes,
+) -> Published:
+    """Run the six steps; raises ConfigurationError, TrainingError or CertificateError and then leaves nothing behind.
+
+    `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
+    every verifier refuses.
+    """
+    narrator = narrator or Quiet()
+    configuration = load_configuration(path)  # 1
+    require_free(models_dir / configuration.model.name, replace=replace)
+    manifest = manifest_of(configuration)
+    encoded = manifest_bytes(manifest)
+    mechanism = mechanism_of(configuration)  # 2
+    cost = cost_of(mechanism)
+    narrator.announce(configuration, mechanism, cost)
+    table = load_table(configuration, relative_to=path.parent)  # 3
+    kept, held = hold_out(table, fraction=Fraction(configuration.data.held_out), word=configuration.data.split)
+    narrator.rows(trained=len(kept), held_out=len(held))
+    commitment = commit(kept, key=entropy(32))
+    rows, targets = model_space(manifest, kept)
+    module = build(manifest.architecture).double()  # 4
+    initialise(module, entropy)
+    with narrator.progress(mechanism) as on_step:
+        executed = train_privately(
+            module,
+            rows,
+            targets,
+            constants=constants_of(configuration, mechanism),
+            classes=class_count(manifest.architecture),
+            entropy=entropy,
+            on_step=on_step,
+        )
+    quality = measure(manifest, module, held)  # 5
+    plain = measure(manifest, train_plainly(manifest, rows, targets), held)
+    narrator.compare(quality, plain)
+    weights = weights_bytes(module)  # 6
+    certificate = certificate_of(
+        configuration,
+        mechanism=mechanism,
+        cost=cost,
+        steps_executed=executed,
+        fresh=entropy is random_bytes,
+        commitment=commitment,
+        weights=weights,
+        manifest=encoded,
+        issued_us=clock(),
+    )
+    bundle = write_bundle(
+        models_dir,
+        key=key,
+        weights=weights,
+        manifest=encoded,
+        certificate=certificate,
+        card=card_of(manifest, certificate, quality),
+        replace=replace,
+    )
+    written = _write_heldout(heldout_csv, held, configuration, path.parent)
+    narrator.published(bundle, written)
+    return Published(
+        bundle=bundle,
+        quality=quality,
+        quality_without_privacy=plain,
+        rows_trained=len(kept),
+        rows_held_out=len(held),
+        heldout_csv=written,
+    )
+
+
+def _write_heldout(given: Path | None, held: Table, configuration: Configuration, folder: Path) -> Path | None:
+    """To the path that was given, else to the one in the configuration (relative to it), else nowhere."""
+    path = given or (folder / configuration.data.heldout_csv if configuration.data.heldout_csv else None)
+    if path is not None:
+        write_heldout(path, held, configuration)
+    return path

@@ -1,0 +1,73 @@
+"""Measuring models, and the same model trained without privacy to compare with.
+
+The comparison sees the training rows without protection; its accuracy on held-out rows is shown beside the private one
+and nothing else of it leaves. Certificates list it among the releases that epsilon does not cover.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from sealgate.certificate.manifest import Manifest, class_count
+from secure_runtime.models.architectures import build
+from secure_runtime.models.predictor import Predictor
+from training.data import Table
+from training.limits import BASELINE_ROWS, BASELINE_STEPS, EVALUATION_ROWS
+from training.private_sgd import initialise, row_losses
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a model does on rows that it never saw."""
+
+    measure: str  # "accuracy" or "R2"
+    value: float
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.measure} {self.value:.3f} on {self.rows} held-out rows"
+
+
+def measure(manifest: Manifest, module: nn.Module, table: Table) -> Quality:
+    """Quality of exactly what will be served: the float32 weights behind the manifest's pre- and post-processing."""
+    served = build(manifest.architecture)
+    served.load_state_dict({name: value.to(torch.float32) for name, value in module.state_dict().items()})
+    predictor = Predictor(manifest, served)
+    names = {output.role: output.name for output in manifest.outputs}
+    wanted = names["label"] if class_count(manifest.architecture) else names["value"]
+    parts = []
+    for start in range(0, len(table), EVALUATION_ROWS):
+        rows = torch.from_numpy(table.features[start : start + EVALUATION_ROWS].astype(np.float32))
+        parts.append(predictor.predict(rows)[wanted].numpy())
+    found = np.concatenate(parts)
+    if class_count(manifest.architecture):
+        return Quality("accuracy", float((found == table.target).mean()), len(table))
+    residual = float(((found - table.target) ** 2).sum())
+    spread = float(((table.target - table.target.mean()) ** 2).sum())
+    return Quality("R2", 1.0 - residual / spread if spread > 0 else 0.0, len(table))
+
+
+def train_plainly(manifest: Manifest, rows: torch.Tensor, targets: torch.Tensor) -> nn.Module:
+    """The same architecture on the same scaled rows without privacy: Adam, a fixed number of steps."""
+    module = build(manifest.architecture).double()
+    initialise(module)
+    classes = class_count(manifest.architecture)
+    parameters = list(module.parameters())
+    means = [torch.zeros_like(parameter) for parameter in parameters]
+    squares = [torch.zeros_like(parameter) for parameter in parameters]
+    for step in range(1, BASELINE_STEPS + 1):
+        start = (step - 1) * BASELINE_ROWS % len(rows)
+        part = slice(start, start + BASELINE_ROWS)
+        loss = row_losses(module(rows[part]), targets[part], classes=classes).mean()
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, mean, square, gradient in zip(parameters, means, squares, gradients, strict=True):
+                mean.mul_(0.9).add_(gradient, alpha=0.1)
+                square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+                scale = (square / (1 - 0.999**step)).sqrt() + 1e-8
+                parameter.sub_(0.05 * (mean / (1 - 0.9**step)) / scale)
+    return module

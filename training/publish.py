@@ -1,0 +1,144 @@
+"""From a trained module to a signed bundle on disk, all or nothing.
+
+The bundle is written into a hidden directory beside its place, flushed to disk, verified exactly as a worker will
+verify it, and only then renamed. A crash leaves a hidden directory, never half a bundle. The weights are exported from
+the plain module, so their names carry no prefix of the training library.
+
+`bundle.sig` is a DSSE envelope over an in-toto statement that lists every file; the OpenSSF model-signing format is to
+stand beside it later. Trusts: the key file's owner. Never: overwrites a bundle unless told to.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from safetensors.torch import save
+from torch import nn
+
+from sealgate.certificate.bundle import (
+    CARD,
+    CERTIFICATE,
+    MANIFEST,
+    SIGNATURE,
+    WEIGHTS,
+    VerifiedBundle,
+    sha256_hex,
+    verify_bundle,
+)
+from sealgate.certificate.dsse import sign_envelope
+from sealgate.certificate.publishers import publishers_of
+from sealgate.certificate.schema import Certificate
+from sealgate.certificate.statement import BundleFiles, bundle_statement, certificate_statement
+from sealgate.errors import CertificateError, ConfigurationError
+from training.errors import TrainingError
+from training.limits import MAX_KEY_FILE
+
+
+def load_signing_key(path: Path) -> Ed25519PrivateKey:
+    """The publisher's key (PKCS#8 PEM, Ed25519); raises ConfigurationError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_KEY_FILE)
+        key = load_pem_private_key(data, password=None)
+    except OSError as error:
+        raise ConfigurationError(f"the publisher key {path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"{path} is not an unencrypted PKCS#8 PEM private key") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigurationError(f"{path} is not an Ed25519 key; `sealgate init` makes one")
+    return key
+
+
+def weights_bytes(module: nn.Module) -> bytes:
+    """The module's parameters as a safetensors file, FP32."""
+    tensors = {name: value.detach().to(torch.float32).contiguous() for name, value in module.named_parameters()}
+    return bytes(save(tensors))
+
+
+def require_free(target: Path, *, replace: bool) -> None:
+    """Raise ConfigurationError if a bundle stands there and may not be replaced. Asked before training, too."""
+    if target.exists() and not replace:
+        raise ConfigurationError(f"{target} exists; raise [model] version and move it, or say --replace")
+
+
+def write_bundle(
+    models_dir: Path,
+    *,
+    key: Ed25519PrivateKey,
+    weights: bytes,
+    manifest: bytes,
+    certificate: Certificate,
+    card: str,
+    replace: bool,
+) -> VerifiedBundle:
+    """Sign, write, verify, and move into place as `models_dir/NAME`; returns the verified bundle."""
+    target = models_dir / certificate.model
+    require_free(target, replace=replace)
+    files = {WEIGHTS: weights, MANIFEST: manifest, CARD: card.encode()}
+    digests = {name: sha256_hex(files[name]) for name in (WEIGHTS, MANIFEST)}
+    files[CERTIFICATE] = sign_envelope(certificate_statement(certificate, digests), key)
+    digests = {name: sha256_hex(data) for name, data in files.items()}
+    names = BundleFiles(name=certificate.model, version=certificate.version)
+    files[SIGNATURE] = sign_envelope(bundle_statement(names, digests), key)
+    try:
+        models_dir.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{certificate.model}-", dir=models_dir))
+        try:
+            _write_files(temporary, files)
+            verified = verify_bundle(temporary, publishers_of({"publisher": key.public_key()}))
+            _move(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _flush(models_dir)
+    except CertificateError as error:
+        raise TrainingError(f"the bundle would be refused when loaded: {error}", code="not-publishable") from error
+    except OSError as error:
+        raise ConfigurationError(f"the bundle cannot be written to {target}: {error.strerror}") from error
+    return VerifiedBundle(
+        directory=target,
+        manifest=verified.manifest,
+        certificate=verified.certificate,
+        publisher=verified.publisher,
+        weights_digest=verified.weights_digest,
+        certificate_digest=verified.certificate_digest,
+        facts=verified.facts,
+        weights=verified.weights,
+    )
+
+
+def _write_files(directory: Path, files: dict[str, bytes]) -> None:
+    # Readable by the worker, which may run under another user; the directories above decide who gets this far.
+    directory.chmod(0o755)
+    for name, data in files.items():
+        path = directory / name
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        path.chmod(0o644)
+    _flush(directory)
+
+
+def _flush(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move(temporary: Path, target: Path) -> None:
+    """Put the new bundle where it belongs. An old one is moved aside first and deleted last."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    try:
+        if target.exists():
+            target.rename(aside / "old")
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

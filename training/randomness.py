@@ -1,0 +1,69 @@
+"""Randomness of training: a keystream of AES-256 in counter mode under a fresh key of the operating system.
+
+torch's and numpy's generators are predictable and can be seeded by anybody in the process, so noise drawn from them
+could be subtracted again. Nothing here can be seeded or replayed: the key is drawn when the stream is made and is kept
+nowhere else. Gaussian values are the half sum of four Box-Muller values in float64, against attacks on the low bits
+of single ones; they remain continuous floating-point noise, and certificates say so.
+
+Trusts: the `Entropy` it is given. Never: exposes or stores its key.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from sealgate.ambient import Entropy, random_bytes
+
+NOISE_TRANSFORM = "box-muller-4"
+NOISE_ARITHMETIC = "float64-continuous"
+_TWO_64 = 1 << 64
+
+
+class Keystream:
+    """An endless stream of unpredictable bytes; one per use, never shared between threads."""
+
+    def __init__(self, entropy: Entropy = random_bytes) -> None:
+        self._encryptor = Cipher(algorithms.AES(entropy(32)), modes.CTR(entropy(16))).encryptor()
+
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """`count` independent uniform 64-bit integers."""
+        return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
+
+    def uniform(self, count: int) -> NDArray[np.float64]:
+        """`count` values uniform in [0, 1) with 53 bits each."""
+        return (self.words(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def gaussian(self, count: int) -> NDArray[np.float64]:
+        """`count` independent standard normal values."""
+        pairs = 2 * count  # each pair of words gives two values, and four values give one
+        words = self.words(2 * pairs)
+        # Half a unit is added so that the logarithm's argument is never zero; small words keep all their bits, so
+        # values reach beyond nine standard deviations.
+        radius = np.sqrt(-2.0 * np.log((words[:pairs].astype(np.float64) + 0.5) * 2.0**-64))
+        angle = (words[pairs:] >> np.uint64(11)).astype(np.float64) * (2.0**-53 * 2.0 * np.pi)
+        values = np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))
+        halves: NDArray[np.float64] = values.reshape(4, count).sum(axis=0) * 0.5
+        return halves
+
+
+class PoissonSampler:
+    """Each row enters each step independently with probability `rate`: what the accounting assumes, and nothing else.
+
+    The rate is a public fraction; it is met to within 2^-64. The number of rows that come out is random and private.
+    """
+
+    def __init__(self, rate: Fraction, stream: Keystream) -> None:
+        if not 0 < rate <= 1:
+            raise ValueError("the rate must lie in (0, 1]")
+        self._threshold = rate.numerator * _TWO_64 // rate.denominator
+        self._stream = stream
+
+    def draw(self, rows: int) -> NDArray[np.int64]:
+        """The rows of one step, as increasing indices below `rows`."""
+        if self._threshold == _TWO_64:
+            return np.arange(rows, dtype=np.int64)
+        return np.flatnonzero(self._stream.words(rows) < np.uint64(self._threshold)).astype(np.int64)

@@ -1,0 +1,119 @@
+"""What a person sees of a training run. Nothing shown here depends on private rows, except the measured quality and the
+number of rows, which are named as such.
+
+Steps, epsilon so far and the time left follow from public constants: the loss is not shown, because it would be another
+release. Trusts: nothing. Never: prints a gradient, a loss or a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sealgate.certificate.bundle import VerifiedBundle
+from sealgate.certificate.decimals import micro_text
+from sealgate.certificate.recompute import GaussianSteps
+from training.accountant import Cost, RunningEpsilon
+from training.configuration import Configuration
+from training.measure import Quality
+
+OnStep = Callable[[int], None]
+
+
+class Narrator(Protocol):
+    """Is told what happens, in this order."""
+
+    def announce(self, configuration: Configuration, mechanism: GaussianSteps, cost: Cost) -> None: ...
+
+    def rows(self, *, trained: int, held_out: int) -> None: ...
+
+    def progress(self, mechanism: GaussianSteps) -> contextlib.AbstractContextManager[OnStep]: ...
+
+    def compare(self, private: Quality, plain: Quality) -> None: ...
+
+    def published(self, bundle: VerifiedBundle, heldout_csv: Path | None) -> None: ...
+
+
+class Quiet:
+    """Says nothing."""
+
+    def announce(self, configuration: Configuration, mechanism: GaussianSteps, cost: Cost) -> None:
+        """Nothing."""
+
+    def rows(self, *, trained: int, held_out: int) -> None:
+        """Nothing."""
+
+    @contextlib.contextmanager
+    def progress(self, mechanism: GaussianSteps) -> Iterator[OnStep]:
+        """No bar."""
+        yield lambda _step: None
+
+    def compare(self, private: Quality, plain: Quality) -> None:
+        """Nothing."""
+
+    def published(self, bundle: VerifiedBundle, heldout_csv: Path | None) -> None:
+        """Nothing."""
+
+
+class Terminal:
+    """Tells a person, in plain words, with a progress bar where there is a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def announce(self, configuration: Configuration, mechanism: GaussianSteps, cost: Cost) -> None:
+        """Before the data is read: what will be done and what it costs."""
+        privacy = configuration.privacy
+        self._say(f"training {configuration.model.name} {configuration.model.version} ({configuration.model.family})")
+        self._say(f"  data        {configuration.data.source}, target '{configuration.data.target}'")
+        self._say(
+            f"  privacy     epsilon {micro_text(cost.epsilon_micro)} at delta {mechanism.delta} for one row "
+            f"(second accountant: {micro_text(cost.second_epsilon_micro)})"
+        )
+        self._say(
+            f"  mechanism   {mechanism.steps} steps, Poisson rate {privacy.rate}, clip norm {privacy.clip_norm}, "
+            f"sigma {micro_text(mechanism.sigma_micro)}, noise from the operating system's generator"
+        )
+
+    def rows(self, *, trained: int, held_out: int) -> None:
+        """After reading: the counts, which are not covered by epsilon, stay on this terminal."""
+        self._say(f"  rows        {trained} to train on, {held_out} held out to measure with")
+
+    @contextlib.contextmanager
+    def progress(self, mechanism: GaussianSteps) -> Iterator[OnStep]:
+        """The bar, with what follows from public constants only."""
+        epsilon = RunningEpsilon(mechanism)
+        columns = (
+            TextColumn("  training"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("epsilon {task.fields[epsilon]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console) as bar:
+            task = bar.add_task("train", total=mechanism.steps, epsilon="0")
+
+            def on_step(step: int) -> None:
+                bar.update(task, completed=step, epsilon=epsilon.after(step))
+
+            yield on_step
+
+    def compare(self, private: Quality, plain: Quality) -> None:
+        """The private model beside the same one without privacy."""
+        self._say(f"  result      {private} with privacy")
+        self._say(f"              {plain} without (shown for comparison, thrown away)")
+
+    def published(self, bundle: VerifiedBundle, heldout_csv: Path | None) -> None:
+        """Where the bundle is."""
+        self._say(f"  bundle      {bundle.directory}")
+        self._say(f"              certificate SHA-256 {bundle.certificate_digest}")
+        if heldout_csv is not None:
+            self._say(f"  held out    {heldout_csv} (private data, mode 0600)")
