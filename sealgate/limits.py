@@ -51,6 +51,9 @@ MAX_LEAF = 8 * 1024
 MAX_RECEIPT = 64 * 1024
 MAX_PROOF_HASHES = 64  # 2^64 leaves
 MAX_NOTE = 64 * 1024
+MAX_BUNDLE = 2 * 1024 * 1024 * 1024  # an evidence bundle, all members together
+MAX_BUNDLE_MEMBER = 16 * 1024 * 1024
+MAX_BUNDLE_MEMBERS = 4096
 
 # Certificates and bundles --------------------------------------------------------------------------------------------
 MAX_CERTIFICATE = 1024 * 1024

@@ -1,0 +1,228 @@
+"""Reading the log: filtered pages, single records, checkpoints, proofs, tiles, evidence bundles.
+
+Works beside the running writer, from another process, on a connection that cannot write. Answers are leaves, so the
+caller can check them: a filter's answer is not proven complete by itself, only a range is (see `export`).
+Trusts: the database for what it holds, not for its integrity: that is what proofs against a signed root are for.
+Never: OFFSET, unbounded pages, unbounded statements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import msgspec
+from sqlalchemy import Connection, Select, select
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from audit.cursor import Cursor, decode_cursor, encode_cursor
+from audit.database import database_path, reader_engine
+from audit.errors import LogUnavailable, QueryRefused
+from audit.export import write_export
+from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
+from audit.tables import checkpoint as checkpoint_table
+from audit.tables import head as head_table
+from audit.tables import leaf as leaf_table
+from audit.tables import record as record_table
+from audit.tree import StoredTree, read_tile
+from sealgate.limits import MAX_NAME
+from sealgate.protocol.canonical import canonical_json
+from sealgate.transparency.merkle import consistency_proof, inclusion_proof
+from sealgate.transparency.record import KINDS, Record, parse_leaf
+
+
+class RecordFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """What to look for; None means anything. Times are microseconds, `from_us` included and `to_us` not."""
+
+    tenant: str | None = None
+    actor: str | None = None
+    model: str | None = None
+    model_digest: str | None = None
+    purpose: str | None = None
+    kind: str | None = None
+    outcome: str | None = None
+    reason: str | None = None
+    from_us: int | None = None
+    to_us: int | None = None
+    oldest_first: bool = False
+
+
+_EQUALS = ("tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A leaf, where it stands, and what it says."""
+
+    index: int
+    leaf: bytes
+    record: Record
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some answers. `cursor` fetches the next ones (None at the end) of the same snapshot of `tree_size` records."""
+
+    records: tuple[Entry, ...]
+    cursor: str | None
+    tree_size: int
+
+
+class AuditReader:
+    """Reads one log. Safe from several threads. Raises QueryRefused for what cannot be asked, LogUnavailable when the
+    database cannot be read now."""
+
+    def __init__(self, url: str, *, origin: str) -> None:
+        self._path = database_path(url)
+        self._engine = reader_engine(self._path)
+        self._origin = origin
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # Records ---------------------------------------------------------------------------------------------------------
+
+    def records(self, wanted: RecordFilter, cursor: str | None = None, limit: int = DEFAULT_PAGE) -> Page:
+        """One page, newest first unless the filter says otherwise."""
+        if not 0 < limit <= MAX_PAGE:
+            raise QueryRefused(f"limit must be from 1 to {MAX_PAGE}", code="limit")
+        _check_filter(wanted)
+        question = hashlib.sha256(canonical_json(wanted)).hexdigest()
+        with self._snapshot() as (connection, size, key):
+            edge: int | None = None
+            if cursor is not None:
+                at = decode_cursor(cursor, key, question=question)
+                size, edge = at.size, at.edge
+            rows = connection.execute(page_statement(wanted, size=size, edge=edge, limit=limit + 1)).all()
+        entries = tuple(Entry(index, leaf, parse_leaf(leaf)) for index, leaf in rows[:limit])
+        more = None
+        if len(rows) > limit:
+            more = encode_cursor(Cursor(size=size, edge=entries[-1].index, question=question), key)
+        return Page(entries, more, size)
+
+    def record(self, identifier: str) -> Entry:
+        """The record with this id."""
+        statement = (
+            select(leaf_table.c.idx, leaf_table.c.leaf)
+            .join(record_table, record_table.c.idx == leaf_table.c.idx)
+            .where(record_table.c.id == identifier)
+        )
+        with self._snapshot() as (connection, _size, _key):
+            row = connection.execute(statement).one_or_none()
+        if row is None:
+            raise QueryRefused("no record has this id", code="not-found")
+        return Entry(row.idx, row.leaf, parse_leaf(row.leaf))
+
+    # Tree ------------------------------------------------------------------------------------------------------------
+
+    def size(self) -> int:
+        """How many durable records there are. The newest checkpoint may lag behind by a moment."""
+        with self._snapshot() as (_connection, size, _key):
+            return size
+
+    def checkpoint(self) -> bytes:
+        """The newest signed checkpoint (a note)."""
+        with self._snapshot() as (connection, _size, _key):
+            note = connection.execute(
+                select(checkpoint_table.c.note).order_by(checkpoint_table.c.size.desc()).limit(1)
+            ).scalar_one_or_none()
+        if note is None:
+            raise LogUnavailable("no checkpoint is published yet", code="not-published", retry_after_s=RETRY_AFTER_S)
+        return bytes(note)
+
+    def inclusion(self, index: int, size: int) -> list[bytes]:
+        """Proof that the record at `index` is in the tree of `size` records."""
+        with self._snapshot() as (connection, newest, _key):
+            if not 0 <= index < size <= newest:
+                raise QueryRefused("the log has no such index and size", code="range")
+            return inclusion_proof(index, size, StoredTree(connection, newest))
+
+    def consistency(self, first: int, second: int) -> list[bytes]:
+        """Proof that the tree of `second` records extends that of `first`."""
+        with self._snapshot() as (connection, newest, _key):
+            if not 0 < first <= second <= newest:
+                raise QueryRefused("the log has no such sizes", code="range")
+            return consistency_proof(first, second, StoredTree(connection, newest))
+
+    def tile(self, level: int, index: int, width: int = TILE_WIDTH) -> bytes:
+        """`width` hashes of a C2SP tile, 32 bytes each."""
+        with self._snapshot() as (connection, newest, _key):
+            entries = newest >> (TILE_HEIGHT * level) if 0 <= level < 8 else 0
+            if not 0 < width <= TILE_WIDTH or index < 0 or (index << TILE_HEIGHT) + width > entries:
+                raise QueryRefused("the log has no such tile", code="range")
+            return read_tile(connection, level, index, width)
+
+    # Evidence --------------------------------------------------------------------------------------------------------
+
+    def export(self, first: int, last: int, out: BinaryIO, *, consistent_with: int | None = None) -> None:
+        """Write the evidence bundle of records first..last: see sealgate.transparency.bundle for its form.
+
+        `consistent_with` is the size of a checkpoint that the auditor kept; the bundle then proves that the log grew
+        out of it. Waits a moment for a signed checkpoint over the range. `out` may have been written to when this
+        raises; throw it away then.
+        """
+        with self._guard():
+            write_export(self._engine, first=first, last=last, out=out, consistent_with=consistent_with)
+
+    # Inside ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[tuple[Connection, int, bytes]]:
+        with self._guard(), self._engine.begin() as connection:
+            row = connection.execute(select(head_table)).one_or_none()
+            if row is None or row.origin != self._origin:
+                raise LogUnavailable("the database is not this log's", code="reader", retry_after_s=RETRY_AFTER_S)
+            yield connection, row.size, row.cursor_key
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Library errors become LogUnavailable, without their text."""
+        try:
+            yield
+        except OperationalError as error:
+            busy = getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT
+            if busy:
+                raise LogUnavailable(
+                    "the question takes too long; narrow it", code="reader-busy", retry_after_s=RETRY_AFTER_S
+                ) from error
+            raise LogUnavailable("the log cannot be read now", code="reader", retry_after_s=RETRY_AFTER_S) from error
+        except DBAPIError as error:
+            raise LogUnavailable("the log cannot be read now", code="reader", retry_after_s=RETRY_AFTER_S) from error
+
+
+def _check_filter(wanted: RecordFilter) -> None:
+    for name in _EQUALS:
+        value = getattr(wanted, name)
+        if value is not None and len(value) > MAX_NAME:
+            raise QueryRefused(f"{name} is longer than any value in the log", code="filter")
+    if wanted.kind is not None and wanted.kind not in KINDS:
+        raise QueryRefused("no such kind of record", code="filter")
+    for moment in (wanted.from_us, wanted.to_us):
+        if moment is not None and not 0 <= moment < 2**53:
+            raise QueryRefused("times are microseconds since 1970", code="filter")
+
+
+def page_statement(wanted: RecordFilter, *, size: int, edge: int | None, limit: int) -> Select[int, bytes]:
+    """The one statement behind `records`: keyset order on the index, within a snapshot."""
+    table = record_table
+    statement = select(leaf_table.c.idx, leaf_table.c.leaf).join(table, table.c.idx == leaf_table.c.idx)
+    statement = statement.where(table.c.idx < size)
+    for name in _EQUALS:
+        value = getattr(wanted, name)
+        if value is not None:
+            statement = statement.where(table.c[name] == value)
+    if wanted.from_us is not None:
+        statement = statement.where(table.c.ts_us >= wanted.from_us)
+    if wanted.to_us is not None:
+        statement = statement.where(table.c.ts_us < wanted.to_us)
+    if wanted.oldest_first:
+        if edge is not None:
+            statement = statement.where(table.c.idx > edge)
+        return statement.order_by(table.c.idx.asc()).limit(limit)
+    if edge is not None:
+        statement = statement.where(table.c.idx < edge)
+    return statement.order_by(table.c.idx.desc()).limit(limit)

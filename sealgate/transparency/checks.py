@@ -1,0 +1,274 @@
+"""What the records of a range must say together. Each check sees every record once, in order, and then gives a verdict.
+
+    Reconcile     each authorized has exactly one end, and the end agrees with it
+    Signatures    what a worker is said to have done, it signed
+    Counters      the workers' own counters have no gap: the host dropped nothing they signed
+    Receipts      the receipts that were handed in are the very leaves of this log
+
+Pure, in memory bounded by the range. Trusts nothing but the keys that the log's own `worker.start` records name: that
+those belong to attested workers is the evidence's business, not the log's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from sealgate.errors import ReceiptError, VerificationError
+from sealgate.protocol.completion import verify_completion
+from sealgate.transparency.notes import NoteVerifier
+from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
+from sealgate.transparency.record import ENDS, Record, completion_of
+
+Status = Literal["ok", "failed", "skipped"]
+_AGREE = ("tenant", "actor", "operation", "purpose")
+_SHOWN = 3  # problems named in one verdict
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`skipped` means that the range cannot tell; `detail` says why, or what is wrong."""
+
+    status: Status
+    detail: str
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which part of the log the records are."""
+
+    first: int
+    last: int
+    size: int
+
+    @property
+    def from_start(self) -> bool:
+        return self.first == 0
+
+
+class Check(Protocol):
+    """One check over a stream of records."""
+
+    name: str
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None: ...
+
+    def verdict(self, part: Range) -> Verdict: ...
+
+
+@dataclass
+class Problems:
+    """The first few of many, and how many."""
+
+    found: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, text: str) -> None:
+        self.count += 1
+        if len(self.found) < _SHOWN:
+            self.found.append(text)
+
+    def verdict(self) -> Verdict:
+        more = f" (and {self.count - len(self.found)} more)" if self.count > len(self.found) else ""
+        return Verdict("failed", "; ".join(self.found) + more)
+
+
+class Reconcile:
+    """Begin and end of every permitted request."""
+
+    name = "every authorized request has exactly one end"
+
+    def __init__(self, part: Range) -> None:
+        self._first = part.first
+        self._open: dict[str, tuple[int, Record]] = {}
+        self._overdue: set[str] = set()  # open when the log was opened anew: must end before the next begins
+        self._ended_before: set[str] = set()  # ends of requests that began before the range
+        self._pairs = 0
+        self._problems = Problems()
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None:
+        if record.kind == "log.opened":
+            self._overdue = set(self._open)
+        elif record.kind == "inference.authorized":
+            for grant in self._overdue:
+                self._problems.add(f"record {self._open[grant][0]} has no end although the log was reopened")
+            self._overdue.clear()
+            if record.id in self._open:
+                self._problems.add(f"record {index} repeats the id of an open authorization")
+            self._open[record.id] = (index, record)
+        elif record.kind in ENDS:
+            self._end(index, record)
+
+    def _end(self, index: int, end: Record) -> None:
+        begun = self._open.pop(end.grant, None)
+        self._overdue.discard(end.grant)
+        if begun is None:
+            if 0 <= end.intent_seq < self._first and end.grant not in self._ended_before:
+                self._ended_before.add(end.grant)
+            else:
+                self._problems.add(
+                    f"record {index} ends nothing that is open: a second end, or one without a beginning"
+                )
+            return
+        self._pairs += 1
+        at, authorized = begun
+        differs = [name for name in _AGREE if getattr(end, name) != getattr(authorized, name)]
+        if end.intent_seq != at:
+            differs.append("intent_seq")
+        if end.kind == "inference.completed" and end.model != authorized.model:
+            differs.append("model")
+        if differs:
+            self._problems.add(f"record {index} and its authorization {at} differ in {', '.join(differs)}")
+
+    def verdict(self, part: Range) -> Verdict:
+        if self._problems.count:
+            return self._problems.verdict()
+        undecided = []
+        if self._open:
+            at = min(index for index, _ in self._open.values())
+            undecided.append(f"{len(self._open)} have no end within the range (the first is record {at})")
+        if self._ended_before:
+            undecided.append(f"{len(self._ended_before)} ends belong to requests before the range")
+        if undecided:
+            return Verdict("skipped", f"{self._pairs} paired; " + "; ".join(undecided))
+        return Verdict("ok", f"{self._pairs} paired")
+
+
+class Signatures:
+    """Worker signatures, under the keys that `worker.start` records name."""
+
+    name = "workers signed what is said of them"
+
+    def __init__(self) -> None:
+        self._keys: dict[str, Ed25519PublicKey] = {}
+        self._missing: set[str] = set()
+        self._verified = 0
+        self._problems = Problems()
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None:
+        if record.kind == "worker.start":
+            self._learn(index, record)
+        elif record.runtime_sig:
+            self._check(index, record)
+        elif record.kind == "inference.completed":
+            self._problems.add(f"record {index} is a completion that no worker signed")
+
+    def _learn(self, index: int, record: Record) -> None:
+        text = record.detail.get("completion_key", "")
+        try:
+            raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+            key = Ed25519PublicKey.from_public_bytes(raw)
+        except (binascii.Error, ValueError):
+            self._problems.add(f"record {index} starts a worker without a usable key")
+            return
+        if not record.runtime_instance or record.runtime_instance in self._keys:
+            self._problems.add(f"record {index} starts a worker that has no name or started before")
+            return
+        self._keys[record.runtime_instance] = key
+
+    def _check(self, index: int, record: Record) -> None:
+        key = self._keys.get(record.runtime_instance)
+        if key is None:
+            self._missing.add(record.runtime_instance)
+            return
+        try:
+            statement = verify_completion(completion_of(record), key)
+        except VerificationError:
+            self._problems.add(f"record {index} carries a worker signature that does not hold")
+            return
+        if (record.kind == "inference.completed") != (statement.outcome == "completed"):
+            self._problems.add(f"record {index} is not what its worker signed: {statement.outcome}")
+        self._verified += 1
+
+    def verdict(self, part: Range) -> Verdict:
+        if self._missing and part.from_start:
+            self._problems.add(f"no start is recorded of worker {_few(self._missing)}")
+        if self._problems.count:
+            return self._problems.verdict()
+        if self._missing:
+            return Verdict(
+                "skipped",
+                f"{self._verified} verified; the keys of worker {_few(self._missing)} stand before the range",
+            )
+        return Verdict("ok", f"{self._verified} verified")
+
+
+class Counters:
+    """The contiguous counter of each worker instance."""
+
+    name = "workers' counters have no gap"
+
+    def __init__(self) -> None:
+        self._seen: dict[str, set[int]] = {}
+        self._started: set[str] = set()
+        self._problems = Problems()
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None:
+        if record.kind == "worker.start":
+            self._started.add(record.runtime_instance)
+        elif record.runtime_sig:
+            seen = self._seen.setdefault(record.runtime_instance, set())
+            if record.runtime_seq in seen or record.runtime_seq < 1:
+                self._problems.add(f"record {index} repeats counter {record.runtime_seq} of its worker")
+            seen.add(record.runtime_seq)
+
+    def verdict(self, part: Range) -> Verdict:
+        partial = 0
+        for instance, seen in self._seen.items():
+            whole = instance in self._started or part.from_start
+            low = 1 if whole else min(seen)
+            missing = max(seen) - low + 1 - len(seen)
+            if missing:
+                gap = next(number for number in range(low, max(seen)) if number not in seen)
+                self._problems.add(f"worker {instance} misses {missing} from counter {gap} on")
+            partial += not whole
+        if self._problems.count:
+            return self._problems.verdict()
+        if partial:
+            return Verdict("skipped", f"no gap within the range; {partial} workers started before it")
+        return Verdict("ok", f"{len(self._seen)} workers, {sum(map(len, self._seen.values()))} records")
+
+
+class Receipts:
+    """Receipts from elsewhere (clients) against the leaves of this range."""
+
+    name = "given receipts are in this log"
+
+    def __init__(self, receipts: Sequence[bytes], verifiers: Sequence[NoteVerifier]) -> None:
+        self._wanted: dict[int, list[VerifiedReceipt]] = {}
+        self._matched = 0
+        self._problems = Problems()
+        for number, receipt in enumerate(receipts, 1):
+            try:
+                verified = verify_receipt(receipt, verifiers)
+            except ReceiptError as error:
+                self._problems.add(f"receipt {number}: {error}")
+            else:
+                self._wanted.setdefault(verified.index, []).append(verified)
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None:
+        for receipt in self._wanted.pop(index, ()):
+            if receipt.leaf == leaf:
+                self._matched += 1
+            else:
+                self._problems.add(f"the receipt for record {index} shows another record than the log")
+
+    def verdict(self, part: Range) -> Verdict:
+        inside = [index for index in self._wanted if part.first <= index <= part.last]
+        for index in inside:
+            self._problems.add(f"record {index}, for which there is a receipt, is unreadable")
+        if self._problems.count:
+            return self._problems.verdict()
+        if self._wanted:
+            return Verdict("skipped", f"{self._matched} match; {len(self._wanted)} are outside the range")
+        return Verdict("ok", f"{self._matched} match, with the commitments that they carry")
+
+
+def _few(names: set[str]) -> str:
+    shown = sorted(names)[:_SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

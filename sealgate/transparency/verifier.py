@@ -1,0 +1,268 @@
+"""The offline verifier of evidence bundles. Needs no network, no database and none of the code that wrote the log.
+
+    1. the bundle has its one exact form, and its members their digests
+    2. a trusted log key signed the checkpoint, of the log that the manifest names
+    3. every entry is a record of this log in canonical form
+    4. the entries are exactly records first..last of the tree behind the checkpoint
+    5. the log grew out of the checkpoint that the auditor kept, if one was kept
+    6. every authorized request has exactly one end
+    7. workers signed what is said of them
+    8. workers' counters have no gap
+    9. given receipts are in this log (only if receipts were given)
+
+A step that cannot be decided is `skipped` and says why; in strict mode that is a failure. Trusts: the keys in
+`LogTrust` and SHA-256. Never: stops at the first failure, or calls verified what was not checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from sealgate.errors import ConfigurationError, DecodeError, LogError
+from sealgate.transparency.bundle import Bundle
+from sealgate.transparency.checks import (
+    Check,
+    Counters,
+    Problems,
+    Range,
+    Receipts,
+    Reconcile,
+    Signatures,
+    Status,
+    Verdict,
+)
+from sealgate.transparency.merkle import Frontier, leaf_hash, verify_consistency
+from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoint
+from sealgate.transparency.ranges import range_root
+from sealgate.transparency.record import parse_leaf
+
+_LIMIT = "no witness cosigned the checkpoint: that everybody was shown the same log is not proven by this bundle"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogTrust:
+    """What the auditor trusts: log keys, and optionally a checkpoint (signed note) kept from an earlier audit."""
+
+    verifiers: tuple[NoteVerifier, ...]
+    kept_checkpoint: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the report."""
+
+    number: int
+    name: str
+    status: Status
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.number}. {self.status:<7} {self.name}: {self.detail}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was checked and what came of it. `require` is the only way to a verdict that cannot be overlooked."""
+
+    steps: list[Step]
+    strict: bool
+    checkpoint: Checkpoint | None = None  # verified, if step 2 is ok
+    first: int = -1
+    last: int = -1
+    limits: tuple[str, ...] = (_LIMIT,)  # what no step of this report shows
+
+    @property
+    def failures(self) -> list[Step]:
+        """Steps that make the bundle unacceptable."""
+        bad = ("failed", "skipped") if self.strict else ("failed",)
+        return [step for step in self.steps if step.status in bad]
+
+    @property
+    def ok(self) -> bool:
+        return not self.failures
+
+    def require(self) -> Checkpoint:
+        """The verified checkpoint; raises LogError that names the steps that do not hold."""
+        if self.failures or self.checkpoint is None:
+            named = ", ".join(f"step {step.number} ({step.name}) {step.status}" for step in self.failures)
+            raise LogError(f"the evidence bundle does not verify: {named}", code="bundle")
+        return self.checkpoint
+
+    def lines(self) -> list[str]:
+        """For people: one line a step, then what the report does not show."""
+        return [*(str(step) for step in self.steps), *(f"note: {text}" for text in self.limits)]
+
+
+def verify_bundle(
+    path: Path | BinaryIO, trust: LogTrust, strict: bool = False, receipts: Sequence[bytes] = ()
+) -> Report:
+    """Check a bundle. Failed steps are in the report and raise nothing; a file that cannot be opened raises
+    ConfigurationError, and so does a trust without keys."""
+    if not trust.verifiers:
+        raise ConfigurationError("no log key is trusted: name at least one")
+    if not isinstance(path, Path):
+        return _Verification(trust, strict, receipts).run(path)
+    try:
+        with path.open("rb") as stream:
+            return _Verification(trust, strict, receipts).run(stream)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+
+
+@dataclass
+class _Verification:
+    trust: LogTrust
+    strict: bool
+    receipts: Sequence[bytes]
+    steps: list[Step] = field(default_factory=list)
+    unreadable: Problems = field(default_factory=Problems)
+
+    def run(self, stream: BinaryIO) -> Report:
+        try:
+            bundle = Bundle(stream)  # 1
+        except DecodeError as error:
+            return self._unread(str(error))
+        part = Range(bundle.manifest.first, bundle.manifest.last, bundle.manifest.size)
+        self._add("bundle has its exact form", Verdict("ok", f"records {part.first} to {part.last}"))
+        checkpoint, signature = self._checkpoint(bundle)  # 2
+        self._add("checkpoint is signed by a trusted log key", signature)
+        checks: list[Check] = [Reconcile(part), Signatures(), Counters()]
+        if self.receipts:
+            checks.append(Receipts(self.receipts, self.trust.verifiers))
+        kept = self._kept()
+        grown = Frontier()
+        kept_root: list[bytes] = []
+        hashes = self._hashes(bundle, checks, grown, kept, kept_root)
+        root = self._root(bundle, hashes)  # 3 and 4, in one pass over the entries
+        self._add("every entry is a record of this log", self._entries(bundle))
+        self._add("entries lead to the checkpoint's root", _compare(root, checkpoint))
+        self._add("log grew out of the kept checkpoint", self._growth(bundle, checkpoint, kept, kept_root))  # 5
+        for check in checks:  # 6 to 9
+            self._add(check.name, check.verdict(part))
+        return Report(self.steps, self.strict, checkpoint, part.first, part.last)
+
+    def _add(self, name: str, verdict: Verdict) -> None:
+        self.steps.append(Step(len(self.steps) + 1, name, verdict.status, verdict.detail))
+
+    def _unread(self, why: str) -> Report:
+        self._add("bundle has its exact form", Verdict("failed", why))
+        for name in ("checkpoint is signed by a trusted log key", "every entry is a record of this log"):
+            self._add(name, Verdict("skipped", "the bundle cannot be read"))
+        return Report(self.steps, self.strict)
+
+    def _checkpoint(self, bundle: Bundle) -> tuple[Checkpoint | None, Verdict]:
+        try:
+            checkpoint = open_checkpoint(bundle.note, self.trust.verifiers).checkpoint
+        except LogError as error:
+            return None, Verdict("failed", str(error))
+        if (checkpoint.origin, checkpoint.size) != (bundle.manifest.origin, bundle.manifest.size):
+            return None, Verdict("failed", "the checkpoint is not the one that the manifest names")
+        return checkpoint, Verdict("ok", f"{checkpoint.origin}, {checkpoint.size} records")
+
+    def _kept(self) -> Checkpoint | LogError | None:
+        if self.trust.kept_checkpoint is None:
+            return None
+        try:
+            return open_checkpoint(self.trust.kept_checkpoint, self.trust.verifiers).checkpoint
+        except LogError as error:
+            return error
+
+    def _hashes(
+        self,
+        bundle: Bundle,
+        checks: list[Check],
+        grown: Frontier,
+        kept: Checkpoint | LogError | None,
+        kept_root: list[bytes],
+    ) -> Iterator[bytes]:
+        """Leaf hashes in order, showing each record to the checks on the way."""
+        origin = bundle.manifest.origin
+        for index, leaf in enumerate(bundle.entries(), bundle.manifest.first):
+            hashed = leaf_hash(leaf)
+            if bundle.manifest.first == 0 and isinstance(kept, Checkpoint) and grown.size < kept.size:
+                grown.append(hashed)
+                if grown.size == kept.size:
+                    kept_root.append(grown.root())
+            try:
+                record = parse_leaf(leaf)
+            except DecodeError as error:
+                self.unreadable.add(f"record {index}: {error}")
+            else:
+                if record.log != origin:
+                    self.unreadable.add(f"record {index} belongs to another log")
+                for check in checks:
+                    check.see(index, record, leaf)
+            yield hashed
+
+    def _root(self, bundle: Bundle, hashes: Iterator[bytes]) -> bytes | LogError:
+        manifest = bundle.manifest
+        result: bytes | LogError
+        try:
+            result = range_root(manifest.first, manifest.last, manifest.size, hashes, bundle.range_proof)
+        except LogError as error:
+            result = error
+        except DecodeError as error:
+            self.unreadable.add(str(error))
+            return LogError("the entries cannot be read")
+        try:
+            for _ in hashes:  # whatever is left, so that every check sees every record
+                pass
+        except DecodeError as error:
+            self.unreadable.add(str(error))
+        return result
+
+    def _entries(self, bundle: Bundle) -> Verdict:
+        return self.unreadable.verdict() if self.unreadable.count else Verdict("ok", f"{bundle.count} records")
+
+    def _growth(
+        self,
+        bundle: Bundle,
+        checkpoint: Checkpoint | None,
+        kept: Checkpoint | LogError | None,
+        kept_root: list[bytes],
+    ) -> Verdict:
+        if kept is None:
+            return Verdict("skipped", "no checkpoint was kept; keep this bundle's for the next audit")
+        if isinstance(kept, LogError):
+            return Verdict("failed", f"the kept checkpoint: {kept}")
+        if checkpoint is None:
+            return Verdict("skipped", "the bundle's checkpoint does not verify")
+        if kept.origin != checkpoint.origin:
+            return Verdict("failed", f"the kept checkpoint is of another log, {kept.origin}")
+        if kept.size == checkpoint.size:
+            same = kept.root == checkpoint.root
+            return Verdict("ok", "the same tree") if same else Verdict("failed", "the same size, but another tree")
+        if kept.size == 0:
+            return Verdict("skipped", "the kept checkpoint is of the empty log and shows nothing")
+        if kept.size > checkpoint.size:
+            return Verdict("skipped", "the kept checkpoint is newer than the bundle")
+        if kept_root:
+            if kept_root[0] != kept.root:
+                return Verdict("failed", "the first records are not those of the kept checkpoint")
+            return Verdict("ok", f"recomputed from the entries, at {kept.size} records")
+        if bundle.manifest.consistent_with != kept.size:
+            return Verdict("skipped", f"export again with a consistency proof from size {kept.size}")
+        try:
+            verify_consistency(
+                first=kept.size,
+                second=checkpoint.size,
+                first_root=kept.root,
+                second_root=checkpoint.root,
+                proof=bundle.consistency_proof,
+            )
+        except LogError as error:
+            return Verdict("failed", str(error))
+        return Verdict("ok", f"from {kept.size} to {checkpoint.size} records")
+
+
+def _compare(root: bytes | LogError, checkpoint: Checkpoint | None) -> Verdict:
+    if isinstance(root, LogError):
+        return Verdict("failed", str(root))
+    if checkpoint is None:
+        return Verdict("skipped", "there is no verified checkpoint to compare with")
+    if root != checkpoint.root:
+        return Verdict("failed", "entries were changed, removed, added or moved")
+    return Verdict("ok", root.hex())
