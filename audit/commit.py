@@ -106,6 +106,11 @@ class Committer:
         return self._frontier.size
 
     @property
+    def note(self) -> bytes:
+        """The newest signed checkpoint; there is one as soon as a batch was committed."""
+        return self._note[1] if self._note else b""
+
+    @property
     def open_intents(self) -> list[Intent]:
         return sorted(self._intents.values(), key=lambda intent: intent.index)
 

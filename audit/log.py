@@ -58,7 +58,7 @@ class LogState:
 class AuditLog:
     """A log that is open for appending. Made by `open`; every method may be called from any thread.
 
-    `_queue`, `_failure`, `_closing` and `_size` are guarded by `_wake`'s lock. `_committer` belongs to the
+    `_queue`, `_failure`, `_closing`, `_size` and `_note` are guarded by `_wake`'s lock. `_committer` belongs to the
     writer thread.
     """
 
@@ -83,6 +83,7 @@ class AuditLog:
         self._failure = ""
         self._closing = False
         self._size = committer.size
+        self._note = committer.note
         self._published_ns = monotonic_ns()
         self._thread = threading.Thread(target=self._run, name="audit-writer", daemon=True)
 
@@ -189,6 +190,11 @@ class AuditLog:
             reason = self._failure or ("closed" if self._closing else "")
             return LogState(not reason, reason, self._size)
 
+    def checkpoint(self) -> bytes:
+        """The newest signed checkpoint (a note): of everything that was acknowledged."""
+        with self._wake:
+            return self._note
+
     def close(self) -> None:
         """Write what is queued, record `log.closed`, publish the checkpoint, let go. Doing so twice is harmless."""
         with self._wake:
@@ -253,7 +259,7 @@ class AuditLog:
         if due:
             self._published_ns = monotonic_ns()
         with self._wake:
-            self._size = self._committer.size
+            self._size, self._note = self._committer.size, self._committer.note
         for pending, appended in outcome.appended:
             pending.future.set_result(appended)
         for pending, error in outcome.refused:
@@ -261,7 +267,7 @@ class AuditLog:
 
     def _fail(self, error: BaseException, batch: list[Pending]) -> None:
         with self._wake:
-            self._failure = f"failed: {_reason(error)}"
+            self._failure = f"commit failed ({_reason(error)})"
             waiting = [*batch, *self._queue]
             self._queue.clear()
         for pending in waiting:

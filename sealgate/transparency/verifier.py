@@ -39,6 +39,11 @@ from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoin
 from sealgate.transparency.ranges import range_root
 from sealgate.transparency.record import parse_leaf
 
+_FORM = "bundle has its exact form"
+_SIGNED = "checkpoint is signed by a trusted log key"
+_ENTRIES = "every entry is a record of this log"
+_ROOT = "entries lead to the checkpoint's root"
+_GROWTH = "log grew out of the kept checkpoint"
 _LIMIT = "no witness cosigned the checkpoint: that everybody was shown the same log is not proven by this bundle"
 
 
@@ -126,9 +131,9 @@ class _Verification:
         except DecodeError as error:
             return self._unread(str(error))
         part = Range(bundle.manifest.first, bundle.manifest.last, bundle.manifest.size)
-        self._add("bundle has its exact form", Verdict("ok", f"records {part.first} to {part.last}"))
+        self._add(_FORM, Verdict("ok", f"records {part.first} to {part.last}"))
         checkpoint, signature = self._checkpoint(bundle)  # 2
-        self._add("checkpoint is signed by a trusted log key", signature)
+        self._add(_SIGNED, signature)
         checks: list[Check] = [Reconcile(part), Signatures(), Counters()]
         if self.receipts:
             checks.append(Receipts(self.receipts, self.trust.verifiers))
@@ -137,9 +142,9 @@ class _Verification:
         kept_root: list[bytes] = []
         hashes = self._hashes(bundle, checks, grown, kept, kept_root)
         root = self._root(bundle, hashes)  # 3 and 4, in one pass over the entries
-        self._add("every entry is a record of this log", self._entries(bundle))
-        self._add("entries lead to the checkpoint's root", _compare(root, checkpoint))
-        self._add("log grew out of the kept checkpoint", self._growth(bundle, checkpoint, kept, kept_root))  # 5
+        self._add(_ENTRIES, self._entries(bundle))
+        self._add(_ROOT, _compare(root, checkpoint))
+        self._add(_GROWTH, self._growth(bundle, checkpoint, kept, kept_root))  # 5
         for check in checks:  # 6 to 9
             self._add(check.name, check.verdict(part))
         return Report(self.steps, self.strict, checkpoint, part.first, part.last)
@@ -148,8 +153,8 @@ class _Verification:
         self.steps.append(Step(len(self.steps) + 1, name, verdict.status, verdict.detail))
 
     def _unread(self, why: str) -> Report:
-        self._add("bundle has its exact form", Verdict("failed", why))
-        for name in ("checkpoint is signed by a trusted log key", "every entry is a record of this log"):
+        self._add(_FORM, Verdict("failed", why))
+        for name in (_SIGNED, _ENTRIES, _ROOT, _GROWTH, Reconcile.name, Signatures.name, Counters.name):
             self._add(name, Verdict("skipped", "the bundle cannot be read"))
         return Report(self.steps, self.strict)
 
