@@ -12,6 +12,7 @@ from importlib.metadata import version
 from litestar import Litestar
 from litestar.di import Provide
 
+from audit.query import AuditReader
 from gateway.access_log import AccessLog
 from gateway.authentication.authenticate import Authenticator
 from gateway.authentication.certificates import CertificateReader, DenyList
@@ -20,7 +21,7 @@ from gateway.authentication.tokens import TokenVerifier
 from gateway.gate import Gate
 from gateway.intake import Intake
 from gateway.limits import AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
-from gateway.routes import health, keys, sealed
+from gateway.routes import audit, health, keys, sealed
 from gateway.routes.openapi import openapi_config
 from gateway.routes.problems import exception_handlers
 from gateway.runtime_link import RuntimeLink
@@ -37,6 +38,7 @@ ROUTES = (
     keys.attestation,
     health.live,
     health.ready,
+    *audit.ROUTES,
 )
 
 
@@ -50,6 +52,7 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
         authenticator=Authenticator(tokens, CertificateReader(policy.tenants, deny, clock=clock)),
         policy=policy,
         link=RuntimeLink(deployment.socket, telemetry=telemetry),
+        audit=AuditReader(f"sqlite:///{deployment.database}", origin=deployment.settings.deployment.origin),
         sealed=Intake(requests_max=settings.max_concurrent, body_timeout_s=settings.body_timeout_s),
         evidence=Intake(requests_max=EVIDENCE_IN_FLIGHT),
         reading=Intake(requests_max=AUDIT_IN_FLIGHT),
@@ -71,6 +74,7 @@ def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clo
             yield
         finally:
             await gate.link.close()
+            gate.audit.close()
 
     return Litestar(
         route_handlers=ROUTES,

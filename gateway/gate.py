@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from litestar import Request
 
+from audit.query import AuditReader
 from gateway.authentication.authenticate import Authenticator
 from gateway.errors import PROBLEMS, Problem, Unauthenticated
 from gateway.intake import Intake, while_awaited
@@ -43,6 +44,7 @@ class Gate:
     authenticator: Authenticator
     policy: PolicySet
     link: RuntimeLink
+    audit: AuditReader
     sealed: Intake
     evidence: Intake
     reading: Intake
@@ -66,7 +68,9 @@ class Gate:
         """Step 5. A denial is a durable record before the caller gets its 403."""
         answer = self.policy.decide(principal, asked.action, self._facts(asked.model), self._context(asked))
         if isinstance(answer, Deny):
-            await self._refuse(request, answer, principal, asked)
+            for text in answer.errors:
+                self.telemetry.event("policy-error", detail=text)
+            await self.refuse(request, answer.decision, principal, asked)
         return answer
 
     async def submit(self, request: Asking, frame: frames.Submit, body: bytes) -> tuple[frames.Answer, bytes]:
@@ -87,20 +91,19 @@ class Gate:
         note(request, log=reply.log, record=reply.record)
         return reply
 
-    async def _refuse(self, request: Asking, answer: Deny, principal: Principal, asked: Asked) -> NoReturn:
+    async def refuse(self, request: Asking, decision: frames.Decision, principal: Principal, asked: Asked) -> NoReturn:
+        """Put a denial on record, then tell the caller."""
         frame = frames.Deny(
             model=asked.model,
             operation=asked.action.value,
             purpose=asked.purpose,
             caller=caller_of(principal),
-            decision=answer.decision,
+            decision=decision,
         )
-        for text in answer.errors:
-            self.telemetry.event("policy-error", detail=text)
         reply = await while_awaited(request.receive, self.link.deny(frame), timeout_s=self.request_timeout_s)
         if isinstance(reply, frames.Refused):
             raise refusal(reply)
-        note(request, reason=answer.decision.reason, log=reply.log, record=reply.record)
+        note(request, reason=decision.reason, log=reply.log, record=reply.record)
         raise Problem("forbidden", headers=audit_headers(reply))
 
     def _facts(self, model: str) -> frames.ModelFacts | None:

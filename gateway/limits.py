@@ -44,8 +44,7 @@ RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 1.0
 
 # Audit routes --------------------------------------------------------------------------------------------------------
-MAX_AUDIT_PAGE = 1000
-MAX_AUDIT_TEXT = 512  # one filter value or cursor
+MAX_AUDIT_TEXT = 1024  # one filter value or cursor
 EXPORT_CHUNK = 64 * 1024
 EXPORT_CHUNKS_AHEAD = 16  # how far an export may run ahead of its reader
 

@@ -1,0 +1,269 @@
+"""The auditor's view of the log. Each call is authorised by the policy, and is a durable record before it reads.
+
+    authenticate, ask the policy (query-audit or export-audit), record the read, read, answer
+
+Records are of the caller's own tenant unless the policy says otherwise (`Permit.records_of`); proofs, tiles and
+checkpoints are hashes, the same for everybody. An export holds a whole range, so it needs the right to all records.
+Trusts: the policy's permit; readers verify what they get. Never: reads before the read is on record; changes the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Annotated, Any, BinaryIO, TypeVar
+
+import msgspec
+from litestar import Response, get
+from litestar.di import NamedDependency
+from litestar.params import FromPath, QueryParameter
+from litestar.response import Stream
+
+from audit.errors import LogUnavailable, QueryRefused
+from audit.limits import MAX_PAGE, TILE_WIDTH
+from audit.query import AuditReader, Entry, RecordFilter
+from gateway.errors import Problem
+from gateway.gate import Asked, Asking, Gate, audit_headers, caller_of
+from gateway.limits import MAX_AUDIT_TEXT
+from gateway.routes.openapi import answers
+from gateway.thread_stream import stream_from_thread
+from policy.decide import Permit
+from policy.entities import Action
+from sealgate.errors import DecodeError
+from sealgate.limits import MAX_NAME
+from sealgate.protocol.frames import AuditRead
+
+_T = TypeVar("_T")
+_ASKED = {"audit.query": Action.QUERY_AUDIT, "audit.export": Action.EXPORT_AUDIT}
+_REFUSALS = (400, 401, 403, 404, 503)
+_JSON = "application/json"
+_NOT_FOUND = frozenset({"not-found", "range"})
+_TOO_WIDE = "export-needs-every-tenant"
+_TILE = re.compile(r"((?:x[0-9]{3}/){0,3}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+_RECORDED = frozenset(
+    {"tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason", "from_us", "to_us", "limit"}
+    | {"order", "identifier", "index", "size", "first", "second", "last", "consistent_with", "level", "tile"}
+)
+
+Text = Annotated[str | None, QueryParameter(max_length=MAX_AUDIT_TEXT)]
+Number = Annotated[int | None, QueryParameter(ge=0, lt=2**53)]
+Needed = Annotated[int, QueryParameter(ge=0, lt=2**53)]
+Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
+
+
+@get("/audit/v1/records", responses=answers(_JSON, *_REFUSALS), summary="Query records")
+async def records(
+    request: Asking,
+    gate: NamedDependency[Gate],
+    tenant: Text = None,
+    actor: Text = None,
+    model: Text = None,
+    model_digest: Text = None,
+    purpose: Text = None,
+    kind: Text = None,
+    outcome: Text = None,
+    reason: Text = None,
+    from_us: Number = None,
+    to_us: Number = None,
+    order: Text = None,
+    cursor: Text = None,
+    limit: Limit = 100,
+) -> Response[bytes]:
+    """Newest first (`order=oldest` turns it round). `cursor` goes on in the same snapshot, whose size is `tree_size`.
+    A record is a leaf: its canonical JSON is what is hashed into the tree."""
+    if order not in (None, "newest", "oldest"):
+        raise Problem("malformed-request", detail="The parameter 'order' is 'newest' or 'oldest'.")
+    wanted = RecordFilter(
+        tenant=tenant,
+        actor=actor,
+        model=model,
+        model_digest=model_digest,
+        purpose=purpose,
+        kind=kind,
+        outcome=outcome,
+        reason=reason,
+        from_us=from_us,
+        to_us=to_us,
+        oldest_first=order == "oldest",
+    )
+
+    def read(reader: AuditReader, permit: Permit) -> bytes:
+        allowed = _own(wanted, permit)
+        if allowed is None:
+            return _encode({"records": [], "cursor": None, "tree_size": reader.size()})
+        page = reader.records(allowed, cursor, limit)
+        rows = [_row(entry) for entry in page.records]
+        return _encode({"records": rows, "cursor": page.cursor, "tree_size": page.tree_size})
+
+    return await _read(request, gate, "records", read)
+
+
+@get("/audit/v1/records/{identifier:str}", responses=answers(_JSON, *_REFUSALS), summary="One record")
+async def record(request: Asking, gate: NamedDependency[Gate], identifier: FromPath[str]) -> Response[bytes]:
+    """The record with this id. Another tenant's record is not found."""
+
+    def read(reader: AuditReader, permit: Permit) -> bytes:
+        entry = reader.record(identifier[:MAX_AUDIT_TEXT])
+        if permit.records_of not in (None, entry.record.tenant):
+            raise QueryRefused("no record has this id", code="not-found")
+        return _encode(_row(entry))
+
+    return await _read(request, gate, "record", read)
+
+
+@get("/audit/v1/checkpoint", responses=answers("text/plain", *_REFUSALS), summary="The newest signed checkpoint")
+async def checkpoint(request: Asking, gate: NamedDependency[Gate]) -> Response[bytes]:
+    """A C2SP signed note."""
+    return await _read(request, gate, "checkpoint", lambda reader, _: reader.checkpoint(), media_type="text/plain")
+
+
+@get("/audit/v1/proofs/inclusion", responses=answers(_JSON, *_REFUSALS), summary="Proof that a record is in the log")
+async def inclusion(request: Asking, gate: NamedDependency[Gate], index: Needed, size: Needed) -> Response[bytes]:
+    """RFC 9162 inclusion proof of the record at `index` in the tree of `size` records; hashes in base64."""
+
+    def read(reader: AuditReader, _: Permit) -> bytes:
+        return _encode({"index": index, "size": size, "hashes": _hashes(reader.inclusion(index, size))})
+
+    return await _read(request, gate, "inclusion", read)
+
+
+@get("/audit/v1/proofs/consistency", responses=answers(_JSON, *_REFUSALS), summary="Proof that the log only grew")
+async def consistency(request: Asking, gate: NamedDependency[Gate], first: Needed, second: Needed) -> Response[bytes]:
+    """RFC 9162 consistency proof between the trees of `first` and `second` records; hashes in base64."""
+
+    def read(reader: AuditReader, _: Permit) -> bytes:
+        return _encode({"first": first, "second": second, "hashes": _hashes(reader.consistency(first, second))})
+
+    return await _read(request, gate, "consistency", read)
+
+
+@get(
+    "/audit/v1/tile/{level:int}/{tile:path}", responses=answers("application/octet-stream", *_REFUSALS), summary="Tile"
+)
+async def tile(
+    request: Asking, gate: NamedDependency[Gate], level: FromPath[int], tile: FromPath[str]
+) -> Response[bytes]:
+    """A C2SP tile: the index in groups of three digits (`x001/x234/067`), with `.p/WIDTH` behind it if partial."""
+    index, width = _tile_place(tile)
+    return await _read(
+        request, gate, "tile", lambda reader, _: reader.tile(level, index, width), media_type="application/octet-stream"
+    )
+
+
+@get("/audit/v1/exports", responses=answers("application/zip", *_REFUSALS), summary="An evidence bundle")
+async def export(
+    request: Asking,
+    gate: NamedDependency[Gate],
+    first: Needed,
+    last: Needed,
+    consistent_with: Number = None,
+) -> Stream:
+    """Records `first` to `last` with everything that proves them; checked offline by `sealgate audit verify`."""
+    _, headers = await _authorise(request, gate, "export", kind="audit.export")
+
+    def write(out: BinaryIO) -> None:
+        gate.audit.export(first, last, out, consistent_with=consistent_with)
+
+    pieces = _exported(gate, write)
+    head = await _answerable(anext(pieces))  # what cannot be exported is refused before the answer begins
+    headers["Content-Disposition"] = f'attachment; filename="audit-{first}-{last}.zip"'
+    return Stream(_joined(head, pieces), media_type="application/zip", headers=headers)
+
+
+ROUTES = (records, record, checkpoint, inclusion, consistency, tile, export)
+
+
+# The one way to read -------------------------------------------------------------------------------------------------
+
+
+async def _read(
+    request: Asking, gate: Gate, question: str, read: Callable[[AuditReader, Permit], bytes], media_type: str = _JSON
+) -> Response[bytes]:
+    permit, headers = await _authorise(request, gate, question, kind="audit.query")
+    with gate.reading.slot():
+        content = await _answerable(asyncio.to_thread(read, gate.audit, permit))
+    return Response(content=content, media_type=media_type, headers=headers)
+
+
+async def _authorise(request: Asking, gate: Gate, question: str, *, kind: str) -> tuple[Permit, dict[str, str]]:
+    """The permit to read, once the read is a durable record."""
+    principal = gate.authenticate(request)
+    asked = Asked(action=_ASKED[kind], model="", purpose="")
+    permit = await gate.authorise(request, principal, asked)
+    if kind == "audit.export" and permit.records_of is not None:
+        await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)
+    frame = AuditRead(
+        caller=caller_of(principal), decision=permit.decision, kind=kind, detail=_detail(request, question)
+    )
+    return permit, audit_headers(await gate.record_read(request, frame))
+
+
+def _detail(request: Asking, question: str) -> dict[str, str]:
+    """What was asked, for the record: known parameters only, short, printable."""
+    given = {name: str(value) for name, value in {**request.query_params, **request.path_params}.items()}
+    known = {name: value for name, value in given.items() if name in _RECORDED}
+    return {"question": question} | {name: _UNPRINTABLE.sub("?", value)[:MAX_NAME] for name, value in known.items()}
+
+
+async def _answerable(work: Awaitable[_T]) -> _T:
+    """The result of a read; what the log cannot answer becomes a problem."""
+    try:
+        return await work
+    except QueryRefused as error:
+        if error.code in _NOT_FOUND:
+            raise Problem("not-found", detail="The log has no such record, proof or tile.") from None
+        raise Problem("malformed-request", detail=str(error)) from None
+    except DecodeError as error:
+        raise Problem("malformed-request", detail=str(error)) from None
+    except LogUnavailable as error:
+        raise Problem("unavailable", retry_after_s=error.retry_after_s) from None
+
+
+async def _exported(gate: Gate, write: Callable[[BinaryIO], None]) -> AsyncIterator[bytes]:
+    with gate.reading.slot():
+        async with contextlib.aclosing(stream_from_thread(write)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+async def _joined(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield head
+    async for piece in rest:
+        yield piece
+
+
+# Forms ---------------------------------------------------------------------------------------------------------------
+
+
+def _own(wanted: RecordFilter, permit: Permit) -> RecordFilter | None:
+    """The filter with the tenant that the permit is for; None if it asks for another tenant's records."""
+    if permit.records_of is None:
+        return wanted
+    if wanted.tenant not in (None, permit.records_of):
+        return None
+    return msgspec.structs.replace(wanted, tenant=permit.records_of)
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {"index": entry.index, "record": msgspec.Raw(entry.leaf)}
+
+
+def _encode(value: Any) -> bytes:
+    return msgspec.json.encode(value)
+
+
+def _hashes(proof: Sequence[bytes]) -> list[str]:
+    return [base64.b64encode(one).decode("ascii") for one in proof]
+
+
+def _tile_place(path: str) -> tuple[int, int]:
+    """Index and width of a tile from its C2SP path."""
+    match = _TILE.fullmatch(path.strip("/"))
+    if match is None:
+        raise Problem("not-found", detail="The log has no such record, proof or tile.")
+    width = int(match[2]) if match[2] else TILE_WIDTH
+    return int(match[1].replace("/", "").replace("x", "")), width
