@@ -222,7 +222,9 @@ def seal_request(
     return envelope, media_type, ResponseOpener(_ResponseKeys(context, aead, enc, chunked=chunked))
 
 
-def open_request(sealed: SealedRequest, private_key: KemPrivateKey) -> tuple[Plaintext, ResponseSealer]:
+def open_request(
+    sealed: SealedRequest, private_key: KemPrivateKey, *, entropy: Entropy = random_bytes
+) -> tuple[Plaintext, ResponseSealer]:
     """Unseal. The caller has found `private_key` by `sealed.key_id`; its KEM must be the request's.
 
     Raises UnknownKeyError, OpenError or, for chunks only, TruncatedError and DecodeError.
@@ -234,7 +236,8 @@ def open_request(sealed: SealedRequest, private_key: KemPrivateKey) -> tuple[Pla
     context = setup_receiver(private_key, sealed.kdf, sealed.aead, sealed.enc, info)
     body = memoryview(sealed.raw)[header_and_enc:]
     inner = open_whole(context, body) if sealed.chunked else context.open(b"", body)
-    return Plaintext(inner), ResponseSealer(_ResponseKeys(context, sealed.aead, sealed.enc, chunked=sealed.chunked))
+    keys = _ResponseKeys(context, sealed.aead, sealed.enc, chunked=sealed.chunked)
+    return Plaintext(inner), ResponseSealer(keys, entropy=entropy)
 
 
 # Responses ------------------------------------------------------------------------------------------------------------
@@ -259,7 +262,7 @@ class _ResponseKeys:
 class ResponseSealer:
     """Seals the answer to the request that it came from. Each call draws a fresh nonce."""
 
-    def __init__(self, keys: _ResponseKeys, *, entropy: Entropy = random_bytes) -> None:
+    def __init__(self, keys: _ResponseKeys, *, entropy: Entropy) -> None:
         self._keys = keys
         self._entropy = entropy
 
