@@ -68,10 +68,10 @@ def provision(
     host, port = _parse_audience(audience)
     if not _ORIGIN.fullmatch(origin):
         raise ConfigurationError(
-            f"the log's name '{origin}' must be letters, digits and ./_-, as in 'localhost/sealgate'"
+            f"the log's name {origin!r} must be letters, digits and ./_-, as in 'localhost/sealgate'"
         )
     if profile not in _PROFILES:
-        raise ConfigurationError(f"the profile is '{profile}', must be one of: {', '.join(_PROFILES)}")
+        raise ConfigurationError(f"the profile is {profile!r}, must be one of: {', '.join(_PROFILES)}")
     root = root.absolute()
     _check_target(root, overwrite=overwrite)
     now = clock()
@@ -120,13 +120,13 @@ def issue_token(
     known = [role.value for role in Role]
     for role in roles:
         if role not in known:
-            raise ConfigurationError(f"there is no role '{role}'; roles are: {', '.join(known)}")
+            raise ConfigurationError(f"there is no role {role!r}; roles are: {', '.join(known)}")
     if not re.fullmatch(rf"[\x21-\x7e]{{1,{MAX_NAME}}}", subject):
         raise ConfigurationError(f"a subject is 1 to {MAX_NAME} printable characters without spaces")
     tenants_path = deployment.policy / TENANTS_FILE
     tenants = parse_tenants(_read(tenants_path), name=str(tenants_path)).tenants
     if tenant not in tenants:
-        raise ConfigurationError(f"{tenants_path} has no tenant '{tenant}'; it has: {', '.join(sorted(tenants))}")
+        raise ConfigurationError(f"{tenants_path} has no tenant {tenant!r}; it has: {', '.join(sorted(tenants))}")
     key = _read_issuer_key(deployment.tokens / "issuer.key")
     seconds = now // 1_000_000
     claims = {
@@ -279,7 +279,7 @@ def _parse_audience(audience: str) -> tuple[str, int]:
     except ValueError:
         host = ""
     if not host or not 0 < port < 65536:
-        raise ConfigurationError(f"the audience '{audience}' must be HOST or HOST:PORT, as in 'localhost:8443'")
+        raise ConfigurationError(f"the audience {audience!r} must be HOST or HOST:PORT, as in 'localhost:8443'")
     return host, port
 
 

@@ -67,4 +67,8 @@ def parse_budgets(data: bytes, *, known_tenants: Container[str], name: str = FIL
             raise PolicyFileError(f"{where}.tenant: there is no tenant '{budget.tenant}'")
         if budget.requests is None and budget.units is None:
             raise PolicyFileError(f"{where}: needs a limit, 'requests' or 'units'")
+        if budget.units is not None and budget.units < budget.units_per_request:
+            raise PolicyFileError(
+                f"{where}.units: below units_per_request ({budget.units_per_request}), so no request would ever fit"
+            )
     return budgets

@@ -85,6 +85,7 @@ def _explain(policy_set: PolicySet, arguments: argparse.Namespace, model: ModelF
     from policy.entities import Action, Context, Principal, Role
     from sealgate.ambient import now_us
 
+    roles = frozenset(_one_of(Role, role, "role") for role in arguments.role)
     action = _one_of(Action, arguments.action, "action")
     if action in MODEL_ACTIONS and model is None:
         raise ConfigurationError(f"say which model to {action.value}: --model NAME")
@@ -92,7 +93,7 @@ def _explain(policy_set: PolicySet, arguments: argparse.Namespace, model: ModelF
     principal = Principal(
         tenant=arguments.tenant,
         subject=arguments.subject,
-        roles=frozenset(_one_of(Role, role, "role") for role in arguments.role),
+        roles=roles,
         purposes=frozenset(purpose for purpose in carried if purpose),
         authn="mtls" if arguments.mtls else "jwt",
         mtls=arguments.mtls,
@@ -169,7 +170,7 @@ def _load_model(models: Path, publishers_file: Path, name: str) -> ModelFacts:
 
     if Path(name).name != name or not (models / name).is_dir():
         known = ", ".join(sorted(item.name for item in models.iterdir() if item.is_dir())) if models.is_dir() else ""
-        raise ConfigurationError(f"{models} has no model '{name}'; it has: {known or 'none'}")
+        raise ConfigurationError(f"{models} has no model {name!r}; it has: {known or 'none'}")
     return verify_bundle(models / name, load_publishers(publishers_file)).facts
 
 
@@ -178,7 +179,7 @@ def _one_of(kind: type[_Choice], value: str, what: str) -> _Choice:
         return kind(value)
     except ValueError:
         known = ", ".join(str(item.value) for item in kind)
-        raise ConfigurationError(f"there is no {what} '{value}'; it is one of: {known}") from None
+        raise ConfigurationError(f"there is no {what} {value!r}; it is one of: {known}") from None
 
 
 POLICY = Command(
