@@ -78,7 +78,7 @@ def endorse_software(bind: bytes, operator: Ed25519PrivateKey) -> Endorsement:
 
 
 def sign_token(claims: Claims, operator: Ed25519PrivateKey, endorsements: tuple[Endorsement, ...]) -> bytes:
-    """The evidence: claims signed by the operator. Endorsements were made over `bind_payload(encode_claims(claims))`."""
+    """Claims signed by the operator. The endorsements were made over `bind_payload(encode_claims(claims))`."""
     payload = encode_claims(claims)
     kid = key_id(operator.public_key().public_bytes_raw())
     protected = cbor.encode({_ALG: _EDDSA, _KID: kid, _TYP: MEDIA_TYPE})
@@ -110,7 +110,9 @@ def verify_signature(token: Token, key: bytes) -> None:
 
 
 def verify_software(token: Token, endorsement: Endorsement, key: bytes) -> None:
-    """The software endorsement covers this token under this raw Ed25519 key; raises EvidenceError."""
+    """The software endorsement names this raw Ed25519 key and covers this token under it; raises EvidenceError."""
+    if endorsement.kid != key_id(key):
+        raise EvidenceError("an endorsement names another key", code="endorsement-signature")
     _verify(key, endorsement.proof, _SOFTWARE_CONTEXT + token.bind, "endorsement-signature")
 
 

@@ -33,7 +33,7 @@ from sealgate.limits import MAX_NAME, MAX_TRUST_FILE
 from sealgate.transparency.notes import NoteVerifier
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
-_EPSILON = re.compile(r"(\d{1,6})(?:\.(\d{1,6}))?\Z")
+_EPSILON = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,6}))?\Z")
 _PROFILES = ("strict", "container", "dev")
 
 

@@ -140,7 +140,7 @@ class FakeService:
         self.record_changes: dict[str, Any] = {}
         self.inner_response: bhttp.Response | None = None
 
-    # What tests hold ---------------------------------------------------------------------------------------------------
+    # What tests hold -------------------------------------------------------------------------------------------------
 
     def trust_text(self, extra: str = "") -> str:
         operator = base64.b64encode(self.operator.public_key().public_bytes_raw()).decode()
