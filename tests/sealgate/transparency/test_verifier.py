@@ -1,0 +1,290 @@
+"""The offline verifier, step by step: each step can fail, says so, and hides no other."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sealgate.errors import ConfigurationError, LogError
+from sealgate.transparency.notes import NoteSigner
+from sealgate.transparency.record import leaf_bytes
+from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
+
+
+def check(log: Any, bundle: io.BytesIO, *, kept: bytes | None = None, **options: Any) -> Report:
+    return verify_bundle(bundle, LogTrust(verifiers=(log.signer.verifier,), kept_checkpoint=kept), **options)
+
+
+def statuses(report: Report) -> dict[int, str]:
+    return {step.number: step.status for step in report.steps}
+
+
+def only(report: Report, number: int) -> str:
+    """The detail of the one failed step; fails unless it is this one."""
+    assert [step.number for step in report.failures] == [number], report.lines()
+    with pytest.raises(LogError):
+        report.require()
+    return report.steps[number - 1].detail
+
+
+def test_an_honest_log_verifies_in_strict_mode(log) -> None:
+    report = check(log, log.bundle(), kept=log.checkpoint(4), strict=True, receipts=[log.receipt(3), log.receipt(7)])
+    assert report.ok, report.lines()
+    assert set(statuses(report).values()) == {"ok"}
+    assert len(report.steps) == 9
+    assert report.require().size == len(log.leaves)
+    assert "witness" in report.lines()[-1]  # what is not proven is said
+
+
+def test_a_skipped_step_fails_only_in_strict_mode(log) -> None:
+    assert check(log, log.bundle()).ok
+    strict = check(log, log.bundle(), strict=True)
+    assert "no checkpoint was kept" in only(strict, 5)
+
+
+def test_from_a_file_and_without_one(log, tmp_path: Path) -> None:
+    path = tmp_path / "bundle.zip"
+    path.write_bytes(log.bundle().getvalue())
+    assert verify_bundle(path, LogTrust(verifiers=(log.signer.verifier,))).ok
+    with pytest.raises(ConfigurationError):
+        verify_bundle(tmp_path / "absent.zip", LogTrust(verifiers=(log.signer.verifier,)))
+    with pytest.raises(ConfigurationError):
+        verify_bundle(path, LogTrust(verifiers=()))
+
+
+# 1: form
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(bit=st.integers(0, 10**9))
+def test_any_flipped_bit_of_a_bundle_is_noticed(log, bit: int) -> None:
+    data = bytearray(log.bundle(2, 6, consistent_with=4).getvalue())
+    bit %= len(data) * 8
+    data[bit // 8] ^= 1 << bit % 8
+    assert not check(log, io.BytesIO(bytes(data))).ok
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=300))
+def test_garbage_is_a_failed_step(log, data: bytes) -> None:
+    report = check(log, io.BytesIO(data))
+    assert statuses(report)[1] == "failed"
+    assert {step.status for step in report.steps[1:]} == {"skipped"}
+
+
+# 2: signature
+
+
+def test_a_checkpoint_by_a_stranger(log) -> None:
+    stranger = NoteSigner.from_seed(log.origin, b"\x66" * 32)
+    report = verify_bundle(log.bundle(), LogTrust(verifiers=(stranger.verifier,)))
+    assert statuses(report)[2] == "failed"
+    assert statuses(report)[4] == "skipped"  # no root to compare with, so nothing is called verified
+    assert report.checkpoint is None
+
+
+def test_a_checkpoint_of_another_size_or_log(log) -> None:
+    only_note = check(log, log.bundle(note=log.checkpoint(5)))
+    assert "manifest" in only_note.steps[1].detail
+    assert statuses(check(log, log.bundle(origin="example.com/other")))[2] == "failed"
+
+
+# 3 and 4: entries and root
+
+
+@pytest.mark.parametrize("damage", ["changed", "removed", "swapped", "doubled"])
+def test_entries_that_are_not_the_logged_ones(log, damage: str) -> None:
+    leaves = list(log.leaves)
+    if damage == "changed":
+        leaves[3] = leaf_bytes(msgspec.structs.replace(log.records[3], units=999))
+    elif damage == "removed":
+        del leaves[-1]
+    elif damage == "swapped":
+        leaves[0], leaves[1] = leaves[1], leaves[0]
+    else:
+        leaves[1] = leaves[0]
+    report = check(log, log.bundle(leaves=leaves))
+    assert statuses(report)[4] == "failed", report.lines()
+    assert not report.ok
+
+
+def test_a_leaf_that_is_no_record_or_of_another_log(log) -> None:
+    log.leaves.append(b'{"not":"a record"}')
+    log.leaves.append(log.leaves[0].replace(b"example.com/log", b"example.com/old"))
+    assert "2 more" not in only(check(log, log.bundle()), 3)
+    assert "another log" in check(log, log.bundle()).steps[2].detail
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=st.integers(0, 8), length=st.integers(1, 9))
+def test_every_range_proves_itself(log, first: int, length: int) -> None:
+    last = min(first + length, len(log.leaves)) - 1
+    report = check(log, log.bundle(first, last))
+    assert report.ok, report.lines()
+    assert statuses(report)[4] == "ok"
+
+
+def test_a_range_said_to_stand_elsewhere(log) -> None:
+    """Records 3 and 4, sold as 5 and 6, with the honest proof of either place."""
+    report = check(log, log.bundle(5, 6, leaves=log.leaves[3:5]))
+    assert statuses(report)[4] == "failed"
+
+
+# 5: growth
+
+
+def test_growth_from_a_kept_checkpoint(log) -> None:
+    size = len(log.leaves)
+    for kept in range(1, size + 1):
+        assert statuses(check(log, log.bundle(), kept=log.checkpoint(kept)))[5] == "ok"  # recomputed from entries
+        part = check(log, log.bundle(4, 5, consistent_with=kept), kept=log.checkpoint(kept))
+        assert statuses(part)[5] == "ok"  # by consistency proof
+    assert statuses(check(log, log.bundle(4, 5), kept=log.checkpoint(3)))[5] == "skipped"
+    assert statuses(check(log, log.bundle(), kept=log.checkpoint(0)))[5] == "skipped"
+
+
+def test_a_rewritten_past_is_noticed_by_who_kept_a_checkpoint(log) -> None:
+    kept = log.checkpoint(5)
+    log.leaves[2] = leaf_bytes(msgspec.structs.replace(log.records[2], salt="f" * 32))
+    assert "first records" in only(check(log, log.bundle(), kept=kept), 5)
+    part = check(log, log.bundle(8, 8, consistent_with=5), kept=kept)
+    assert statuses(part)[5] == "failed"
+    same_size = log.checkpoint()
+    log.leaves[2] = leaf_bytes(log.records[2])
+    assert statuses(check(log, log.bundle(), kept=same_size))[5] == "failed"
+
+
+def test_a_kept_checkpoint_that_is_damaged_or_newer(log) -> None:
+    assert statuses(check(log, log.bundle(), kept=b"nonsense"))[5] == "failed"
+    bundle = log.bundle()
+    log.request()
+    assert statuses(check(log, bundle, kept=log.checkpoint()))[5] == "skipped"
+
+
+# 6: reconcile
+
+
+def test_an_authorization_without_an_end(log) -> None:
+    log.authorize()
+    report = check(log, log.bundle())
+    assert statuses(report)[6] == "skipped"  # it may be under way
+    assert "no end within the range" in report.steps[5].detail
+    assert not check(log, log.bundle(), strict=True).ok
+    log.append(kind="log.opened", outcome="opened")
+    assert statuses(check(log, log.bundle()))[6] == "skipped"  # the ends may be in the next batch
+    log.authorize()
+    assert "no end although the log was reopened" in only(check(log, log.bundle()), 6)
+
+
+def test_an_abort_after_reopening_is_an_end(log) -> None:
+    at, begun = log.authorize()
+    log.append(kind="log.opened", outcome="opened")
+    same = {name: getattr(begun, name) for name in ("tenant", "actor", "purpose", "operation", "model")}
+    log.append(kind="inference.aborted", outcome="aborted", grant=begun.id, intent_seq=at, **same)
+    log.request()
+    assert statuses(check(log, log.bundle()))[6] == "ok"
+
+
+def test_two_ends_no_beginning_and_another_caller(log) -> None:
+    at, begun = log.authorize()
+    log.complete(at, begun)
+    log.complete(at, begun)
+    assert "second end" in only(check(log, log.bundle()), 6)
+
+
+@pytest.mark.parametrize("change", [{"actor": "b" * 32}, {"purpose": "ads"}, {"intent_seq": 3}, {"tenant": "x"}])
+def test_an_end_that_disagrees_with_its_authorization(log, change: dict[str, Any]) -> None:
+    log.complete(*log.authorize(), **change)
+    assert "differ" in only(check(log, log.bundle()), 6)
+
+
+def test_an_answer_from_another_model(log) -> None:
+    at, begun = log.authorize()
+    log.complete(at, msgspec.structs.replace(begun, model="other"))
+    assert "model" in only(check(log, log.bundle()), 6)
+
+
+def test_a_range_cannot_tell_about_what_began_before_it(log) -> None:
+    report = check(log, log.bundle(3, 8))
+    assert statuses(report)[6] == "skipped"
+    assert "before the range" in report.steps[5].detail
+    assert report.ok
+
+
+# 7 and 8: workers
+
+
+def test_a_forged_or_missing_worker_signature(log) -> None:
+    honest, log.worker = log.worker, Ed25519PrivateKey.generate()
+    log.request()
+    assert "does not hold" in only(check(log, log.bundle()), 7)
+    log.worker = honest
+
+
+def test_a_completion_without_a_signature(log) -> None:
+    log.complete(*log.authorize(), runtime_sig="", runtime_seq=0)
+    assert "no worker signed" in only(check(log, log.bundle()), 7)
+
+
+def test_signed_fields_that_were_changed(log) -> None:
+    log.complete(*log.authorize(), units=100)
+    assert statuses(check(log, log.bundle()))[7] == "failed"
+
+
+def test_a_worker_that_never_started_or_twice(log) -> None:
+    log.complete(*log.authorize(), instance="worker-9")
+    report = check(log, log.bundle())
+    assert "worker-9" in report.steps[6].detail
+    assert statuses(report)[7] == "failed"
+    log.worker_start()
+    assert "started before" in check(log, log.bundle()).steps[6].detail
+
+
+def test_a_range_names_the_workers_whose_keys_stand_before_it(log) -> None:
+    report = check(log, log.bundle(2, 7))
+    assert statuses(report)[7] == "skipped"
+    assert "worker-1" in report.steps[6].detail
+    assert report.ok
+    assert not check(log, log.bundle(2, 7), strict=True).ok
+
+
+def test_a_dropped_completion_leaves_a_gap(log) -> None:
+    log.seq += 1  # the worker signed one that the host never wrote
+    log.request()
+    assert "misses 1 from counter 4" in only(check(log, log.bundle()), 8)
+
+
+def test_a_gap_is_seen_within_a_range_too(log) -> None:
+    log.seq += 2
+    start = len(log.leaves)
+    log.request()
+    log.seq += 3
+    log.request()
+    report = check(log, log.bundle(start, len(log.leaves) - 1))
+    assert "misses 3" in report.steps[7].detail
+
+
+def test_a_counter_that_repeats(log) -> None:
+    log.seq -= 1
+    log.request()
+    assert "repeats counter 3" in only(check(log, log.bundle()), 8)
+
+
+# 9: receipts
+
+
+def test_receipts_of_this_log_and_of_a_rewritten_one(log) -> None:
+    receipt = log.receipt(3)
+    part = check(log, log.bundle(4, 6), receipts=[receipt])
+    assert statuses(part)[9] == "skipped"
+    log.leaves[3] = leaf_bytes(msgspec.structs.replace(log.records[3], salt="e" * 32))
+    log.records[3] = msgspec.structs.replace(log.records[3], salt="e" * 32)
+    assert "another record" in only(check(log, log.bundle(), receipts=[receipt]), 9)
+    assert "receipt 1" in only(check(log, log.bundle(), receipts=[b"garbage"]), 9)
