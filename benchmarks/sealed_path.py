@@ -62,7 +62,7 @@ class _Bench:
 
     def prepare(self, count: int) -> None:
         """Seal requests for the wire series outside the measured time."""
-        self._sealed = [self._attacker.seal(body=self._body)[:2] for _ in range(count)]
+        self._sealed = [self._attacker.seal(body=self._body, fields=tuple(self._fields))[:2] for _ in range(count)]
 
     def plain(self) -> None:
         answer = self._plain.post(f"/v2/models/{MODEL}/infer", content=self._body, headers=dict(self._fields))

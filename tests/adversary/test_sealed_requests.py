@@ -42,6 +42,7 @@ class Attacker:
                 ("date", values["date"]),
                 ("purpose", values["purpose"]),
                 ("credential-binding", values["binding"]),
+                *values.get("fields", ()),
             ),
             body=body,
         )
