@@ -21,6 +21,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="Ed25519 key that signs the bundle; `sealgate init DIR` makes one in DIR (publisher.key)",
     )
     parser.add_argument("--heldout-csv", metavar="FILE", type=Path, help="write the held-out rows here, mode 0600")
+    parser.add_argument(
+        "--commitment-key",
+        metavar="FILE",
+        type=Path,
+        help="keep the key that can later show which rows were trained on, mode 0600 (otherwise it is thrown away)",
+    )
     parser.add_argument("--replace", action="store_true", help="replace a bundle of the same name")
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
 
@@ -34,14 +40,17 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from training.experiment import run_experiment
+    from training.memory import keep_freed_memory
     from training.report import Terminal
 
+    keep_freed_memory()
     torch.set_num_threads(max(1, arguments.threads))
     run_experiment(
         arguments.config,
         models_dir=arguments.out,
         key=key,
         heldout_csv=arguments.heldout_csv,
+        commitment_key=arguments.commitment_key,
         replace=arguments.replace,
         narrator=Terminal(Console()),
     )

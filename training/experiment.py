@@ -34,7 +34,7 @@ from training.measure import Quality, measure, train_plainly
 from training.private_sgd import PrivateSgd, initialise, train_privately
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
-from training.split import commit, hold_out, write_heldout
+from training.split import commit, hold_out, write_heldout, write_private
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,7 @@ def run_experiment(
     models_dir: Path,
     key: Ed25519PrivateKey,
     heldout_csv: Path | None = None,
+    commitment_key: Path | None = None,
     replace: bool = False,
     narrator: Narrator | None = None,
     clock: Clock = now_us,
@@ -117,7 +118,8 @@ def run_experiment(
     table = load_table(configuration, relative_to=path.parent)  # 3
     kept, held = hold_out(table, fraction=Fraction(configuration.data.held_out), word=configuration.data.split)
     narrator.rows(trained=len(kept), held_out=len(held))
-    commitment = commit(kept, key=entropy(32))
+    opening = entropy(32)
+    commitment = commit(kept, key=opening)
     rows, targets = model_space(manifest, kept)
     module = build(manifest.architecture).double()  # 4
     initialise(module, entropy)
@@ -155,6 +157,8 @@ def run_experiment(
         card=card_of(manifest, certificate, quality),
         replace=replace,
     )
+    if commitment_key is not None:
+        write_private(commitment_key, opening.hex() + "\n")
     written = _write_heldout(heldout_csv, held, configuration, path.parent)
     narrator.published(bundle, written)
     return Published(

@@ -10,7 +10,7 @@ MAX_KEY_FILE = 64 * 1024
 MIN_ROWS = 8  # after the held-out rows are set aside
 
 # Per-example gradients of one physical batch, in numbers: larger batches are worked off in parts of this size.
-MAX_GRADIENT_NUMBERS = 4 * 1024 * 1024
+MAX_GRADIENT_NUMBERS = 1024 * 1024
 
 BASELINE_STEPS = 400
 BASELINE_ROWS = 4096  # rows of one step of the comparison without privacy

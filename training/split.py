@@ -71,12 +71,17 @@ def write_heldout(path: Path, table: Table, configuration: Configuration) -> Non
     writer.writerow([*configuration.columns, configuration.data.target])
     for features, target in zip(table.features.tolist(), table.target.tolist(), strict=True):
         writer.writerow([*map(repr, features), names[int(target)] if names else repr(target)])
+    write_private(path, text.getvalue())
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, all or nothing; raises ConfigurationError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text.getvalue())
+            file.write(text)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
