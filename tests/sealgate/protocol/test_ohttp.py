@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from sealgate.errors import DecodeError, OpenError, ProtocolError, TruncatedError, UnknownKeyError
 from sealgate.limits import CHUNK, CHUNKED_ABOVE, MAX_INNER_MESSAGE, MAX_KEY_CONFIGS, MAX_SEALED_REQUEST
 from sealgate.protocol import hpke, ohttp
-from sealgate.protocol.chunked import ChunkDecoder, ChunkEncoder
+from sealgate.protocol.chunked import ChunkDecoder, ChunkEncoder, open_whole
 from sealgate.protocol.hpke import Aead, Kdf, Kem, KemPrivateKey
 from sealgate.protocol.ohttp import (
     MEDIA_CHUNKED_REQUEST,
@@ -292,15 +293,48 @@ def test_every_truncation_of_a_response() -> None:
             decoder.close()
 
 
-def test_chunks_without_data_are_refused() -> None:
-    envelope, _, _ = seal_request(config_of(Kem.X25519), b"", chunked=True)
-    attempt(envelope)  # an empty message is one final chunk
-    head, final = envelope[: 7 + 32], envelope[7 + 32 :]
+def test_only_the_final_chunk_may_be_empty() -> None:
+    attempt(seal_request(config_of(Kem.X25519), b"", chunked=True)[0])  # an empty message is one final chunk
+    # An empty chunk before it is refused even though it is authentic.
+    config = config_of(Kem.X25519)
+    header = unhex("07002000010001")
+    info = b"message/bhttp chunked request\x00" + header
+    enc, sender = hpke.setup_sender(config.kem, Kdf.HKDF_SHA256, Aead.AES_128_GCM, config.public_key, info)
+    empty, final = encode_varint(16) + sender.seal(b"", b""), encode_varint(0) + sender.seal(b"final", b"data")
     with pytest.raises(OpenError):
-        attempt(head, encode_varint(16) + final[1:], final)
+        attempt(header + enc, empty, final)
+    sealer = hpke.Sealer(Aead.AES_128_GCM, bytes(16), bytes(12))
     decoder = ChunkDecoder(hpke.Opener(Aead.AES_128_GCM, bytes(16), bytes(12)))
     with pytest.raises(OpenError):
-        decoder.feed(encode_varint(16) + bytes(16))
+        decoder.feed(encode_varint(16) + sealer.seal(b"", b""))
+
+
+def test_the_size_is_refused_before_anything_is_opened() -> None:
+    body = b"\x00" + bytes(MAX_INNER_MESSAGE + 17)  # one final chunk of one byte too many
+    head = seal_request(config_of(Kem.X25519), b"", chunked=True)[0][: 7 + 32]
+    tracemalloc.start()
+    with pytest.raises(DecodeError):
+        open_whole(hpke.Opener(Aead.AES_128_GCM, bytes(16), bytes(12)), memoryview(body))
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
+    with pytest.raises(DecodeError):
+        attempt(head, body)
+
+
+def test_what_was_opened_before_a_failure_is_wiped() -> None:
+    buffers: list[memoryview] = []
+
+    class Recording(hpke.Opener):
+        def open_into(self, aad: bytes, ciphertext: object, buffer: object) -> None:
+            super().open_into(aad, ciphertext, buffer)  # type: ignore[arg-type]
+            assert any(buffer)  # type: ignore[call-overload]
+            buffers.append(buffer)  # type: ignore[arg-type]
+
+    encoder = ChunkEncoder(hpke.Sealer(Aead.AES_128_GCM, bytes(16), bytes(12)))
+    body = b"".join([encoder.chunk(b"secret"), encoder.chunk(b"secrets"), encoder.final()])
+    with pytest.raises(OpenError):
+        open_whole(Recording(Aead.AES_128_GCM, bytes(16), bytes(12)), memoryview(body[:-1] + b"!"))
+    assert [bytes(buffer) for buffer in buffers] == [bytes(6), bytes(7)]
 
 
 def test_the_number_of_chunks_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,9 +431,7 @@ def test_responses_open_under_a_second_reading_of_the_rfc(answer: bytes) -> None
     reply, _ = open_request(sealed, KEYS[Kem.X25519])[1].seal(answer)
     secret = context.export(b"message/bhttp response", 32)
     salt = sealed.enc + reply[:32]
-    key, nonce = (
-        HKDF(SHA256(), size, salt, label).derive(secret) for label, size in ((b"key", 32), (b"nonce", 12))
-    )
+    key, nonce = (HKDF(SHA256(), size, salt, label).derive(secret) for label, size in ((b"key", 32), (b"nonce", 12)))
     assert AESGCM(key).decrypt(nonce, reply[32:], None) == answer
 
 
@@ -452,6 +484,11 @@ def test_garbage_key_configurations(data: bytes) -> None:
             continue
 
 
+def parse_and_open(envelope: bytes, media_type: str) -> None:
+    sealed = SealedRequest.parse(envelope, media_type)
+    open_request(sealed, KEYS[sealed.kem])
+
+
 REQUEST_HEADS = st.sampled_from(
     [b"", b"\x07\x00\x20\x00\x01\x00\x01", b"\x07\x64\x7a\x00\x01\x00\x02", b"\x07\x00\x20\x00\x02\x00\x01"]
 )
@@ -462,8 +499,7 @@ REQUEST_HEADS = st.sampled_from(
 def test_garbage_requests(head: bytes, data: bytes, media_type: str) -> None:
     data = data * 8 if head[1:3] == b"\x64\x7a" else data
     with pytest.raises(ProtocolError):
-        sealed = SealedRequest.parse(head + data, media_type)
-        open_request(sealed, KEYS[sealed.kem])
+        parse_and_open(head + data, media_type)
 
 
 @settings(max_examples=300, deadline=None)
@@ -481,8 +517,7 @@ def test_damaged_requests_and_responses(data: st.DataObject, chunked: bool) -> N
         return whole[:at] if kind == "cut" else whole + whole[at:]
 
     with pytest.raises(ProtocolError):
-        damaged = SealedRequest.parse(damage(envelope), media_type)
-        open_request(damaged, KEYS[damaged.kem])
+        parse_and_open(damage(envelope), media_type)
     with pytest.raises(ProtocolError):
         opener.open(damage(reply), reply_type)
 
@@ -491,10 +526,14 @@ def test_damaged_requests_and_responses(data: st.DataObject, chunked: bool) -> N
 @given(st.binary(max_size=300), st.integers(1, 40))
 def test_garbage_streams(data: bytes, step: int) -> None:
     decoder = ChunkDecoder(hpke.Opener(Aead.AES_128_GCM, bytes(16), bytes(12)))
-    with pytest.raises(ProtocolError):
+
+    def drive() -> None:
         for at in range(0, len(data), step):
             decoder.feed(data[at : at + step])
         decoder.close()
+
+    with pytest.raises(ProtocolError):
+        drive()
 
 
 def test_oversized_envelopes_are_refused_by_length_alone() -> None:

@@ -80,7 +80,7 @@ def test_secret_reveals_and_compares_only_with_secrets() -> None:
     wiped = Secret(CONTENT)
     wiped.wipe()
     assert wiped != secret
-    assert wiped == wiped  # noqa: PLR0124  # identity is all that is left
+    assert wiped == wiped  # identity is all that is left
 
 
 def test_plaintext_views_are_read_only_and_read_zero_after_the_block() -> None:
