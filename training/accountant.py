@@ -26,6 +26,7 @@ class Cost:
 
     epsilon_micro: int
     epsilon_replace_one_micro: int
+    discretisation: str
     second_epsilon_micro: int
     second_version: str
 
@@ -66,6 +67,7 @@ def cost_of(steps: GaussianSteps) -> Cost:
     return Cost(
         epsilon_micro=found.add_remove_micro + EPSILON_MARGIN_MICRO,
         epsilon_replace_one_micro=found.replace_one_micro + EPSILON_MARGIN_MICRO,
+        discretisation=found.discretisation,
         second_epsilon_micro=_second_figure(steps),
         second_version=version("opacus"),
     )

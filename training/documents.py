@@ -23,7 +23,7 @@ from sealgate.certificate.manifest import (
     OutputTensor,
     ValueRange,
 )
-from sealgate.certificate.recompute import ACCOUNTANT, FINE, GaussianSteps, accountant_version
+from sealgate.certificate.recompute import ACCOUNTANT, GaussianSteps, accountant_version
 from sealgate.certificate.schema import (
     Accounting,
     Certificate,
@@ -151,7 +151,7 @@ def certificate_of(
         accounting=Accounting(
             accountant=ACCOUNTANT,
             version=accountant_version(),
-            discretisation=FINE,
+            discretisation=cost.discretisation,
             second_accountant=SECOND_ACCOUNTANT,
             second_version=cost.second_version,
             second_epsilon_micro=cost.second_epsilon_micro,

@@ -28,6 +28,8 @@ from sealgate.limits import (
 ACCOUNTANT = "dp-accounting-pld"
 FINE = "0.0001"
 COARSE = "0.001"
+# Above this the fine pass takes ten seconds, and the third decimal of such an epsilon matters to nobody.
+_FINE_BELOW_MICRO = 20 * MICRO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,7 @@ class Epsilon:
 
     add_remove_micro: int
     replace_one_micro: int
+    discretisation: str
 
 
 def epsilon_micro(steps: GaussianSteps, *, replace_one: bool = False, discretisation: str = FINE) -> int:
@@ -92,11 +95,14 @@ def epsilon_micro(steps: GaussianSteps, *, replace_one: bool = False, discretisa
 
 def recompute(steps: GaussianSteps) -> Epsilon:
     """Both figures, after the cheap refusals; raises CertificateError."""
-    if epsilon_micro(steps, discretisation=COARSE) > MAX_EPSILON_MICRO:
+    coarse = epsilon_micro(steps, discretisation=COARSE)
+    if coarse > MAX_EPSILON_MICRO:
         raise refusal("epsilon-out-of-range", "epsilon is too large to mean anything")
+    discretisation = FINE if coarse <= _FINE_BELOW_MICRO else COARSE
     return Epsilon(
-        add_remove_micro=epsilon_micro(steps),
-        replace_one_micro=epsilon_micro(steps, replace_one=True),
+        add_remove_micro=epsilon_micro(steps, discretisation=discretisation),
+        replace_one_micro=epsilon_micro(steps, replace_one=True, discretisation=discretisation),
+        discretisation=discretisation,
     )
 
 

@@ -1,0 +1,127 @@
+"""Each claim that cannot carry an epsilon is refused with its own code, even under a valid signature."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from sealgate.certificate.bundle import verify_bundle
+from sealgate.certificate.claims import check_claims
+from sealgate.certificate.refusals import REFUSALS, refusal
+from sealgate.certificate.schema import Audit, Rate
+from sealgate.errors import CertificateError
+
+
+def filled(certificate):
+    return msgspec.structs.replace(certificate, weights_digest="a" * 64, manifest_digest="b" * 64)
+
+
+def audit(**changes):
+    base = {
+        "method": "lanes",
+        "epsilon_lower_micro": 1_000,
+        "confidence_ppm": 950_000,
+        "canaries": 1000,
+        "code_digest": "e" * 64,
+    }
+    return Audit(**{**base, **changes})
+
+
+REFUSED = [
+    ("mechanism", {"mechanism": "adassp"}),
+    ("mechanism", {"unit": "user"}),
+    ("mechanism", {"adjacency": "replace-one"}),
+    ("mechanism", {"clipping__kind": "adaptive"}),
+    ("mechanism", {"clipping__norm_micro": 0}),
+    ("mechanism", {"noise__transform": "ziggurat"}),
+    ("mechanism", {"noise__arithmetic": "float16"}),
+    ("sampler", {"sampling__sampler": "shuffle"}),
+    ("sampler", {"sampling__sampler": "full-batch"}),
+    ("sampler", {"sampling__sampler": "random-allocation"}),
+    ("sampler-constants", {"sampling__constants": "from-data"}),
+    ("sampler-constants", {"sampling__divisor_micro": 249_999_999}),
+    ("sampler-constants", {"dataset__public_population": 0}),
+    ("sampler-constants", {"dataset__public_population": 999}),
+    ("fixed-seed", {"noise__seed": "fixed"}),
+    ("fixed-seed", {"noise__seed": "0"}),
+    ("fixed-seed", {"noise__source": "torch-global-generator"}),
+    ("private-statistics", {"preprocessing__statistics": "mean-and-std-of-training-rows"}),
+    ("private-statistics", {"preprocessing__epsilon_micro": 1}),
+    ("selection-unaccounted", {"selection__how": "grid-search"}),
+    ("selection-unaccounted", {"selection__how": "dp-selected"}),
+    ("steps", {"sampling__steps_executed": 61}),
+    ("steps", {"sampling__steps_executed": 0}),
+    ("parameters-out-of-range", {"sampling__rate": Rate(numerator=2, denominator=8)}),
+    ("parameters-out-of-range", {"sampling__rate": Rate(numerator=1, denominator=0)}),
+    ("parameters-out-of-range", {"noise__sigma_micro": 1}),
+    ("parameters-out-of-range", {"noise__sigma_micro": -4_000_000}),
+    ("parameters-out-of-range", {"sampling__steps_declared": 10**9}),
+    ("delta", {"delta": "0.001"}),
+    ("delta", {"delta": "1e-5"}),
+    ("delta", {"delta": "0"}),
+    ("delta", {"delta": "-0.1"}),
+    ("delta", {"delta": "0.0000000000001"}),
+    ("accountant", {"accounting__accountant": "opacus-gdp"}),
+    ("accountant", {"accounting__second_accountant": ""}),
+    ("accountant", {"accounting__second_accountant": "dp-accounting-pld"}),
+    ("accountants-disagree", {"accounting__second_epsilon_micro": 300_000}),
+    ("audit-contradicts", {"audit": audit(epsilon_lower_micro=90_000_000)}),
+    ("certificate-malformed", {"audit": audit(canaries=0)}),
+    ("certificate-malformed", {"schema": 2}),
+    ("certificate-malformed", {"issued": "20260102"}),
+    ("certificate-malformed", {"issued": "soon"}),
+    ("certificate-malformed", {"epsilon_micro": 0}),
+    ("certificate-malformed", {"dataset__commitment": "short"}),
+    ("certificate-malformed", {"environment__code_digest": "AB" * 32}),
+    ("certificate-malformed", {"not_protected": ()}),
+]
+
+
+@pytest.mark.parametrize(("code", "change"), REFUSED, ids=[f"{code}-{next(iter(c))}" for code, c in REFUSED])
+def test_a_claim_that_cannot_carry_an_epsilon(forge, code, change):
+    with pytest.raises(CertificateError) as caught:
+        check_claims(filled(forge.claim(**change).certificate))
+    assert caught.value.code == code
+
+
+def test_the_checks_stand_between_a_signed_bundle_and_its_use(forge, tmp_path):
+    forge.claim(sampling__sampler="shuffle")
+    with pytest.raises(CertificateError) as caught:
+        verify_bundle(forge.write(tmp_path / "toy"), forge.publishers)
+    assert caught.value.code == "sampler"
+
+
+def test_too_little_noise_over_too_many_steps_is_refused_at_once(forge):
+    forge.claim(noise__sigma_micro=200_000, sampling__steps_declared=1_000_000)
+    with pytest.raises(CertificateError) as caught:
+        check_claims(filled(forge.certificate))
+    assert caught.value.code == "epsilon-out-of-range"
+
+
+def test_an_audit_below_the_claim_is_accepted(forge):
+    assert check_claims(filled(forge.claim(audit=audit()).certificate)).steps == 60
+
+
+def test_fewer_steps_than_declared_are_charged_as_declared(forge):
+    assert check_claims(filled(forge.claim(sampling__steps_executed=10).certificate)).steps == 60
+
+
+def test_a_refusal_needs_an_entry_in_the_table():
+    with pytest.raises(KeyError):
+        refusal("not-a-code", "text")
+    assert refusal("sampler", "text").code == "sampler"
+
+
+def test_every_code_in_the_table_is_raised_somewhere_and_described():
+    from pathlib import Path
+
+    import sealgate.certificate
+
+    source = "".join(
+        path.read_text()
+        for path in Path(sealgate.certificate.__file__).parent.glob("*.py")
+        if path.name != "refusals.py"
+    )
+    for code, meaning in REFUSALS.items():
+        assert f'"{code}"' in source, code
+        assert len(meaning) > 15
