@@ -1,0 +1,314 @@
+"""Appending: what is acknowledged is durable, proven and in order; rules of kinds; effects; many callers."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+from typing import Any
+
+import msgspec
+import pytest
+from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from audit.commit import index_row
+from audit.database import reader_engine
+from audit.errors import AppendRefused, LogUnavailable
+from audit.tables import leaf as leaf_table
+from audit.tables import record as record_table
+from sealgate.errors import ConfigurationError
+from sealgate.limits import MAX_LEAF
+from sealgate.transparency.merkle import leaf_hash, root_of, verify_consistency
+from sealgate.transparency.notes import NoteSigner, open_checkpoint
+from sealgate.transparency.receipt import verify_receipt
+from sealgate.transparency.record import Record, parse_leaf
+
+BUDGET = MetaData()
+spent = Table("spent", BUDGET, Column("grant_id", Text, primary_key=True), Column("units", Integer, nullable=False))
+
+
+def rows(bench: Any, statement: Any) -> list[Any]:
+    engine = reader_engine(bench.path)
+    with engine.begin() as connection:
+        found = list(connection.execute(statement))
+    engine.dispose()
+    return found
+
+
+def test_a_record_comes_back_complete_durable_and_proven(bench, log) -> None:
+    done = log.append(bench.draft(reason="purpose")).result()
+    assert parse_leaf(done.leaf) == done.record
+    assert (done.record.log, done.record.v, done.record.reason) == (bench.origin, 1, "purpose")
+    verified = verify_receipt(done.receipt, [bench.verifier])
+    assert (verified.index, verified.record) == (done.index, done.record)
+    assert rows(bench, select(leaf_table.c.leaf).where(leaf_table.c.idx == done.index)) == [(done.leaf,)]
+    assert log.state.size == done.index + 1
+
+
+def test_receipts_are_small(bench, log) -> None:
+    """About 1.4 KB for the usual completion in a log of some thousand records."""
+    done = bench.request(log)
+    assert len(done.leaf) < 1100
+    assert len(done.receipt) + 11 * 45 < 2200  # as if the tree had eleven levels more
+
+
+def test_the_tree_is_that_of_the_leaves_and_grows_consistently(bench, log) -> None:
+    notes = []
+    for _ in range(40):
+        done = log.append(bench.draft()).result()
+        notes.append(verify_receipt(done.receipt, [bench.verifier]).checkpoint)
+    leaves = [row.leaf for row in rows(bench, select(leaf_table.c.leaf).order_by(leaf_table.c.idx))]
+    for checkpoint in notes:
+        assert checkpoint.root == root_of(map(leaf_hash, leaves[: checkpoint.size]))
+    reader = bench.reader()
+    for old, new in itertools.pairwise(notes):
+        verify_consistency(
+            first=old.size,
+            second=new.size,
+            first_root=old.root,
+            second_root=new.root,
+            proof=reader.consistency(old.size, new.size),
+        )
+    reader.close()
+
+
+def test_opened_and_closed_are_records_and_the_log_goes_on(bench) -> None:
+    first = bench.open()
+    first.append(bench.draft()).result()
+    first.close()
+    assert not first.state.ok
+    second = bench.open()
+    kinds = [row.kind for row in rows(bench, select(record_table.c.kind).order_by(record_table.c.idx))]
+    assert kinds == ["log.opened", "inference.denied", "log.closed", "log.opened"]
+    assert open_checkpoint(second.checkpoint(), [bench.verifier]).checkpoint.size == 4
+    second.close()
+    assert bench.audit(kept=first.checkpoint(), strict=True).ok
+    with pytest.raises(LogUnavailable) as caught:
+        second.append(bench.draft()).result()
+    assert caught.value.code == "log-closed"
+
+
+def test_a_log_is_private(bench, log) -> None:
+    for path in bench.path.parent.iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_key_and_origin_belong_together(bench) -> None:
+    with pytest.raises(ConfigurationError):
+        bench.open(signer=NoteSigner.from_seed("other/log", b"\x01" * 32))
+    with pytest.raises(ConfigurationError):
+        bench.open(subjects_key=b"short")
+    for url in ("sqlite://", "sqlite:///:memory:", "postgresql://localhost/x", "nonsense://"):
+        bench.url = url
+        with pytest.raises(ConfigurationError):
+            bench.open()
+
+
+def test_index_rows_can_be_rebuilt_from_leaves(bench, log) -> None:
+    bench.start_worker(log)
+    bench.request(log)
+    log.append(Record(kind="auth.failed", reason="expired", detail={"count": "1"})).result()
+    leaves = rows(bench, select(leaf_table.c.idx, leaf_table.c.leaf).order_by(leaf_table.c.idx))
+    stored = rows(bench, select(record_table).order_by(record_table.c.idx))
+    assert [dict(row._mapping) for row in stored] == [index_row(idx, parse_leaf(leaf)) for idx, leaf in leaves]
+
+
+# Rules of kinds ------------------------------------------------------------------------------------------------------
+
+
+def test_an_end_belongs_to_one_open_authorization_and_inherits_from_it(bench, log) -> None:
+    begun = bench.authorize(log, authn="jwt")
+    end = bench.end(begun.record)
+    done = log.append(end).result()
+    assert (done.record.intent_seq, done.record.actor, done.record.authn) == (begun.index, begun.record.actor, "jwt")
+    with pytest.raises(AppendRefused) as caught:
+        log.append(end).result()
+    assert caught.value.code == "grant-not-open"
+    assert log.state.ok
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"grant": "unknown"}, "grant-not-open"),
+        ({"actor": "b" * 32}, "end-differs"),
+        ({"tenant": "other"}, "end-differs"),
+        ({"purpose": "ads"}, "end-differs"),
+        ({"intent_seq": 0}, "end-differs"),
+        ({"model": "other"}, "end-differs"),
+        ({"log": "other/log"}, "record-malformed"),
+        ({"id": "not a uuid"}, "record-malformed"),
+        ({"detail": {"x": "y" * MAX_LEAF}}, "record-malformed"),
+        ({"salt": "short"}, "record-malformed"),
+        ({"units": 2**60}, "record-malformed"),
+    ],
+)
+def test_an_end_that_does_not_fit_is_refused_alone(bench, log, change: dict[str, Any], code: str) -> None:
+    begun = bench.authorize(log)
+    end = bench.end(begun.record)
+    with pytest.raises(AppendRefused) as caught:
+        log.append(msgspec.structs.replace(end, **change)).result()
+    assert caught.value.code == code
+    assert log.append(end).result().record.kind == "inference.completed"  # the grant is still open
+
+
+def test_unknown_kinds_and_taken_ids_are_refused(bench, log) -> None:
+    done = log.append(bench.draft()).result()
+    for draft in (
+        bench.draft("made.up"),
+        bench.draft(id=done.record.id),
+        bench.draft("inference.authorized", grant="x"),
+    ):
+        with pytest.raises(AppendRefused):
+            log.append(draft).result()
+    gate = threading.Event()
+
+    def wait(_: Connection, record: Record) -> Record:
+        gate.wait()
+        return record
+
+    blocker = log.append(bench.draft(), wait)
+    same = "01890000-0000-7000-8000-000000000001"
+    twins = [log.append(bench.draft(id=same)) for _ in range(2)]  # the two meet in one batch
+    gate.set()
+    blocker.result()
+    twins[0].result()
+    with pytest.raises(AppendRefused):
+        twins[1].result()
+    assert log.state.ok
+
+
+# Effects -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_effect_and_its_record_are_one_transaction(bench) -> None:
+    log = bench.open(extra_tables=(BUDGET,))
+
+    def reserve(connection: Connection, record: Record) -> Record:
+        connection.execute(insert(spent).values(grant_id=record.id, units=3))
+        return msgspec.structs.replace(record, budget_after_micro=7)
+
+    done = log.append(bench.draft("inference.authorized"), reserve).result()
+    assert done.record.budget_after_micro == 7
+    assert rows(bench, select(spent)) == [(done.record.id, 3)]
+
+
+def test_an_effect_may_deny(bench) -> None:
+    log = bench.open()
+    done = log.append(
+        bench.draft("inference.authorized"),
+        lambda _, record: msgspec.structs.replace(record, kind="inference.denied", reason="budget", id="ignored"),
+    ).result()
+    assert (done.record.kind, done.record.reason) == ("inference.denied", "budget")
+    assert done.record.id != "ignored"
+    with pytest.raises(AppendRefused):
+        log.append(bench.end(done.record)).result()
+
+
+def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench) -> None:
+    log = bench.open(extra_tables=(BUDGET,))
+    gate = threading.Event()
+
+    def wait(_: Connection, record: Record) -> Record:
+        gate.wait()
+        return record
+
+    def effect(units: int, error: Exception | None) -> Any:
+        def run(connection: Connection, record: Record) -> Record:
+            connection.execute(insert(spent).values(grant_id=record.id, units=units))
+            if error:
+                raise error
+            return record
+
+        return run
+
+    def duplicate(connection: Connection, record: Record) -> Record:
+        for _ in range(2):
+            connection.execute(insert(spent).values(grant_id="twice", units=0))
+        return record
+
+    blocker = log.append(bench.draft(), wait)
+    good = log.append(bench.draft(), effect(1, None))
+    bad = log.append(bench.draft(), effect(2, ValueError("no")))
+    twice = log.append(bench.draft(), duplicate)
+    odd = log.append(bench.draft(), lambda *_: None)
+    good_too = log.append(bench.draft(), effect(3, None))
+    gate.set()
+    blocker.result()
+    assert good_too.result().index == good.result().index + 1
+    for future, kind in ((bad, ValueError), (twice, IntegrityError), (odd, Exception)):
+        with pytest.raises(kind):
+            future.result()
+    assert sorted(row.units for row in rows(bench, select(spent))) == [1, 3]
+    assert log.state.ok
+
+
+# Many callers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_concurrent_appends(bench, log) -> None:
+    async def run() -> list[Any]:
+        return await asyncio.gather(
+            *(asyncio.wrap_future(log.append(bench.draft(reason=str(number)))) for number in range(1000))
+        )
+
+    done = asyncio.run(run())
+    assert sorted(item.index for item in done) == list(range(1, 1001))
+    assert [int(item.record.reason) for item in sorted(done, key=lambda item: item.index)] == list(range(1000))
+    for item in done[::97]:
+        assert verify_receipt(item.receipt, [bench.verifier]).record == item.record
+    assert bench.audit(receipts=[item.receipt for item in done]).ok
+
+
+def test_threads_that_begin_and_end_requests(bench, log) -> None:
+    bench.start_worker(log)
+    lock = threading.Lock()
+
+    def caller() -> None:
+        for _ in range(20):
+            begun = log.append(bench.draft("inference.authorized")).result()
+            with lock:  # a worker finishes one after the other; the host appends in that order
+                future = log.append(bench.end(begun.record))
+            future.result()
+
+    threads = [threading.Thread(target=caller) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report = bench.audit()
+    assert report.ok
+    assert "320 paired" in report.steps[5].detail
+    assert [step.status for step in report.steps[5:]] == ["ok"] * 3
+
+
+def test_cancelling_changes_nothing(bench, log) -> None:
+    gate = threading.Event()
+
+    def wait(_: Connection, record: Record) -> Record:
+        gate.wait()
+        return record
+
+    async def run() -> None:
+        first = log.append(bench.draft(reason="first"), wait)
+        second = log.append(bench.draft(reason="second"))
+        assert not second.cancel()
+        task = asyncio.create_task(_await(second))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.set()
+        await asyncio.wrap_future(first)
+        assert second.result().record.reason == "second"
+
+    async def _await(future: Any) -> Any:
+        return await asyncio.wrap_future(future)
+
+    asyncio.run(run())
+    assert [row.reason for row in rows(bench, select(record_table.c.reason).order_by(record_table.c.idx))] == [
+        "",
+        "first",
+        "second",
+    ]

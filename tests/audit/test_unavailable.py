@@ -1,0 +1,219 @@
+"""When the log cannot write: a sticky failure, a full queue, a full disk. Nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event, text
+
+from audit import log as log_module
+from audit.errors import LogUnavailable
+from audit.limits import DISK_RESERVE_BYTES
+from sealgate.transparency.record import Record
+
+
+def unavailable(future: Any) -> str:
+    with pytest.raises(LogUnavailable) as caught:
+        future.result(timeout=30)
+    assert caught.value.retry_after_s > 0
+    return caught.value.code
+
+
+def require_failed_for_good(bench: Any, log: Any) -> None:
+    assert not log.state.ok
+    assert log.state.reason
+    for kind in ("inference.authorized", "inference.denied", "log.closed"):
+        assert unavailable(log.append(bench.draft(kind))) == "log-failed"
+    with pytest.raises(LogUnavailable) as caught:
+        log.check_may_infer()
+    assert caught.value.code == "log-failed"
+
+
+def boom(*_: Any) -> None:
+    raise sqlite3.OperationalError("disk I/O error")
+
+
+@pytest.mark.parametrize(
+    "point", ["INSERT INTO leaf", "INSERT INTO record", "UPDATE head", "commit", "INSERT INTO subject"]
+)
+def test_a_failing_commit_fails_the_log_for_good_and_keeps_what_was_acknowledged(bench, point: str) -> None:
+    log = bench.open()
+    bench.start_worker(log)
+    acknowledged = [bench.request(log) for _ in range(5)]
+    open_one = bench.authorize(log)
+    engine = log._engines[0]
+    if point == "commit":
+        event.listen(engine, "commit", boom)
+    else:
+
+        def execute(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if statement.startswith(point):
+                boom()
+
+        event.listen(engine, "before_cursor_execute", execute)
+    log.actor("clinic", "somebody new")
+    futures = [log.append(bench.draft(reason=str(number))) for number in range(50)]
+    assert {unavailable(future) for future in futures} == {"log-failed"}
+    require_failed_for_good(bench, log)
+    log.close()
+    again = bench.open()
+    report = bench.audit(receipts=[item.receipt for item in acknowledged])
+    assert report.ok
+    assert report.steps[5].status == "ok"  # the one that was under way was aborted
+    assert again.append(bench.draft()).result().index == open_one.index + 3
+
+
+def test_a_foreign_writer_is_noticed_at_the_head(bench, log) -> None:
+    log.append(bench.draft()).result()
+    intruder = sqlite3.connect(bench.path)
+    with intruder:
+        intruder.execute("UPDATE head SET size = size + 1")
+    intruder.close()
+    assert unavailable(log.append(bench.draft())) == "log-failed"
+    require_failed_for_good(bench, log)
+    assert "log-damaged" in log.state.reason
+
+
+def test_an_effect_that_commits_is_fatal_not_silent(bench, log) -> None:
+    def rogue(connection: Connection, record: Record) -> Record:
+        connection.execute(text("COMMIT"))
+        return record
+
+    assert unavailable(log.append(bench.draft(), rogue)) == "log-failed"
+    require_failed_for_good(bench, log)
+
+
+def test_a_signer_that_fails_acknowledges_nothing(bench, log) -> None:
+    class Broken:
+        def sign(self, _: bytes) -> bytes:
+            raise OSError("no key")
+
+    bench_key = bench.signer._key
+    log._committer._signer._key = Broken()
+    try:
+        assert unavailable(log.append(bench.draft())) == "log-failed"
+    finally:
+        bench.signer._key = bench_key
+    require_failed_for_good(bench, log)
+
+
+def test_a_failed_log_still_closes(bench, log) -> None:
+    event.listen(log._engines[0], "commit", boom)
+    assert unavailable(log.append(bench.draft())) == "log-failed"
+    log.close()
+    log.close()
+    bench.open()  # the lock is free again
+
+
+# Queue ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_refuses_new_work_first_and_ends_never(bench, log, monkeypatch: Any) -> None:
+    monkeypatch.setattr(log_module, "MAX_QUEUE", 8)
+    monkeypatch.setattr(log_module, "MAX_QUEUE_FOR_INFERENCE", 4)
+    begun = [bench.authorize(log) for _ in range(20)]
+    gate, entered = threading.Event(), threading.Event()
+
+    def wait(_: Connection, record: Record) -> Record:
+        entered.set()
+        gate.wait()
+        return record
+
+    blocker = log.append(bench.draft(), wait)
+    entered.wait()
+    waiting = [log.append(bench.draft("inference.authorized")) for _ in range(4)]
+    assert unavailable(log.append(bench.draft("inference.authorized"))) == "queue-full"
+    with pytest.raises(LogUnavailable) as caught:
+        log.check_may_infer()
+    assert caught.value.code == "queue-full"
+    waiting += [log.append(bench.draft()) for _ in range(4)]
+    assert unavailable(log.append(bench.draft())) == "queue-full"
+    waiting += [log.append(bench.end(item.record)) for item in begun]
+    gate.set()
+    blocker.result()
+    assert [item.result().index for item in waiting] == list(range(22, 22 + 28))
+    log.check_may_infer()
+
+
+# Disk ----------------------------------------------------------------------------------------------------------------
+
+
+def test_below_the_reserve_no_inference_starts_and_everything_else_is_recorded(bench) -> None:
+    free = DISK_RESERVE_BYTES
+    log = bench.open(disk_free=lambda: free)
+    begun = bench.authorize(log)
+    free -= 1
+    with pytest.raises(LogUnavailable) as caught:
+        log.check_may_infer()
+    assert caught.value.code == "disk-reserve"
+    assert unavailable(log.append(bench.draft("inference.authorized"))) == "disk-reserve"
+    log.append(bench.draft()).result()
+    log.append(Record(kind="policy.change")).result()
+    log.append(bench.end(begun.record)).result()
+    assert log.state.ok
+    free += 1
+    bench.authorize(log)
+
+
+def test_the_default_reads_the_real_disk(bench) -> None:
+    log = bench.open(disk_reserve_bytes=2**62)
+    with pytest.raises(LogUnavailable) as caught:
+        log.check_may_infer()
+    assert caught.value.code == "disk-reserve"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("NEEDS ROOT: mounts a small file system to fill it up; nothing was tested")
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"CANNOT MOUNT tmpfs here, so the full disk was not tested: {mounted.stderr.decode()}")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.root
+def test_a_really_full_disk(small_disk: Path, make_bench: Any) -> None:
+    bench = make_bench(small_disk)
+    log = bench.open(disk_reserve_bytes=1024)
+    bench.start_worker(log)
+    acknowledged = [bench.request(log) for _ in range(20)]
+    open_one = bench.authorize(log)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    with pytest.raises(LogUnavailable):
+        log.check_may_infer()  # the reserve says so before the writer hits the wall
+    acknowledged_late = []
+    code = ""
+    while not code:
+        future = log.append(bench.draft(detail={"x": "y" * 4000}))
+        if future.exception(timeout=30):
+            code = unavailable(future)
+        else:
+            acknowledged_late.append(future.result())
+    assert code == "log-failed"
+    assert "SQLITE_FULL" in log.state.reason or "SQLITE_IOERR" in log.state.reason
+    require_failed_for_good(bench, log)
+    log.close()
+    ballast.unlink()
+    again = bench.open(disk_reserve_bytes=1024)
+    receipts = [item.receipt for item in [*acknowledged, open_one, *acknowledged_late]]
+    report = bench.audit(receipts=receipts)
+    assert report.ok, report.lines()
+    assert report.steps[5].status == "ok"
+    again.check_may_infer()
+    again.close()
