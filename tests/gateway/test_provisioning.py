@@ -94,6 +94,25 @@ def test_everything_is_there_with_its_modes(deployment):
     assert not deployment.database.exists()
 
 
+def test_no_file_is_wider_for_even_a_moment(tmp_path, monkeypatch):
+    """Whoever may look into a folder between a file's creation and its chmod sees nothing that others may read."""
+    seen: list[int] = []
+    widen = os.fchmod
+
+    def watched(descriptor: int, mode: int) -> None:
+        seen.append(os.fstat(descriptor).st_mode & 0o077)
+        widen(descriptor, mode)
+
+    monkeypatch.setattr(provisioning.os, "fchmod", watched)
+    umask = os.umask(0)
+    try:
+        provision(tmp_path / "state", **WANTED)
+    finally:
+        os.umask(umask)
+    assert len(seen) > len(PRIVATE)
+    assert set(seen) == {0}
+
+
 def test_no_private_key_stands_in_a_public_file(deployment):
     secrets = [(deployment.root / name).read_bytes() for name in PRIVATE]
     for path in deployment.root.rglob("*"):

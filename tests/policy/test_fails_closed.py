@@ -11,7 +11,7 @@ import pytest
 
 from policy.cedar import Engine
 from policy.decide import Deny, Permit, PolicySet, load_policy
-from policy.entities import Action
+from policy.entities import Action, Role
 from policy.errors import PolicyFileError
 
 SCHEMA = """
@@ -181,5 +181,21 @@ def test_an_engine_that_throws_is_a_refusal_and_is_asked_again(policy_set, princ
 
 
 def test_an_engine_that_drops_an_answer_is_a_refusal(policy_set, principal, model, context, monkeypatch):
-    monkeypatch.setattr(cedarpy, "is_authorized_batch", lambda *_: [])
-    assert isinstance(policy_set.decide(principal(), Action.INFER, model(), context()), Deny)
+    """A client who is also an auditor may not infer; were only the client's answer to come back, it would be a yes."""
+    ask = cedarpy.is_authorized_batch
+    both = principal(Role.CLIENT, Role.AUDITOR)
+    for kept in (slice(1, 2), slice(0, 1), slice(0, 0)):
+        monkeypatch.setattr(cedarpy, "is_authorized_batch", lambda *given, kept=kept: ask(*given)[kept])
+        answer = policy_set.decide(both, Action.INFER, model(), context())
+        assert isinstance(answer, Deny)
+        assert answer.decision.reason == "policy-error"
+
+
+def test_an_error_about_all_records_is_not_passed_over_for_the_own_ones(policy_set, principal, context):
+    policies = _policies(
+        '@id("yes") permit (principal, action, resource);'
+        '@id("err") forbid (principal, action, resource is Log) when { resource.tenant == Tenant::"oversight" };'
+    )
+    answer = _with_engine(policy_set, policies).decide(principal(Role.AUDITOR), Action.QUERY_AUDIT, None, context())
+    assert isinstance(answer, Deny)
+    assert (answer.decision.reason, answer.decision.policy_ids) == ("policy-error", ("err",))
