@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Engine, MetaData
+from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import DBAPIError
 
 from audit.commit import Appended, Committer, Effect, Pending
@@ -43,7 +43,7 @@ from sealgate.protocol.secrets import Secret
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import ENDS, Record
 
-__all__ = ["Appended", "AuditLog", "Effect", "LogState"]
+__all__ = ["Appended", "AuditLog", "Connection", "Effect", "LogState"]
 
 
 @dataclass(frozen=True)

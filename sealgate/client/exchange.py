@@ -39,7 +39,6 @@ from sealgate.limits import (
     MAX_SEALED_RESPONSE,
 )
 from sealgate.protocol import bhttp
-from sealgate.protocol.binding import commitment
 from sealgate.protocol.hpke import Kem
 from sealgate.protocol.ohttp import (
     MEDIA_CHUNKED_RESPONSE,
@@ -47,6 +46,7 @@ from sealgate.protocol.ohttp import (
     MEDIA_RESPONSE,
     KeyConfig,
     ResponseOpener,
+    commitment,
     seal_request,
 )
 from sealgate.transparency.receipt import VerifiedReceipt

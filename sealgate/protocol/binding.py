@@ -26,8 +26,3 @@ def bind_token(token: str) -> str:
 def bind_certificate(der: bytes) -> str:
     """Binding to the client certificate (DER) of an mTLS connection that carries no token."""
     return _encode(hashlib.sha256(_CERTIFICATE + der).digest())
-
-
-def commitment(envelope: bytes) -> str:
-    """What records and receipts say of a sealed message: the lowercase hex SHA-256 of its exact bytes."""
-    return hashlib.sha256(envelope).hexdigest()

@@ -22,9 +22,9 @@ from audit.log import Appended, AuditLog, Effect
 from policy.budget import BudgetBook, BudgetExhausted
 from sealgate.ambient import Clock, now_us, uuid7
 from sealgate.errors import VerificationError
-from sealgate.protocol.binding import commitment
 from sealgate.protocol.completion import verify_completion
 from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Recorded, Refused, Submit
+from sealgate.protocol.ohttp import commitment
 from sealgate.transparency.record import Record
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host.link_server import Reply
@@ -33,7 +33,8 @@ from secure_runtime.limits import MAX_IN_FLIGHT_BYTES, WORKER_GRACE_S
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from sqlalchemy import Connection
+
+    from audit.log import Connection
 
 _STATUS = {"sealed-request-refused": 400, "unknown-key": 400, "busy": 503, "timed-out": 504}
 _RETRY_AFTER_S = 1

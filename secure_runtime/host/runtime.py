@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from audit.auth_failures import AuthFailures
 from audit.errors import LogUnavailable
-from audit.log import AuditLog
+from audit.log import AuditLog, Effect
 from policy.budget import BudgetBook
-from policy.store import policy_digest
-from policy.tenants import load_budgets
+from policy.store import load_files
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
-from sealgate.errors import ConfigurationError
-from sealgate.evidence.claims import Claims
+from sealgate.evidence.claims import Claims, state_digest
 from sealgate.limits import EVIDENCE_LIFETIME_S
 from sealgate.protocol.frames import (
     AuditRead,
@@ -38,13 +36,15 @@ from sealgate.protocol.frames import (
 )
 from sealgate.transparency.record import Record
 from secure_runtime.attestation.software import SoftwareAttester
-from secure_runtime.errors import RuntimeUnavailable
 from secure_runtime.host.admission import Admission
 from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.spawn import python_paths
 from secure_runtime.host.supervisor import Published, Supervisor
 from secure_runtime.limits import DRAIN_S
+
+if TYPE_CHECKING:
+    from audit.log import Connection
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,14 @@ class RuntimeHost:
     """Implements `link_server.Service`. Owned by the event loop of the main thread."""
 
     def __init__(
-        self, deployment: Deployment, log: AuditLog, *, tell: Callable[[str], None], clock: Clock = now_us
+        self,
+        deployment: Deployment,
+        log: AuditLog,
+        *,
+        policy_digest: str,
+        budgets: BudgetBook,
+        tell: Callable[[str], None],
+        clock: Clock = now_us,
     ) -> None:
         settings = deployment.settings.runtime
         self._log = log
@@ -68,20 +75,20 @@ class RuntimeHost:
         self._tell = tell
         self._identity = _Identity(
             deployment=deployment,
-            policy_digest=policy_digest(deployment.policy),
+            policy_digest=policy_digest,
             attester=SoftwareAttester(load_ed25519(deployment.operator_key)),
         )
         self._auth_failures = AuthFailures(log, clock=clock)
         self._supervisor = Supervisor(
             log=log,
             plan=self._boot_plan,
-            evidence_digest=lambda published: hashlib.sha256(self._attest(published, b"")).hexdigest(),
+            evidence_digest=lambda published: state_digest(self._claims(published, b"")),
             on_change=self._changed,
             tell=tell,
         )
         self._admission = Admission(
             log=log,
-            budgets=BudgetBook(load_budgets(deployment.policy)),
+            budgets=budgets,
             worker=self._supervisor.require_live,
             policy_digest=self._identity.policy_digest,
             max_in_flight=settings.max_queue,
@@ -134,12 +141,12 @@ class RuntimeHost:
         published = self._supervisor.published
         if published is None:
             return Refused(status=503, code="unavailable", retry_after_s=1), b""
-        return EvidenceGiven(), self._attest(published, frame.nonce)
+        return EvidenceGiven(), self._identity.attester.attest(self._claims(published, frame.nonce))
 
-    def _attest(self, published: Published, nonce: bytes) -> bytes:
+    def _claims(self, published: Published, nonce: bytes) -> Claims:
         facts, identity, now = published.facts, self._identity, self._clock()
         settings = identity.deployment.settings
-        claims = Claims(
+        return Claims(
             nonce=nonce,
             issued_at_us=now,
             expires_at_us=now + EVIDENCE_LIFETIME_S * 1_000_000,
@@ -160,7 +167,6 @@ class RuntimeHost:
             measurements=facts.measurements,
             degraded=facts.profile == "dev",
         )
-        return identity.attester.attest(claims)
 
     def auth_failed(self, frame: AuthFailed) -> None:
         """Count it; the log bounds what a flood may write."""
@@ -238,28 +244,39 @@ def _with_id(reply: Reply, frame_id: int) -> Reply:
 
 def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
     """Open the log, serve until SIGTERM or SIGINT, close the log. Blocks; call from the main thread."""
-    budgets = BudgetBook(load_budgets(deployment.policy))
+    policy = load_files(deployment.policy)
+    budgets = BudgetBook(policy.budgets)
+    origin = deployment.settings.deployment.origin
     log = AuditLog.open(
         f"sqlite:///{deployment.database}",
-        signer=load_note_signer(deployment.log_key, deployment.settings.deployment.origin),
+        signer=load_note_signer(deployment.log_key, origin),
         subjects_key=load_subjects_key(deployment.subjects_key),
-        origin=deployment.settings.deployment.origin,
+        origin=origin,
         extra_tables=(budgets.tables,),
-        on_abort=lambda connection, draft: (budgets.abandon(connection, grant=draft.grant), draft)[1],
+        on_abort=_spend_hold(budgets),
         disk_reserve_bytes=deployment.settings.runtime.disk_reserve_mb * 1024 * 1024,
     )
     try:
-        asyncio.run(_main(deployment, log, tell))
-    except RuntimeUnavailable as error:
-        raise ConfigurationError(str(error)) from error
+        host = RuntimeHost(deployment, log, policy_digest=policy.digest, budgets=budgets, tell=tell)
+        asyncio.run(_until_signal(host))
     finally:
         log.close()
     return 0
 
 
-async def _main(deployment: Deployment, log: AuditLog, tell: Callable[[str], None]) -> None:
+def _spend_hold(budgets: BudgetBook) -> Effect:
+    """A request cut off by a crash may have run: what was held for it counts as spent."""
+
+    def spend(connection: Connection, draft: Record) -> Record:
+        budgets.abandon(connection, grant=draft.grant)
+        return draft
+
+    return spend
+
+
+async def _until_signal(host: RuntimeHost) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await RuntimeHost(deployment, log, tell=tell).serve(stop)
+    await host.serve(stop)

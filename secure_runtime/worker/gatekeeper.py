@@ -28,6 +28,7 @@ from sealgate.errors import DecodeError, OpenError, TruncatedError, UnknownKeyEr
 from sealgate.protocol import bhttp
 from sealgate.protocol.frames import Grant
 from sealgate.protocol.ohttp import ResponseSealer, SealedRequest, open_request
+from sealgate.protocol.secrets import Plaintext
 from secure_runtime.errors import TurnedAway
 from secure_runtime.worker.keys import KeyRing
 
@@ -55,8 +56,9 @@ class Admitted:
 
     grant: Grant
     target: Target
-    request: bhttp.Request
+    request: bhttp.Request  # its body is a view of `plaintext`
     sealer: ResponseSealer
+    plaintext: Plaintext
 
 
 def parse_target(method: str, path: str) -> Target:
@@ -113,8 +115,6 @@ def admit(
         key = keys.find(sealed)  # 3
         key.replay.require_new(sealed.enc)  # 4
         plaintext, sealer = open_request(sealed, key.private)  # 5
-        key.replay.remember(sealed.enc)
-        request = bhttp.decode_request(plaintext.view())  # 6
     except UnknownKeyError:
         raise TurnedAway("key-unknown", problem="unknown-key") from None
     except TruncatedError:
@@ -123,7 +123,21 @@ def admit(
         raise TurnedAway("cannot-open") from None
     except DecodeError:
         raise TurnedAway("malformed") from None
+    key.replay.remember(sealed.enc)
+    try:
+        request = bhttp.decode_request(plaintext.view())  # 6
+        target = _judge(request, grant, audience=audience, now_us=now_us, date_window_s=date_window_s)
+    except DecodeError:
+        plaintext.wipe()
+        raise TurnedAway("malformed") from None
+    except TurnedAway:
+        plaintext.wipe()
+        raise
+    return Admitted(grant=grant, target=target, request=request, sealer=sealer, plaintext=plaintext)
 
+
+def _judge(request: bhttp.Request, grant: Grant, *, audience: str, now_us: int, date_window_s: int) -> Target:
+    """Checks 7 to 10: the opened request is for us, now, and exactly what the grant allows."""
     _require_fresh(_only(request, "date"), now_us=now_us, window_s=date_window_s)  # 7
     if request.scheme != "https" or request.authority != audience:  # 8
         raise TurnedAway("audience-mismatch")
@@ -139,4 +153,4 @@ def admit(
         raise TurnedAway("credential-unbound")
     if not hmac.compare_digest(binding.encode(), grant.credential_binding.encode()):
         raise TurnedAway("credential-mismatch")
-    return Admitted(grant=grant, target=target, request=request, sealer=sealer)
+    return target

@@ -31,7 +31,6 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.certificate.publishers import load_publishers
 from sealgate.errors import CertificateError
 from sealgate.protocol import bhttp
-from sealgate.protocol.binding import commitment
 from sealgate.protocol.completion import Statement, sign_completion
 from sealgate.protocol.frames import (
     BootFailed,
@@ -52,6 +51,7 @@ from sealgate.protocol.frames import (
     WorkerFacts,
     encode_frame,
 )
+from sealgate.protocol.ohttp import commitment
 from secure_runtime.errors import SandboxRefused, TurnedAway
 from secure_runtime.limits import MAX_BUNDLES, RECEIVE_BYTES
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
@@ -141,8 +141,9 @@ class Worker:
         )
 
     def _answer(self, work: Work, raw: bytes, admitted: Admitted, answer: EngineAnswer) -> None:
-        """Step 9: seal the answer, then sign what was done."""
+        """Step 9: seal the answer, forget the question, sign what was done."""
         sealed, media_type = admitted.sealer.seal(bhttp.encode_response(answer.response))
+        admitted.plaintext.wipe()
         completion = self._sign(
             work.grant,
             raw,

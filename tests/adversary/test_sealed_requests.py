@@ -14,7 +14,8 @@ from sealgate.ambient import now_us
 from sealgate.errors import SealgateError
 from sealgate.evidence.trust import load_trust
 from sealgate.protocol import bhttp, ohttp
-from sealgate.protocol.binding import bind_certificate, bind_token, commitment
+from sealgate.protocol.binding import bind_certificate, bind_token
+from sealgate.protocol.ohttp import commitment
 from sealgate.transparency.receipt import verify_receipt
 from tests.live import MODEL, Live
 

@@ -25,11 +25,10 @@ from sealgate.evidence.token import MEDIA_TYPE
 from sealgate.evidence.trust import Trust, parse_trust
 from sealgate.limits import DATE_WINDOW_S
 from sealgate.protocol import bhttp, inference
-from sealgate.protocol.binding import commitment
 from sealgate.protocol.completion import Statement, sign_completion
 from sealgate.protocol.frames import Layer, ModelFacts
 from sealgate.protocol.hpke import Kem, KemPrivateKey
-from sealgate.protocol.ohttp import KeyConfig, SealedRequest, encode_key_configs, open_request
+from sealgate.protocol.ohttp import KeyConfig, SealedRequest, commitment, encode_key_configs, open_request
 from sealgate.transparency.merkle import inclusion_proof, leaf_hash, root_of
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from sealgate.transparency.receipt import build_receipt
