@@ -56,7 +56,9 @@ class UnsealedAnswer(ProtocolError):
 class ServiceRefused(RemoteError):
     """The service refused. `code` is its public problem code. The text of the refusal is the gateway's word.
 
-    `receipt` is there when the refusal is on record; it has been verified then, and is about this request.
+    `receipt` is there when the refusal is on record; it has been verified then, and is about this request. Where a
+    receipt came that does not hold, there is none, the text says so and `receipt_refused` says why: then somebody on
+    the way altered the request, or is lying about it.
     """
 
     def __init__(
@@ -69,9 +71,13 @@ class ServiceRefused(RemoteError):
         retry_after_s: int | None,
         receipt: VerifiedReceipt | None = None,
         receipt_bytes: bytes = b"",
+        receipt_refused: ReceiptRefused | None = None,
     ) -> None:
+        if receipt_refused is not None:
+            message = f"{message}; {receipt_refused}"
         super().__init__(message, status=status, problem_type=problem_type, retry_after_s=retry_after_s)
         self.code = code
+        self.receipt_refused = receipt_refused
         self.receipt = receipt
         self.receipt_bytes = receipt_bytes
 

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import Credential
-from sealgate.client.errors import EvidenceRefused, ServiceRefused, UnsealedAnswer, UsageError
+from sealgate.client.errors import EvidenceRefused, ReceiptRefused, ServiceRefused, UnsealedAnswer, UsageError
 from sealgate.client.problems import OHTTP_KEY, read_problem
 from sealgate.client.receipts import Asked, CheckedReceipt, check_answer, check_refusal, decode_receipt_header
 from sealgate.errors import EvidenceError
@@ -274,11 +274,17 @@ class SealedChannel:
             return check_answer(raw, asked, resp_commit=resp_commit, evidence=evidence, trust=self.trust)
         if answer.status < 400:
             raise UnsealedAnswer("the gateway answered without a sealed response; nothing of it is used")
-        checked = None
-        if receipt:
-            raw = decode_receipt_header(receipt)
-            checked = check_refusal(raw, asked, evidence=evidence, trust=self.trust)
-        raise _refusal(answer, checked)
+        raise self._refused(answer, receipt, asked, evidence)
+
+    def _refused(self, answer: OuterResponse, receipt: str, asked: Asked, evidence: VerifiedEvidence) -> ServiceRefused:
+        """The refusal in an answer, with its receipt if that holds."""
+        if not receipt:
+            return _refusal(answer)
+        try:
+            checked = check_refusal(decode_receipt_header(receipt), asked, evidence=evidence, trust=self.trust)
+        except ReceiptRefused as refused:
+            return _refusal(answer, receipt_refused=refused)
+        return _refusal(answer, checked=checked)
 
 
 def choose_config(evidence: VerifiedEvidence) -> KeyConfig:
@@ -334,13 +340,15 @@ def _outer_headers(
 
 def _body_of(answer: OuterResponse, media_type: str) -> bytes:
     if answer.status >= 400:
-        raise _refusal(answer, None)
+        raise _refusal(answer)
     if answer.status != 200 or answer.media_type != media_type:
         raise UnsealedAnswer(f"the gateway did not answer with {media_type}; is the url in the trust file right?")
     return answer.body
 
 
-def _refusal(answer: OuterResponse, checked: CheckedReceipt | None) -> ServiceRefused:
+def _refusal(
+    answer: OuterResponse, *, checked: CheckedReceipt | None = None, receipt_refused: ReceiptRefused | None = None
+) -> ServiceRefused:
     headers = answer.headers
     problem = read_problem(answer.status, headers.get("content-type", ""), headers.get("retry-after", ""), answer.body)
     return ServiceRefused(
@@ -351,4 +359,5 @@ def _refusal(answer: OuterResponse, checked: CheckedReceipt | None) -> ServiceRe
         retry_after_s=problem.retry_after_s,
         receipt=checked.verified if checked else None,
         receipt_bytes=checked.raw if checked else b"",
+        receipt_refused=receipt_refused,
     )

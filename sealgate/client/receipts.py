@@ -53,7 +53,7 @@ class CheckedReceipt:
 
     verified: VerifiedReceipt
     raw: bytes
-    checks: tuple[Check, ...]
+    transcript: tuple[Check, ...]
 
 
 def decode_receipt_header(text: str) -> bytes:
@@ -100,7 +100,7 @@ def check_answer(
     _check_purpose(record, asked, transcript)  # 8
     _check_time(record, asked, transcript)  # 9
     _check_state(record, evidence, transcript)  # 10
-    return CheckedReceipt(verified=verified, raw=raw, checks=transcript.checks)
+    return CheckedReceipt(verified=verified, raw=raw, transcript=transcript.checks)
 
 
 def check_refusal(raw: bytes, asked: Asked, *, evidence: VerifiedEvidence, trust: Trust) -> CheckedReceipt:
@@ -132,7 +132,7 @@ def check_refusal(raw: bytes, asked: Asked, *, evidence: VerifiedEvidence, trust
     transcript.require(record.model == asked.model, "model", record.model, anchor="record", otherwise=otherwise)
     _check_purpose(record, asked, transcript)
     _check_time(record, asked, transcript)
-    return CheckedReceipt(verified=verified, raw=raw, checks=transcript.checks)
+    return CheckedReceipt(verified=verified, raw=raw, transcript=transcript.checks)
 
 
 def _check_log(raw: bytes, evidence: VerifiedEvidence, trust: Trust, transcript: Transcript) -> VerifiedReceipt:

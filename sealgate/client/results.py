@@ -53,7 +53,7 @@ class InferResult:
     receipt: VerifiedReceipt
     receipt_bytes: bytes = field(repr=False)
     evidence: VerifiedEvidence = field(repr=False)
-    checks: tuple[Check, ...] = field(repr=False)
+    transcript: tuple[Check, ...] = field(repr=False)
     answer: SealedAnswer = field(repr=False)
 
     def numpy(self, name: str) -> Any:
@@ -140,7 +140,7 @@ def read_result(response: httpx.Response, metadata: ModelMetadata | None) -> Inf
         receipt=answer.receipt,
         receipt_bytes=answer.receipt_bytes,
         evidence=answer.evidence,
-        checks=answer.checked.checks,
+        transcript=answer.checked.transcript,
         answer=answer,
     )
 

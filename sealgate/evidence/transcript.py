@@ -25,19 +25,19 @@ class Check:
 
 
 class EvidenceRefused(EvidenceError):
-    """Evidence is not acceptable; `checks` holds every check up to the failed one."""
+    """Evidence is not acceptable; `transcript` holds every check up to the failed one."""
 
-    def __init__(self, message: str, *, code: str, checks: tuple[Check, ...]) -> None:
+    def __init__(self, message: str, *, code: str, transcript: tuple[Check, ...]) -> None:
         super().__init__(message, code=code)
-        self.checks = checks
+        self.transcript = transcript
 
 
 class ReceiptRefused(ReceiptError):
-    """A receipt is not about this exchange, or does not verify; `checks` as above."""
+    """A receipt is not about this exchange, or does not verify; `transcript` as above."""
 
-    def __init__(self, message: str, *, code: str, checks: tuple[Check, ...]) -> None:
+    def __init__(self, message: str, *, code: str, transcript: tuple[Check, ...]) -> None:
         super().__init__(message, code=code)
-        self.checks = checks
+        self.transcript = transcript
 
 
 class Transcript:
@@ -66,7 +66,7 @@ class Transcript:
     def fail(self, name: str, why: str, *, anchor: str, cause: BaseException | None = None) -> NoReturn:
         """The check does not hold; the verification ends here."""
         self._checks.append(Check(name=name, outcome=FAIL, detail=why, anchor=anchor))
-        raise self._refusal(f"{self._subject} refused: {why}", code=name, checks=self.checks) from cause
+        raise self._refusal(f"{self._subject} refused: {why}", code=name, transcript=self.checks) from cause
 
     def require(self, holds: bool, name: str, detail: str, *, anchor: str, otherwise: str) -> None:
         """Pass with `detail` or fail with `otherwise`."""

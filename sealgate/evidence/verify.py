@@ -70,7 +70,7 @@ class VerifiedEvidence:
     checkpoint: Checkpoint
     grade: str
     grades: Mapping[str, str]
-    checks: tuple[Check, ...]
+    transcript: tuple[Check, ...]
     digest: str  # SHA-256 of the evidence bytes
     state_digest: str  # what records of this instance name as evidence_digest
     expires_us: int
@@ -132,7 +132,7 @@ def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, pub
         checkpoint=checkpoint,
         grade=grade,
         grades=MappingProxyType(grades),
-        checks=transcript.checks,
+        transcript=transcript.checks,
         digest=token.digest,
         state_digest=state_digest(claims),
         expires_us=claims.expires_at_us,

@@ -18,6 +18,7 @@ from sealgate.client.session import Session
 from sealgate.errors import DecodeError, EvidenceError, OpenError, SealgateError, TruncatedError
 from sealgate.limits import CHUNK, CHUNKED_ABOVE, DATE_WINDOW_S
 from sealgate.protocol import bhttp, ohttp
+from sealgate.protocol.binding import commitment
 from sealgate.protocol.completion import Statement, sign_completion
 from sealgate.protocol.hpke import Kem, KemPrivateKey
 from sealgate.protocol.inference import tensor_from_list
@@ -61,6 +62,18 @@ def refused(service: Any, kind: type[SealgateError], **options: Any) -> Any:
     with make_session(service, **options) as session, pytest.raises(kind) as failure:
         session.infer("toy", ROWS)
     return failure.value
+
+
+def unproven(service: Any) -> str:
+    """The code for which the receipt of a refusal does not count."""
+    with make_session(service) as session, pytest.raises(ServiceRefused) as failure:
+        session.infer("toy", _tensors())
+    error = failure.value
+    assert error.receipt is None
+    assert error.receipt_bytes == b""
+    assert error.receipt_refused is not None
+    assert str(error.receipt_refused) in str(error)
+    return str(error.receipt_refused.code)
 
 
 # Receipts ----------------------------------------------------------------------------------------------------------
@@ -158,7 +171,7 @@ def test_a_host_that_writes_another_record_is_noticed(
     with make_session(service) as session, pytest.raises(ReceiptRefused) as failure:
         session.infer("toy", tensors)
     assert failure.value.code == code
-    assert failure.value.checks[-1].outcome == "fail"
+    assert failure.value.transcript[-1].outcome == "fail"
     assert opened == []
 
 
@@ -368,26 +381,45 @@ def test_the_receipt_of_somebody_elses_refusal_is_not_accepted(service: Any, med
     """A refusal about another sealed request: its commitment is not ours."""
     draft = Record(kind="inference.denied", model="toy", purpose="diagnosis", operation="infer", req_commit="9" * 64)
     service.sealed = lambda request: service.problem(503, "unavailable", draft)
-    with make_session(service) as session, pytest.raises(ReceiptRefused) as failure:
-        session.infer("toy", _tensors())
-    assert failure.value.code == "request"
+    assert unproven(service) == "request"
 
 
 @pytest.mark.parametrize(("field", "value"), [("model", "other"), ("purpose", "other"), ("operation", "read-model")])
 def test_a_refusal_record_about_something_else_is_not_accepted(service: Any, field: str, value: str) -> None:
     draft = Record(kind="inference.denied", model="toy", purpose="diagnosis", operation="infer", reason="policy")
     service.sealed = lambda request: service.problem(403, "forbidden", msgspec.structs.replace(draft, **{field: value}))
-    with make_session(service) as session, pytest.raises(ReceiptRefused):
-        session.infer("toy", _tensors())
+    assert unproven(service) == ("model" if field == "model" else "purpose")
 
 
 def test_an_answered_request_cannot_be_passed_off_as_refused(service: Any, meddling: Any) -> None:
     service.meddle = on_sealed(
         lambda response: meddling.replaced(response, status=403, content_type="application/problem+json", body=b"{}")
     )
-    with make_session(service) as session, pytest.raises(ReceiptRefused) as failure:
-        session.infer("toy", _tensors())
-    assert failure.value.code == "kind"
+    assert unproven(service) == "kind"
+
+
+def test_a_request_altered_on_the_way_is_refused_and_the_receipt_shows_the_alteration(service: Any) -> None:
+    honest = service.sealed
+
+    def alter(request: httpx.Request) -> httpx.Response:
+        body = bytearray(request.content)
+        body[-1] ^= 1
+        with pytest.raises(OpenError):
+            honest(httpx.Request("POST", request.url, headers=request.headers, content=bytes(body)))
+        draft = Record(kind="inference.failed", model="toy", purpose="diagnosis", operation="infer")
+        commit = commitment(bytes(body))
+        return service.problem(400, "sealed-request-refused", msgspec.structs.replace(draft, req_commit=commit))
+
+    service.sealed = alter
+    assert unproven(service) == "request"
+
+
+@pytest.mark.parametrize("text", ["!!!", "QUJD", "a" * 100_000])
+def test_a_refusal_with_a_garbled_receipt_says_so(service: Any, text: str) -> None:
+    service.meddle = on_sealed(
+        lambda response: httpx.Response(503, headers={"audit-receipt": text}, stream=httpx.ByteStream(b""))
+    )
+    assert unproven(service) == "receipt"
 
 
 def test_the_runtimes_own_error_is_told_with_its_receipt(service: Any) -> None:

@@ -53,7 +53,7 @@ def test_an_ordinary_request_comes_back_opened_with_its_verified_receipt(service
     assert answer.receipt == verify_receipt(answer.receipt_bytes, service.trust().log_keys)
     assert answer.evidence.grade == "software"
     assert answer.key_config.kem is Kem.MLKEM768_X25519
-    assert {check.outcome for check in answer.checked.checks} == {"pass"}
+    assert {check.outcome for check in answer.checked.transcript} == {"pass"}
 
 
 def test_nothing_of_the_request_is_visible_outside_and_the_token_never_enters_the_seal(service: Any) -> None:

@@ -47,9 +47,9 @@ def judge(make_claims: MakeClaims, make_trust: MakeTrust, operator: Ed25519Priva
 def refused(judge: Judge, code: str, **options: Any) -> EvidenceRefused:
     with pytest.raises(EvidenceRefused) as failure:
         judge(**options)
-    assert failure.value.code == code, failure.value.checks
-    assert failure.value.checks[-1].outcome == "fail"
-    assert all(check.outcome != "fail" for check in failure.value.checks[:-1])
+    assert failure.value.code == code, failure.value.transcript
+    assert failure.value.transcript[-1].outcome == "fail"
+    assert all(check.outcome != "fail" for check in failure.value.transcript[:-1])
     return failure.value
 
 
@@ -59,8 +59,8 @@ def test_good_evidence_yields_the_keys_and_a_graded_transcript(judge: Judge, now
     assert evidence.grade == "software"
     assert evidence.expires_us == now_us + 3600 * 1_000_000
     assert evidence.checkpoint.size == 7
-    assert {check.outcome for check in evidence.checks} == {"pass", "skipped"}
-    assert all(check.anchor and check.detail for check in evidence.checks)
+    assert {check.outcome for check in evidence.transcript} == {"pass", "skipped"}
+    assert all(check.anchor and check.detail for check in evidence.transcript)
     assert evidence.grades["key_configs"] == "software"
     for claim in ("layers", "probes", "models.epsilon", "measurements"):
         assert evidence.grades[claim] == "self-asserted"
@@ -118,7 +118,7 @@ def test_an_endorsement_of_an_unknown_kind_is_skipped_and_counts_for_nothing(
     refused(judge, "grade", evidence=sign_token(claims, operator, (quote,)))
     both = (quote, endorse_software(bind_payload(encode_claims(claims)), operator))
     evidence = judge(evidence=sign_token(claims, operator, both))
-    assert (evidence.grade, evidence.checks[2].outcome) == ("software", "skipped")
+    assert (evidence.grade, evidence.transcript[2].outcome) == ("software", "skipped")
     refused(judge, "endorsement", evidence=sign_token(claims, operator, both), trust=make_trust().strictly())
 
 
@@ -215,7 +215,7 @@ def test_a_model_named_twice_is_refused(judge: Judge, model: ModelFacts) -> None
 def test_strict_means_that_nothing_is_skipped(judge: Judge, make_trust: MakeTrust) -> None:
     full = f'[models.toy]\nmodel_digest = "{"a" * 64}"\ncertificate_digest = "{"b" * 64}"\nmax_epsilon = "3"\n'
     evidence = judge(trust=make_trust(full, profiles='["strict"]', strict="true"))
-    assert {check.outcome for check in evidence.checks} == {"pass"}
+    assert {check.outcome for check in evidence.transcript} == {"pass"}
     refused(judge, "profile", trust=make_trust(full, strict="true"))
     refused(judge, "pins", trust=make_trust(profiles='["strict"]', strict="true"))
     partial = '[models.toy]\nmax_epsilon = "3"\n'

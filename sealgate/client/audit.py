@@ -1,0 +1,238 @@
+"""The auditor's client: reads the log over the gateway's API and checks what can be checked about each answer.
+
+Records come as the exact leaf bytes: they are parsed strictly, and `prove` shows that one stands in the tree behind a
+signed checkpoint. A filter's answer is not proven complete by that; an exported range is (`sealgate audit verify`).
+
+Trusts: the trust file's log keys. Never: takes a record or a checkpoint on the gateway's word where a proof exists.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import BinaryIO, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from sealgate.client.credentials import ClientCertificate, Credential, TokenSource, take_token
+from sealgate.client.errors import ServiceRefused
+from sealgate.client.problems import MAX_PROBLEM, read_problem
+from sealgate.client.results import reaching
+from sealgate.client.transport import DEFAULT_TIMEOUT, TrustSource, open_trust, tls_context
+from sealgate.errors import DecodeError, LogError
+from sealgate.limits import MAX_LEAF, MAX_NAME, MAX_NOTE, MAX_PROOF_HASHES
+from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
+from sealgate.transparency.notes import VerifiedCheckpoint, open_checkpoint
+from sealgate.transparency.record import Record, parse_leaf
+
+MAX_PAGE = 1000
+MAX_EXPORT = 4 * 1024**3
+_MAX_ANSWER = MAX_PAGE * (MAX_LEAF + 64) + 4096
+
+_Shape = TypeVar("_Shape")
+
+
+class _Row(msgspec.Struct):
+    index: int
+    record: msgspec.Raw
+
+
+class _Page(msgspec.Struct):
+    records: list[_Row]
+    tree_size: int
+    cursor: str | None = None
+
+
+class _Proof(msgspec.Struct):
+    hashes: list[str]
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """A leaf and where the gateway says that it stands. `AuditClient.prove` shows whether it does."""
+
+    index: int
+    leaf: bytes
+    record: Record
+
+
+@dataclass(frozen=True)
+class AuditPage:
+    """Some records. `cursor` asks for the next ones of the same snapshot of `tree_size` records; None at the end."""
+
+    entries: tuple[AuditEntry, ...]
+    cursor: str | None
+    tree_size: int
+
+
+class AuditClient:
+    """Reads with an auditor's credential. Every call is itself put on record by the service."""
+
+    def __init__(
+        self,
+        trust: TrustSource,
+        *,
+        token: TokenSource | None = None,
+        certificate: ClientCertificate | None = None,
+        proxy: str | httpx.URL | httpx.Proxy | None = None,
+        trust_env: bool = True,
+        timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
+        outer: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.trust = open_trust(trust)
+        self._token = token
+        self._certificate = certificate.leaf() if certificate else None
+        self._client = httpx.Client(
+            verify=tls_context(self.trust, certificate, trust_env=trust_env),
+            proxy=proxy,
+            trust_env=trust_env,
+            timeout=timeout,
+            transport=outer,
+        )
+
+    def records(self, wanted: Mapping[str, str], *, cursor: str | None = None, limit: int = 100) -> AuditPage:
+        """One page of records that match the filter, newest first unless it says `order=oldest`."""
+        query = dict(wanted) | {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
+        page = self._json("/audit/v1/records", query, _Page)
+        if len(page.records) > limit:
+            raise DecodeError("the service answered with more records than were asked for")
+        return AuditPage(tuple(self._entry(row) for row in page.records), page.cursor, page.tree_size)
+
+    def record(self, identifier: str) -> AuditEntry:
+        """The record with this id."""
+        entry = self._entry(self._json(f"/audit/v1/records/{quote(identifier[:MAX_NAME], safe='')}", {}, _Row))
+        if entry.record.id != identifier:
+            raise LogError("the service answered with another record than was asked for", code="other-record")
+        return entry
+
+    def checkpoint(self) -> VerifiedCheckpoint:
+        """The newest checkpoint, its signature verified; raises LogError."""
+        return open_checkpoint(self._bytes("/audit/v1/checkpoint", {}, MAX_NOTE), self.trust.log_keys)
+
+    def prove(self, entry: AuditEntry) -> VerifiedCheckpoint:
+        """That the entry stands at its index in the tree behind the newest checkpoint; raises LogError.
+
+        The code is `not-covered` for a record so new that no published checkpoint covers it yet.
+        """
+        verified = self.checkpoint()
+        checkpoint = verified.checkpoint
+        if entry.record.log != checkpoint.origin:
+            raise LogError("the record belongs to another log than the checkpoint", code="other-log")
+        if entry.index >= checkpoint.size:
+            raise LogError("no published checkpoint covers this record yet; ask again", code="not-covered")
+        query = {"index": str(entry.index), "size": str(checkpoint.size)}
+        proof = self._hashes("/audit/v1/proofs/inclusion", query)
+        hashed = leaf_hash(entry.leaf)
+        verify_inclusion(hashed_leaf=hashed, index=entry.index, size=checkpoint.size, proof=proof, root=checkpoint.root)
+        return verified
+
+    def prove_growth(self, kept: bytes) -> tuple[VerifiedCheckpoint, VerifiedCheckpoint]:
+        """That the log only grew since a kept checkpoint: (kept, newest); raises LogError."""
+        old, new = open_checkpoint(kept, self.trust.log_keys), self.checkpoint()
+        before, after = old.checkpoint, new.checkpoint
+        if before.origin != after.origin:
+            raise LogError(f"the kept checkpoint is of another log, {before.origin}", code="other-log")
+        if after.size < before.size:
+            raise LogError("the log is smaller than the kept checkpoint: records are gone", code="log-rolled-back")
+        proof: list[bytes] = []
+        if 0 < before.size < after.size:
+            query = {"first": str(before.size), "second": str(after.size)}
+            proof = self._hashes("/audit/v1/proofs/consistency", query)
+        if before.size:
+            verify_consistency(
+                first=before.size, second=after.size, first_root=before.root, second_root=after.root, proof=proof
+            )
+        return old, new
+
+    def export(self, first: int, last: int, out: BinaryIO, *, consistent_with: int | None = None) -> int:
+        """Write the evidence bundle of a range; returns its size. Verify it before you rely on it."""
+        query = {"first": str(first), "last": str(last)}
+        query |= {} if consistent_with is None else {"consistent_with": str(consistent_with)}
+        written = 0
+        with self._asked("/audit/v1/exports", query) as response:
+            for part in response.iter_raw():
+                written += len(part)
+                if written > MAX_EXPORT:
+                    raise DecodeError("the export is larger than 4 GiB; ask for fewer records", code="too-large")
+                out.write(part)
+        return written
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> AuditClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _asked(self, path: str, query: Mapping[str, str]) -> Iterator[httpx.Response]:
+        """A successful answer, its body not read yet; a problem raises ServiceRefused."""
+        credential = Credential(token=take_token(self._token), certificate=self._certificate)
+        headers = [("accept-encoding", "identity"), *credential.headers]
+        request = self._client.build_request("GET", self.trust.url + path, params=dict(query), headers=headers)
+        with reaching(self.trust.url):
+            response = self._client.send(request, stream=True, follow_redirects=False)
+            try:
+                if response.status_code != 200:
+                    raise _refusal(response)
+                yield response
+            finally:
+                response.close()
+
+    def _bytes(self, path: str, query: Mapping[str, str], limit: int) -> bytes:
+        with self._asked(path, query) as response:
+            return _bounded(response, limit)
+
+    def _json(self, path: str, query: Mapping[str, str], shape: type[_Shape]) -> _Shape:
+        try:
+            return msgspec.json.decode(self._bytes(path, query, _MAX_ANSWER), type=shape)
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            raise DecodeError("the service's answer is malformed") from error
+
+    def _hashes(self, path: str, query: Mapping[str, str]) -> list[bytes]:
+        texts = self._json(path, query, _Proof).hashes
+        if len(texts) > MAX_PROOF_HASHES:
+            raise DecodeError("the service's proof is longer than any can be")
+        try:
+            return [base64.b64decode(text, validate=True) for text in texts]
+        except (binascii.Error, ValueError) as error:
+            raise DecodeError("the service's proof is malformed") from error
+
+    def _entry(self, row: _Row) -> AuditEntry:
+        leaf = bytes(row.record)
+        return AuditEntry(row.index, leaf, parse_leaf(leaf))
+
+
+def _bounded(response: httpx.Response, limit: int) -> bytes:
+    body = bytearray()
+    for part in response.iter_raw():
+        body += part
+        if len(body) > limit:
+            raise DecodeError("the service's answer is larger than it may be", code="too-large")
+    return bytes(body)
+
+
+def _refusal(response: httpx.Response) -> ServiceRefused:
+    headers = response.headers
+    try:
+        body = _bounded(response, MAX_PROBLEM)
+    except DecodeError:
+        body = b""
+    problem = read_problem(response.status_code, headers.get("content-type", ""), headers.get("retry-after", ""), body)
+    return ServiceRefused(
+        problem.text,
+        code=problem.code,
+        status=problem.status,
+        problem_type=problem.type,
+        retry_after_s=problem.retry_after_s,
+    )

@@ -1,0 +1,184 @@
+"""`sealgate infer`: rows of a CSV file through a sealed session, answers as a table or JSON, and the receipt."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sealgate.command import Command
+
+if TYPE_CHECKING:
+    from sealgate.client.metadata import ModelMetadata
+    from sealgate.client.results import InferResult
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    from sealgate.client.arguments import add_connection
+
+    parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask")
+    parser.add_argument("--version", metavar="V", help="a certain version of it")
+    parser.add_argument("--purpose", required=True, metavar="P", help="what you ask for; the policy decides by it")
+    parser.add_argument("--rows", required=True, metavar="CSV", help="rows to ask about; - reads standard input")
+    parser.add_argument("--receipt-out", type=Path, metavar="FILE", help="keep the audit receipt")
+    parser.add_argument("--strict", action="store_true", help="treat every skipped check of the evidence as a failure")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--explain", action="store_true", help="print what was verified, step by step")
+    add_connection(parser)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from sealgate.client.arguments import read_connection
+    from sealgate.client.errors import EvidenceRefused, InferenceFailed, ReceiptRefused, ServiceRefused
+    from sealgate.client.rows import read_rows, select_columns
+    from sealgate.client.session import Session
+
+    connection = read_connection(arguments)
+    table = read_rows(arguments.rows)
+    session = Session(
+        connection.trust.strictly() if arguments.strict else connection.trust,
+        purpose=arguments.purpose,
+        token=connection.token,
+        certificate=connection.certificate,
+        proxy=connection.proxy,
+        timeout=connection.timeout_s,
+    )
+    with session:
+        try:
+            metadata = session.metadata(arguments.model, version=arguments.version)
+            rows = select_columns(table, metadata)
+            result = session.infer(arguments.model, {metadata.inputs[0].name: rows}, version=arguments.version)
+        except (ServiceRefused, InferenceFailed) as refused:
+            _keep(arguments.receipt_out, refused.receipt_bytes)
+            _say_recorded(refused)
+            raise
+        except (EvidenceRefused, ReceiptRefused) as refused:
+            _explain_refusal(arguments, refused)
+            raise
+    _keep(arguments.receipt_out, result.receipt_bytes)
+    _print(arguments, metadata, result)
+    return 0
+
+
+def _keep(path: Path | None, receipt: bytes) -> None:
+    from sealgate.client.results import save_receipt
+
+    if path is not None and receipt:
+        save_receipt(path, receipt)
+
+
+def _say_recorded(refused: Any) -> None:
+    import sys
+
+    if refused.receipt is not None:
+        record = refused.receipt.record
+        print(f"on record: {record.kind} {record.reason}, {record.log} {refused.receipt.index}", file=sys.stderr)
+
+
+def _explain_refusal(arguments: argparse.Namespace, refused: Any) -> None:
+    import sys
+
+    from sealgate.client.explain import explain_checks
+
+    if arguments.explain:
+        print(explain_checks(refused.transcript), file=sys.stderr)
+
+
+def _print(arguments: argparse.Namespace, metadata: ModelMetadata, result: InferResult) -> None:
+    if arguments.json:
+        import msgspec
+
+        document = _document(result, explain=arguments.explain)
+        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        return
+    from sealgate.client.explain import explain_answer
+
+    print(_table(metadata, result))
+    print()
+    print(_summary(result))
+    if arguments.explain:
+        print()
+        print(explain_answer(result.answer))
+
+
+def _document(result: InferResult, *, explain: bool) -> dict[str, object]:
+    receipt, claims = result.receipt, result.evidence.claims
+    document: dict[str, object] = {
+        "model": result.model_name,
+        "version": result.model_version,
+        "outputs": {name: _jsonable(values) for name, values in result.outputs.items()},
+        "labels": result.labels,
+        "receipt": {
+            "log": receipt.record.log,
+            "index": receipt.index,
+            "record": receipt.record.id,
+            "kind": receipt.record.kind,
+            "time_us": receipt.record.ts_us,
+            "tree_size": receipt.checkpoint.size,
+        },
+        "evidence": {"grade": result.evidence.grade, "instance": claims.instance, "profile": claims.profile},
+    }
+    if explain:
+        checks = {"evidence": result.evidence.transcript, "receipt": result.transcript}
+        document["checks"] = checks
+        document["grades"] = dict(result.evidence.grades)
+    return document
+
+
+def _jsonable(values: Any) -> Any:
+    if isinstance(values, list):
+        return [_jsonable(value) for value in values]
+    return values.decode(errors="replace") if isinstance(values, bytes) else values
+
+
+def _table(metadata: ModelMetadata, result: InferResult) -> str:
+    """One line per row: the class name first, then every number that the model gave."""
+    from sealgate.terminal import render_table
+
+    headings: list[str] = ["row"]
+    columns: list[list[Any]] = [list(range(1, _row_count(result) + 1))]
+    if result.labels is not None:
+        headings.append("label")
+        columns.append(list(result.labels))
+    for name, tensor in result.tensors.items():
+        values, names = result.outputs[name], metadata.parameters.labels.get(name, ())
+        if len(tensor.shape) == 1 and not (result.labels is not None and names):
+            headings.append(name)
+            columns.append(values)
+        elif len(tensor.shape) == 2:
+            width = tensor.shape[1]
+            headings += [f"{name}: {names[at]}" if at < len(names) else f"{name} {at + 1}" for at in range(width)]
+            columns += [[row[at] for row in values] for at in range(width)]
+    return render_table(headings, zip(*columns, strict=True))
+
+
+def _row_count(result: InferResult) -> int:
+    return max((tensor.shape[0] for tensor in result.tensors.values() if tensor.shape), default=0)
+
+
+def _summary(result: InferResult) -> str:
+    from sealgate.terminal import render_pairs
+
+    facts = result.evidence.model(result.receipt.record.model)
+    skipped = sum(check.outcome == "skipped" for check in result.evidence.transcript)
+    unchecked = f", {skipped} checks had nothing to compare with (--explain)" if skipped else ""
+    return render_pairs(
+        [
+            ("model", f"{result.model_name} {result.model_version}"),
+            (
+                "privacy",
+                f"epsilon {facts.epsilon_micro / 1e6:g} per {facts.privacy_unit}, delta {facts.delta} (certificate)",
+            ),
+            ("receipt", f"verified: record {result.receipt.index} of {result.receipt.record.log}"),
+            ("evidence", f"verified: {result.evidence.grade}, profile {result.evidence.claims.profile}{unchecked}"),
+        ]
+    )
+
+
+INFER = Command(
+    summary="ask a model about rows, sealed, and verify the answer's receipt",
+    description="Seals the rows for the attested runtime, sends them through the gateway, verifies the audit receipt "
+    "and prints the opened answer. Nothing is printed unless evidence, receipt and seal hold.",
+    configure=_configure,
+    run=_run,
+)
