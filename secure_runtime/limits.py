@@ -10,6 +10,7 @@ BOOT_TIMEOUT_S = 120.0  # from spawn to Hello; loading torch and recomputing cer
 RESTART_DELAY_MIN_S = 0.1
 RESTART_DELAY_MAX_S = 30.0
 STABLE_AFTER_S = 60.0  # a worker that lived this long restarts without added delay
+MAX_REMEMBERED_KEY_IDS = 128  # of 256: recent identifiers that a new worker does not use again
 DRAIN_S = 15.0  # how long an ordered stop waits for requests in flight
 
 # Worker --------------------------------------------------------------------------------------------------------------

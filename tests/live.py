@@ -211,7 +211,7 @@ def all_records(found: AuditReader) -> list[Record]:
     cursor: str | None = None
     while True:
         page = found.records(RecordFilter(oldest_first=True), cursor, 1000)
-        entries.extend(page.entries)
+        entries.extend(page.records)
         cursor = page.cursor
         if cursor is None:
             return [entry.record for entry in entries]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ import msgspec
 from audit.auth_failures import AuthFailures
 from audit.errors import LogUnavailable
 from audit.log import AuditLog, Effect
+from audit.query import AuditReader, RecordFilter
 from policy.budget import BudgetBook
 from policy.store import load_files
 from sealgate.ambient import Clock, now_us
@@ -41,7 +42,7 @@ from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_s
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.spawn import python_paths
 from secure_runtime.host.supervisor import Published, Supervisor
-from secure_runtime.limits import DRAIN_S
+from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS
 
 if TYPE_CHECKING:
     from audit.log import Connection
@@ -66,6 +67,7 @@ class RuntimeHost:
         *,
         policy_digest: str,
         budgets: BudgetBook,
+        used_key_ids: Sequence[int],
         tell: Callable[[str], None],
         clock: Clock = now_us,
     ) -> None:
@@ -85,6 +87,7 @@ class RuntimeHost:
             evidence_digest=lambda published: state_digest(self._claims(published, b"")),
             on_change=self._changed,
             tell=tell,
+            used_key_ids=used_key_ids,
         )
         self._admission = Admission(
             log=log,
@@ -247,8 +250,9 @@ def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
     policy = load_files(deployment.policy)
     budgets = BudgetBook(policy.budgets)
     origin = deployment.settings.deployment.origin
+    url = f"sqlite:///{deployment.database}"
     log = AuditLog.open(
-        f"sqlite:///{deployment.database}",
+        url,
         signer=load_note_signer(deployment.log_key, origin),
         subjects_key=load_subjects_key(deployment.subjects_key),
         origin=origin,
@@ -257,11 +261,23 @@ def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
         disk_reserve_bytes=deployment.settings.runtime.disk_reserve_mb * 1024 * 1024,
     )
     try:
-        host = RuntimeHost(deployment, log, policy_digest=policy.digest, budgets=budgets, tell=tell)
+        used = _recorded_key_ids(url, origin)
+        host = RuntimeHost(deployment, log, policy_digest=policy.digest, budgets=budgets, used_key_ids=used, tell=tell)
         asyncio.run(_until_signal(host))
     finally:
         log.close()
     return 0
+
+
+def _recorded_key_ids(url: str, origin: str) -> tuple[int, ...]:
+    """Key identifiers of earlier workers, oldest first: a stale client must meet "unknown key", not another's key."""
+    reader = AuditReader(url, origin=origin)
+    try:
+        page = reader.records(RecordFilter(kind="key.rotate"), limit=MAX_REMEMBERED_KEY_IDS // 2)
+    finally:
+        reader.close()
+    rotations = [entry.record.detail.get("key_ids", "") for entry in reversed(page.records)]
+    return tuple(int(number) for ids in rotations for number in ids.split())
 
 
 def _spend_hold(budgets: BudgetBook) -> Effect:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -38,7 +38,13 @@ from secure_runtime.host.admission import LiveWorker
 from secure_runtime.host.inspect import read_layers
 from secure_runtime.host.spawn import SpawnedWorker, spawn_worker
 from secure_runtime.host.worker_link import WorkerLink, connect
-from secure_runtime.limits import BOOT_TIMEOUT_S, RESTART_DELAY_MAX_S, RESTART_DELAY_MIN_S, STABLE_AFTER_S
+from secure_runtime.limits import (
+    BOOT_TIMEOUT_S,
+    MAX_REMEMBERED_KEY_IDS,
+    RESTART_DELAY_MAX_S,
+    RESTART_DELAY_MIN_S,
+    STABLE_AFTER_S,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,17 +67,17 @@ class Supervisor:
         evidence_digest: Callable[[Published], str],
         on_change: Callable[[], None],
         tell: Callable[[str], None],
+        used_key_ids: Sequence[int] = (),
     ) -> None:
         self._log = log
         self._plan = plan
         self._evidence_digest = evidence_digest
         self._on_change = on_change
         self._tell = tell
-        self._events: asyncio.Queue[Hello | BootFailed | KeysChanged | WorkerGone] = asyncio.Queue()
         self._live: LiveWorker | None = None
         self._published: Published | None = None
         self._why_not = "the worker is starting"
-        self._used_key_ids: list[int] = []
+        self._used_key_ids = list(used_key_ids)
         self._link: WorkerLink | None = None
         self._stopping = False
 
@@ -116,7 +122,7 @@ class Supervisor:
 
     async def _one_worker(self) -> str:
         """Spawn, serve until it is lost, put its end on record; returns the reason."""
-        self._events = events = asyncio.Queue()
+        events: asyncio.Queue[Hello | BootFailed | KeysChanged | WorkerGone] = asyncio.Queue()
         spawned = spawn_worker(self._plan(tuple(self._used_key_ids)))
         self._link = link = WorkerLink(events.put_nowait, events.put_nowait)
         instance = ""
@@ -191,7 +197,7 @@ class Supervisor:
 
     async def _record_keys(self, key_configs: bytes, instance: str) -> None:
         configs = decode_key_configs(key_configs)
-        self._used_key_ids = (self._used_key_ids + [config.key_id for config in configs])[-128:]
+        self._used_key_ids = (self._used_key_ids + [config.key_id for config in configs])[-MAX_REMEMBERED_KEY_IDS:]
         detail = {
             "key_ids": " ".join(str(config.key_id) for config in configs),
             "kems": " ".join(config.kem.name for config in configs),

@@ -19,6 +19,7 @@ from secure_runtime.errors import SandboxRefused
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine.serving import Engine
 
+_ZEROS: dict[str, bool | str] = {"BOOL": False, "BYTES": ""}
 _ROWS_LARGE = 4096  # enough to start torch's own threads
 
 
@@ -69,7 +70,8 @@ def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[s
         path = f"/v2/models/{name}/infer"
         for rows in (1, _ROWS_LARGE):
             shape = tuple(rows if size == -1 else size for size in spec.shape)
-            tensor = inference.tensor_from_list(spec.name, spec.datatype, shape, [0] * math.prod(shape))
+            zero = _ZEROS.get(spec.datatype, 0)
+            tensor = inference.tensor_from_list(spec.name, spec.datatype, shape, [zero] * math.prod(shape))
             for binary in (True, False):
                 request = inference.InferRequest(inputs=(tensor,))
                 fields, body = inference.encode_infer_request(request, binary=binary)
