@@ -18,11 +18,10 @@ from sealgate.client.session import Session
 from sealgate.errors import DecodeError, EvidenceError, OpenError, SealgateError, TruncatedError
 from sealgate.limits import CHUNK, CHUNKED_ABOVE, DATE_WINDOW_S
 from sealgate.protocol import bhttp, ohttp
-from sealgate.protocol.binding import commitment
 from sealgate.protocol.completion import Statement, sign_completion
 from sealgate.protocol.hpke import Kem, KemPrivateKey
 from sealgate.protocol.inference import tensor_from_list
-from sealgate.protocol.ohttp import KeyConfig, encode_key_configs
+from sealgate.protocol.ohttp import KeyConfig, commitment, encode_key_configs
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import Record
 
