@@ -99,7 +99,8 @@ class RuntimeHost:
             clock=clock,
         )
         self._server = LinkServer(self)
-        self._log_was_ok = True
+        self._told = (False, "", "ok")
+        self._stopping = False
 
     def _boot_plan(self, avoid_key_ids: tuple[int, ...]) -> BootPlan:
         deployment, settings = self._identity.deployment, self._identity.deployment.settings.runtime
@@ -135,9 +136,8 @@ class RuntimeHost:
             reply = await self._admission.audit_read(frame)
         else:
             return self._evidence(frame)
-        if self._log.state.ok != self._log_was_ok:
-            self._log_was_ok = self._log.state.ok
-            self._changed()
+        if not self._log.state.ok:
+            self._look_again()
         return reply
 
     def _evidence(self, frame: EvidenceWanted) -> tuple[Reply, bytes]:
@@ -199,9 +199,12 @@ class RuntimeHost:
         )
 
     def _changed(self) -> None:
+        """Tell gateways the state of now, and people when what they care about changed."""
         self._server.broadcast()
         state = self.state()
-        self._tell("runtime ready" if state.ready else f"runtime not ready: {state.detail}")
+        told, self._told = self._told, (state.ready, state.detail, state.log_state)
+        if self._told != told and not self._stopping:
+            self._tell("runtime ready" if state.ready else f"runtime not ready: {state.detail}")
 
     # Life ------------------------------------------------------------------------------------------------------------
 
@@ -221,6 +224,7 @@ class RuntimeHost:
         watching = asyncio.create_task(self._watch())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((supervising, stopping), return_when=asyncio.FIRST_COMPLETED)
+        self._stopping = True
         watching.cancel()
         await self._server.close(drain_s=DRAIN_S)
         await self._supervisor.stop()
@@ -230,15 +234,17 @@ class RuntimeHost:
 
     async def _watch(self) -> None:
         """Once a second: close the minute of counted failures, and tell gateways when the log's state changed."""
-        told = self.state()
         while True:
             await asyncio.sleep(1)
             with contextlib.suppress(LogUnavailable):
                 self._auth_failures.tick()
-            state = self.state()
-            if (state.ready, state.detail, state.log_state) != (told.ready, told.detail, told.log_state):
-                told = state
-                self._changed()
+            self._look_again()
+
+    def _look_again(self) -> None:
+        """The log's health has no event: compare with what was told."""
+        state = self.state()
+        if (state.ready, state.detail, state.log_state) != self._told:
+            self._changed()
 
 
 def _with_id(reply: Reply, frame_id: int) -> Reply:
