@@ -1,0 +1,120 @@
+"""Starts a worker process and hands it its plan.
+
+The worker begins as a fresh interpreter that shares nothing with the host but one socketpair: no environment, no
+descriptors, no paths from the environment, no site customisation. Its sandbox closes from inside (worker/boot.py).
+
+Trusts: the interpreter that runs the host. Never: uses a shell, or starts a worker from another thread than the main
+one (the kernel ends a worker when the *thread* that started it ends).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from sealgate.protocol.frames import BootPlan
+
+_BOOT = Path(__file__).parents[1] / "worker" / "boot.py"
+_NEEDED = (
+    "sealgate",
+    "secure_runtime",
+    "torch",
+    "numpy",
+    "cryptography",
+    "msgspec",
+    "httpx",
+    "safetensors",
+    "dp_accounting",
+    "scipy",
+    "absl",
+    "attr",
+)
+"""Packages whose directories a worker may read; those that are not installed are passed over."""
+
+
+@dataclass(frozen=True)
+class SpawnedWorker:
+    """A started worker: the process that the host waits for, and the host's end of the socketpair."""
+
+    process: subprocess.Popen[bytes]
+    sock: socket.socket
+
+    @property
+    def pid(self) -> int:
+        """The process that the host started: the worker itself, or its reaper."""
+        return self.process.pid
+
+    def sealed_pid(self) -> int:
+        """The sealed process as the host sees it. Right once the worker has spoken: it has forked by then, or will not."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        try:
+            found = children.read_text("ascii").split()
+        except OSError:
+            return self.pid
+        return int(found[0]) if found else self.pid
+
+    def kill(self) -> None:
+        """SIGKILL to the started process; the kernel then kills the sealed one."""
+        self.process.kill()
+
+    def wait(self) -> int:
+        """Block until it has ended; returns its exit code (128 + signal if the sealed process was killed)."""
+        return self.process.wait()
+
+
+def python_paths() -> tuple[str, ...]:
+    """The directories that hold the packages a worker needs, found without importing them.
+
+    The worker's interpreter runs without `site`, so neither .pth files nor editable-install hooks work there: these are
+    real directories.
+    """
+    found: dict[str, None] = {}
+    for name in _NEEDED:
+        spec = importlib.util.find_spec(name)
+        places = list(spec.submodule_search_locations or ()) if spec is not None else []
+        for place in places:
+            found[os.path.dirname(os.path.abspath(place))] = None
+    return tuple(found)
+
+
+def spawn_worker(plan: BootPlan, *, python: str = sys.executable) -> SpawnedWorker:
+    """Start a worker and write its plan. Call from the main thread; raises OSError when no process can be made."""
+    threads = str(plan.torch_threads)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    return _start(_BOOT, msgspec.json.encode(plan), python=python, environment=environment)
+
+
+def _start(boot: Path, plan: bytes, *, python: str, environment: dict[str, str]) -> SpawnedWorker:
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("workers are started from the main thread only: they die with the thread that starts them")
+    ours, theirs = socket.socketpair()
+    try:
+        process = subprocess.Popen(
+            [python, "-I", "-S", "-B", str(boot), str(theirs.fileno())],
+            # OpenBLAS starts its threads while numpy is imported, before anybody could tell it how many.
+            env={"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", **environment},
+            cwd="/",
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,  # opened for both directions; boot.py puts it on 1 and 2 as well
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    try:
+        ours.sendall(len(plan).to_bytes(4, "big") + plan)
+    except OSError:
+        # It ended before reading. The caller finds out the usual way: the socket is at its end.
+        process.poll()
+    return SpawnedWorker(process, ours)
