@@ -11,13 +11,12 @@ from sealgate.command import Command
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, help="where to put the deployment (default: a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="leave the deployment there, and running, until Ctrl-C")
-    parser.add_argument("--quick", action="store_true", help="train fewer steps (a weaker model; for tests)")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from sealgate.demo.story import tell_story
 
-    return tell_story(state=arguments.state, keep=arguments.keep, quick=arguments.quick)
+    return tell_story(state=arguments.state, keep=arguments.keep)
 
 
 DEMO = Command(

@@ -51,13 +51,13 @@ class _Stage:
         return Session(self.trust, purpose=purpose, token=token, outer=outer, trust_env=False)
 
 
-def tell_story(*, state: Path | None, keep: bool, quick: bool) -> int:
+def tell_story(*, state: Path | None, keep: bool) -> int:
     """Tell it; returns 0, or raises SealgateError where it does not hold."""
     chosen = Path(tempfile.mkdtemp(prefix="sealgate-demo-")) if state is None else state
     stage = _Stage(chosen.absolute() / "deployment", Narrator())
     try:
         _deployment(stage)
-        _training(stage, quick=quick)
+        _training(stage)
         _bundle(stage)
         stage.narrator.act("Start the runtime host, the sandboxed worker and the gateway (TLS 1.3, loopback)")
         with Server(stage.state) as server:
@@ -86,14 +86,21 @@ def _deployment(stage: _Stage) -> None:
     stage.narrator.say("every private key file is readable by its owner only (0600)")
 
 
-def _training(stage: _Stage, *, quick: bool) -> None:
+def _training(stage: _Stage) -> None:
     stage.narrator.act("Train on 569 real patients (30 measurements each) with differential privacy: DP-SGD, Opacus")
-    text = _CONFIG.read_text().replace("HELDOUT_CSV", str(stage.heldout))
-    if quick:
-        text = text.replace("steps = 400", "steps = 60")
-    config = stage.state / "breast_cancer.toml"
-    config.write_text(text)
-    sealgate("train", config, "--out", stage.bundle, "--key", stage.state / "publisher.key", show=True)
+    config = stage.state / _CONFIG.name
+    shutil.copyfile(_CONFIG, config)
+    sealgate(
+        "train",
+        config,
+        "--out",
+        stage.bundle.parent,
+        "--key",
+        stage.state / "publisher.key",
+        "--heldout-csv",
+        stage.heldout,
+        show=True,
+    )
 
 
 def _bundle(stage: _Stage) -> None:
@@ -171,8 +178,8 @@ def _refusals(stage: _Stage) -> None:
     network = httpx.HTTPTransport(verify=tls_context(open_trust(stage.trust), None, trust_env=False))
     good = _token(stage)
     attempts: tuple[tuple[str, Callable[[], Session]], ...] = (
-        ("an expired token", lambda: stage.session(_token(stage, "--expired"))),
-        ("a purpose that is not allowed", lambda: stage.session(good, purpose="marketing")),
+        ("an expired token", lambda: stage.session(_token(stage, "--issued-ago", "7200"))),
+        ("a purpose that is not allowed", lambda: stage.session(good, purpose="research")),
         ("a sealed request altered on the way", lambda: stage.session(good, outer=_Altering(network))),
     )
     for what, open_session in attempts:
@@ -235,7 +242,7 @@ def _goodbye(stage: _Stage, *, keep: bool) -> None:
     state = stage.state if keep else Path("STATE")
     narrator.say(
         f"sealgate init STATE && sealgate serve STATE      your own deployment\n"
-        f"sealgate train CONFIG.toml --out STATE/models/NAME --key STATE/publisher.key\n"
+        f"sealgate train CONFIG.toml --out STATE/models --key STATE/publisher.key\n"
         f"sealgate audit query --trust {state}/client/trust.toml --client-cert ... --client-key ...\n"
         f"sealgate audit export ... --out evidence.zip && sealgate audit verify evidence.zip --trust ...\n"
         f"in Python:\n"
