@@ -1,5 +1,7 @@
-"""One log line for each request: method, route template, status, sizes, time. The outermost ASGI layer.
+"""The outermost ASGI layer: one log line for each request, and answers handed to the connection in pieces.
 
+Pieces, because a connection pushes back only between writes: a large answer written at once would lie in buffers for
+as long as its reader likes. The line says method, route template, status, sizes, time.
 Trusts: the router for the route template. Never: logs a path, a query string or a header, each of which callers fill.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.gate import source_class
+from gateway.limits import PIECE
 from gateway.telemetry import Telemetry
 from sealgate.ambient import monotonic_ns
 
@@ -37,9 +40,14 @@ class AccessLog:
         async def counted_send(message: Any) -> None:
             if message["type"] == "http.response.start":
                 seen["status"] = message["status"]
-            else:
-                seen["sent"] += len(message.get("body", b""))
-            await send(message)
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            body = message.get("body", b"")
+            for start in range(0, max(len(body), 1), PIECE):
+                more = start + PIECE < len(body) or message.get("more_body", False)
+                await send({"type": "http.response.body", "body": body[start : start + PIECE], "more_body": more})
+            seen["sent"] += len(body)
 
         try:
             await self._app(scope, counted_receive, counted_send)

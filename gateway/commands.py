@@ -27,7 +27,7 @@ def _configure_init(parser: argparse.ArgumentParser) -> None:
         "--profile",
         choices=("strict", "container", "dev"),
         default="strict",
-        help="isolation that the runtime must reach (default: %(default)s; `sealgate doctor` says what this machine can)",
+        help="isolation that the runtime must reach (default: %(default)s); see `sealgate doctor`",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="set a deployment that is there aside and make a new one"

@@ -12,7 +12,8 @@ MAX_HEAD = 32 * 1024  # request line and header fields; also whatever a peer sen
 HEAD_TIMEOUT_S = 10.0  # from a connection's first byte (or its start) to a complete head
 KEEP_ALIVE_S = 15  # an idle connection
 LINGER_S = 2.0  # how long a body that was refused is read and thrown away, so that the refusal is not lost
-WRITE_STALL_S = 30.0  # a reader that takes no byte of its answer for this long is dropped
+WRITE_STALL_S = 30.0  # a reader that takes less than about a PIECE of its answer in this time is dropped
+PIECE = 256 * 1024  # how much of an answer is handed to the connection at once
 SHUTDOWN_S = 15  # what is in flight may finish when the gateway is asked to stop
 
 # Bodies --------------------------------------------------------------------------------------------------------------

@@ -53,7 +53,6 @@ class SealedHttpProtocol(HttpToolsProtocol):
     _unproductive = 0  # bytes since the peer last completed a head or sent a byte of a body
     _deadline: asyncio.TimerHandle | None = None  # for the head, or for the rest of a body that was refused
     _stall: asyncio.TimerHandle | None = None
-    _unsent = 0
 
     # The peer ---------------------------------------------------------------------------------------------------------
 
@@ -124,22 +123,15 @@ class SealedHttpProtocol(HttpToolsProtocol):
     # Bounds on what the peer does not read ----------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
+        # Answers come in pieces (gateway.access_log), so a pause that lasts is a reader that takes nothing.
         super().pause_writing()
-        self._unsent = self.transport.get_write_buffer_size()
-        self._stall = self.loop.call_later(WRITE_STALL_S, self._look_at_reader)
+        self._stall = self.loop.call_later(WRITE_STALL_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
-
-    def _look_at_reader(self) -> None:
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
-        if self._unsent >= before:
-            self.transport.abort()
-        else:
-            self._stall = self.loop.call_later(WRITE_STALL_S, self._look_at_reader)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()

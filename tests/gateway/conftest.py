@@ -208,9 +208,7 @@ class Running:
         self.sock = listen("127.0.0.1", 0)
         self.port = self.sock.getsockname()[1]
         self._clients: list[httpx.Client] = []
-        self.asgi = build_server(
-            deployment, telemetry=Telemetry(stream=self.log, clock=self.clock), clock=self.clock
-        )
+        self.asgi = build_server(deployment, telemetry=Telemetry(stream=self.log, clock=self.clock), clock=self.clock)
         self.gate = self.asgi._app.dependencies["gate"].dependency()
         config = server_config(lambda: self.asgi, lambda *_: make_tls_context(deployment))
         self.server = uvicorn.Server(config)

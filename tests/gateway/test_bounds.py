@@ -1,0 +1,332 @@
+"""What strangers and slow peers can cost: little, and never at the others' expense. Raw sockets over real TLS."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import threading
+
+import pytest
+
+from gateway import tls_identity
+from gateway.limits import MAX_HEAD
+from sealgate.limits import MAX_SEALED_REQUEST
+from sealgate.protocol import frames
+from tests.gateway.conftest import DIE, HANG, plain_answer, post_sealed, sealed_request
+
+
+class Peer:
+    """A TLS connection that sends exactly what a test says."""
+
+    def __init__(self, gateway, certificate=None):
+        raw = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+        self.tls = gateway.tls(certificate).wrap_socket(raw, server_hostname="localhost")
+
+    def send(self, data):
+        self.tls.sendall(data)
+
+    def rest(self):
+        """Everything until the server closes."""
+        parts = []
+        try:
+            while part := self.tls.recv(65536):
+                parts.append(part)
+        except (ConnectionResetError, ssl.SSLEOFError):
+            pass
+        return b"".join(parts)
+
+    def head(self):
+        """One response: status, fields, body."""
+        data = b""
+        while b"\r\n\r\n" not in data:
+            part = self.tls.recv(65536)
+            assert part, data
+            data += part
+        head, _, body = data.partition(b"\r\n\r\n")
+        lines = head.decode().split("\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in lines[1:])
+        while len(body) < int(fields.get("content-length", 0)):
+            body += self.tls.recv(65536)
+        return int(lines[0].split()[1]), fields, body
+
+    def close(self):
+        self.tls.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def sealed_head(gateway, **fields):
+    """The head of a sealed request with a good token."""
+    lines = {
+        "Host": "localhost",
+        "Authorization": f"Bearer {gateway.token()}",
+        "Content-Type": "message/ohttp-req",
+        "Purpose": "treatment",
+    }
+    lines |= {name.replace("_", "-"): value for name, value in fields.items()}
+    text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
+    return f"POST /sealed/wine HTTP/1.1\r\n{text}\r\n".encode()
+
+
+def code_of(body):
+    return json.loads(body)["type"].rsplit(":", 1)[-1]
+
+
+# Bodies --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_declared_size_over_the_limit_is_refused_before_any_byte_of_it(gateway):
+    with Peer(gateway) as peer:
+        peer.send(sealed_head(gateway, Content_Length=str(MAX_SEALED_REQUEST + 1)))
+        status, fields, body = peer.head()
+    assert (status, code_of(body), fields["content-type"]) == (413, "too-large", "application/problem+json")
+    assert gateway.gate.sealed.bytes == 0
+
+
+def test_a_body_that_grows_over_the_limit_is_refused_and_its_memory_freed(gateway):
+    chunk = b"10000\r\n" + b"\x01" * 65536 + b"\r\n"
+    with Peer(gateway) as peer:
+        peer.send(sealed_head(gateway, Transfer_Encoding="chunked"))
+        answered = threading.Event()
+        most = [0]
+
+        def pour():
+            try:
+                for _ in range(MAX_SEALED_REQUEST // 65536 + 64):
+                    peer.send(chunk)
+                    most[0] = max(most[0], gateway.gate.sealed.bytes)
+            except OSError:
+                pass
+            answered.set()
+
+        pouring = threading.Thread(target=pour)
+        pouring.start()
+        status, _, body = peer.head()
+        assert (status, code_of(body)) == (413, "too-large")
+        pouring.join(20)
+        assert answered.is_set()
+    assert 0 < most[0] <= MAX_SEALED_REQUEST
+    gateway.until(lambda: gateway.gate.sealed.bytes == 0)
+    assert gateway.host.bodies() == []
+
+
+def test_a_refused_body_is_not_read_for_ever(gateway, monkeypatch):
+    monkeypatch.setattr(tls_identity, "LINGER_S", 0.05)
+    with Peer(gateway) as peer:
+        peer.send(sealed_head(gateway, Content_Length=str(MAX_SEALED_REQUEST + 1)))
+        assert peer.head()[0] == 413
+        assert peer.rest() == b""  # and then the connection ends although the body never came
+
+
+def test_the_body_of_a_stranger_is_not_awaited(gateway):
+    with Peer(gateway) as peer:
+        peer.send(b"POST /sealed/wine HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
+        assert peer.head()[0] == 401
+    assert gateway.gate.sealed.requests == 0
+
+
+def test_a_slow_sender_is_dropped_while_others_are_served(run_gateway):
+    gateway = run_gateway(body_timeout_s=0.3)
+    with Peer(gateway) as slow:
+        slow.send(sealed_head(gateway, Content_Length="1000") + b"\x01")
+        gateway.until(lambda: gateway.gate.sealed.requests == 1)
+        assert post_sealed(gateway.client(token=gateway.token())).status_code == 200
+        status, _fields, body = slow.head()
+        assert (status, code_of(body)) == (408, "too-slow")
+        assert slow.rest() == b""
+    assert gateway.gate.sealed.requests == 0
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "９", "1" * 30])
+def test_an_odd_content_length_is_a_bad_request(gateway, length):
+    with Peer(gateway) as peer:
+        peer.send(sealed_head(gateway, Content_Length="@").replace(b"@", length.encode()))
+        status, fields, _body = peer.head()
+    assert status in (400, 413)
+    assert fields["content-type"] == "application/problem+json"
+
+
+def test_more_at_once_than_fit_are_told_to_come_back(run_gateway):
+    gateway = run_gateway(max_concurrent=1)
+    with Peer(gateway) as first:
+        first.send(sealed_head(gateway, Content_Length="1000"))
+        gateway.until(lambda: gateway.gate.sealed.requests == 1)
+        answer = post_sealed(gateway.client(token=gateway.token()))
+    assert answer.status_code == 503
+    assert answer.json()["type"] == "urn:sealgate:problem:busy"
+    assert int(answer.headers["retry-after"]) >= 1
+    gateway.until(lambda: gateway.gate.sealed.requests == 0)
+    assert post_sealed(gateway.client(token=gateway.token())).status_code == 200
+
+
+def test_all_bodies_together_are_bounded(gateway):
+    gateway.gate.sealed._bytes_max = 1000
+    answer = post_sealed(gateway.client(token=gateway.token()), size=5000)
+    assert (answer.status_code, answer.json()["title"]) == (503, "Busy")
+    assert gateway.gate.sealed.bytes == 0
+    assert post_sealed(gateway.client(token=gateway.token())).status_code == 200
+
+
+# Heads ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_never_ends_is_cut_off(gateway):
+    with Peer(gateway) as peer:
+        peer.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: ")
+        for _ in range(MAX_HEAD // 4096 + 1):
+            peer.send(b"a" * 4096)
+        peer.send(b"a")
+        status, _, body = peer.head()
+        assert (status, code_of(body)) == (431, "header-too-large")
+        assert peer.rest() == b""
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health/live HT"])
+def test_a_head_that_does_not_come_is_not_waited_for(gateway, monkeypatch, sent):
+    monkeypatch.setattr(tls_identity, "HEAD_TIMEOUT_S", 0.1)
+    with Peer(gateway) as peer:
+        peer.send(sent) if sent else None
+        said = peer.rest()
+    assert (b" 408 " in said) == bool(sent)
+
+
+def test_a_trailer_does_not_become_a_header(gateway):
+    raw, _ = sealed_request()
+    head = sealed_head(gateway, Transfer_Encoding="chunked").replace(b"Authorization", b"X-Was")
+    with Peer(gateway) as peer:
+        body = f"{len(raw):x}\r\n".encode() + raw + b"\r\n0\r\n"
+        peer.send(head + body + f"Authorization: Bearer {gateway.token()}\r\n\r\n".encode())
+        assert peer.head()[0] == 401
+
+
+def test_trailers_without_end_are_cut_off(gateway):
+    with Peer(gateway) as peer:
+        peer.send(sealed_head(gateway, Transfer_Encoding="chunked") + b"1\r\na\r\n0\r\n")
+        said = b""
+        try:
+            for _ in range(64):
+                peer.send(b"X: " + b"a" * 4096 + b"\r\n")
+            said = peer.rest()
+        except OSError:
+            pass
+    assert b"200 OK" not in said
+    gateway.until(lambda: gateway.gate.sealed.requests == 0)
+
+
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01garbage\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"NONSENSE\r\n\r\n"])
+def test_malformed_http_is_a_problem_too(gateway, sent):
+    with Peer(gateway) as peer:
+        peer.send(sent)
+        status, fields, body = peer.head()
+    assert (status, code_of(body)) == (400, "malformed-request")
+    assert fields["content-type"] == "application/problem+json"
+
+
+def test_connections_over_the_most_are_closed_at_once(gateway, monkeypatch):
+    monkeypatch.setattr(tls_identity, "MAX_CONNECTIONS", 2)
+    with Peer(gateway) as one, Peer(gateway) as two:
+        gateway.until(lambda: len(gateway.server.server_state.connections) == 2)
+        with Peer(gateway) as three:
+            assert three.rest() == b""
+        for peer in (one, two):
+            peer.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert peer.head()[0] == 200
+
+
+def test_an_answer_that_nobody_reads_is_dropped(gateway, monkeypatch):
+    monkeypatch.setattr(tls_identity, "WRITE_STALL_S", 0.1)
+    big = b"\x00" * (32 * 1024 * 1024)
+    answer = frames.Answer(media_type="message/ohttp-res", log="l", record=1, receipt=b"")
+    gateway.host.script = lambda frame, body: (answer, big)
+    raw, _ = sealed_request()
+    with Peer(gateway) as peer:
+        peer.send(sealed_head(gateway, Content_Length=str(len(raw))) + raw)
+        gateway.host.heard(frames.Submit)
+        gateway.until(lambda: gateway.server.server_state.connections == set())
+
+
+# The other side ------------------------------------------------------------------------------------------------------
+
+
+def test_a_caller_that_goes_away_cancels_its_request(gateway):
+    gateway.host.script = lambda frame, body: HANG
+    raw, _ = sealed_request()
+    with Peer(gateway) as peer:
+        peer.send(sealed_head(gateway, Content_Length=str(len(raw))) + raw)
+        (submitted,) = gateway.host.heard(frames.Submit)
+    (cancelled,) = gateway.host.heard(frames.Cancel)
+    assert cancelled.id == submitted.id
+    gateway.until(lambda: gateway.gate.sealed.requests == 0)
+    gateway.until(lambda: any(line["status"] in (400, 499) for line in gateway.events("request")))
+
+
+def test_an_answer_that_takes_too_long_is_a_504_and_a_cancel(run_gateway):
+    gateway = run_gateway(request_timeout_s=0.2)
+    gateway.host.script = lambda frame, body: HANG
+    answer = post_sealed(gateway.client(token=gateway.token()))
+    assert (answer.status_code, answer.json()["type"]) == (504, "urn:sealgate:problem:timed-out")
+    assert gateway.host.heard(frames.Cancel)[0].id == gateway.host.heard(frames.Submit)[0].id
+
+
+def test_a_runtime_that_is_away_is_said_plainly_and_found_again(gateway):
+    client = gateway.client(token=gateway.token())
+    gateway.host.stop()
+    gateway.until(lambda: gateway.gate.link._state is None)
+    for answer in (
+        post_sealed(client),
+        client.get("/.well-known/ohttp-gateway"),
+        client.get("/.well-known/attestation"),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:sealgate:problem:unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+    answer = client.get("/health/ready")
+    assert (answer.status_code, answer.json()["runtime"]) == (503, "away")
+    assert client.get("/health/live").json() == {"live": True}
+    gateway.host.start()
+    gateway.until(lambda: client.get("/health/ready").status_code == 200)
+    assert post_sealed(client).status_code == 200
+
+
+def test_a_runtime_that_dies_in_the_middle_gives_a_clear_503(gateway):
+    client = gateway.client(token=gateway.token())
+    gateway.host.script = lambda frame, body: DIE
+    answer = post_sealed(client)
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:sealgate:problem:unavailable")
+    gateway.host.script = plain_answer
+    gateway.until(lambda: gateway.gate.link._state is not None)
+    assert post_sealed(client).status_code == 200
+
+
+def test_requests_are_told_apart_on_one_link(gateway):
+    """Answers come in reverse order; each caller gets its own."""
+    held = []
+    gateway.host.script = lambda frame, body: held.append((frame, body)) or HANG
+    answers = {}
+
+    def ask(number):
+        raw, media_type = sealed_request(100 + number)
+        headers = {"Content-Type": media_type, "Purpose": "treatment"}
+        with gateway.client(token=gateway.token()) as client:
+            answers[number] = (raw, client.post("/sealed/wine", content=raw, headers=headers).content)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    gateway.host.heard(frames.Submit, 6)
+
+    async def release():
+        (writer,) = gateway.host._writers
+        for frame, body in reversed(held):
+            answer = frames.Answer(id=frame.id, media_type="message/ohttp-res", log="l", record=1, receipt=b"")
+            gateway.host._send(writer, answer, body[::-1])
+
+    gateway.host._call(release())
+    for thread in threads:
+        thread.join(10)
+    assert len(answers) == 6
+    assert all(got == raw[::-1] for raw, got in answers.values())
