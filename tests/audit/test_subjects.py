@@ -1,0 +1,145 @@
+"""Pseudonyms: stable, random, durable with the next append, sealed, deletable."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from audit import subjects as subjects_module
+from audit.errors import QueryRefused
+from audit.subjects import Subjects
+from sealgate.errors import LogError
+
+
+def stored(bench: Any) -> list[tuple[str, bytes, bytes]]:
+    raw = sqlite3.connect(bench.path)
+    found = raw.execute("SELECT ref, lookup, sealed FROM subject").fetchall()
+    raw.close()
+    return found
+
+
+def test_stable_within_a_run_and_across_runs(bench, log) -> None:
+    first = log.actor("clinic", "alice")
+    assert log.actor("clinic", "alice") == first
+    assert len({first, log.actor("clinic", "bob"), log.actor("lab", "alice")}) == 3
+    log.append(bench.draft(actor=first)).result()
+    assert log.actor("clinic", "alice") == first
+    log.close()
+    again = bench.open()
+    assert again.actor("clinic", "alice") == first
+
+
+def test_durable_no_later_than_the_next_append(bench, log) -> None:
+    ref = log.actor("clinic", "alice")
+    assert stored(bench) == []
+    log.append(bench.draft(actor=ref)).result()
+    assert [row[0] for row in stored(bench)] == [ref]
+
+
+def test_even_when_that_append_is_refused(bench, log) -> None:
+    ref = log.actor("clinic", "alice")
+    with pytest.raises(Exception, match="leaf"):
+        log.append(bench.draft("made.up")).result()
+    log.append(bench.draft()).result()
+    assert [row[0] for row in stored(bench)] == [ref]
+
+
+def test_nothing_of_the_person_is_readable(bench, log) -> None:
+    log.append(bench.draft(actor=log.actor("clinic-of-hope", "alice@example.org"))).result()
+    log.close()
+    for path in bench.path.parent.iterdir():
+        content = path.read_bytes()
+        assert b"alice" not in content
+        assert b"clinic-of-hope" not in content
+
+
+def test_lookups_and_refs_depend_on_the_key_and_on_chance(bench, log, tmp_path, make_bench) -> None:
+    log.append(bench.draft(actor=log.actor("t", "alice"))).result()
+    (tmp_path / "other").mkdir()
+    other = make_bench(tmp_path / "other")
+    twin = other.open()
+    twin.append(other.draft(actor=twin.actor("t", "alice"))).result()
+    (mine,), (theirs,) = stored(bench), stored(other)
+    assert mine[0] != theirs[0]
+    assert mine[1] == theirs[1]  # the same key finds the same person
+    assert mine[2] != theirs[2]
+    other.close()
+    (tmp_path / "third").mkdir()
+    third = make_bench(tmp_path / "third")
+    odd = third.open(subjects_key=b"\x77" * 32)
+    odd.append(third.draft(actor=odd.actor("t", "alice"))).result()
+    assert stored(third)[0][1] != mine[1]
+    third.close()
+
+
+def test_identities_resolve_until_deleted(bench, log) -> None:
+    ref = log.actor("clinic", "alice")
+    log.append(bench.draft(actor=ref)).result()
+    subjects: Subjects = log._subjects
+    engine = log._engines[0]
+    with engine.begin() as connection:
+        assert subjects.resolve(connection, ref).subject == "alice"
+        subjects.delete(connection, ref)
+        with pytest.raises(QueryRefused):
+            subjects.resolve(connection, ref)
+    assert stored(bench) == []
+    assert log.actor("clinic", "alice") != ref
+
+
+def test_an_altered_or_exchanged_row_does_not_resolve(bench, log) -> None:
+    alice, bob = log.actor("clinic", "alice"), log.actor("clinic", "bob")
+    log.append(bench.draft()).result()
+    rows = {ref: sealed for ref, _, sealed in stored(bench)}
+    raw = sqlite3.connect(bench.path)
+    with raw:
+        raw.execute("UPDATE subject SET sealed = ? WHERE ref = ?", (rows[bob], alice))
+        raw.execute("UPDATE subject SET sealed = ? WHERE ref = ?", (rows[bob][:-1] + b"x", bob))
+    raw.close()
+    with log._engines[0].begin() as connection:
+        for ref in (alice, bob):
+            with pytest.raises(LogError):
+                log._subjects.resolve(connection, ref)
+
+
+def test_many_threads_get_one_pseudonym(bench, log) -> None:
+    found: list[str] = []
+    start = threading.Barrier(8)
+
+    def ask() -> None:
+        start.wait()
+        for _ in range(20):
+            found.append(log.actor("clinic", "alice"))
+            log.append(bench.draft(actor=found[-1])).result()
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert len(stored(bench)) == 1
+
+
+def test_the_cache_is_bounded_and_the_table_remembers(bench, log, monkeypatch: Any) -> None:
+    monkeypatch.setattr(subjects_module, "MAX_CACHED_SUBJECTS", 3)
+    refs = [log.actor("clinic", f"person {number}") for number in range(20)]
+    log.append(bench.draft()).result()
+    assert [log.actor("clinic", f"person {number}") for number in range(20)] == refs
+    assert len(log._subjects._cache) == 3
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(names=st.lists(st.tuples(st.text(max_size=20), st.text(min_size=1, max_size=20)), unique=True, max_size=10))
+def test_no_two_subjects_share_a_pseudonym(log, names: list[tuple[str, str]]) -> None:
+    assert len({log.actor(tenant, subject) for tenant, subject in names}) == len(names)
+
+
+def test_names_are_bounded(log) -> None:
+    for tenant, subject in (("t", ""), ("t", "x" * 1025), ("x" * 1025, "s")):
+        with pytest.raises(LogError):
+            log.actor(tenant, subject)
