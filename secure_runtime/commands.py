@@ -1,4 +1,4 @@
-"""The command `sealgate runtime`. Light: the host is imported when it runs."""
+"""The commands `sealgate runtime` and `sealgate doctor`. Light: the work is imported when they run."""
 
 from __future__ import annotations
 
@@ -27,5 +27,31 @@ RUNTIME = Command(
     ),
     configure=_configure_runtime,
     run=_run_runtime,
+    extra="server",
+)
+
+
+def _configure_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="the same for machines")
+
+
+def _run_doctor(arguments: argparse.Namespace) -> int:
+    """0 when a profile that isolates holds here, 1 when only `dev` would start."""
+    from secure_runtime import doctor
+
+    diagnosis = doctor.examine()
+    print(doctor.as_json(diagnosis) if arguments.json else doctor.as_text(diagnosis))
+    return 0 if diagnosis.profile != "dev" else 1
+
+
+DOCTOR = Command(
+    summary="show which isolation layers this machine allows, and what to do about the others",
+    description=(
+        "Closes a real sandbox in a process of its own, tries what a worker must not be able to do, and prints every "
+        "layer and probe, and the profile that holds for the present user. Exit code 0 when 'strict' or 'container' "
+        "holds, 1 otherwise. Run it as the user that will run the runtime."
+    ),
+    configure=_configure_doctor,
+    run=_run_doctor,
     extra="server",
 )

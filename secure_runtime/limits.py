@@ -13,6 +13,11 @@ STABLE_AFTER_S = 60.0  # a worker that lived this long restarts without added de
 MAX_REMEMBERED_KEY_IDS = 128  # of 256: recent identifiers that a new worker does not use again
 DRAIN_S = 15.0  # how long an ordered stop waits for requests in flight
 
+# Doctor --------------------------------------------------------------------------------------------------------------
+PROBE_TIMEOUT_S = 30.0
+MAX_PROBE_REPORT = 1024 * 1024
+WORKER_UID = 65534  # as in the deployment's default: the user to change to when started by root
+
 # Worker --------------------------------------------------------------------------------------------------------------
 MAX_BUNDLES = 64
 RECEIVE_BYTES = 32 * 1024 * 1024  # taken from the socket in one sweep

@@ -23,6 +23,7 @@ import msgspec
 from sealgate.protocol.frames import BootPlan
 
 _BOOT = Path(__file__).parents[1] / "worker" / "boot.py"
+_PROBE = Path(__file__).parents[1] / "worker" / "probe.py"
 _NEEDED = (
     "sealgate",
     "secure_runtime",
@@ -53,7 +54,7 @@ class SpawnedWorker:
         return self.process.pid
 
     def sealed_pid(self) -> int:
-        """The sealed process as the host sees it. Right once the worker has spoken: it has forked by then, or will not."""
+        """The sealed process as the host sees it; right once the worker has spoken, when it has forked or will not."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         try:
             found = children.read_text("ascii").split()
@@ -90,6 +91,11 @@ def spawn_worker(plan: BootPlan, *, python: str = sys.executable) -> SpawnedWork
     threads = str(plan.torch_threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     return _start(_BOOT, msgspec.json.encode(plan), python=python, environment=environment)
+
+
+def spawn_probe(plan: BootPlan, *, python: str = sys.executable) -> SpawnedWorker:
+    """Start a process that closes and seals the same sandbox, says what it reached (worker/probe.py), and ends."""
+    return _start(_PROBE, msgspec.json.encode(plan), python=python, environment={})
 
 
 def _start(boot: Path, plan: bytes, *, python: str, environment: dict[str, str]) -> SpawnedWorker:

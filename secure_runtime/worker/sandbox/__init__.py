@@ -43,6 +43,7 @@ def enter(plan: Mapping[str, Any]) -> Report:
     _leave_the_machine(plan, view, report)
     os.chdir("/")
     os.umask(0o077)
+    _require_readable(view)
     identity.limit_resources(plan["memory_limit_bytes"], report)
     identity.drop_capabilities(report)
     identity.forbid_new_privileges(report)
@@ -79,6 +80,16 @@ def _leave_the_machine(plan: Mapping[str, Any], view: root.View, report: Report)
     for descriptor in (proc, owner_map):
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _require_readable(view: root.View) -> None:
+    """Say now, in words, what would otherwise end as a missing module or an empty list of models."""
+    for path in view.readable:
+        if os.path.exists(path) and not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
+            raise LayerMissing(f"the worker's user (uid {os.geteuid()}) may not read {path}; let it, or move it")
+    for path in view.code:
+        if not os.path.exists(path):
+            raise LayerMissing(f"the worker's user (uid {os.geteuid()}) cannot reach {path}; let it, or move it")
 
 
 def _filter(layer: str, rules: tuple[bpf.Rule, ...], report: Report) -> None:

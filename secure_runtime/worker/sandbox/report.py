@@ -93,11 +93,12 @@ class Report:
         """Whether the layer closed."""
         return self.layers.get(layer, {}).get("state") == "on"
 
-    def missing(self, *, before_seal: bool = False) -> list[str]:
-        """Required layers that do not hold, and probes that got through."""
-        required = [name for name in REQUIRED[self.profile] if not (before_seal and name == "seccomp-seal")]
+    def missing(self, *, profile: str | None = None, before_seal: bool = False) -> list[str]:
+        """Required layers that do not hold, and probes that got through, by this profile or by another."""
+        wanted = profile or self.profile
+        required = [name for name in REQUIRED[wanted] if not (before_seal and name == "seccomp-seal")]
         lacking = [name for name in required if self.layers.get(name, {}).get("state") not in ("on", "not-needed")]
-        if self.profile != "dev":
+        if wanted != "dev":
             lacking += [f"probe {name}" for name, entry in self.probes.items() if entry["state"] == "failed"]
         return lacking
 
