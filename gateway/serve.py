@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from gateway.app import build_server
+from gateway.app import build_server, make_gate
 from gateway.limits import KEEP_ALIVE_S, SHUTDOWN_S
 from gateway.telemetry import Telemetry, capture_libraries
 from gateway.tls_identity import SealedHttpProtocol, make_tls_context
@@ -71,8 +72,12 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         sock = socket.socket(info[0], info[1])
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(info[4])
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(info[4])
+        except OSError:
+            sock.close()
+            raise
     except OSError as error:
         raise ConfigurationError(
             f"cannot listen on {host} port {port}: {error.strerror}; is another gateway running? "
@@ -85,22 +90,25 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(deployment: Deployment) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     settings = deployment.settings.gateway
-    opened = _Opened(deployment.root)
-    opened()  # what is wrong with the deployment is said now, in one line, before anything listens
-    opened.tls()
+    telemetry = Telemetry()
+    # What is wrong with the deployment is said now, in one line, before anything listens.
+    make_gate(deployment, telemetry=telemetry).audit.close()
+    make_tls_context(deployment)
     _allow_many_files()
     sock = listen(settings.host, settings.port)
-    Telemetry().event("listening", address=f"{settings.host}:{sock.getsockname()[1]}", count=settings.workers)
+    telemetry.event("listening", address=f"{settings.host}:{sock.getsockname()[1]}", count=settings.workers)
+    opened = _Opened(deployment.root)
     config = server_config(opened, opened.tls, workers=settings.workers)
-    server = uvicorn.Server(config)
     # uvicorn raises the signal again when it has stopped in order; then it has done its work.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     if settings.workers > 1:
-        Multiprocess(config, sockets=[sock]).run()
-    else:
-        server.run(sockets=[sock])
-    return 0 if settings.workers > 1 or server.started else 1
+        processes = Multiprocess(config, sockets=[sock])
+        processes.run()
+        return 1 if any(process.exitcode == STARTUP_FAILURE for process in processes.processes) else 0
+    server = uvicorn.Server(config)
+    server.run(sockets=[sock])
+    return 0 if server.started else 1
 
 
 def _allow_many_files() -> None:

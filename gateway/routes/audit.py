@@ -32,7 +32,7 @@ from gateway.routes.openapi import answers
 from gateway.thread_stream import stream_from_thread
 from policy.decide import Permit
 from policy.entities import Action
-from sealgate.errors import DecodeError
+from sealgate.errors import DecodeError, SealgateError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.frames import AuditRead
 
@@ -214,13 +214,17 @@ async def _answerable(work: Awaitable[_T]) -> _T:
     try:
         return await work
     except QueryRefused as error:
-        if error.code in _NOT_FOUND:
-            raise Problem("not-found", detail="The log has no such record, proof or tile.") from None
-        raise Problem("malformed-request", detail=str(error)) from None
+        raise Problem("not-found" if error.code in _NOT_FOUND else "malformed-request", detail=_said(error)) from None
     except DecodeError as error:
-        raise Problem("malformed-request", detail=str(error)) from None
+        raise Problem("malformed-request", detail=_said(error)) from None
     except LogUnavailable as error:
         raise Problem("unavailable", retry_after_s=error.retry_after_s) from None
+
+
+def _said(error: SealgateError) -> str:
+    """The public text of a refusal, as a sentence."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 async def _exported(gate: Gate, write: Callable[[BinaryIO], None]) -> AsyncIterator[bytes]:
@@ -264,6 +268,6 @@ def _tile_place(path: str) -> tuple[int, int]:
     """Index and width of a tile from its C2SP path."""
     match = _TILE.fullmatch(path.strip("/"))
     if match is None:
-        raise Problem("not-found", detail="The log has no such record, proof or tile.")
+        raise Problem("not-found", detail="The log has no such tile.")
     width = int(match[2]) if match[2] else TILE_WIDTH
     return int(match[1].replace("/", "").replace("x", "")), width
