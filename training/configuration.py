@@ -126,8 +126,8 @@ def load_configuration(path: Path) -> Configuration:
 
 def micro(value: Decimal, name: str) -> int:
     """A decimal as whole millionths; raises ConfigurationError if it is not."""
-    if not value.is_finite() or value != value.quantize(Decimal("0.000001")):
-        raise ConfigurationError(f"{name} must be a number with at most six decimals")
+    if not value.is_finite() or abs(value) > 10**9 or value * MICRO != int(value * MICRO):
+        raise ConfigurationError(f"{name} must be a number below 10^9 with at most six decimals")
     return int(value * MICRO)
 
 
@@ -186,6 +186,7 @@ def _check_data(configuration: Configuration) -> None:
             raise ConfigurationError("[data] target_range: low must be below high")
     if data.public_population <= 0:
         raise ConfigurationError("[data] public_population must be above zero")
+    _check_decimals("[data] held_out", (data.held_out,))
     if not 0 < data.held_out < 1:
         raise ConfigurationError("[data] held_out must lie between 0 and 1, for example 0.2")
 
@@ -208,6 +209,8 @@ def _check_privacy(configuration: Configuration) -> None:
     _check_decimals("[privacy] delta", (privacy.delta,))
     if not 0 < privacy.delta * configuration.data.public_population < 1:
         raise ConfigurationError("[privacy] delta must be above zero and below one over public_population")
+    _check_decimals("[optimizer] learning_rate", (optimizer.learning_rate,))
+    _check_decimals("[optimizer] momentum", (optimizer.momentum,))
     if optimizer.learning_rate <= 0 or not 0 <= optimizer.momentum < 1:
         raise ConfigurationError("[optimizer] learning_rate must be above 0, momentum in [0, 1)")
     if not 0 <= optimizer.average_steps <= privacy.steps:

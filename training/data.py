@@ -8,6 +8,7 @@ Trusts: nothing in the data. Never: unpickles, fills gaps, drops rows, or comput
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,14 @@ def _from_arrow(table: Any, path: Path) -> Columns:
 def _read_npz(path: Path) -> Columns:
     """One 1-D array per column; or a 2-D array `X`, whose columns are named by an array `columns` or x0, x1, ..."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        with path.open("rb") as file, zipfile.ZipFile(file) as members:
+            if sum(member.file_size for member in members.infolist()) > MAX_DATA_FILE:
+                raise ConfigurationError(f"{path} unpacks to more than {MAX_DATA_FILE} bytes")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+    except ConfigurationError:
+        raise
     except (ValueError, EOFError, KeyError) as error:
         raise ConfigurationError(f"{path} is not an NPZ file of plain arrays (pickled objects are refused)") from error
     except Exception as error:  # zipfile and zlib raise errors of their own for damaged archives

@@ -9,6 +9,7 @@ Trusts: nothing. Never: shuffles by a random generator.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import hmac
@@ -84,5 +85,6 @@ def write_private(path: Path, text: str) -> None:
             file.write(text)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error

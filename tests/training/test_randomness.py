@@ -1,0 +1,149 @@
+"""The noise source and the sampler: published vectors, distribution tests, and that nobody can replay them.
+
+Random tests use thresholds that a correct source misses less than once in 10^9 runs.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from training.randomness import Keystream, PoissonSampler
+
+NEVER = 1e-9
+
+
+class Fixed:
+    """Entropy that always says the same: for vectors and for showing what a seed would do."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = list(parts)
+
+    def __call__(self, count: int) -> bytes:
+        part = self.parts.pop(0)
+        assert len(part) == count
+        return part
+
+
+def test_the_keystream_is_aes_256_ctr():
+    """NIST SP 800-38A, F.5.5: the keystream is ciphertext xor plaintext of the first block."""
+    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+    counter = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
+    words = Keystream(Fixed(key, counter)).words(2)
+    assert words.tobytes().hex() == "0bdf7df1591716335e9a8b15c860c502"
+
+
+def test_two_streams_never_agree_and_seeding_changes_nothing():
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        drawn.append(Keystream().gaussian(50))
+    assert not np.intersect1d(drawn[0], drawn[1]).size
+
+
+def test_a_stream_leaves_torchs_and_numpys_generators_alone():
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    PoissonSampler(Fraction(1, 2), Keystream()).draw(100)
+    Keystream().gaussian(100)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_gaussian_values_are_gaussian():
+    values = Keystream().gaussian(400_000)
+    assert stats.kstest(values, "norm").pvalue > NEVER
+    assert abs(values.mean()) < 6 / np.sqrt(len(values))
+    assert abs(values.var() - 1) < 6 * np.sqrt(2 / len(values))
+    assert abs(stats.skew(values)) < 6 * np.sqrt(6 / len(values))
+    assert abs(stats.kurtosis(values)) < 6 * np.sqrt(24 / len(values))
+    for bound in (2.0, 3.0, 4.0):  # both tails hold what they should
+        share = 2 * stats.norm.sf(bound)
+        count = int((np.abs(values) > bound).sum())
+        assert stats.binomtest(count, len(values), share).pvalue > NEVER
+
+
+def test_gaussian_values_are_independent():
+    values = Keystream().gaussian(200_000)
+    for lag in (1, 2, 1000, 100_000):  # 100,000: the other half of a Box-Muller pair
+        r = np.corrcoef(values[lag:], values[:-lag])[0, 1]
+        assert abs(r) < 6.2 / np.sqrt(len(values) - lag)
+    assert abs(np.corrcoef(values[1:] ** 2, values[:-1] ** 2)[0, 1]) < 6.2 / np.sqrt(len(values))
+    assert len(np.unique(values)) == len(values)
+
+
+def test_the_tails_are_not_cut_where_32_bits_would_cut_them():
+    """With a 32-bit uniform a single Box-Muller value ends at 6.66; the smallest 64-bit word reaches beyond nine."""
+    zero_words = Keystream(Fixed(bytes(32), bytes(16)))
+    zero_words.words = lambda count: np.zeros(count, dtype=np.uint64)
+    assert zero_words.gaussian(1)[0] > 9
+
+
+def test_extreme_words_give_finite_values():
+    for word in (0, 2**64 - 1):
+        stream = Keystream()
+        stream.words = lambda count, word=word: np.full(count, word, dtype=np.uint64)
+        assert np.isfinite(stream.gaussian(8)).all()
+        assert (stream.uniform(8) >= 0).all()
+        assert (stream.uniform(8) < 1).all()
+
+
+def test_uniform_values_are_uniform():
+    assert stats.kstest(Keystream().uniform(200_000), "uniform").pvalue > NEVER
+
+
+@pytest.mark.parametrize("rate", [Fraction(1, 100), Fraction(1, 3), Fraction(1, 2), Fraction(99, 100)])
+def test_each_row_enters_at_the_rate_and_sizes_are_binomial(rate):
+    sampler = PoissonSampler(rate, Keystream())
+    rows, steps = 300, 2000
+    draws = [sampler.draw(rows) for _ in range(steps)]
+    per_row = np.bincount(np.concatenate(draws), minlength=rows)
+    # Every single row, and all of them together, enter at the rate.
+    assert min(stats.binomtest(int(n), steps, float(rate)).pvalue for n in per_row) > NEVER
+    assert stats.binomtest(int(per_row.sum()), rows * steps, float(rate)).pvalue > NEVER
+    # The batch size varies as independent choices make it vary: shuffled batches have no variance at all.
+    sizes = np.array([len(draw) for draw in draws])
+    expected = rows * float(rate) * (1 - float(rate))
+    ratio = sizes.var(ddof=1) / expected * (steps - 1)
+    assert NEVER < stats.chi2(steps - 1).cdf(ratio) < 1 - NEVER
+
+
+def test_rows_and_steps_are_independent():
+    sampler = PoissonSampler(Fraction(1, 2), Keystream())
+    chosen = np.zeros((4000, 20))
+    for step in range(4000):
+        chosen[step, sampler.draw(20)] = 1
+    table = np.corrcoef(chosen.T)
+    assert np.abs(table - np.eye(20)).max() < 6.5 / np.sqrt(4000)
+    repeats = np.mean(chosen[1:] * chosen[:-1])
+    assert abs(repeats - 0.25) < 6.5 * np.sqrt(0.25 * 0.75 / (3999 * 20)) * 2
+
+
+def test_draws_are_increasing_and_distinct():
+    sampler = PoissonSampler(Fraction(1, 3), Keystream())
+    for _ in range(50):
+        drawn = sampler.draw(100)
+        assert (np.diff(drawn) > 0).all()
+        assert drawn.size == 0 or (drawn[0] >= 0 and drawn[-1] < 100)
+
+
+def test_rate_one_takes_everybody_and_impossible_rates_are_refused():
+    assert PoissonSampler(Fraction(1), Keystream()).draw(5).tolist() == [0, 1, 2, 3, 4]
+    assert PoissonSampler(Fraction(1, 2), Keystream()).draw(0).tolist() == []
+    for rate in (Fraction(0), Fraction(-1, 2), Fraction(3, 2)):
+        with pytest.raises(ValueError):
+            PoissonSampler(rate, Keystream())
+
+
+def test_adding_a_row_does_not_change_whether_others_enter():
+    for _ in range(20):
+        part = np.random.default_rng().bytes(48)
+        few = PoissonSampler(Fraction(1, 3), Keystream(Fixed(part[:32], part[32:]))).draw(100)
+        more = PoissonSampler(Fraction(1, 3), Keystream(Fixed(part[:32], part[32:]))).draw(101)
+        assert few.tolist() == [row for row in more.tolist() if row < 100]
