@@ -10,12 +10,11 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 ELLIPSIS = "…"
-_UNSAFE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def printable(text: str, *, limit: int | None = None) -> str:
     """The text with everything that a terminal could act on replaced by `?`, cut to `limit` characters."""
-    safe = "".join("?" if unicodedata.category(char) in _UNSAFE else char for char in text[: (limit or len(text)) + 1])
+    safe = "".join(char if char.isprintable() else "?" for char in text[: (limit or len(text)) + 1])
     return safe if limit is None or len(safe) <= limit else safe[: limit - 1] + ELLIPSIS
 
 

@@ -122,7 +122,7 @@ def _list_shape(value: Sequence[Any], rank: int) -> tuple[int, ...]:
     shape: list[int] = []
     level: list[Any] = [value]
     for _ in range(rank):
-        if not all(isinstance(item, list | tuple) for item in level):
+        if not level or not all(isinstance(item, list | tuple) for item in level):
             break
         sizes = {len(item) for item in level}
         if len(sizes) != 1:

@@ -1,25 +1,41 @@
 """A whole service in memory behind httpx's transport seam: it attests, unseals, infers, seals, signs and logs for real.
 
-Only the network and the model are stand-ins. A test plays the attacker by `service.meddle`: a function that sees each
-request and its honest response and returns what the client gets instead.
+Only the model is a stand-in, and in memory the network; the fixture `site` is the same service on a real port. A test
+plays the attacker by `service.meddle`: a function that sees each request and its honest response and returns what the
+client gets instead.
 """
 
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
+import io
+import ipaddress
 import json
+import socket
+import ssl
 import struct
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
+from sealgate.ambient import now_us
+from sealgate.client.session import Session
 from sealgate.evidence.claims import Claims, state_digest
 from sealgate.evidence.token import MEDIA_TYPE
 from sealgate.evidence.trust import Trust, parse_trust
@@ -29,10 +45,12 @@ from sealgate.protocol.completion import Statement, sign_completion
 from sealgate.protocol.frames import Layer, ModelFacts
 from sealgate.protocol.hpke import Kem, KemPrivateKey
 from sealgate.protocol.ohttp import KeyConfig, SealedRequest, commitment, encode_key_configs, open_request
-from sealgate.transparency.merkle import inclusion_proof, leaf_hash, root_of
+from sealgate.transparency.bundle import BundleWriter
+from sealgate.transparency.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
+from sealgate.transparency.ranges import range_proof
 from sealgate.transparency.receipt import build_receipt
-from sealgate.transparency.record import Record, leaf_bytes
+from sealgate.transparency.record import Record, leaf_bytes, parse_leaf
 from secure_runtime.attestation.software import SoftwareAttester
 
 ORIGIN = "example.test/log"
@@ -120,6 +138,10 @@ class FakeService:
         self.log = Log(NoteSigner.from_seed(ORIGIN, b"\x07" * 32), self.clock)
         self.instance = Instance("instance-1")
         self.instance.rotate(1)
+        public = self.instance.completion.public_key().public_bytes_raw()
+        key = base64.urlsafe_b64encode(public).rstrip(b"=").decode()
+        start = Record(kind="worker.start", runtime_instance="instance-1", detail={"completion_key": key})
+        self.log.append(start)
         self.model = ModelFacts(
             name="toy",
             version="1",
@@ -168,6 +190,8 @@ class FakeService:
             response = _answer(200, self.instance.key_configs(), "application/ohttp-keys")
         elif request.url.path.startswith("/sealed/"):
             response = self.sealed(request)
+        elif request.url.path.startswith("/audit/v1/"):
+            response = self.audit(request)
         else:
             response = self.problem(404, "not-found")
         return self.meddle(request, response)
@@ -243,7 +267,45 @@ class FakeService:
         if self.credential_binding is not None:
             assert inner.field("credential-binding") == self.credential_binding
 
-    # The worker ----------------------------------------------------------------------------------------------------
+    # The auditor's routes ------------------------------------------------------------------------------------------
+
+    def audit(self, request: httpx.Request) -> httpx.Response:
+        """The gateway's audit API over the log in memory: forms as its routes give them."""
+        if "authorization" in request.headers and request.headers["authorization"] != f"Bearer {TOKEN}":
+            return self.problem(403, "forbidden")
+        asked, leaves = request.url.params, self.log.leaves
+        path = request.url.path.removeprefix("/audit/v1/")
+        if path == "records":
+            rows = [(index, leaf) for index, leaf in enumerate(leaves) if _matches(leaf, asked)]
+            rows = rows if asked.get("order") == "oldest" else rows[::-1]
+            start, limit = int(asked.get("cursor", 0)), int(asked["limit"])
+            cursor = str(start + limit) if start + limit < len(rows) else None
+            page = [_row(*row) for row in rows[start : start + limit]]
+            return _json({"records": page, "cursor": cursor, "tree_size": len(leaves)})
+        if path.startswith("records/"):
+            found = [row for row in enumerate(leaves) if parse_leaf(row[1]).id == path.removeprefix("records/")]
+            return _json(_row(*found[0])) if found else self.problem(404, "not-found")
+        if path == "checkpoint":
+            return _answer(200, self.log.checkpoint(), "text/plain")
+        if path == "proofs/inclusion":
+            return _hashes(inclusion_proof(int(asked["index"]), int(asked["size"]), self.log._hash))
+        if path == "proofs/consistency":
+            return _hashes(consistency_proof(int(asked["first"]), int(asked["second"]), self.log._hash))
+        if path == "exports":
+            first, last = int(asked["first"]), int(asked["last"])
+            return _answer(200, self.bundle(first, last, int(asked.get("consistent_with", 0))), "application/zip")
+        return self.problem(404, "not-found")
+
+    def bundle(self, first: int, last: int, since: int = 0) -> bytes:
+        out, size = io.BytesIO(), len(self.log.leaves)
+        writer = BundleWriter(out, origin=ORIGIN, first=first, last=last, size=size, note=self.log.checkpoint())
+        writer.entries(self.log.leaves[first : last + 1])
+        grown = consistency_proof(since, size, self.log._hash) if since else []
+        proof = range_proof(first, last, size, self.log._hash)
+        writer.finish(proof, consistent_with=since, consistency_proof=grown)
+        return out.getvalue()
+
+    # The worker --------------------------------------------------------------------------------------------------
 
     def infer(self, inner: bhttp.Request) -> bhttp.Response:
         json_type = (("content-type", "application/json"),)
@@ -320,7 +382,7 @@ class FakeService:
         }
         return msgspec.structs.replace(draft, **values | self.record_changes)
 
-    # Answers -------------------------------------------------------------------------------------------------------
+    # Answers -----------------------------------------------------------------------------------------------------
 
     def released(self, body: bytes, media_type: str, end: Record) -> httpx.Response:
         index, receipt = self.log.append(end)
@@ -331,6 +393,25 @@ class FakeService:
         document = json.dumps({"type": kind, "title": code, "status": status, "detail": "As the gateway words it."})
         index, receipt = self.log.append(record) if record else (-1, b"")
         return _answer(status, document.encode(), "application/problem+json", index, receipt)
+
+
+def _matches(leaf: bytes, asked: httpx.QueryParams) -> bool:
+    record = parse_leaf(leaf)
+    if not int(asked.get("from_us", 0)) <= record.ts_us < int(asked.get("to_us", 2**60)):
+        return False
+    return all(asked.get(name) in (None, getattr(record, name)) for name in ("kind", "model", "purpose", "tenant"))
+
+
+def _row(index: int, leaf: bytes) -> dict[str, Any]:
+    return {"index": index, "record": msgspec.Raw(leaf)}
+
+
+def _json(value: Any) -> httpx.Response:
+    return _answer(200, msgspec.json.encode(value), "application/json")
+
+
+def _hashes(proof: list[bytes]) -> httpx.Response:
+    return _json({"hashes": [base64.b64encode(one).decode() for one in proof]})
 
 
 def _answer(status: int, body: bytes, media_type: str, index: int = -1, receipt: bytes = b"") -> httpx.Response:
@@ -379,3 +460,156 @@ def meddling() -> Any:
         digest = staticmethod(lambda data: hashlib.sha256(data).hexdigest())
 
     return Tools
+
+
+# The same service on a real port, over real TLS ---------------------------------------------------------------------
+
+
+class Authority:
+    """A certificate authority for one test session."""
+
+    def __init__(self, name: str) -> None:
+        self.key = generate_private_key(SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        constraints = x509.BasicConstraints(ca=True, path_length=0)
+        self.certificate = self._build(self.name, self.key).add_extension(constraints, critical=True)
+        usage = x509.KeyUsage(
+            digital_signature=True,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            key_cert_sign=True,
+            crl_sign=True,
+            encipher_only=False,
+            decipher_only=False,
+        )
+        identifier = x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
+        self.signed = (
+            self.certificate.add_extension(usage, critical=True)
+            .add_extension(identifier, critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+
+    def _build(self, subject: x509.Name, key: EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+        )
+
+    def issue(self, folder: Path, name: str) -> tuple[Path, Path]:
+        key = generate_private_key(SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
+        certificate = (
+            self._build(subject, key)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+            .add_extension(issuer, critical=False)
+            .sign(self.key, hashes.SHA256())
+        )
+        paths = folder / f"{name}.pem", folder / f"{name}.key"
+        paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+        paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return paths
+
+    def pem(self) -> bytes:
+        return self.signed.public_bytes(Encoding.PEM)
+
+
+@dataclass
+class Site:
+    """The fake service on a real port."""
+
+    service: Any
+    folder: Path
+    authority: Authority
+    port: int
+    peers: list[bytes]
+    cut: Callable[[bytes], bytes]
+
+    @property
+    def trust(self) -> Path:
+        return self.folder / "client"
+
+    def session(self, **options: Any) -> Session:
+        arguments = {"purpose": "diagnosis", "token": TOKEN, "trust_env": False} | options
+        return Session(self.trust, **arguments)
+
+
+@pytest.fixture
+def site(service: Any, tmp_path: Path) -> Iterator[Site]:
+    service.clock.now_us = now_us()
+    service.log.clock = service.clock
+    authority = Authority("test authority")
+    certificate, key = authority.issue(tmp_path, "server")
+    authority_file = tmp_path / "client" / "ca.pem"
+    authority_file.parent.mkdir()
+    authority_file.write_bytes(authority.pem())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(certificate, key)
+    context.load_verify_locations(authority_file)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    server = _serve(service, context)
+    site: Site = server.site
+    site.folder, site.authority = tmp_path, authority
+    url = f"https://localhost:{site.port}"
+    text = service.trust_text().replace("https://sealgate.test:8443", url)
+    (tmp_path / "client" / "trust.toml").write_text(text)
+    yield site
+    server.shutdown()
+    server.server_close()
+
+
+def _serve(service: Any, context: ssl.SSLContext) -> Any:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        site: Site
+
+        def do_GET(self) -> None:
+            assert isinstance(self.connection, ssl.SSLSocket)
+            self.server.site.peers.append(self.connection.getpeercert(binary_form=True) or b"")  # type: ignore[attr-defined]
+            content = self.rfile.read(int(self.headers.get("content-length", 0)))
+            headers = dict(self.headers.items())
+            answer = service.handle(
+                httpx.Request(self.command, f"https://localhost{self.path}", headers=headers, content=content)
+            )
+            body = answer.read()
+            sent = self.server.site.cut(body)  # type: ignore[attr-defined]
+            self.send_response(answer.status_code)
+            for name, value in answer.headers.items():
+                if name != "content-length":
+                    self.send_header(name, value)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(sent)
+            if len(sent) < len(body):
+                self.close_connection = True
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        site: Site
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass
+
+        def get_request(self) -> tuple[socket.socket, Any]:
+            connection, address = super().get_request()
+            return context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    server = Server(("127.0.0.1", 0), Handler)
+    server.site = Site(service, Path(), Authority("unused"), server.server_address[1], [], lambda body: body)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return server

@@ -1,0 +1,52 @@
+"""Tables stay tables whatever stands in them, and foreign text cannot drive the terminal."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sealgate.terminal import printable, render_pairs, render_table, text_width
+
+ESCAPES = "\x1b]0;owned\x07\u202e\u200b\x9b2J\u2028\ud800"
+
+
+def test_columns_of_numbers_are_aligned_to_the_right() -> None:
+    table = render_table(("row", "label", "score"), [(1, "benign", 0.75), (10, "malignant", 0.1234567)])
+    assert table.splitlines() == [
+        "row  label         score",
+        "---  ---------  --------",
+        "  1  benign         0.75",
+        " 10  malignant  0.123457",
+    ]
+
+
+def test_a_table_without_rows_is_its_headings() -> None:
+    assert render_table(("a", "bc"), []) == "a  bc\n-  --"
+
+
+def test_pairs_are_aligned() -> None:
+    assert render_pairs([("model", "toy"), ("log", None)]) == "model  toy\nlog"
+
+
+def test_wide_and_combining_characters_are_counted_as_shown() -> None:
+    assert (text_width("日本"), text_width("e\u0301"), text_width("abc")) == (4, 1, 3)
+    lines = render_table(("name", "x"), [("日本", "a"), ("abc", "b")]).splitlines()
+    assert [text_width(line) for line in lines[2:]] == [7, 7]
+
+
+def test_what_a_terminal_could_act_on_is_replaced() -> None:
+    assert printable(ESCAPES).isprintable()
+    for text in (render_table(("x",), [(ESCAPES,)]), render_pairs([(ESCAPES, ESCAPES)])):
+        assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_long_text_is_cut_with_a_mark() -> None:
+    assert printable("abcdef", limit=4) == "abc…"
+    assert printable("abcd", limit=4) == "abcd"
+
+
+@given(rows=st.lists(st.tuples(st.text(max_size=10), st.text(max_size=10)), max_size=5))
+def test_every_row_is_one_line(rows: list[tuple[str, str]]) -> None:
+    lines = render_table(("a", "b"), rows).split("\n")
+    assert len(lines) == len(rows) + 2
+    assert all(line.isprintable() for line in lines)
