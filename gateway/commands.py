@@ -25,9 +25,9 @@ def _configure_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--origin", default="", help="name of the audit log (default: HOST/sealgate)")
     parser.add_argument(
         "--profile",
-        choices=("strict", "container", "dev"),
-        default="strict",
-        help="isolation that the runtime must reach (default: %(default)s); see `sealgate doctor`",
+        choices=("auto", "strict", "container", "dev"),
+        default="auto",
+        help="isolation that the runtime must reach (default: the strongest of this machine); see `sealgate doctor`",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="set a deployment that is there aside and make a new one"
@@ -42,18 +42,28 @@ def _init(arguments: argparse.Namespace) -> int:
         arguments.state,
         audience=arguments.audience,
         origin=origin,
-        profile=arguments.profile,
+        profile=_profile(arguments.profile),
         overwrite=arguments.overwrite,
     )
     print(f"A deployment is ready in {deployment.root}")
     print(f"  audience      {deployment.settings.deployment.audience}")
     print(f"  audit log     {deployment.settings.deployment.origin}")
+    print(f"  isolation     {deployment.settings.runtime.profile} (see `sealgate doctor`)")
     print(f"  policy        {deployment.policy} (tenants, budgets, Cedar policies: edit these)")
     print(f"  for clients   {deployment.trust.parent} (trust.toml, ca.pem: hand these out)")
     print("Go on with:")
-    print(f"  sealgate train CONFIG.toml --out {deployment.models}/NAME")
+    print(f"  sealgate train CONFIG.toml --out {deployment.models} --key {deployment.root}/publisher.key")
     print(f"  sealgate serve {arguments.state}")
     return 0
+
+
+def _profile(wanted: str) -> str:
+    """The profile to write down: `auto` is the strongest that holds on this machine now."""
+    if wanted != "auto":
+        return wanted
+    from secure_runtime.doctor import best_profile
+
+    return best_profile()
 
 
 INIT = Command(
@@ -121,6 +131,13 @@ def _configure_token(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--role", action="append", help="client (default), auditor or operator; may be repeated")
     parser.add_argument("--purpose", action="append", default=[], help="a purpose the caller may name; may be repeated")
     parser.add_argument("--lifetime", type=int, default=3600, metavar="SECONDS", help="default: %(default)s")
+    parser.add_argument(
+        "--issued-ago",
+        type=int,
+        default=0,
+        metavar="SECONDS",
+        help="date the token back, to try how an expired one is refused",
+    )
     parser.add_argument("--out", type=Path, help="write to this file (0600) instead of printing")
 
 
@@ -136,7 +153,7 @@ def _token(arguments: argparse.Namespace) -> int:
         roles=arguments.role or ["client"],
         purposes=arguments.purpose,
         lifetime_s=arguments.lifetime,
-        now=now_us(),
+        now=now_us() - arguments.issued_ago * 1_000_000,
     )
     if arguments.out is None:
         print(token)

@@ -78,7 +78,7 @@ def tell_story(*, state: Path | None, keep: bool) -> int:
 def _deployment(stage: _Stage) -> None:
     stage.narrator.act("Make a local deployment: authority, certificates, token issuer, policies, log keys")
     said = sealgate("init", stage.state, "--audience", f"localhost:{free_port()}")
-    for line in said.strip().splitlines()[:3]:
+    for line in said.strip().splitlines()[:4]:
         stage.narrator.say(line)
     private = [path for path in stage.state.rglob("*.key") if path.stat().st_mode & 0o077]
     if private:
@@ -141,7 +141,9 @@ def _clients(stage: _Stage) -> None:
     certificate = (clients / "integration.pem", clients / "integration.key")
     with Session(stage.trust, purpose=_PURPOSE, certificate=certificate, trust_env=False) as session:
         result = session.infer(_MODEL, rows[:1])
-        narrator.say(f"mTLS integration: {(result.labels or ('?',))[0]}, record {result.receipt.index}, receipt verified")
+        narrator.say(
+            f"mTLS integration: {(result.labels or ('?',))[0]}, record {result.receipt.index}, receipt verified"
+        )
 
 
 def _tell_answer(narrator: Narrator, labels: tuple[str, ...] | None, truth: list[str]) -> None:
