@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from audit.commit import Appended, Committer, Effect, Pending
 from audit.database import WriterLock, create_private, database_path, reader_engine, writer_engine
-from audit.errors import LogDamaged, LogUnavailable
+from audit.errors import AppendRefused, AuditError, LogDamaged, LogUnavailable
 from audit.limits import (
     DISK_RESERVE_BYTES,
     MAX_BATCH,
@@ -44,6 +44,8 @@ from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import ENDS, Record
 
 __all__ = ["Appended", "AuditLog", "Connection", "Effect", "LogState"]
+
+_OWN_KINDS = frozenset({"log.opened", "log.closed"})
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,8 @@ class AuditLog:
         pending = Pending(draft, effect)
         pending.future.set_running_or_notify_cancel()  # from here on cancel() answers False
         try:
+            if draft.kind in _OWN_KINDS:
+                raise AppendRefused("only the writer says that the log was opened or closed", code="record-malformed")
             if draft.kind == "inference.authorized":
                 self.check_may_infer()
             with self._wake:
@@ -168,7 +172,7 @@ class AuditLog:
                     raise LogUnavailable("too many records are waiting", code="queue-full", retry_after_s=RETRY_AFTER_S)
                 self._queue.append(pending)
                 self._wake.notify()
-        except LogUnavailable as error:
+        except AuditError as error:
             pending.future.set_exception(error)
         return pending.future
 
@@ -179,7 +183,11 @@ class AuditLog:
             waiting = len(self._queue)
         if waiting >= MAX_QUEUE_FOR_INFERENCE:
             raise LogUnavailable("too many records are waiting", code="queue-full", retry_after_s=RETRY_AFTER_S)
-        if self._disk_free() < self._disk_reserve:
+        try:
+            enough = self._disk_free() >= self._disk_reserve
+        except OSError:
+            enough = False  # a disk that cannot say how full it is counts as full
+        if not enough:
             raise LogUnavailable(
                 "the audit log's disk is nearly full", code="disk-reserve", retry_after_s=RETRY_AFTER_FAILED_S
             )

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from audit.cursor import Cursor, decode_cursor, encode_cursor
 from audit.database import database_path, reader_engine
-from audit.errors import LogUnavailable, QueryRefused
+from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
 from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
 from audit.tables import checkpoint as checkpoint_table
@@ -29,6 +29,7 @@ from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
 from audit.tree import StoredTree, read_tile
+from sealgate.errors import DecodeError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.canonical import canonical_json
 from sealgate.transparency.merkle import consistency_proof, inclusion_proof
@@ -74,7 +75,7 @@ class Page:
 
 class AuditReader:
     """Reads one log. Safe from several threads. Raises QueryRefused for what cannot be asked, LogUnavailable when the
-    database cannot be read now."""
+    database cannot be read now, LogDamaged when what it holds is no log any more."""
 
     def __init__(self, url: str, *, origin: str) -> None:
         self._path = database_path(url)
@@ -97,8 +98,9 @@ class AuditReader:
             if cursor is not None:
                 at = decode_cursor(cursor, key, question=question)
                 size, edge = at.size, at.edge
-            rows = connection.execute(page_statement(wanted, size=size, edge=edge, limit=limit + 1)).all()
-        entries = tuple(Entry(index, leaf, parse_leaf(leaf)) for index, leaf in rows[:limit])
+            found = connection.execute(page_statement(wanted, size=size, edge=edge, limit=limit + 1)).all()
+        rows = sorted(found, key=lambda row: row.idx, reverse=not wanted.oldest_first)
+        entries = tuple(_entry(index, leaf) for index, leaf in rows[:limit])
         more = None
         if len(rows) > limit:
             more = encode_cursor(Cursor(size=size, edge=entries[-1].index, question=question), key)
@@ -115,7 +117,7 @@ class AuditReader:
             row = connection.execute(statement).one_or_none()
         if row is None:
             raise QueryRefused("no record has this id", code="not-found")
-        return Entry(row.idx, row.leaf, parse_leaf(row.leaf))
+        return _entry(row.idx, row.leaf)
 
     # Tree ------------------------------------------------------------------------------------------------------------
 
@@ -194,6 +196,13 @@ class AuditReader:
             raise LogUnavailable("the log cannot be read now", code="reader", retry_after_s=RETRY_AFTER_S) from error
 
 
+def _entry(index: int, leaf: bytes) -> Entry:
+    try:
+        return Entry(index, leaf, parse_leaf(leaf))
+    except DecodeError as error:
+        raise LogDamaged(f"record {index} is damaged in the database") from error
+
+
 def _check_filter(wanted: RecordFilter) -> None:
     for name in _EQUALS:
         value = getattr(wanted, name)
@@ -207,10 +216,12 @@ def _check_filter(wanted: RecordFilter) -> None:
 
 
 def page_statement(wanted: RecordFilter, *, size: int, edge: int | None, limit: int) -> Select[int, bytes]:
-    """The one statement behind `records`: keyset order on the index, within a snapshot."""
+    """The one statement behind `records`: keyset order on the index, within a snapshot.
+
+    The inner part picks the page from narrow rows; only the page's leaves are then read, in no certain order.
+    """
     table = record_table
-    statement = select(leaf_table.c.idx, leaf_table.c.leaf).join(table, table.c.idx == leaf_table.c.idx)
-    statement = statement.where(table.c.idx < size)
+    statement = select(table.c.idx).where(table.c.idx < size)
     for name in _EQUALS:
         value = getattr(wanted, name)
         if value is not None:
@@ -222,7 +233,10 @@ def page_statement(wanted: RecordFilter, *, size: int, edge: int | None, limit: 
     if wanted.oldest_first:
         if edge is not None:
             statement = statement.where(table.c.idx > edge)
-        return statement.order_by(table.c.idx.asc()).limit(limit)
-    if edge is not None:
-        statement = statement.where(table.c.idx < edge)
-    return statement.order_by(table.c.idx.desc()).limit(limit)
+        statement = statement.order_by(table.c.idx.asc())
+    else:
+        if edge is not None:
+            statement = statement.where(table.c.idx < edge)
+        statement = statement.order_by(table.c.idx.desc())
+    page = statement.limit(limit).subquery("page")
+    return select(leaf_table.c.idx, leaf_table.c.leaf).join(page, page.c.idx == leaf_table.c.idx)

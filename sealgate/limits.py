@@ -54,6 +54,7 @@ MAX_NOTE = 64 * 1024
 MAX_BUNDLE = 2 * 1024 * 1024 * 1024  # an evidence bundle, all members together
 MAX_BUNDLE_MEMBER = 16 * 1024 * 1024
 MAX_BUNDLE_MEMBERS = 4096
+MAX_BUNDLE_RECORDS = 2_000_000
 
 # Certificates and bundles --------------------------------------------------------------------------------------------
 MAX_CERTIFICATE = 1024 * 1024

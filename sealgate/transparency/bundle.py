@@ -15,13 +15,14 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_LEAF, MAX_MANIFEST, MAX_NOTE, MAX_PROOF_HASHES
+from sealgate.limits import MAX_BUNDLE_RECORDS, MAX_LEAF, MAX_MANIFEST, MAX_NOTE, MAX_PROOF_HASHES
 from sealgate.protocol.canonical import canonical_json, parse_canonical_json
 from sealgate.transparency.container import ContainerReader, ContainerWriter
 from sealgate.transparency.merkle import HASH_SIZE
@@ -118,11 +119,11 @@ class Bundle:
             content = self._read(name, None)
             if not content.endswith(b"\n"):
                 raise DecodeError("a file of entries is cut off")
-            for leaf in content[:-1].split(b"\n"):
-                if not leaf or len(leaf) > MAX_LEAF:
+            for line in io.BytesIO(content):
+                if not 1 < len(line) <= MAX_LEAF + 1:
                     raise DecodeError("an entry has no leaf's size")
                 given += 1
-                yield leaf
+                yield line[:-1]
         if given != self.count:
             raise DecodeError("the bundle does not hold the entries that it announces")
 
@@ -133,6 +134,8 @@ class Bundle:
         manifest = self.manifest
         if manifest.format != FORMAT or not 0 <= manifest.first <= manifest.last < manifest.size:
             raise DecodeError("the bundle's manifest announces no range of a log")
+        if self.count > MAX_BUNDLE_RECORDS:
+            raise DecodeError("the bundle announces more records than a bundle may hold")
         expected = [_CHECKPOINT, *(f"entries/{at:08d}.ndjson" for at in range(len(self._entry_files()))), _RANGE]
         if manifest.consistent_with:
             expected.append(_CONSISTENCY)

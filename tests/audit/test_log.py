@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import sqlite3
 import threading
 from typing import Any
 
@@ -15,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from audit.commit import index_row
 from audit.database import reader_engine
 from audit.errors import AppendRefused, LogUnavailable
+from audit.log import LogState
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
 from sealgate.errors import ConfigurationError
@@ -44,6 +46,35 @@ def test_a_record_comes_back_complete_durable_and_proven(bench, log) -> None:
     assert (verified.index, verified.record) == (done.index, done.record)
     assert rows(bench, select(leaf_table.c.leaf).where(leaf_table.c.idx == done.index)) == [(done.leaf,)]
     assert log.state.size == done.index + 1
+
+
+def test_signed_only_when_others_can_see_it(bench, log) -> None:
+    """Whenever the log's key signs a size, that many leaves are committed."""
+    signed = []
+
+    class Watched:
+        def sign(self, text: bytes) -> bytes:
+            outsider = sqlite3.connect(bench.path)
+            signed.append((int(text.split(b"\n")[1]), outsider.execute("SELECT count(*) FROM leaf").fetchone()[0]))
+            outsider.close()
+            return key.sign(text)
+
+    key, bench.signer._key = bench.signer._key, Watched()
+    try:
+        for future in [log.append(bench.draft()) for _ in range(50)]:
+            future.result()
+    finally:
+        bench.signer._key = key
+    assert signed
+    assert all(size == committed for size, committed in signed)
+
+
+def test_commits_wait_for_the_disk(log) -> None:
+    with log._engines[0].begin() as connection:
+        asked = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("journal_mode", "synchronous")
+        }
+    assert asked == {"journal_mode": "wal", "synchronous": 2}  # 2 is FULL: the WAL is synced before a commit returns
 
 
 def test_receipts_are_small(bench, log) -> None:
@@ -151,6 +182,13 @@ def test_an_end_that_does_not_fit_is_refused_alone(bench, log, change: dict[str,
         log.append(msgspec.structs.replace(end, **change)).result()
     assert caught.value.code == code
     assert log.append(end).result().record.kind == "inference.completed"  # the grant is still open
+
+
+@pytest.mark.parametrize("kind", ["log.opened", "log.closed"])
+def test_only_the_writer_opens_and_closes(bench, log, kind: str) -> None:
+    with pytest.raises(AppendRefused):
+        log.append(bench.draft(kind)).result()
+    assert log.state == LogState(ok=True, reason="", size=1)
 
 
 def test_unknown_kinds_and_taken_ids_are_refused(bench, log) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import insert
 from sqlalchemy.exc import OperationalError
 
 from audit import database, query
-from audit.errors import LogUnavailable, QueryRefused
+from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.query import AuditReader, RecordFilter, page_statement
 from audit.tables import leaf as leaf_table
 from sealgate.transparency.merkle import leaf_hash, root_of, verify_consistency, verify_inclusion
@@ -280,6 +280,20 @@ def test_a_question_that_takes_too_long_is_cut_off(filled, monkeypatch: Any) -> 
     with pytest.raises(LogUnavailable) as caught:
         reader.records(RecordFilter(purpose="nothing like it"))
     assert caught.value.code == "reader-busy"
+    reader.close()
+
+
+def test_a_damaged_leaf_is_said_to_be_damaged(filled) -> None:
+    raw = sqlite3.connect(filled.path)
+    with raw:
+        raw.execute("UPDATE leaf SET leaf = X'7b7d' WHERE idx = 9")
+        raw.execute("DELETE FROM tile")
+    raw.close()
+    reader = filled.reader()
+    with pytest.raises(LogDamaged):
+        reader.records(RecordFilter(), None, 1000)
+    with pytest.raises(LogDamaged):
+        reader.record(filled.done[8].record.id)
     reader.close()
 
 

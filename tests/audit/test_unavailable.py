@@ -30,7 +30,7 @@ def unavailable(future: Any) -> str:
 def require_failed_for_good(bench: Any, log: Any) -> None:
     assert not log.state.ok
     assert log.state.reason
-    for kind in ("inference.authorized", "inference.denied", "log.closed"):
+    for kind in ("inference.authorized", "inference.denied", "inference.completed"):
         assert unavailable(log.append(bench.draft(kind))) == "log-failed"
     with pytest.raises(LogUnavailable) as caught:
         log.check_may_infer()
@@ -161,6 +161,15 @@ def test_below_the_reserve_no_inference_starts_and_everything_else_is_recorded(b
     assert log.state.ok
     free += 1
     bench.authorize(log)
+
+
+def test_a_disk_that_cannot_be_asked_counts_as_full(bench) -> None:
+    def gone() -> int:
+        raise OSError("the disk went away")
+
+    log = bench.open(disk_free=gone)
+    assert unavailable(log.append(bench.draft("inference.authorized"))) == "disk-reserve"
+    log.append(bench.draft()).result()
 
 
 def test_the_default_reads_the_real_disk(bench) -> None:

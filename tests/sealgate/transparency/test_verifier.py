@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import ConfigurationError, LogError
+from sealgate.transparency import bundle as bundle_module
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import leaf_bytes
 from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
@@ -288,3 +291,28 @@ def test_receipts_of_this_log_and_of_a_rewritten_one(log) -> None:
     log.records[3] = msgspec.structs.replace(log.records[3], salt="e" * 32)
     assert "another record" in only(check(log, log.bundle(), receipts=[receipt]), 9)
     assert "receipt 1" in only(check(log, log.bundle(), receipts=[b"garbage"]), 9)
+
+
+# The verifier itself
+
+
+@pytest.mark.slow
+def test_every_byte_of_a_bundle_counts(log) -> None:
+    data = log.bundle(2, 6, consistent_with=4).getvalue()
+    for at in range(len(data)):
+        for bit in range(8):
+            changed = data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
+            assert not check(log, io.BytesIO(changed)).ok, (at, bit)
+
+
+def test_it_needs_nothing_of_what_wrote_the_log() -> None:
+    script = "import sys, sealgate.transparency.verifier\nprint(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True).stdout
+    others = {"audit", "sqlalchemy", "httpx", "litestar", "torch", "numpy", "policy", "gateway", "secure_runtime"}
+    assert not others & set(loaded.split())
+    assert {"sealgate", "cryptography", "msgspec"} <= set(loaded.split())
+
+
+def test_a_manifest_cannot_announce_endless_work(log, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bundle_module, "MAX_BUNDLE_RECORDS", 3)
+    assert "more records" in check(log, log.bundle()).steps[0].detail
