@@ -178,7 +178,7 @@ def test_an_altered_receipt_is_not_believed(attacker: Attacker, live: Live, wher
                 receipt[int(where * (len(receipt) - 1))] ^= 1
                 headers["audit-receipt"] = base64.urlsafe_b64encode(bytes(receipt)).rstrip(b"=").decode()
                 self.meddled = True
-            return httpx.Response(answer.status_code, headers=headers, content=answer.content)
+            return httpx.Response(answer.status_code, headers=headers, stream=httpx.ByteStream(answer.content))
 
     meddler = Meddler()
     with live.session(outer=meddler) as session, pytest.raises(SealgateError) as caught:

@@ -9,6 +9,7 @@ import pytest
 
 from sealgate import AsyncSealedTransport, SealedTransport
 from sealgate.client.errors import InferenceFailed, ServiceRefused
+from sealgate.protocol.tensors import tensor_from_list
 from sealgate.transparency.record import Record
 from tests.live import MODEL, Live
 
@@ -46,6 +47,7 @@ def test_an_integration_with_a_certificate_gets_an_answer(live: Live) -> None:
     with live.session(certificate=live.certificate("integration")) as session:
         result = session.infer(MODEL, live.rows[:1])
     assert result.receipt.record.authn == "mtls"
+    assert result.labels
 
 
 @pytest.mark.parametrize("kem", ["MLKEM768_X25519", "X25519"])
@@ -92,9 +94,11 @@ def test_any_httpx_program_can_use_the_transports(live: Live) -> None:
 
 
 def test_bad_input_is_answered_inside_the_seal_and_recorded_as_failed(live: Live) -> None:
+    short = tensor_from_list("features", "FP32", (1, 3), [1.0, 2.0, 3.0])
     with live.session() as session, pytest.raises(InferenceFailed) as caught:
-        session.infer(MODEL, [[1.0, 2.0, 3.0]])
-    assert "expected" in str(caught.value) or "30" in str(caught.value)
+        session.infer(MODEL, [short])
+    assert "input 'features' has shape [1, 3], expected [rows, 30]" in str(caught.value)
+    assert (caught.value.status, caught.value.receipt.record.reason) == (400, "bad-input")
 
 
 def test_a_wrong_shape_reaches_the_worker_and_its_error_names_the_input(live: Live) -> None:
