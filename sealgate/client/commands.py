@@ -167,7 +167,7 @@ def _summary(result: InferResult) -> str:
             ("model", f"{result.model_name} {result.model_version}"),
             (
                 "privacy",
-                f"epsilon {facts.epsilon_micro / 1e6:g} per {facts.privacy_unit}, delta {facts.delta} (certificate)",
+                f"epsilon {facts.epsilon_micro / 1e6:g} per {facts.privacy_unit}, delta {facts.delta}, as certified",
             ),
             ("receipt", f"verified: record {result.receipt.index} of {result.receipt.record.log}"),
             ("evidence", f"verified: {result.evidence.grade}, profile {result.evidence.claims.profile}{unchecked}"),

@@ -13,17 +13,23 @@ more than once; seals to a key that is not in verified, unexpired evidence.
 from __future__ import annotations
 
 import base64
-import re
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from email.utils import format_datetime
 from typing import TypeAlias
-from urllib.parse import quote, unquote
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import Credential
 from sealgate.client.errors import EvidenceRefused, ReceiptRefused, ServiceRefused, UnsealedAnswer, UsageError
+from sealgate.client.messages import (
+    InnerRequest,
+    OuterRequest,
+    OuterResponse,
+    Target,
+    inner_fields,
+    read_target,
+    seal_envelope,
+    seal_headers,
+)
 from sealgate.client.problems import OHTTP_KEY, read_problem
 from sealgate.client.receipts import Asked, CheckedReceipt, check_answer, check_refusal, decode_receipt_header
 from sealgate.errors import EvidenceError
@@ -34,9 +40,7 @@ from sealgate.limits import (
     EVIDENCE_NONCE,
     MAX_EVIDENCE,
     MAX_KEY_CONFIGS_BYTES,
-    MAX_NAME,
     MAX_SEALED_REQUEST,
-    MAX_SEALED_RESPONSE,
 )
 from sealgate.protocol import bhttp
 from sealgate.protocol.hpke import Kem
@@ -45,70 +49,10 @@ from sealgate.protocol.ohttp import (
     MEDIA_KEYS,
     MEDIA_RESPONSE,
     KeyConfig,
-    ResponseOpener,
     commitment,
     seal_request,
 )
 from sealgate.transparency.receipt import VerifiedReceipt
-
-_TARGET = re.compile(r"/v2/models/([^/?#]+)(?:/versions/[^/?#]+)?(/infer|/ready)?\Z")
-_FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
-_OURS = frozenset({"date", "purpose", "credential-binding"})
-_OUTSIDE = frozenset(
-    {
-        "accept-encoding",
-        "authorization",
-        "connection",
-        "content-length",
-        "cookie",
-        "host",
-        "keep-alive",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "traceparent",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "user-agent",
-    }
-)
-"""Fields that never enter the seal: they belong to a connection, or name the caller."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OuterRequest:
-    """What to send to the gateway. `path` follows the trust file's url. A larger answer than `limit` is an error."""
-
-    method: str
-    path: str
-    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
-    body: bytes = field(default=b"", repr=False)
-    limit: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class OuterResponse:
-    """What the gateway answered. Header names in lower case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes = field(repr=False)
-
-    @property
-    def media_type(self) -> str:
-        return self.headers.get("content-type", "").split(";")[0].strip().lower()
-
-
-@dataclass(frozen=True, kw_only=True)
-class InnerRequest:
-    """An ordinary HTTP request for the inference API. `fields` in any case; those that stay outside are left out."""
-
-    method: str
-    path: str
-    fields: tuple[tuple[str, str], ...]
-    body: bytes = field(repr=False)
-    purpose: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +69,6 @@ class SealedAnswer:
 
 
 Flow: TypeAlias = Generator[OuterRequest, OuterResponse, SealedAnswer]
-
-
-@dataclass(frozen=True)
-class _Target:
-    model: str
-    operation: str
 
 
 class SealedChannel:
@@ -153,7 +91,7 @@ class SealedChannel:
 
     def exchange(self, request: InnerRequest, credential: Credential) -> Flow:
         """One sealed request and its opened answer."""
-        target = _read_target(request)
+        target = read_target(request)
         evidence = yield from self._current(target.model)
         try:
             return (yield from self._attempt(request, target, credential, evidence, retried=False))
@@ -182,16 +120,19 @@ class SealedChannel:
 
     def renew(self) -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
         """Fetch and verify evidence. Asked a second time only if the keys changed between its two requests."""
+        held = self._evidence
         try:
             evidence = yield from self._fetch_evidence()
         except EvidenceRefused as refused:
             if refused.code != "key-configs":
                 raise
             evidence = yield from self._fetch_evidence()
-        held = self._evidence
-        if held is not None and not _continues(held, evidence):
+        newest = self._evidence  # Another than `held` if a request beside us fetched evidence meanwhile.
+        grown = held is None or _continues(held, evidence)
+        if not grown or not (newest is None or _continues(newest, evidence) or _continues(evidence, newest)):
             raise EvidenceError("the log went back, or split, since the last evidence", code="log-rolled-back")
-        self._evidence = evidence
+        if newest is None or _continues(newest, evidence):
+            self._evidence = evidence
         return evidence
 
     def _fetch_evidence(self) -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
@@ -214,7 +155,7 @@ class SealedChannel:
     def _attempt(
         self,
         request: InnerRequest,
-        target: _Target,
+        target: Target,
         credential: Credential,
         evidence: VerifiedEvidence,
         *,
@@ -228,7 +169,7 @@ class SealedChannel:
                 scheme="https",
                 authority=self.trust.audience,
                 path=request.path,
-                fields=_inner_fields(request, credential, sent_us),
+                fields=inner_fields(request, credential, sent_us),
                 body=request.body,
             )
         )
@@ -236,14 +177,8 @@ class SealedChannel:
         sealed, media_type, opener = seal_request(config, inner, entropy=self._entropy)
         if len(sealed) > MAX_SEALED_REQUEST:
             raise UsageError("the request is larger than the service accepts; send fewer rows at once")
-        outer = OuterRequest(
-            method="POST",
-            path=f"/sealed/{quote(target.model, safe='')}",
-            headers=_outer_headers(request, target, credential, media_type, opener),
-            body=sealed,
-            limit=MAX_SEALED_RESPONSE,
-        )
-        answer = yield outer
+        headers = seal_headers(request, target, credential, media_type=media_type, accept=opener.media_type)
+        answer = yield seal_envelope(target, sealed, headers)
         asked = Asked(
             model=target.model,
             operation=target.operation,
@@ -299,43 +234,6 @@ def _continues(before: VerifiedEvidence, after: VerifiedEvidence) -> bool:
     if old.origin != new.origin or new.size < old.size:
         return False
     return new.size > old.size or new.root == old.root
-
-
-def _read_target(request: InnerRequest) -> _Target:
-    match = _TARGET.match(request.path)
-    infer = match is not None and match[2] == "/infer"
-    if match is None or request.method != ("POST" if infer else "GET"):
-        raise UsageError(
-            f"{request.method} {request.path[:80]} cannot be sealed; use POST /v2/models/MODEL/infer, "
-            "GET /v2/models/MODEL or GET /v2/models/MODEL/ready"
-        )
-    model = unquote(match[1])
-    if not model or len(model) > MAX_NAME or not _FIELD_VALUE.match(model):
-        raise UsageError("the model's name is not one that a service can have")
-    if not request.purpose or len(request.purpose) > MAX_NAME or not _FIELD_VALUE.match(request.purpose):
-        raise UsageError("say for which purpose you ask (purpose=..., --purpose or a Purpose header)")
-    return _Target(model, "infer" if infer else "read-model")
-
-
-def _inner_fields(request: InnerRequest, credential: Credential, sent_us: int) -> tuple[tuple[str, str], ...]:
-    kept = ((name.lower(), value) for name, value in request.fields)
-    date = format_datetime(datetime.fromtimestamp(sent_us // 1_000_000, UTC), usegmt=True)
-    ours = (("date", date), ("purpose", request.purpose), ("credential-binding", credential.binding))
-    return ours + tuple((name, value) for name, value in kept if name not in _OURS and name not in _OUTSIDE)
-
-
-def _outer_headers(
-    request: InnerRequest, target: _Target, credential: Credential, media_type: str, opener: ResponseOpener
-) -> tuple[tuple[str, str], ...]:
-    trace = tuple((name.lower(), value) for name, value in request.fields if name.lower() == "traceparent")
-    return (
-        ("content-type", media_type),
-        ("accept", opener.media_type),
-        ("purpose", request.purpose),
-        ("sealed-operation", target.operation),
-        *trace,
-        *credential.headers,
-    )
 
 
 def _body_of(answer: OuterResponse, media_type: str) -> bytes:

@@ -22,6 +22,7 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import ClientCertificate, TokenSource
 from sealgate.client.errors import InferenceFailed
 from sealgate.client.inputs import Inputs, ready_tensors, to_tensors
+from sealgate.client.messages import check_purpose
 from sealgate.client.metadata import ModelMetadata, read_metadata
 from sealgate.client.results import InferResult, infer_message, model_path, reaching, read_result, require_sealed
 from sealgate.client.transport import (
@@ -237,7 +238,10 @@ def _certificate(source: CertificateSource) -> ClientCertificate | None:
 
 
 def _headers(purpose: str | None) -> list[tuple[str, str]]:
-    return [] if purpose is None else [("purpose", purpose)]
+    if purpose is None:
+        return []
+    check_purpose(purpose)
+    return [("purpose", purpose)]
 
 
 def _cached(

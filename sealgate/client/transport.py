@@ -26,7 +26,8 @@ import httpx
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import ClientCertificate, Credential, TokenSource, take_token
-from sealgate.client.exchange import InnerRequest, OuterRequest, OuterResponse, SealedAnswer, SealedChannel
+from sealgate.client.exchange import SealedAnswer, SealedChannel
+from sealgate.client.messages import InnerRequest, OuterRequest, OuterResponse
 from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.evidence.trust import Trust, load_trust
 from sealgate.evidence.verify import VerifiedEvidence

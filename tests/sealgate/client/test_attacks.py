@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealgate.client.errors import EvidenceRefused, InferenceFailed, ReceiptRefused, ServiceRefused, UnsealedAnswer
+from sealgate.client.exchange import SealedChannel
+from sealgate.client.messages import OuterRequest, OuterResponse
 from sealgate.client.session import Session
 from sealgate.errors import DecodeError, EvidenceError, OpenError, SealgateError, TruncatedError
 from sealgate.limits import CHUNK, CHUNKED_ABOVE, DATE_WINDOW_S
@@ -341,6 +343,52 @@ def test_a_log_that_went_back_since_the_last_evidence_is_noticed(service: Any) -
         del service.log.leaves[1:]
         with pytest.raises(EvidenceError) as failure:
             session.evidence()
+    assert failure.value.code == "log-rolled-back"
+
+
+def fetch(service: Any, channel: SealedChannel) -> tuple[Any, Callable[[], Any]]:
+    """Evidence on its way: what was asked so far, and a function that finishes."""
+    flow = channel.renew()
+    asked = next(flow)
+
+    def answer(outer: OuterRequest) -> OuterResponse:
+        response = service.handle(httpx.Request(outer.method, "https://sealgate.test:8443" + outer.path))
+        return OuterResponse(status=response.status_code, headers=dict(response.headers), body=response.read())
+
+    keys = flow.send(answer(asked))
+
+    def finish() -> Any:
+        try:
+            flow.send(answer(keys))
+        except StopIteration as done:
+            return done.value
+        raise AssertionError("more was asked for")
+
+    return keys, finish
+
+
+def test_requests_that_fetch_evidence_side_by_side_do_not_disturb_each_other(service: Any) -> None:
+    channel = SealedChannel(service.trust(), clock=service.clock)
+    _, finish_older = fetch(service, channel)
+    service.log.append(Record(kind="log.opened"))
+    _, finish_newer = fetch(service, channel)
+    newer = finish_newer()
+    older = finish_older()
+    assert older.checkpoint.size < newer.checkpoint.size
+    assert channel.evidence is newer
+
+
+def test_two_views_of_the_log_fetched_side_by_side_are_noticed(service: Any) -> None:
+    channel = SealedChannel(service.trust(), clock=service.clock)
+    service.log.append(Record(kind="log.opened"))
+    _, finish_one = fetch(service, channel)
+    service.log.leaves.pop()
+    service.clock.advance(seconds=1)
+    service.log.append(Record(kind="log.opened"))
+    _, finish_other = fetch(service, channel)
+    finish_one()
+    with pytest.raises(EvidenceError) as failure:
+        finish_other()
     assert failure.value.code == "log-rolled-back"
 
 

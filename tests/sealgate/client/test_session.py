@@ -121,6 +121,22 @@ def test_the_async_twin_gives_the_same(service: Any) -> None:
     assert service.count("/.well-known/attestation") == 1
 
 
+@pytest.mark.parametrize("purpose", ["", "ünï", "line\nbreak", "x" * 200])
+def test_a_purpose_that_cannot_be_is_refused_unsent(service: Any, purpose: str) -> None:
+    with make_session(service) as session, pytest.raises(UsageError, match="purpose"):
+        session.infer("toy", ROWS, purpose=purpose)
+    with make_session(service, purpose=purpose) as session, pytest.raises(UsageError, match="purpose"):
+        session.infer("toy", ROWS)
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("model", ["", "ünï", "a b\n", "x" * 200])
+def test_a_model_name_that_cannot_be_is_refused_unsent(service: Any, model: str) -> None:
+    with make_session(service) as session, pytest.raises(UsageError):
+        session.infer(model, ROWS)
+    assert service.requests == []
+
+
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [

@@ -70,6 +70,12 @@ def test_nothing_of_the_request_is_visible_outside_and_the_token_never_enters_th
     assert TOKEN not in repr(inner.fields)
 
 
+def test_a_trace_header_that_is_not_plain_text_stays_at_home(service: Any) -> None:
+    with make_client(service) as client:
+        infer(client, headers={b"traceparent": b"00-\xff"})  # type: ignore[dict-item]
+    assert "traceparent" not in service.requests[-1].headers
+
+
 def test_the_async_twin_does_the_same(service: Any) -> None:
     async def ask() -> httpx.Response:
         async def token() -> str:
