@@ -199,6 +199,8 @@ def _check_privacy(configuration: Configuration) -> None:
         raise ConfigurationError('[privacy] rate must be a fraction such as "1/4"') from error
     if not 0 < rate <= 1:
         raise ConfigurationError("[privacy] rate must lie above 0 and at most at 1")
+    if configuration.divisor_micro <= 0:
+        raise ConfigurationError("[privacy] rate times [data] public_population must be at least a millionth")
     if (privacy.epsilon is None) == (privacy.sigma is None):
         raise ConfigurationError("[privacy] give either epsilon or sigma, not both")
     for name, number in (("epsilon", privacy.epsilon), ("sigma", privacy.sigma), ("clip_norm", privacy.clip_norm)):

@@ -170,6 +170,7 @@ def certificate_of(
             Release(
                 what="quality of the same model without privacy, on held-out rows", where="terminal", covered=False
             ),
+            Release(what="numbers of rows trained on and held out", where="terminal", covered=False),
             Release(what="epsilon and steps while training", where="terminal", covered=True),
         ),
         audit=None,

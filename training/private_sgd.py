@@ -58,11 +58,11 @@ def clipped_sum(gradients: list[torch.Tensor], clip_norm: float) -> list[torch.T
     counts as zero: it must not be able to do more than any other.
     """
     norms = torch.stack([(one.flatten(1) ** 2).sum(dim=1) for one in gradients]).sum(dim=0).sqrt()  # [n]
-    factors = torch.where(torch.isfinite(norms), (clip_norm / norms.clamp_min(1e-300)).clamp_max(1.0), 0.0)  # [n]
-    return [
-        torch.tensordot(factors, torch.nan_to_num(one, nan=0.0, posinf=0.0, neginf=0.0), dims=([0], [0]))
-        for one in gradients
-    ]
+    finite = torch.isfinite(norms)  # [n]
+    factors = torch.where(finite, (clip_norm / norms.clamp_min(1e-300)).clamp_max(1.0), 0.0)  # [n]
+    if not bool(finite.all()):  # zero times infinity would be no number
+        gradients = [torch.nan_to_num(one, nan=0.0, posinf=0.0, neginf=0.0) for one in gradients]
+    return [torch.tensordot(factors, one, dims=([0], [0])) for one in gradients]
 
 
 class GradientSum:

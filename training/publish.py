@@ -21,17 +21,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from safetensors.torch import save
 from torch import nn
 
-from sealgate.certificate.bundle import (
-    CARD,
-    CERTIFICATE,
-    MANIFEST,
-    SIGNATURE,
-    WEIGHTS,
-    VerifiedBundle,
-    sha256_hex,
-    verify_bundle,
-)
+from sealgate.certificate.bundle import VerifiedBundle, sha256_hex, verify_bundle
 from sealgate.certificate.dsse import sign_envelope
+from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, SIGNATURE, WEIGHTS
 from sealgate.certificate.publishers import publishers_of
 from sealgate.certificate.schema import Certificate
 from sealgate.certificate.statement import BundleFiles, bundle_statement, certificate_statement
@@ -139,6 +131,10 @@ def _move(temporary: Path, target: Path) -> None:
     try:
         if target.exists():
             target.rename(aside / "old")
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            (aside / "old").rename(target)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

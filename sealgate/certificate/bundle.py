@@ -23,8 +23,6 @@ Trusts: the publishers. Never: unpickles, follows links, or writes.
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ from pathlib import Path
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.dsse import SignedPayload, open_envelope
+from sealgate.certificate.files import CARD, CERTIFICATE, FILE_LIMITS, MANIFEST, SIGNATURE, SIGNED, WEIGHTS, open_folder
 from sealgate.certificate.manifest import Manifest, expected_tensors, parse_manifest
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.recompute import GaussianSteps, recompute
@@ -39,31 +38,15 @@ from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate
 from sealgate.certificate.statement import BundleFiles, parse_bundle_statement, parse_certificate_statement
 from sealgate.certificate.weights import parse_weights_header
-from sealgate.limits import MAX_BUNDLE_FILES, MAX_CARD, MAX_CERTIFICATE, MAX_MANIFEST, MAX_WEIGHTS
+from sealgate.limits import MAX_CERTIFICATE
 from sealgate.protocol.frames import ModelFacts
 
-WEIGHTS = "model.safetensors"
-MANIFEST = "manifest.json"
-CERTIFICATE = "certificate.dsse.json"
-CARD = "card.md"
-SIGNATURE = "bundle.sig"
-SIGNED = (WEIGHTS, MANIFEST, CERTIFICATE, CARD)
-_LIMITS = {
-    WEIGHTS: MAX_WEIGHTS,
-    MANIFEST: MAX_MANIFEST,
-    CERTIFICATE: MAX_CERTIFICATE,
-    CARD: MAX_CARD,
-    SIGNATURE: MAX_CERTIFICATE,
-}
 _DIGEST_CODES = {
     WEIGHTS: "weights-digest",
     MANIFEST: "manifest-digest",
     CERTIFICATE: "certificate-digest",
     CARD: "file-digest",
 }
-_PICKLE_SUFFIXES = frozenset(
-    (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".h5")
-)
 
 Told = Callable[[str, str], None]
 """Is told each step that held: its name and, in plain words, what was found."""
@@ -96,67 +79,11 @@ def _silent(_step: str, _detail: str) -> None:
     """Tells nobody."""
 
 
-def _looks_pickled(data: bytes) -> bool:
-    """Whether bytes start like a binary pickle or like the zip that torch.save writes.
-
-    0x80 and a protocol number open a pickle. A safetensors file may open with the same two bytes (a header of 640
-    bytes, say), but its length is below 2^24, so bytes three to seven are zero; no pickle has that.
-    """
-    if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        return True
-    return len(data) > 2 and data[0] == 0x80 and data[1] <= 5 and data[3:8] != b"\0\0\0\0\0"
-
-
-def _check_listing(directory: Path, listing: int) -> None:
-    names = []
-    with os.scandir(listing) as entries:
-        for entry in entries:
-            names.append(entry.name)
-            if len(names) > MAX_BUNDLE_FILES:
-                raise refusal("unexpected-file", f"{directory} holds more than the five files of a bundle")
-            if Path(entry.name).suffix.lower() in _PICKLE_SUFFIXES:
-                raise refusal("pickle-in-bundle", f"{directory} holds {entry.name!r}: pickled files are never loaded")
-            if entry.name not in _LIMITS:
-                raise refusal("unexpected-file", f"{directory} holds {entry.name!r}, which is no part of a bundle")
-            status = entry.stat(follow_symlinks=False)
-            if not stat.S_ISREG(status.st_mode):
-                raise refusal("not-a-plain-file", f"{entry.name!r} in {directory} is not a plain file")
-            if status.st_size > _LIMITS[entry.name]:
-                raise refusal(
-                    "file-too-large", f"{entry.name!r} in {directory} is larger than {_LIMITS[entry.name]} bytes"
-                )
-    for name in _LIMITS:
-        if name not in names:
-            raise refusal("missing-file", f"{directory} lacks {name!r}")
-
-
-def _read(name: str, listing: int) -> bytes:
-    """The whole file, without following links and without trusting the size seen before."""
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=listing)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise refusal("not-a-plain-file", f"{name!r} is not a plain file")
-        data = file.read(_LIMITS[name] + 1)
-    if len(data) > _LIMITS[name]:
-        raise refusal("file-too-large", f"{name!r} is larger than {_LIMITS[name]} bytes")
-    if _looks_pickled(data):
-        raise refusal("pickle-in-bundle", f"{name!r} is a pickle: pickled files are never loaded")
-    return data
-
-
-def _open_listing(directory: Path) -> int:
-    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
 def verify_bundle(directory: Path, publishers: Publishers, *, told: Told = _silent) -> VerifiedBundle:
     """Run the eight steps; returns the verified bundle or raises CertificateError with a code from `refusals.py`."""
-    try:
-        listing = _open_listing(directory)
-    except OSError as error:
-        raise refusal("bundle-unreadable", f"{directory} cannot be opened as a directory: {error.strerror}") from error
-    try:
-        _check_listing(directory, listing)  # 1
-        files = {name: _read(name, listing) for name in _LIMITS if name != WEIGHTS}
+    with open_folder(directory) as folder:
+        folder.check_listing()  # 1
+        files = {name: folder.read(name) for name in FILE_LIMITS if name != WEIGHTS}
         told("files", "exactly the five files of a bundle, no pickle, no link")
         signed, bundle, digests = _check_signature(files, publishers)  # 2
         told("bundle signature", f"publisher '{signed.publisher.name}', key {signed.publisher.keyid[:16]}")
@@ -169,11 +96,7 @@ def verify_bundle(directory: Path, publishers: Publishers, *, told: Told = _sile
         told("manifest", f"{manifest.name} {manifest.version}: {manifest.family}")
         mechanism = check_claims(certificate)  # 6
         told("claims", "Poisson sampling, public constants, fresh randomness, steps within the declared")
-        weights = _read(WEIGHTS, listing)
-    except OSError as error:
-        raise refusal("bundle-unreadable", f"{directory} cannot be read: {error.strerror}") from error
-    finally:
-        os.close(listing)
+        weights = folder.read(WEIGHTS)
     _check_weights(weights, digests[WEIGHTS], manifest)  # 7
     told("weights", f"SHA-256 {digests[WEIGHTS][:16]}..., exactly the tensors of the architecture")
     _check_epsilon(certificate, mechanism, told)  # 8

@@ -12,6 +12,7 @@ from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.publishers import Publishers, load_publishers
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.limits import MAX_BUNDLES
+from sealgate.terminal import printable
 
 
 def find_publishers(directory: Path, given: Path | None) -> Publishers:
@@ -52,15 +53,16 @@ def list_bundles(directory: Path, publishers_file: Path | None) -> int:
         try:
             bundle = verify_bundle(path, publishers)
         except CertificateError as error:
-            print(f"{path.name:28} REFUSED  {error.code}: {error}")
+            print(printable(f"{path.name:28} REFUSED  {error.code}: {error}"))
             code = 1
         else:
             facts = bundle.facts
-            print(
+            line = (
                 f"{facts.name:28} {facts.version:10} {bundle.manifest.family:20} "
                 f"epsilon {micro_text(facts.epsilon_micro)} at delta {facts.delta}  {facts.sensitivity}  "
                 f"by {bundle.publisher}"
             )
+            print(printable(line))
     return code
 
 
@@ -68,7 +70,7 @@ def verify_aloud(directory: Path, publishers_file: Path | None) -> int:
     """Each step of the verification as it holds; the refusal, if any, is raised."""
 
     def told(step: str, detail: str) -> None:
-        print(f"  ok  {step}: {detail}", flush=True)
+        print(printable(f"  ok  {step}: {detail}"), flush=True)
 
     print(f"verifying {directory}")
     bundle = verify_bundle(directory, find_publishers(directory, publishers_file), told=told)
@@ -80,7 +82,7 @@ def verify_aloud(directory: Path, publishers_file: Path | None) -> int:
 def show_bundle(directory: Path, publishers_file: Path | None) -> int:
     """The verified manifest and certificate in words."""
     for line in describe(verify_bundle(directory, find_publishers(directory, publishers_file))):
-        print(line)
+        print(printable(line))
     return 0
 
 

@@ -14,8 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
-from sealgate.certificate.bundle import CARD, CERTIFICATE, MANIFEST, SIGNATURE, WEIGHTS, sha256_hex
+from sealgate.certificate.bundle import sha256_hex
 from sealgate.certificate.dsse import sign_envelope
+from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, SIGNATURE, WEIGHTS
 from sealgate.certificate.manifest import Column, InputTensor, LogisticRegressionSpec, Manifest, OutputTensor
 from sealgate.certificate.publishers import Publishers, publishers_of
 from sealgate.certificate.recompute import FINE, Epsilon, GaussianSteps, recompute

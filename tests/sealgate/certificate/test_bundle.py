@@ -11,8 +11,9 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sealgate.certificate.bundle import CARD, CERTIFICATE, MANIFEST, SIGNATURE, WEIGHTS, sha256_hex, verify_bundle
+from sealgate.certificate.bundle import sha256_hex, verify_bundle
 from sealgate.certificate.dsse import sign_envelope
+from sealgate.certificate.files import CARD, CERTIFICATE, FILE_LIMITS, MANIFEST, SIGNATURE, WEIGHTS, BundleFolder
 from sealgate.certificate.publishers import publishers_of
 from sealgate.certificate.statement import certificate_statement
 from sealgate.errors import CertificateError
@@ -280,17 +281,25 @@ def test_a_generous_epsilon_is_accepted_as_stated(forge, tmp_path):
 
 
 def test_a_file_that_grows_between_listing_and_reading_is_bounded(bundle, forge, monkeypatch):
-    from sealgate.certificate import bundle as module
-
-    monkeypatch.setitem(module._LIMITS, CARD, 3)
-    monkeypatch.setattr(module, "_check_listing", lambda *_: None)
+    monkeypatch.setitem(FILE_LIMITS, CARD, 3)
+    monkeypatch.setattr(BundleFolder, "check_listing", lambda _: None)
     assert refused(bundle, forge.publishers) == "file-too-large"
 
 
-def test_a_link_put_in_place_after_the_listing_is_not_followed(bundle, forge, tmp_path, monkeypatch):
-    from sealgate.certificate import bundle as module
+def test_without_directory_descriptors_the_same_is_refused(bundle, forge, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr("sealgate.certificate.files._HAS_DIRECTORIES", False)
+    assert verify_bundle(bundle, forge.publishers).facts.name == "toy"
+    (bundle.parent / "link").symlink_to(bundle)
+    assert refused(bundle.parent / "link", forge.publishers) == "bundle-unreadable"
+    flip(bundle / WEIGHTS)
+    assert refused(bundle, forge.publishers) == "weights-digest"
+    (bundle / "x.txt").write_bytes(b"")
+    assert refused(bundle, forge.publishers) == "unexpected-file"
 
-    monkeypatch.setattr(module, "_check_listing", lambda *_: None)
+
+def test_a_link_put_in_place_after_the_listing_is_not_followed(bundle, forge, tmp_path, monkeypatch):
+    monkeypatch.setattr(BundleFolder, "check_listing", lambda _: None)
     (bundle / CARD).rename(tmp_path / "moved")
     (bundle / CARD).symlink_to(tmp_path / "moved")
     assert refused(bundle, forge.publishers) == "bundle-unreadable"

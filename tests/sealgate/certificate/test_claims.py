@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sealgate.certificate.bundle import verify_bundle
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.refusals import REFUSALS, refusal
 from sealgate.certificate.schema import Audit, Rate
+from sealgate.certificate.statement import CERTIFICATE_PREDICATE, _statement, parse_certificate_statement
 from sealgate.errors import CertificateError
+from tests.sealgate.certificate.conftest import a_certificate
 
 
 def filled(certificate):
@@ -110,6 +114,28 @@ def test_a_refusal_needs_an_entry_in_the_table():
     with pytest.raises(KeyError):
         refusal("not-a-code", "text")
     assert refusal("sampler", "text").code == "sampler"
+
+
+@given(data=st.data())
+@settings(max_examples=300)
+def test_any_value_of_a_certificate_replaced_is_judged_or_refused_but_never_trips(data):
+    value = msgspec.to_builtins(filled(a_certificate()))
+    place: object = value
+    while True:
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else list(range(len(place)))))
+        if isinstance(place[key], dict | list) and place[key]:
+            place = place[key]
+            continue
+        numbers = st.sampled_from([0, 1, -1, 2**53 - 1, -(2**53) + 1, 10**6]) | st.integers(-(10**12), 10**12)
+        place[key] = data.draw(st.none() | numbers | st.text(max_size=6) | st.just([]) | st.just({}))
+        break
+    code = ""
+    try:
+        certificate, _ = parse_certificate_statement(_statement(CERTIFICATE_PREDICATE, value, {}))
+        check_claims(certificate)
+    except CertificateError as error:
+        code = error.code
+    assert code in {"", *REFUSALS}
 
 
 def test_every_code_in_the_table_is_raised_somewhere_and_described():
