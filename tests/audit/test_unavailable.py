@@ -71,6 +71,23 @@ def test_a_failing_commit_fails_the_log_for_good_and_keeps_what_was_acknowledged
     assert again.append(bench.draft()).result().index == open_one.index + 3
 
 
+def test_those_still_in_the_queue_are_told_too(bench, log, monkeypatch: Any) -> None:
+    monkeypatch.setattr(log_module, "MAX_BATCH", 2)
+    gate, entered = threading.Event(), threading.Event()
+
+    def wait(_: Connection, record: Record) -> Record:
+        entered.set()
+        gate.wait()
+        return record
+
+    futures = [log.append(bench.draft(), wait)]
+    entered.wait()
+    futures += [log.append(bench.draft()) for _ in range(9)]
+    event.listen(log._engines[0], "commit", boom)
+    gate.set()
+    assert {unavailable(future) for future in futures} == {"log-failed"}
+
+
 def test_a_foreign_writer_is_noticed_at_the_head(bench, log) -> None:
     log.append(bench.draft()).result()
     intruder = sqlite3.connect(bench.path)
