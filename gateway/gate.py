@@ -19,7 +19,7 @@ from gateway.authentication.authenticate import Authenticator
 from gateway.errors import PROBLEMS, Problem, Unauthenticated
 from gateway.intake import Intake, while_awaited
 from gateway.runtime_link import RuntimeLink
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Telemetry, quoted
 from policy.decide import Deny, Permit, PolicySet
 from policy.entities import Action, Context, Principal
 from sealgate.ambient import Clock
@@ -61,7 +61,7 @@ class Gate:
             self.link.auth_failed(frames.AuthFailed(reason=error.code, source=source))
             note(request, reason=error.code)
             raise Problem("unauthenticated") from None
-        note(request, authn=principal.authn, tenant=principal.tenant)
+        note(request, authn=principal.authn, tenant=quoted(principal.tenant))
         return principal
 
     async def authorise(self, request: Asking, principal: Principal, asked: Asked) -> Permit:
@@ -69,7 +69,7 @@ class Gate:
         answer = self.policy.decide(principal, asked.action, self._facts(asked.model), self._context(asked))
         if isinstance(answer, Deny):
             for text in answer.errors:
-                self.telemetry.event("policy-error", detail=text)
+                self.telemetry.event("policy-error", detail=quoted(text))
             await self.refuse(request, answer.decision, principal, asked)
         return answer
 

@@ -27,7 +27,7 @@ from gateway.limits import (
     RECONNECT_FIRST_S,
     RECONNECT_MAX_S,
 )
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Telemetry, quoted
 from sealgate.errors import DecodeError
 from sealgate.protocol.frames import (
     Answer,
@@ -126,7 +126,7 @@ class RuntimeLink:
     def _take(self, connection: _Connection, frame: Any, body: bytes) -> None:
         if isinstance(frame, RuntimeState):
             if self._state is None or frame.ready != self._state.ready:
-                self._telemetry.event("runtime-state", ready=frame.ready, detail=frame.detail)
+                self._telemetry.event("runtime-state", ready=frame.ready, detail=quoted(frame.detail))
             self._connection, self._state = connection, frame
             return
         self._abandoned.discard(frame.id)
@@ -176,10 +176,10 @@ class RuntimeLink:
             raise RuntimeBusy("the runtime takes requests too slowly")
         self._last_id += 1
         number = self._last_id
+        connection.send(_numbered(frame, number), body)
         waiting: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = waiting
         try:
-            connection.send(_numbered(frame, number), body)
             reply, answer = await waiting
         except asyncio.CancelledError:
             if self._waiting.pop(number, None) is not None and self._connection is connection:

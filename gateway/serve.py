@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+import uvloop
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from gateway.app import build_server, make_gate
-from gateway.limits import KEEP_ALIVE_S, SHUTDOWN_S
+from gateway.limits import GOODBYE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, SHUTDOWN_S
 from gateway.telemetry import Telemetry, capture_libraries
 from gateway.tls_identity import SealedHttpProtocol, make_tls_context
 from sealgate.deployment import Deployment, open_deployment
@@ -50,6 +51,7 @@ def server_config(app: Any, tls: Any, **more: Any) -> uvicorn.Config:
         app,
         factory=True,
         http=SealedHttpProtocol,
+        loop="gateway.serve:make_loop",
         ws="none",
         lifespan="on",
         interface="asgi3",
@@ -65,6 +67,21 @@ def server_config(app: Any, tls: Any, **more: Any) -> uvicorn.Config:
         ssl_context_factory=tls,
         **more,
     )
+
+
+class _Loop(uvloop.Loop):  # type: ignore[misc]  # uvloop ships no types
+    """uvicorn leaves the times of TLS at a minute; a peer that does not even shake hands gets less."""
+
+    async def create_server(self, *args: Any, **more: Any) -> Any:
+        if more.get("ssl") is not None:
+            more["ssl_handshake_timeout"] = HANDSHAKE_TIMEOUT_S
+            more["ssl_shutdown_timeout"] = GOODBYE_TIMEOUT_S
+        return await super().create_server(*args, **more)
+
+
+def make_loop() -> _Loop:
+    """The event loop that uvicorn runs; it finds this function by its name."""
+    return _Loop()
 
 
 def listen(host: str, port: int) -> socket.socket:

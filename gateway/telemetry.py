@@ -10,6 +10,7 @@ Trusts: nobody with content. Never: writes query strings, header values, bodies,
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
@@ -51,6 +52,11 @@ _SECRET_SHAPED = re.compile(r"eyJ[A-Za-z0-9_-]{8,}\.|-----BEGIN|[Bb]earer\s+\S{1
 _PLAIN = (str, int, bool, type(None))
 
 
+def quoted(text: str) -> str:
+    """Text that others chose, fit for a log line: what looks like a credential is withheld."""
+    return "(withheld)" if _SECRET_SHAPED.search(text) else text
+
+
 class Telemetry:
     """Writes events. `event` is a fixed name; fields come from FIELDS."""
 
@@ -71,8 +77,9 @@ class Telemetry:
                 fields[field] = value[:MAX_LOG_TEXT]
         line = msgspec.json.encode({"ts_us": self._clock(), "event": name, **fields}).decode()
         stream = self._stream or sys.stderr
-        stream.write(line + "\n")
-        stream.flush()
+        with contextlib.suppress(OSError, ValueError):  # nobody reads the log any more: requests are still served
+            stream.write(line + "\n")
+            stream.flush()
 
     def failure(self, name: str, error: BaseException, **fields: str | int | bool | None) -> None:
         """An unexpected exception: its class and where it was raised, never its text."""

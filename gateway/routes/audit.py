@@ -18,7 +18,7 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 from litestar import Response, get
-from litestar.di import NamedDependency
+from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 
@@ -55,10 +55,7 @@ Needed = Annotated[int, QueryParameter(ge=0, lt=2**53)]
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 
 
-@get("/audit/v1/records", responses=answers(_JSON, *_REFUSALS), summary="Query records")
-async def records(
-    request: Asking,
-    gate: NamedDependency[Gate],
+def wanted_records(
     tenant: Text = None,
     actor: Text = None,
     model: Text = None,
@@ -70,14 +67,11 @@ async def records(
     from_us: Number = None,
     to_us: Number = None,
     order: Text = None,
-    cursor: Text = None,
-    limit: Limit = 100,
-) -> Response[bytes]:
-    """Newest first (`order=oldest` turns it round). `cursor` goes on in the same snapshot, whose size is `tree_size`.
-    A record is a leaf: its canonical JSON is what is hashed into the tree."""
+) -> RecordFilter:
+    """The filter in a query; what is left out means anything."""
     if order not in (None, "newest", "oldest"):
         raise Problem("malformed-request", detail="The parameter 'order' is 'newest' or 'oldest'.")
-    wanted = RecordFilter(
+    return RecordFilter(
         tenant=tenant,
         actor=actor,
         model=model,
@@ -90,6 +84,23 @@ async def records(
         to_us=to_us,
         oldest_first=order == "oldest",
     )
+
+
+@get(
+    "/audit/v1/records",
+    dependencies={"wanted": Provide(wanted_records, sync_to_thread=False)},
+    responses=answers(_JSON, *_REFUSALS),
+    summary="Query records",
+)
+async def records(
+    request: Asking,
+    gate: NamedDependency[Gate],
+    wanted: NamedDependency[RecordFilter],
+    cursor: Text = None,
+    limit: Limit = 100,
+) -> Response[bytes]:
+    """Newest first (`order=oldest` turns it round). `cursor` goes on in the same snapshot, whose size is `tree_size`.
+    A record is a leaf: its canonical JSON is what is hashed into the tree."""
 
     def read(reader: AuditReader, permit: Permit) -> bytes:
         allowed = _own(wanted, permit)

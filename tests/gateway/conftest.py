@@ -286,20 +286,34 @@ def provisioned() -> Iterator[Path]:
     shutil.rmtree(root)
 
 
-@pytest.fixture
-def deployment(provisioned: Path) -> Iterator[Deployment]:
+@contextlib.contextmanager
+def copied(provisioned: Path) -> Iterator[Deployment]:
+    """A deployment of one's own. Its path is short, because the path of a UNIX socket must be."""
     root = Path(tempfile.mkdtemp(prefix="sg-"))
     shutil.copytree(provisioned, root / "state")
     yield open_deployment(root / "state")
     shutil.rmtree(root)
 
 
-@pytest.fixture
-def host(deployment: Deployment) -> Iterator[FakeHost]:
+@contextlib.contextmanager
+def hosted(deployment: Deployment) -> Iterator[FakeHost]:
+    """A host that listens on the deployment's socket."""
     fake = FakeHost(deployment.socket, policy_digest=load_policy(deployment.policy).digest)
     fake.path.parent.mkdir(exist_ok=True)
     yield fake.start()
     fake.close()
+
+
+@pytest.fixture
+def deployment(provisioned: Path) -> Iterator[Deployment]:
+    with copied(provisioned) as made:
+        yield made
+
+
+@pytest.fixture
+def host(deployment: Deployment) -> Iterator[FakeHost]:
+    with hosted(deployment) as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -320,4 +334,21 @@ def run_gateway(deployment: Deployment, host: FakeHost) -> Iterator[Callable[...
 
 @pytest.fixture
 def gateway(run_gateway: Callable[..., Running]) -> Running:
+    """A gateway of one's own."""
     return run_gateway()
+
+
+@pytest.fixture(scope="module")
+def _shared(provisioned: Path) -> Iterator[Running]:
+    with copied(provisioned) as deployment, hosted(deployment) as host:
+        running = Running(deployment, host)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def shared(_shared: Running) -> Running:
+    """A gateway for tests that change nothing about it but the host's script: many of them take one."""
+    _shared.host.script = plain_answer
+    _shared.host.told.clear()
+    return _shared

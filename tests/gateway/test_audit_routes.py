@@ -22,7 +22,7 @@ from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_i
 from sealgate.transparency.notes import NoteSigner, open_checkpoint
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.verifier import LogTrust, verify_bundle
-from tests.gateway.conftest import LOG, plain_answer
+from tests.gateway.conftest import LOG, Running, copied, hosted, plain_answer
 
 SIGNER = NoteSigner.from_seed(LOG, b"\x01" * 32)
 READS = (
@@ -44,11 +44,21 @@ def write_log(deployment, count=6):
             log.append(draft).result(10)
 
 
+@pytest.fixture(scope="module")
+def _logged(provisioned):
+    with copied(provisioned) as deployment, hosted(deployment) as host:
+        write_log(deployment)
+        running = Running(deployment, host)
+        yield running
+        running.close()
+
+
 @pytest.fixture
-def logged(deployment, run_gateway):
-    """A gateway beside a log of eight records: opened, six denials, closed."""
-    write_log(deployment)
-    return run_gateway()
+def logged(_logged):
+    """A gateway beside a log of eight records: opened, six denials, closed. Shared: tests only read."""
+    _logged.host.script = plain_answer
+    _logged.host.told.clear()
+    return _logged
 
 
 @pytest.fixture
@@ -290,7 +300,7 @@ def test_a_slow_reader_holds_the_writer_back():
 
 
 def test_audit_reads_at_once_are_bounded(logged, overseer, monkeypatch):
-    logged.gate.reading._requests_max = 0
+    monkeypatch.setattr(logged.gate.reading, "_requests_max", 0)
     answer = overseer.get("/audit/v1/checkpoint")
     assert (answer.status_code, answer.json()["title"]) == (503, "Busy")
     assert json.loads(answer.content)["status"] == 503

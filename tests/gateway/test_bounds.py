@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from gateway import tls_identity
+from gateway import serve, tls_identity
 from gateway.limits import MAX_HEAD
 from sealgate.limits import MAX_SEALED_REQUEST
 from sealgate.protocol import frames
@@ -80,12 +80,12 @@ def code_of(body):
 # Bodies --------------------------------------------------------------------------------------------------------------
 
 
-def test_a_declared_size_over_the_limit_is_refused_before_any_byte_of_it(gateway):
-    with Peer(gateway) as peer:
-        peer.send(sealed_head(gateway, Content_Length=str(MAX_SEALED_REQUEST + 1)))
+def test_a_declared_size_over_the_limit_is_refused_before_any_byte_of_it(shared):
+    with Peer(shared) as peer:
+        peer.send(sealed_head(shared, Content_Length=str(MAX_SEALED_REQUEST + 1)))
         status, fields, body = peer.head()
     assert (status, code_of(body), fields["content-type"]) == (413, "too-large", "application/problem+json")
-    assert gateway.gate.sealed.bytes == 0
+    assert shared.gate.sealed.bytes == 0
 
 
 def test_a_body_that_grows_over_the_limit_is_refused_and_its_memory_freed(gateway):
@@ -123,11 +123,11 @@ def test_a_refused_body_is_not_read_for_ever(gateway, monkeypatch):
         assert peer.rest() == b""  # and then the connection ends although the body never came
 
 
-def test_the_body_of_a_stranger_is_not_awaited(gateway):
-    with Peer(gateway) as peer:
+def test_the_body_of_a_stranger_is_not_awaited(shared):
+    with Peer(shared) as peer:
         peer.send(b"POST /sealed/wine HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n")
         assert peer.head()[0] == 401
-    assert gateway.gate.sealed.requests == 0
+    assert shared.gate.sealed.requests == 0
 
 
 def test_a_slow_sender_is_dropped_while_others_are_served(run_gateway):
@@ -143,9 +143,9 @@ def test_a_slow_sender_is_dropped_while_others_are_served(run_gateway):
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "９", "1" * 30])
-def test_an_odd_content_length_is_a_bad_request(gateway, length):
-    with Peer(gateway) as peer:
-        peer.send(sealed_head(gateway, Content_Length="@").replace(b"@", length.encode()))
+def test_an_odd_content_length_is_a_bad_request(shared, length):
+    with Peer(shared) as peer:
+        peer.send(sealed_head(shared, Content_Length="@").replace(b"@", length.encode()))
         status, fields, _body = peer.head()
     assert status in (400, 413)
     assert fields["content-type"] == "application/problem+json"
@@ -175,8 +175,8 @@ def test_all_bodies_together_are_bounded(gateway):
 # Heads ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_head_that_never_ends_is_cut_off(gateway):
-    with Peer(gateway) as peer:
+def test_a_head_that_never_ends_is_cut_off(shared):
+    with Peer(shared) as peer:
         peer.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nX: ")
         for _ in range(MAX_HEAD // 4096 + 1):
             peer.send(b"a" * 4096)
@@ -187,26 +187,34 @@ def test_a_head_that_never_ends_is_cut_off(gateway):
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health/live HT"])
-def test_a_head_that_does_not_come_is_not_waited_for(gateway, monkeypatch, sent):
+def test_a_head_that_does_not_come_is_not_waited_for(shared, monkeypatch, sent):
     monkeypatch.setattr(tls_identity, "HEAD_TIMEOUT_S", 0.1)
-    with Peer(gateway) as peer:
+    with Peer(shared) as peer:
         peer.send(sent) if sent else None
         said = peer.rest()
     assert (b" 408 " in said) == bool(sent)
 
 
-def test_a_trailer_does_not_become_a_header(gateway):
+def test_a_peer_that_does_not_shake_hands_is_not_waited_for(run_gateway, monkeypatch):
+    monkeypatch.setattr(serve, "HANDSHAKE_TIMEOUT_S", 0.2)
+    gateway = run_gateway()
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as raw:
+        raw.sendall(b"\x16\x03\x01")
+        assert raw.recv(100) == b""
+
+
+def test_a_trailer_does_not_become_a_header(shared):
     raw, _ = sealed_request()
-    head = sealed_head(gateway, Transfer_Encoding="chunked").replace(b"Authorization", b"X-Was")
-    with Peer(gateway) as peer:
+    head = sealed_head(shared, Transfer_Encoding="chunked").replace(b"Authorization", b"X-Was")
+    with Peer(shared) as peer:
         body = f"{len(raw):x}\r\n".encode() + raw + b"\r\n0\r\n"
-        peer.send(head + body + f"Authorization: Bearer {gateway.token()}\r\n\r\n".encode())
+        peer.send(head + body + f"Authorization: Bearer {shared.token()}\r\n\r\n".encode())
         assert peer.head()[0] == 401
 
 
-def test_trailers_without_end_are_cut_off(gateway):
-    with Peer(gateway) as peer:
-        peer.send(sealed_head(gateway, Transfer_Encoding="chunked") + b"1\r\na\r\n0\r\n")
+def test_trailers_without_end_are_cut_off(shared):
+    with Peer(shared) as peer:
+        peer.send(sealed_head(shared, Transfer_Encoding="chunked") + b"1\r\na\r\n0\r\n")
         said = b""
         try:
             for _ in range(64):
@@ -215,12 +223,12 @@ def test_trailers_without_end_are_cut_off(gateway):
         except OSError:
             pass
     assert b"200 OK" not in said
-    gateway.until(lambda: gateway.gate.sealed.requests == 0)
+    shared.until(lambda: shared.gate.sealed.requests == 0)
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01garbage\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"NONSENSE\r\n\r\n"])
-def test_malformed_http_is_a_problem_too(gateway, sent):
-    with Peer(gateway) as peer:
+def test_malformed_http_is_a_problem_too(shared, sent):
+    with Peer(shared) as peer:
         peer.send(sent)
         status, fields, body = peer.head()
     assert (status, code_of(body)) == (400, "malformed-request")

@@ -18,15 +18,15 @@ from tests.gateway.conftest import HANG, KEYS, post_sealed
 # Keys ----------------------------------------------------------------------------------------------------------------
 
 
-def test_the_key_configurations_are_the_runtimes_own_bytes(gateway):
-    answer = gateway.client().get("/.well-known/ohttp-gateway")
+def test_the_key_configurations_are_the_runtimes_own_bytes(shared):
+    answer = shared.client().get("/.well-known/ohttp-gateway")
     assert answer.headers["content-type"] == "application/ohttp-keys"
-    assert answer.content == gateway.host.state.key_configs
+    assert answer.content == shared.host.state.key_configs
     assert decode_key_configs(answer.content) == KEYS
 
 
-def test_one_bare_configuration_for_clients_that_want_it(gateway):
-    answer = gateway.client().get("/.well-known/ohttp-gateway?format=single")
+def test_one_bare_configuration_for_clients_that_want_it(shared):
+    answer = shared.client().get("/.well-known/ohttp-gateway?format=single")
     assert KeyConfig.decode(answer.content) == KEYS[1]
     assert KEYS[1].kem is Kem.X25519
 
@@ -49,34 +49,34 @@ def test_no_keys_yet_is_unavailable(gateway):
     gateway.until(lambda: gateway.client().get("/.well-known/ohttp-gateway").status_code == 503)
 
 
-def test_an_unknown_format_is_refused(gateway):
-    assert gateway.client().get("/.well-known/ohttp-gateway?format=xml").status_code == 400
+def test_an_unknown_format_is_refused(shared):
+    assert shared.client().get("/.well-known/ohttp-gateway?format=xml").status_code == 400
 
 
 # Evidence ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nonce", [b"", b"\x00", b"\xff" * 64])
-def test_evidence_is_over_the_callers_nonce(gateway, nonce):
+def test_evidence_is_over_the_callers_nonce(shared, nonce):
     text = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()
-    answer = gateway.client().get("/.well-known/attestation", params={"nonce": text})
+    answer = shared.client().get("/.well-known/attestation", params={"nonce": text})
     assert answer.headers["content-type"] == "application/eat+cwt"
     assert answer.content == b"evidence over " + nonce
-    assert gateway.host.heard(frames.EvidenceWanted)[0].nonce == nonce
+    assert shared.host.heard(frames.EvidenceWanted)[0].nonce == nonce
 
 
 @pytest.mark.parametrize(
     "nonce", ["A", "AA!A", "é", "A" * 200, "A" * 5000, base64.urlsafe_b64encode(b"x" * 65).decode()]
 )
-def test_a_nonce_that_is_none_is_refused(gateway, nonce):
-    answer = gateway.client().get("/.well-known/attestation", params={"nonce": nonce})
+def test_a_nonce_that_is_none_is_refused(shared, nonce):
+    answer = shared.client().get("/.well-known/attestation", params={"nonce": nonce})
     assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
-    assert gateway.host.told == []
+    assert shared.host.told == []
 
 
-def test_evidence_that_the_runtime_does_not_give_is_unavailable(gateway):
-    gateway.host.script = lambda frame, body: (frames.Refused(status=503, code="unavailable"), b"")
-    assert gateway.client().get("/.well-known/attestation").status_code == 503
+def test_evidence_that_the_runtime_does_not_give_is_unavailable(shared):
+    shared.host.script = lambda frame, body: (frames.Refused(status=503, code="unavailable"), b"")
+    assert shared.client().get("/.well-known/attestation").status_code == 503
 
 
 def test_requests_for_evidence_are_bounded(gateway):
@@ -98,8 +98,8 @@ def test_requests_for_evidence_are_bounded(gateway):
 # Health --------------------------------------------------------------------------------------------------------------
 
 
-def test_ready_says_what_kind_of_runtime_it_is(gateway):
-    answer = gateway.client().get("/health/ready")
+def test_ready_says_what_kind_of_runtime_it_is(shared):
+    answer = shared.client().get("/health/ready")
     assert answer.status_code == 200
     assert answer.json() == {
         "ready": True,
@@ -148,8 +148,8 @@ def test_a_runtime_with_another_policy_is_not_ready(gateway):
         ("GET", "/audit/v1/tile/x/001", 404, "not-found"),
     ],
 )
-def test_everything_is_a_problem_document(gateway, method, path, status, code):
-    answer = gateway.client(token=gateway.token()).request(method, path)
+def test_everything_is_a_problem_document(shared, method, path, status, code):
+    answer = shared.client(token=shared.token()).request(method, path)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["type"] == f"urn:sealgate:problem:{code}"
@@ -185,8 +185,8 @@ def test_every_problem_has_a_document_and_a_known_status():
 # OpenAPI -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_openapi_document_names_every_route(gateway):
-    document = gateway.client().get("/schema/openapi.json").json()
+def test_the_openapi_document_names_every_route(shared):
+    document = shared.client().get("/schema/openapi.json").json()
     assert set(document["paths"]) == {
         "/sealed/{model}",
         "/.well-known/ohttp-gateway",

@@ -25,10 +25,10 @@ def problem(answer, code):
     return document
 
 
-def test_a_token_sends_and_gets_the_sealed_answer_with_its_receipt(gateway):
-    token = gateway.token()
+def test_a_token_sends_and_gets_the_sealed_answer_with_its_receipt(shared):
+    token = shared.token()
     raw, media_type = sealed_request()
-    answer = gateway.client(token=token).post(
+    answer = shared.client(token=token).post(
         "/sealed/wine", content=raw, headers={"Content-Type": media_type, "Purpose": "treatment"}
     )
     assert answer.status_code == 200
@@ -36,22 +36,22 @@ def test_a_token_sends_and_gets_the_sealed_answer_with_its_receipt(gateway):
     assert answer.content == b"sealed answer to " + raw[:4]
     assert answer.headers["audit-record"] == f"{LOG} 7"
     assert base64.urlsafe_b64decode(answer.headers["audit-receipt"] + "==") == b"receipt of 7"
-    (frame,) = gateway.host.heard(frames.Submit)
+    (frame,) = shared.host.heard(frames.Submit)
     assert (frame.model, frame.operation, frame.purpose, frame.media_type) == ("wine", "infer", "treatment", media_type)
     assert frame.caller == frames.Caller(
         tenant="clinic", subject="alice", authn="jwt", credential_binding=bind_token(token)
     )
     assert frame.decision.policy_ids == ("clients-infer",)
-    assert frame.decision.policy_digest == gateway.gate.policy.digest
+    assert frame.decision.policy_digest == shared.gate.policy.digest
     assert frame.decision.obligations.round_digits == 6
     assert frame.assurance_mtls is False
-    assert gateway.host.bodies() == [raw]
+    assert shared.host.bodies() == [raw]
 
 
-def test_a_certificate_alone_is_an_identity(gateway):
-    assert post_sealed(gateway.client(certificate="integration")).status_code == 200
-    (frame,) = gateway.host.heard(frames.Submit)
-    pem = (gateway.deployment.pki / "clients" / "integration.pem").read_text()
+def test_a_certificate_alone_is_an_identity(shared):
+    assert post_sealed(shared.client(certificate="integration")).status_code == 200
+    (frame,) = shared.host.heard(frames.Submit)
+    pem = (shared.deployment.pki / "clients" / "integration.pem").read_text()
     assert frame.caller == frames.Caller(
         tenant="clinic",
         subject="hospital-integration",
@@ -61,41 +61,41 @@ def test_a_certificate_alone_is_an_identity(gateway):
     assert frame.assurance_mtls is True
 
 
-def test_with_both_the_token_is_the_principal_and_the_connection_counts_as_mtls(gateway):
-    token = gateway.token()
-    assert post_sealed(gateway.client(token=token, certificate="integration")).status_code == 200
-    (frame,) = gateway.host.heard(frames.Submit)
+def test_with_both_the_token_is_the_principal_and_the_connection_counts_as_mtls(shared):
+    token = shared.token()
+    assert post_sealed(shared.client(token=token, certificate="integration")).status_code == 200
+    (frame,) = shared.host.heard(frames.Submit)
     assert (frame.caller.subject, frame.caller.authn, frame.assurance_mtls) == ("alice", "jwt+mtls", True)
     assert frame.caller.credential_binding == bind_token(token)
 
 
-def test_another_tenants_certificate_does_not_make_a_token_mtls(gateway):
-    assert post_sealed(gateway.client(token=gateway.token(), certificate="auditor")).status_code == 200
-    (frame,) = gateway.host.heard(frames.Submit)
+def test_another_tenants_certificate_does_not_make_a_token_mtls(shared):
+    assert post_sealed(shared.client(token=shared.token(), certificate="auditor")).status_code == 200
+    (frame,) = shared.host.heard(frames.Submit)
     assert (frame.caller.authn, frame.assurance_mtls) == ("jwt", False)
 
 
-def test_a_bad_token_is_not_saved_by_a_good_certificate(gateway):
-    problem(post_sealed(gateway.client(token="x.y.z", certificate="integration")), "unauthenticated")
-    assert gateway.host.heard(frames.AuthFailed)[0].reason == "token-malformed"
+def test_a_bad_token_is_not_saved_by_a_good_certificate(shared):
+    problem(post_sealed(shared.client(token="x.y.z", certificate="integration")), "unauthenticated")
+    assert shared.host.heard(frames.AuthFailed)[0].reason == "token-malformed"
 
 
-def test_the_generic_resource_takes_the_model_from_its_field(gateway):
+def test_the_generic_resource_takes_the_model_from_its_field(shared):
     raw, media_type = sealed_request()
     headers = {"Content-Type": media_type, "Purpose": "treatment", "Sealed-Model": "wine"}
-    answer = gateway.client(token=gateway.token()).post("/.well-known/ohttp-gateway", content=raw, headers=headers)
+    answer = shared.client(token=shared.token()).post("/.well-known/ohttp-gateway", content=raw, headers=headers)
     assert answer.status_code == 200
-    assert gateway.host.heard(frames.Submit)[0].model == "wine"
+    assert shared.host.heard(frames.Submit)[0].model == "wine"
 
 
-def test_a_chunked_request_and_another_operation_are_handed_on_as_such(gateway):
+def test_a_chunked_request_and_another_operation_are_handed_on_as_such(shared):
     raw, media_type = sealed_request(200_000, chunked=True)
     headers = {"Content-Type": media_type, "Purpose": "treatment", "Sealed-Operation": "read-model"}
-    answer = gateway.client(token=gateway.token()).post("/sealed/wine", content=raw, headers=headers)
+    answer = shared.client(token=shared.token()).post("/sealed/wine", content=raw, headers=headers)
     assert answer.status_code == 200
-    (frame,) = gateway.host.heard(frames.Submit)
+    (frame,) = shared.host.heard(frames.Submit)
     assert (frame.operation, frame.media_type) == ("read-model", "message/ohttp-chunked-req")
-    assert gateway.host.bodies() == [raw]
+    assert shared.host.bodies() == [raw]
 
 
 @pytest.mark.parametrize(
@@ -105,21 +105,21 @@ def test_a_chunked_request_and_another_operation_are_handed_on_as_such(gateway):
         ("nothing", {}),  # no such model
     ],
 )
-def test_a_denial_is_recorded_before_the_caller_hears_of_it(gateway, model, headers):
-    answer = post_sealed(gateway.client(token=gateway.token()), model=model, **headers)
+def test_a_denial_is_recorded_before_the_caller_hears_of_it(shared, model, headers):
+    answer = post_sealed(shared.client(token=shared.token()), model=model, **headers)
     assert answer.status_code == 403
     problem(answer, "forbidden")
     assert answer.headers["audit-record"] == f"{LOG} 8"
     assert base64.urlsafe_b64decode(answer.headers["audit-receipt"] + "==") == b"receipt of 8"
-    (frame,) = gateway.host.heard(frames.Deny)
+    (frame,) = shared.host.heard(frames.Deny)
     assert (frame.model, frame.operation) == (model, "infer")
     assert frame.decision.reason in {"policy-forbids", "unknown-model"}
-    assert gateway.host.bodies() == []
+    assert shared.host.bodies() == []
 
 
-def test_a_denial_that_cannot_be_recorded_is_an_outage_not_a_403(gateway):
-    gateway.host.script = lambda frame, body: (frames.Refused(status=503, code="unavailable", retry_after_s=9), b"")
-    answer = post_sealed(gateway.client(token=gateway.token()), model="nothing")
+def test_a_denial_that_cannot_be_recorded_is_an_outage_not_a_403(shared):
+    shared.host.script = lambda frame, body: (frames.Refused(status=503, code="unavailable", retry_after_s=9), b"")
+    answer = post_sealed(shared.client(token=shared.token()), model="nothing")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "9")
 
 
@@ -134,10 +134,10 @@ def test_a_denial_that_cannot_be_recorded_is_an_outage_not_a_403(gateway):
         ("something-private", 500),
     ],
 )
-def test_refusals_of_the_runtime_become_problems_with_their_record(gateway, code, status):
+def test_refusals_of_the_runtime_become_problems_with_their_record(shared, code, status):
     refused = frames.Refused(status=status, code=code, log=LOG, record=11, receipt=b"r", retry_after_s=0)
-    gateway.host.script = lambda frame, body: (refused, b"")
-    answer = post_sealed(gateway.client(token=gateway.token()))
+    shared.host.script = lambda frame, body: (refused, b"")
+    answer = post_sealed(shared.client(token=shared.token()))
     assert answer.status_code == status
     problem(answer, code if status != 500 else "internal")
     assert answer.headers["audit-record"] == f"{LOG} 11"
@@ -145,9 +145,9 @@ def test_refusals_of_the_runtime_become_problems_with_their_record(gateway, code
     assert ("retry-after" in answer.headers) == (status in (429, 503))
 
 
-def test_an_unknown_key_has_the_registered_problem_type(gateway):
-    gateway.host.script = lambda frame, body: (frames.Refused(status=400, code="unknown-key"), b"")
-    answer = post_sealed(gateway.client(token=gateway.token()))
+def test_an_unknown_key_has_the_registered_problem_type(shared):
+    shared.host.script = lambda frame, body: (frames.Refused(status=400, code="unknown-key"), b"")
+    answer = post_sealed(shared.client(token=shared.token()))
     assert answer.status_code == 400
     assert answer.json()["type"] == "https://iana.org/assignments/http-problem-types#ohttp-key"
     assert "audit-record" not in answer.headers
@@ -171,31 +171,31 @@ def test_an_unknown_key_has_the_registered_problem_type(gateway):
         ("/sealed", {}, None, 404, "not-found"),
     ],
 )
-def test_what_is_not_a_sealed_request_is_refused(gateway, path, headers, body, status, code):
+def test_what_is_not_a_sealed_request_is_refused(shared, path, headers, body, status, code):
     raw, media_type = sealed_request()
     fields = {"Content-Type": media_type, "Purpose": "treatment"} | headers
     content = raw if body is None else body
-    answer = gateway.client(token=gateway.token()).post(path, content=content, headers=fields)
+    answer = shared.client(token=shared.token()).post(path, content=content, headers=fields)
     assert answer.status_code == status
     problem(answer, code)
-    assert gateway.host.bodies() == []
+    assert shared.host.bodies() == []
 
 
-def test_a_suite_that_is_not_known_asks_the_client_to_fetch_keys_again(gateway):
+def test_a_suite_that_is_not_known_asks_the_client_to_fetch_keys_again(shared):
     raw, media_type = sealed_request()
     other = raw[:1] + b"\xff\xff" + raw[3:]
     headers = {"Content-Type": media_type, "Purpose": "treatment"}
-    answer = gateway.client(token=gateway.token()).post("/sealed/wine", content=other, headers=headers)
+    answer = shared.client(token=shared.token()).post("/sealed/wine", content=other, headers=headers)
     assert answer.json()["type"].endswith("#ohttp-key")
 
 
 # Nobody -------------------------------------------------------------------------------------------------------------
 
 
-def test_every_failed_authentication_looks_the_same(gateway):
-    token = gateway.token()
+def test_every_failed_authentication_looks_the_same(shared):
+    token = shared.token()
     head, body, signature = token.split(".")
-    expired = gateway.token(now=1_600_000_000_000_000)
+    expired = shared.token(now=1_600_000_000_000_000)
     attempts = {
         "no-credential": {},
         "scheme-unknown": {"Authorization": "Basic YTpi"},
@@ -209,7 +209,7 @@ def test_every_failed_authentication_looks_the_same(gateway):
     for headers in attempts.values():
         raw, media_type = sealed_request()
         fields = {"Content-Type": media_type, "Purpose": "treatment"} | headers
-        answers.append(gateway.client().post("/sealed/wine", content=raw, headers=fields))
+        answers.append(shared.client().post("/sealed/wine", content=raw, headers=fields))
     assert {answer.status_code for answer in answers} == {401}
     assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
     assert len({answer.content for answer in answers}) == 1
@@ -217,20 +217,20 @@ def test_every_failed_authentication_looks_the_same(gateway):
         ("content-length", "content-type", "www-authenticate", "x-content-type-options")
     }
     problem(answers[0], "unauthenticated")
-    heard = gateway.host.heard(frames.AuthFailed, len(attempts))
+    heard = shared.host.heard(frames.AuthFailed, len(attempts))
     assert [frame.reason for frame in heard] == list(attempts)
     assert {frame.source for frame in heard} == {"loopback"}
-    assert gateway.host.bodies() == []
+    assert shared.host.bodies() == []
 
 
-def test_two_credentials_in_one_request_are_none(gateway):
-    client = gateway.client()
+def test_two_credentials_in_one_request_are_none(shared):
+    client = shared.client()
     raw, media_type = sealed_request()
-    token = f"Bearer {gateway.token()}"
+    token = f"Bearer {shared.token()}"
     headers = [("Content-Type", media_type), ("Purpose", "treatment"), ("Authorization", token)]
     answer = client.post("/sealed/wine", content=raw, headers=[*headers, ("Authorization", token)])
     assert answer.status_code == 401
-    assert gateway.host.heard(frames.AuthFailed)[0].reason == "credential-repeated"
+    assert shared.host.heard(frames.AuthFailed)[0].reason == "credential-repeated"
 
 
 def test_ten_thousand_bad_tokens_leave_nothing_behind_and_others_are_served(gateway):
@@ -288,19 +288,19 @@ def test_ten_thousand_bad_tokens_leave_nothing_behind_and_others_are_served(gate
     assert gateway.gate.authenticator._tokens._remembered == {}
 
 
-def test_bad_tokens_over_tls_do_not_keep_others_waiting(gateway):
-    good = gateway.client(token=gateway.token())
-    bad = gateway.client(token=gateway.token()[:-8] + "AAAAAAAA")
+def test_bad_tokens_over_tls_do_not_keep_others_waiting(shared):
+    good = shared.client(token=shared.token())
+    bad = shared.client(token=shared.token()[:-8] + "AAAAAAAA")
     for _ in range(200):
         assert post_sealed(bad).status_code == 401
     assert post_sealed(good).status_code == 200
-    assert len(gateway.host.heard(frames.AuthFailed, 200)) == 200
+    assert len(shared.host.heard(frames.AuthFailed, 200)) == 200
 
 
-def test_a_large_answer_arrives_whole(gateway):
+def test_a_large_answer_arrives_whole(shared):
     large = bytes(range(256)) * 16_384 + b"the end"
     answer = frames.Answer(media_type="message/ohttp-chunked-res", log=LOG, record=1, receipt=b"")
-    gateway.host.script = lambda frame, body: (answer, large)
-    got = post_sealed(gateway.client(token=gateway.token()))
+    shared.host.script = lambda frame, body: (answer, large)
+    got = post_sealed(shared.client(token=shared.token()))
     assert got.headers["content-length"] == str(len(large))
     assert got.content == large

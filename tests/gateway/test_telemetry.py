@@ -12,7 +12,7 @@ import pytest
 
 import gateway
 from gateway.errors import Problem
-from gateway.telemetry import FIELDS, LibraryLines, Telemetry
+from gateway.telemetry import FIELDS, LibraryLines, Telemetry, quoted
 from policy.entities import Principal, Role
 from sealgate.protocol.secrets import Plaintext, Secret
 from tests.gateway.conftest import post_sealed
@@ -95,6 +95,14 @@ def test_text_that_looks_like_a_credential_cannot_be_logged(telemetry, out, text
     with pytest.raises(TypeError):
         telemetry.event("request", detail=text)
     assert out.getvalue() == ""
+    telemetry.event("request", detail=quoted(text))
+    assert json.loads(out.getvalue())["detail"] == "(withheld)"
+
+
+def test_a_log_that_nobody_reads_does_not_stop_requests():
+    closed = io.StringIO()
+    closed.close()
+    Telemetry(stream=closed).event("request", status=200)
 
 
 def test_other_fields_cannot_be_logged(telemetry):
