@@ -6,6 +6,7 @@
 
 Trusts: the gateway's word for who the caller is and what the policy said (both are recorded as its word); the audit log
 for durability. Never: sees plaintext; releases an answer without its record; says more than a public code to a caller.
+What cannot be recorded raises LogUnavailable, and nothing is released.
 """
 
 from __future__ import annotations
@@ -99,8 +100,6 @@ class Admission:
             if intent.record.kind != "inference.authorized":
                 return _refused(intent, status=429, code="budget-exhausted", retry_after_s=_renewal_s(intent))
             return await self._run(frame, body, gone, intent, worker)
-        except LogUnavailable as error:
-            return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
         finally:
             self._in_flight -= 1
             self._in_flight_bytes -= len(body)
@@ -224,18 +223,12 @@ class Admission:
         return await self._record(draft)
 
     async def _record(self, draft: Record) -> tuple[Reply, bytes]:
-        try:
-            ended = await self._append(draft, None)
-        except LogUnavailable as error:
-            return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
+        ended = await self._append(draft, None)
         return Recorded(log=ended.record.log, record=ended.index, receipt=ended.receipt), b""
 
     async def _refuse(self, draft: Record, *, reason: str, code: str, status: int) -> tuple[Reply, bytes]:
         """Refuse before any grant, on record if the log still writes."""
-        try:
-            ended = await self._append(_with(draft, kind="inference.denied", reason=reason), None)
-        except LogUnavailable as error:
-            return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
+        ended = await self._append(_with(draft, kind="inference.denied", reason=reason), None)
         return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
 
     async def _append(self, draft: Record, effect: Effect | None) -> Appended:

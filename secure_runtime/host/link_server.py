@@ -50,6 +50,10 @@ class Service(Protocol):
         """Count a failed authentication."""
         ...
 
+    def fault(self, error: Exception) -> None:
+        """Tell the operator about an error that nobody expected: its type and place, never its text."""
+        ...
+
     def state(self) -> RuntimeState:
         """What gateways are told on connect and at every change."""
         ...
@@ -94,10 +98,14 @@ class _GatewayConnection(asyncio.Protocol):
             task.add_done_callback(self._server.running.discard)
 
     async def _serve(self, frame: Asked, body: bytes) -> None:
+        reply: Reply = Refused(id=frame.id, status=500, code="internal")
+        sealed = b""
         try:
             reply, sealed = await self._server.service.answer(frame, body, self._gone[frame.id])
-            self.send(reply, sealed)
+        except Exception as error:  # a fault of ours: the caller gets an answer, the operator its kind and place
+            self._server.service.fault(error)
         finally:
+            self.send(reply, sealed)
             self._gone.pop(frame.id, None)
 
     def send(self, frame: HostToGateway, body: bytes = b"") -> None:

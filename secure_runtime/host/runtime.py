@@ -128,17 +128,19 @@ class RuntimeHost:
         return _with_id(reply, frame.id), sealed
 
     async def _answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
-        if isinstance(frame, Submit):
-            reply = await self._admission.submit(frame, body, gone)
-        elif isinstance(frame, Deny):
-            reply = await self._admission.deny(frame)
-        elif isinstance(frame, AuditRead):
-            reply = await self._admission.audit_read(frame)
-        else:
+        try:
+            if isinstance(frame, Submit):
+                return await self._admission.submit(frame, body, gone)
+            if isinstance(frame, Deny):
+                return await self._admission.deny(frame)
+            if isinstance(frame, AuditRead):
+                return await self._admission.audit_read(frame)
             return self._evidence(frame)
-        if not self._log.state.ok:
-            self._look_again()
-        return reply
+        except LogUnavailable as error:
+            return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
+        finally:
+            if not self._log.state.ok:
+                self._look_again()
 
     def _evidence(self, frame: EvidenceWanted) -> tuple[Reply, bytes]:
         published = self._supervisor.published
@@ -175,6 +177,14 @@ class RuntimeHost:
         """Count it; the log bounds what a flood may write."""
         with contextlib.suppress(LogUnavailable):
             self._auth_failures.note(frame.reason, frame.source)
+
+    def fault(self, error: Exception) -> None:
+        """An error that nobody expected. Its text stays out: it may quote what it was about."""
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else "?"
+        self._tell(f"internal fault: {type(error).__name__} at {place}")
 
     def state(self) -> RuntimeState:
         """What gateways may know."""

@@ -104,7 +104,7 @@ def boot(inherited: int, main: Callable[[], Main]) -> int:
             return _BROKEN
         reason = sandbox.LayerMissing.code if isinstance(error, sandbox.LayerMissing) else "boot-error"
         detail = str(error) if reason != "boot-error" else f"{type(error).__name__}: {error} ({_place_of(error)})"
-        tell_failure(sock, reason=reason, detail=detail, layers=getattr(report, "layers", {}))
+        tell_failure(sock, reason=reason, detail=detail, layers=getattr(report or error, "layers", {}))
         return _REFUSED
 
 

@@ -22,6 +22,7 @@ from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_v
 from secure_runtime.worker.engine.tensors import from_torch, to_torch
 from secure_runtime.worker.gatekeeper import Admitted
 
+_MODEL_ERROR = BadInput("the model could not be run on this input", status=500, code="model-error")
 _JSON = (("content-type", "application/json"),)
 
 
@@ -120,12 +121,14 @@ def _run_batch(batch: Sequence[_Job]) -> list[EngineAnswer]:
     except Exception:
         if len(batch) > 1:  # one bad request must not fail its neighbours
             return [answer for job in batch for answer in _run_batch([job])]
-        failure = BadInput("the model could not be run on this input", status=500, code="model-error")
-        return [_failed(failure, batch[0].model)]
+        return [_failed(_MODEL_ERROR, batch[0].model)]
     answers, start = [], 0
     for job in batch:
         end = start + job.rows.shape[0]
-        answers.append(_answered(job, {name: values[start:end] for name, values in outputs.items()}))
+        try:
+            answers.append(_answered(job, {name: values[start:end] for name, values in outputs.items()}))
+        except Exception:
+            answers.append(_failed(_MODEL_ERROR, job.model))
         start = end
     return answers
 

@@ -21,7 +21,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from secure_runtime.worker.sandbox import bpf, filters, identity, kernel, landlock, namespaces, probes, root
+from secure_runtime.worker.sandbox import bpf, filters, identity, landlock, namespaces, probes, root
 from secure_runtime.worker.sandbox.filters import SOCKET
 from secure_runtime.worker.sandbox.report import REQUIRED, LayerMissing, Report
 from secure_runtime.worker.sandbox.syscalls import MACHINE
@@ -84,12 +84,9 @@ def _leave_the_machine(plan: Mapping[str, Any], view: root.View, report: Report)
 
 def _require_readable(view: root.View) -> None:
     """Say now, in words, what would otherwise end as a missing module or an empty list of models."""
-    for path in view.readable:
-        if os.path.exists(path) and not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
-            raise LayerMissing(f"the worker's user (uid {os.geteuid()}) may not read {path}; let it, or move it")
-    for path in view.code:
-        if not os.path.exists(path):
-            raise LayerMissing(f"the worker's user (uid {os.geteuid()}) cannot reach {path}; let it, or move it")
+    for path in (*view.code, *view.data):
+        if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
+            raise LayerMissing(f"the worker's user (uid {os.geteuid()}) may not read {path}: let it, or move it")
 
 
 def _filter(layer: str, rules: tuple[bpf.Rule, ...], report: Report) -> None:
@@ -112,7 +109,7 @@ def seal(report: Report) -> Report:
     """
     from secure_runtime.errors import SandboxRefused  # not at the top: `enter` runs before sealgate may be imported
 
-    kernel.call("close_range", SOCKET + 1, 0xFFFFFFFF, 0)
+    identity.close_descriptors(report, first=SOCKET + 1)
     identity.forbid_new_descriptors(first_free=SOCKET + 1)
     _filter("seccomp-seal", filters.seal_rules(os.getpid()), report)
     report.sealed = True

@@ -91,7 +91,7 @@ class Probe:
 
 
 def _probes() -> tuple[Probe, ...]:
-    parent = os.getppid() or 1
+    parent = os.getppid() or 2  # in a process-id namespace the parent has no number; 1 is this process
     huge = (0, _MORE_THAN_ANY_LIMIT, _PROT_READ | _PROT_WRITE, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)
     no_limit = ctypes.create_string_buffer(16)
     return (
@@ -118,8 +118,8 @@ def _probes() -> tuple[Probe, ...]:
         Probe("new-user-namespace", "clone", (kernel.CLONE_NEWUSER | signal.SIGCHLD, 0, 0, 0, 0), _end_child),
         Probe("new-process-clone3", "clone3", (None, 0), denied_by=errno.ENOSYS),
         Probe("signal-parent", "kill", (parent, 0)),
-        Probe("signal-thread-of-parent", "tgkill", (parent + 1, parent + 1, 0)),
-        Probe("limits-of-parent", "prlimit64", (parent + 1, _RLIMIT_CORE, None, _SCRATCH)),
+        Probe("signal-thread-of-parent", "tgkill", (parent, parent, 0)),
+        Probe("limits-of-parent", "prlimit64", (parent, _RLIMIT_CORE, None, _SCRATCH)),
         Probe("change-limits", "prlimit64", (0, _RLIMIT_CORE, no_limit, None)),
         Probe("become-dumpable", "prctl", (kernel.PR_SET_DUMPABLE, 1, 0, 0, 0), _undump),
         Probe("change-user", "setresuid", (-1, -1, -1)),

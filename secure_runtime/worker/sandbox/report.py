@@ -69,6 +69,10 @@ class LayerMissing(Exception):
 
     code = "sandbox-refused"
 
+    def __init__(self, message: str, layers: dict[str, Entry] | None = None) -> None:
+        super().__init__(message)
+        self.layers = layers or {}
+
 
 @dataclass
 class Report:
@@ -107,7 +111,7 @@ class Report:
         lacking = self.missing(before_seal=before_seal)
         if lacking:
             reasons = "; ".join(f"{name}: {self._why(name)}" for name in lacking)
-            raise LayerMissing(f"profile '{self.profile}' does not hold on this machine ({reasons})")
+            raise LayerMissing(f"profile '{self.profile}' does not hold on this machine ({reasons})", self.layers)
 
     def _why(self, name: str) -> str:
         entry = self.layers.get(name) or self.probes.get(name.removeprefix("probe "), {})
