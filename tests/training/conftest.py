@@ -48,7 +48,7 @@ def configuration_text(source: str, *, family: str = "logistic-regression", **ch
     """A complete CONFIG.toml; `changes` replace whole lines by their key."""
     target = {
         "logistic-regression": 'target = "ill"\nclasses = { no = "healthy", yes = "ill" }',
-        "linear-regression": 'target = "cost"\ntarget_range = [0, 200]',
+        "linear-regression": 'target = "cost"\ntarget_range = [40, 160]',
         "mlp": 'target = "group"\nclasses = { 0 = "low", 1 = "middle", 2 = "high" }',
     }[family]
     text = f"""
@@ -68,14 +68,14 @@ public_population = 200
 held_out = 0.25
 
 [privacy]
-sigma = 4
+sigma = 5
 delta = 1e-4
 rate = "1/2"
-steps = 30
+steps = 40
 clip_norm = 1
 
 [optimizer]
-learning_rate = 0.5
+learning_rate = {"0.1" if family == "linear-regression" else "0.5"}
 momentum = 0.9
 
 [selection]
