@@ -1,0 +1,290 @@
+"""Steps 6 and 10 with a real log and a scripted worker: what is on record before and after, and what lies lead to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from audit.log import AuditLog
+from audit.query import AuditReader, RecordFilter
+from policy.budget import BudgetBook
+from policy.budgets import Budget, Window
+from sealgate.protocol.completion import Statement, sign_completion
+from sealgate.protocol.frames import Answer, Caller, Decision, Deny, Done, Refused, Submit
+from sealgate.protocol.ohttp import commitment
+from sealgate.transparency.notes import NoteSigner
+from sealgate.transparency.receipt import verify_receipt
+from sealgate.transparency.record import Record
+from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from secure_runtime.host.admission import Admission, LiveWorker
+from secure_runtime.host.worker_link import Outcome
+
+ORIGIN = "host.test/log"
+POLICY = "d" * 64
+CALLER = Caller(tenant="clinic", subject="app", authn="jwt", credential_binding="binding")
+BODY = b"an encapsulated request"
+SEALED = b"a sealed answer"
+
+
+class ScriptedLink:
+    """Stands where the link to a worker stands; `script` says what the worker does with a grant."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self.key = key
+        self.seq = 0
+        self.aborted: WorkerGone | None = None
+        self.script: Callable[[Any, bytes], Outcome] = self.honest
+
+    def abort(self, why: WorkerGone) -> None:
+        self.aborted = why
+
+    async def run(self, grant: Any, body: bytes, **_: Any) -> Outcome:
+        return self.script(grant, body)
+
+    def honest(self, given: Any, body: bytes, *, sealed: bytes = SEALED, problem: str = "", **changes: Any) -> Outcome:
+        self.seq += 1
+        values: dict[str, Any] = {
+            "instance": "i1",
+            "seq": self.seq,
+            "grant": given.id,
+            "outcome": "refused" if problem else "completed",
+            "reason": "replayed" if problem else "",
+            "model": given.model,
+            "model_digest": "" if problem else "a" * 64,
+            "certificate_digest": "" if problem else "b" * 64,
+            "units": 0 if problem else 3,
+            "req_commit": commitment(body),
+            "resp_commit": commitment(sealed) if sealed else "",
+            **changes,
+        }
+        completion = sign_completion(Statement(**values), self.key)
+        return Outcome(Done(id=1, completion=completion, problem=problem, media_type="message/ohttp-res"), sealed)
+
+
+@dataclass
+class Desk:
+    """Admission over a real log in a folder."""
+
+    folder: Path
+    log: AuditLog
+    signer: NoteSigner
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    budgets: BudgetBook = field(default_factory=lambda: BudgetBook(()))
+
+    def __post_init__(self) -> None:
+        self.link = ScriptedLink(self.key)
+        self.alive = True
+        self.admission = self.make()
+
+    def make(self, **changes: Any) -> Admission:
+        values: dict[str, Any] = {
+            "log": self.log,
+            "budgets": self.budgets,
+            "worker": self.worker,
+            "policy_digest": POLICY,
+            "max_in_flight": 10,
+            "timeout_s": 5.0,
+            **changes,
+        }
+        return Admission(**values)
+
+    def worker(self) -> LiveWorker:
+        if not self.alive:
+            raise RuntimeUnavailable("no worker", code="worker-not-ready")
+        return LiveWorker(
+            link=self.link,  # type: ignore[arg-type]
+            instance="i1",
+            completion_key=self.key.public_key(),
+            degraded=False,
+            assurance="software",
+            evidence_digest="e" * 64,
+        )
+
+    def submit(self, *, admission: Admission | None = None, policy: str = POLICY) -> tuple[Any, bytes]:
+        frame = Submit(
+            id=5,
+            model="m",
+            operation="infer",
+            purpose="treatment",
+            media_type="message/ohttp-req",
+            caller=CALLER,
+            decision=Decision(policy_digest=policy, policy_ids=("clients-infer",)),
+        )
+
+        async def ask() -> tuple[Any, bytes]:
+            return await (admission or self.admission).submit(frame, BODY, asyncio.Event())
+
+        return asyncio.run(ask())
+
+    def records(self) -> list[Record]:
+        with closing(AuditReader(f"sqlite:///{self.folder}/audit.sqlite", origin=ORIGIN)) as reader:
+            page = reader.records(RecordFilter(oldest_first=True), limit=1000)
+        return [entry.record for entry in page.records if entry.record.kind.startswith("inference.")]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Callable[..., Desk]]:
+    made: list[Desk] = []
+
+    def make(*budgets: Budget) -> Desk:
+        book = BudgetBook(budgets)
+        signer = NoteSigner.from_seed(ORIGIN, b"s" * 32)
+        log = AuditLog.open(
+            f"sqlite:///{tmp_path}/audit.sqlite",
+            signer=signer,
+            subjects_key=b"k" * 32,
+            origin=ORIGIN,
+            extra_tables=(book.tables,),
+            disk_reserve_bytes=0,
+        )
+        made.append(Desk(tmp_path, log, signer, budgets=book))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.log.close()
+
+
+def test_an_answer_leaves_with_both_records_durable(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    seen: list[list[str]] = []
+
+    def look(grant: Any, body: bytes) -> Outcome:
+        one.log.append(Record(kind="audit.query")).result()  # the reader sees what a published checkpoint covers
+        seen.append([record.kind for record in one.records()])
+        return one.link.honest(grant, body)
+
+    one.link.script = look
+    reply, sealed = one.submit()
+    assert isinstance(reply, Answer)
+    assert sealed == SEALED
+    receipt = verify_receipt(reply.receipt, [one.signer.verifier])
+    assert (receipt.record.kind, receipt.record.units, receipt.index) == ("inference.completed", 3, reply.record)
+    assert (receipt.record.req_commit, receipt.record.resp_commit) == (commitment(BODY), commitment(SEALED))
+    assert receipt.record.actor
+    assert "app" not in receipt.leaf.decode()
+    assert all("inference.authorized" in kinds and "inference.completed" not in kinds for kinds in seen)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"grant": "another"},
+        {"instance": "another"},
+        {"model": "another"},
+        {"req_commit": "0" * 64},
+        {"resp_commit": "0" * 64},
+        {"resp_commit": ""},
+        {"outcome": "refused"},
+        {"outcome": "great"},
+        {"sealed": b""},
+        {"problem": "sealed-request-refused"},
+        {"problem": "no-such-problem", "sealed": b""},
+    ],
+    ids=str,
+)
+def test_a_worker_whose_word_does_not_fit_is_cut_off_and_nothing_leaves(desk: Callable[..., Desk], lie: Any) -> None:
+    one = desk()
+    one.link.script = lambda grant, body: one.link.honest(grant, body, **lie)
+    reply, sealed = one.submit()
+    assert (type(reply), reply.status, sealed) == (Refused, 503, b"")
+    assert one.link.aborted is not None
+    one.log.close()
+    assert [(r.kind, r.reason) for r in one.records()][-1] == ("inference.failed", "worker-protocol")
+
+
+def test_a_completion_signed_by_another_key_is_not_taken(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    one.link.key = Ed25519PrivateKey.generate()
+    reply, _ = one.submit()
+    assert reply.status == 503
+    one.log.close()
+    assert one.records()[-1].reason == "worker-protocol"
+
+
+@pytest.mark.parametrize(("code", "status"), [("worker-died", 503), ("worker-hung", 504)])
+def test_a_dead_worker_is_an_end_on_record(desk: Callable[..., Desk], code: str, status: int) -> None:
+    one = desk()
+
+    def die(grant: Any, body: bytes) -> Outcome:
+        raise WorkerGone("gone", code=code)
+
+    one.link.script = die
+    reply, _ = one.submit()
+    record = verify_receipt(reply.receipt, [one.signer.verifier]).record
+    assert (reply.status, record.kind, record.reason, record.runtime_sig) == (status, "inference.failed", code, "")
+
+
+def test_a_gatekeepers_refusal_is_an_end_with_a_signature(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    one.link.script = lambda grant, body: one.link.honest(
+        grant, body, problem="sealed-request-refused", sealed=b"", resp_commit=""
+    )
+    reply, _ = one.submit()
+    record = verify_receipt(reply.receipt, [one.signer.verifier]).record
+    assert (reply.status, reply.code) == (400, "sealed-request-refused")
+    assert (record.kind, record.outcome, record.reason) == ("inference.failed", "refused", "replayed")
+    assert record.runtime_sig
+
+
+def test_what_cannot_be_served_is_denied_on_record(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    assert one.submit(policy="f" * 64)[0].status == 503
+    assert one.submit(admission=one.make(max_in_flight=0))[0].status == 503
+    one.alive = False
+    assert one.submit()[0].status == 503
+    one.log.close()
+    found = [(record.kind, record.reason) for record in one.records()]
+    assert found == [
+        ("inference.denied", "policy-not-in-force"),
+        ("inference.denied", "overloaded"),
+        ("inference.denied", "worker-not-ready"),
+    ]
+    assert one.link.seq == 0, "nothing was forwarded"
+
+
+def test_a_budget_is_taken_before_and_settled_after(desk: Callable[..., Desk]) -> None:
+    budget = Budget(
+        name="b", tenant="clinic", subject=None, model=None, requests=2, units=None, units_per_request=1,
+        window=Window.DAY,
+    )  # fmt: skip
+    one = desk(budget)
+    assert [type(one.submit()[0]) for _ in range(2)] == [Answer, Answer]
+    reply, _ = one.submit()
+    assert (reply.status, reply.code) == (429, "budget-exhausted")
+    assert reply.retry_after_s >= 1
+    record = verify_receipt(reply.receipt, [one.signer.verifier]).record
+    assert (record.kind, record.reason, record.detail["budget"]) == ("inference.denied", "budget-exhausted", "b")
+    assert one.link.seq == 2
+
+
+def test_nothing_is_forwarded_and_nothing_leaves_when_the_log_is_closed(desk: Callable[..., Desk]) -> None:
+    from audit.errors import LogUnavailable
+
+    one = desk()
+    one.log.close()
+    with pytest.raises(LogUnavailable):
+        one.submit()
+    assert one.link.seq == 0
+
+
+def test_a_denial_is_recorded_with_what_decided(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    decision = Decision(policy_digest=POLICY, policy_ids=("no-marketing",), reason="policy-forbids")
+    frame = Deny(model="m", operation="infer", purpose="marketing", caller=CALLER, decision=decision)
+    reply, _ = asyncio.run(one.admission.deny(frame))
+    record = verify_receipt(reply.receipt, [one.signer.verifier]).record  # type: ignore[union-attr]
+    assert (record.kind, record.reason, record.policy_ids) == (
+        "inference.denied",
+        "policy-forbids",
+        ("no-marketing",),
+    )
+    assert msgspec.to_builtins(record)["policy_digest"] == POLICY
