@@ -69,6 +69,23 @@ def test_signed_only_when_others_can_see_it(bench, log) -> None:
     assert all(size == committed for size, committed in signed)
 
 
+def test_a_transaction_holds_the_write_lock_from_its_first_moment(bench, log) -> None:
+    """An effect that reads, then writes, sees no other writer in between."""
+    refusals = []
+
+    def look(_: Connection, record: Record) -> Record:
+        outsider = sqlite3.connect(bench.path, timeout=0, isolation_level=None)
+        try:
+            outsider.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            refusals.append(error.sqlite_errorname)
+        outsider.close()
+        return record
+
+    log.append(bench.draft(), look).result()
+    assert refusals == ["SQLITE_BUSY"]
+
+
 def test_commits_wait_for_the_disk(log) -> None:
     with log._engines[0].begin() as connection:
         asked = {

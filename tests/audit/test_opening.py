@@ -117,6 +117,25 @@ def test_a_rolled_back_log_contradicts_its_checkpoint(bench) -> None:
         bench.open()
 
 
+def test_a_log_that_grew_anew_contradicts_what_was_signed(bench) -> None:
+    """Rolled back, then written on for longer: the signed checkpoint's size exists again, its tree does not."""
+    fill(bench, 10)
+    old = bench.path.read_bytes()
+    fill(bench, 10)
+    raw = sqlite3.connect(bench.path)
+    note = raw.execute("SELECT size, ts_us, note FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
+    raw.close()
+    bench.path.write_bytes(old)
+    fill(bench, 20)
+    raw = sqlite3.connect(bench.path)
+    with raw:
+        raw.execute("DELETE FROM checkpoint")
+        raw.execute("INSERT INTO checkpoint VALUES (?, ?, ?)", note)
+    raw.close()
+    with pytest.raises(LogDamaged):
+        bench.open()
+
+
 def test_another_key_does_not_continue_the_log(bench) -> None:
     fill(bench, 3)
     with pytest.raises(LogDamaged):
