@@ -58,6 +58,35 @@ PROBLEMS: dict[str, ProblemKind] = {
 }
 
 
+AUTHENTICATION_FAILURES: dict[str, str] = {
+    "no-credential": "neither a token nor a client certificate",
+    "credential-repeated": "more than one Authorization field",
+    "scheme-unknown": "an Authorization scheme other than Bearer",
+    "token-too-large": "a token larger than MAX_TOKEN",
+    "token-malformed": "not three base64url parts of strict JSON without repeated names",
+    "header-forbidden": "a token header that brings a key, an extension or a transformation",
+    "type-mismatch": "a token that is not an access token (at+jwt)",
+    "algorithm-refused": "an algorithm other than ES256, EdDSA, RS256",
+    "algorithm-mismatch": "an algorithm other than the key's own",
+    "issuer-unknown": "an issuer that is not in issuers.toml",
+    "key-unknown": "a key that the issuer does not have",
+    "signature-invalid": "a signature that does not hold",
+    "claims-invalid": "a required claim is missing, or a claim is of the wrong type",
+    "audience-mismatch": "a token for somebody else",
+    "tenant-not-of-issuer": "an issuer that may not speak for this tenant",
+    "lifetime-too-long": "a token that lives longer than its issuer may grant, or ends before it begins",
+    "token-expired": "a token whose time is over",
+    "token-not-yet-valid": "a token from the future",
+    "token-bound-elsewhere": "a token bound to a certificate that the caller did not show",
+    "certificate-malformed": "a client certificate whose names cannot be read",
+    "certificate-expired": "a client certificate outside its time, on a connection that outlived it",
+    "certificate-revoked": "a client certificate on the deny list",
+    "certificate-unmapped": "a client certificate that stands for nobody in tenants.toml",
+    "deny-list-unreadable": "the deny list cannot be read, so no certificate is accepted",
+}
+"""Every reason that the log counts failed authentications by, with what it means. Callers see none of them."""
+
+
 class GatewayError(SealgateError):
     """Root of what this package raises."""
 
@@ -98,7 +127,7 @@ class Problem(GatewayError):
 
 
 class Unauthenticated(GatewayError):
-    """No principal. `code` is the reason that is counted in the log; the caller gets the one uniform 401."""
+    """No principal. `code` is one of AUTHENTICATION_FAILURES; the caller gets the one uniform 401."""
 
     code = "unauthenticated"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gateway
-from gateway.errors import Problem
+from gateway.errors import AUTHENTICATION_FAILURES, Problem
 from gateway.telemetry import FIELDS, LibraryLines, Telemetry, quoted
 from policy.entities import Principal, Role
 from sealgate.protocol.secrets import Plaintext, Secret
@@ -181,3 +181,14 @@ def test_every_field_that_the_gateway_logs_is_in_the_vocabulary():
                 used |= {keyword.arg for keyword in node.keywords if keyword.arg}
     assert used
     assert used <= set(FIELDS)
+
+
+def test_every_reason_of_a_failed_authentication_is_explained_and_used():
+    folder = Path(gateway.__file__).parent
+    used = set()
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Unauthenticated":
+                (reason,) = node.args
+                used.add(reason.value)
+    assert used == set(AUTHENTICATION_FAILURES)

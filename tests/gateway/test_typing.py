@@ -26,7 +26,6 @@ def use(telemetry: Telemetry, link: RuntimeLink, frame: Submit, payload: Plainte
         ('telemetry.event("request", detail=key)', False),
         ('telemetry.event("request", detail=b"bytes")', False),
         ("link.submit(frame, payload)", False),
-        ("bytes(payload)", False),
     ],
 )
 def test_the_type_checker_refuses_it(tmp_path, line, sound):
