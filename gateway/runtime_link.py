@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -28,6 +27,7 @@ from gateway.limits import (
     RECONNECT_MAX_S,
 )
 from gateway.telemetry import Telemetry, quoted
+from sealgate.deployment import socket_address
 from sealgate.errors import DecodeError
 from sealgate.protocol.frames import (
     Answer,
@@ -103,7 +103,8 @@ class RuntimeLink:
 
     async def _connect(self) -> _Connection:
         connection = _Connection(self._take)
-        await asyncio.get_running_loop().create_unix_connection(lambda: connection, os.fspath(self._path))
+        with socket_address(self._path) as address:
+            await asyncio.get_running_loop().create_unix_connection(lambda: connection, address)
         return connection
 
     def _forget_connection(self) -> None:

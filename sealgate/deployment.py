@@ -16,13 +16,17 @@ Trusts: whoever may write the directory. Private files are 0600. Never: holds se
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from sealgate.errors import ConfigurationError
+from sealgate.limits import MAX_SOCKET_PATH
 
 
 class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -122,6 +126,22 @@ class Deployment:
     @property
     def trust(self) -> Path:
         return self.root / "client" / "trust.toml"
+
+
+@contextlib.contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """What to bind or connect a UNIX socket at `path` with, however deep the state directory is.
+
+    The kernel takes at most 107 bytes; a longer path is reached through a descriptor of its folder (Linux).
+    """
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+        yield os.fspath(path)
+        return
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
 
 
 def open_deployment(root: Path) -> Deployment:

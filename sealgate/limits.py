@@ -29,6 +29,7 @@ MAX_PARAMETERS = 64
 # Frames between our own processes ------------------------------------------------------------------------------------
 MAX_FRAME_HEADER = 256 * 1024
 MAX_FRAME_BODY = 64 * 1024 * 1024
+MAX_SOCKET_PATH = 107  # of a UNIX socket's address on Linux (sun_path)
 
 # Freshness and keys --------------------------------------------------------------------------------------------------
 DATE_WINDOW_S = 120  # how far the inner Date may lie from the worker's clock, either way

@@ -1,6 +1,6 @@
 """The story that `sealgate demo` tells: from private training to an audited, encrypted answer, in eight acts.
 
-Everything in it is real: real patients, real training, real processes, real TLS, real refusals. It uses the commands and
+Everything in it is real: patients, training, processes, TLS, refusals. It uses the commands and
 the client library, nothing else. Trusts: this machine. Never: pretends; if a step does not hold, the demo fails.
 """
 
@@ -176,6 +176,8 @@ class _Altering(httpx.BaseTransport):
 def _refusals(stage: _Stage) -> None:
     narrator = stage.narrator
     narrator.act("Three refusals, each with its audit record")
+    sealgate("audit", "checkpoint", *_auditor_credential(stage), "--out", stage.state / "kept-checkpoint")
+    narrator.say("an auditor keeps today's checkpoint, to see later that the log only grew")
     rows, _ = _rows(stage)
     network = httpx.HTTPTransport(verify=tls_context(open_trust(stage.trust), None, trust_env=False))
     good = _token(stage)
@@ -227,8 +229,8 @@ def _auditor(stage: _Stage, folder: Path) -> None:
     narrator.say(said.rstrip())
     bundle = folder / "evidence.zip"
     sealgate("audit", "export", *_auditor_credential(stage), "--out", bundle)
-    receipt = stage.state / "receipt"
-    said = sealgate("audit", "verify", bundle, "--trust", stage.trust, "--receipt", receipt)
+    given = ("--receipt", stage.state / "receipt", "--kept", stage.state / "kept-checkpoint")
+    said = sealgate("audit", "verify", bundle, "--trust", stage.trust, "--strict", *given)
     narrator.say(said.rstrip())
     data = bytearray(bundle.read_bytes())
     data[len(data) // 2] ^= 1

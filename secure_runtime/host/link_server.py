@@ -14,6 +14,7 @@ import socket
 from pathlib import Path
 from typing import Protocol
 
+from sealgate.deployment import socket_address
 from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.protocol.frames import (
     Answer,
@@ -158,18 +159,19 @@ class LinkServer:
 
 
 def _bind(path: Path) -> socket.socket:
-    if path.exists():
-        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-            probe.connect(os.fspath(path))
-            raise ConfigurationError(f"{path} is in use: another runtime serves this deployment")
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX)
-    before = os.umask(0o177)
-    try:
-        sock.bind(os.fspath(path))
-    except OSError as error:
-        sock.close()
-        raise ConfigurationError(f"cannot listen on {path}: {error.strerror or 'the path is too long'}") from error
-    finally:
-        os.umask(before)
+    with socket_address(path) as address:
+        if path.exists():
+            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+                probe.connect(address)
+                raise ConfigurationError(f"{path} is in use: another runtime serves this deployment")
+            path.unlink()
+        sock = socket.socket(socket.AF_UNIX)
+        before = os.umask(0o177)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            sock.close()
+            raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
+        finally:
+            os.umask(before)
     return sock

@@ -55,12 +55,14 @@ class SpawnedWorker:
 
     def sealed_pid(self) -> int:
         """The sealed process as the host sees it; right once the worker has spoken, when it has forked or will not."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        try:
-            found = children.read_text("ascii").split()
-        except OSError:
-            return self.pid
-        return int(found[0]) if found else self.pid
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                text = status.read_text("ascii", "replace")
+            except OSError:
+                continue  # it ended meanwhile
+            if f"\nPPid:\t{self.pid}\n" in text:
+                return int(status.parent.name)
+        return self.pid
 
     def kill(self) -> None:
         """SIGKILL to the started process; the kernel then kills the sealed one."""
