@@ -83,6 +83,7 @@ class Log:
 
     def __init__(self, signer: NoteSigner, clock: Clock) -> None:
         self.signer, self.clock, self.leaves = signer, clock, list[bytes]()
+        self.origin = ORIGIN
         self.append(Record(kind="log.opened"))
 
     def _hash(self, level: int, index: int) -> bytes:
@@ -90,12 +91,12 @@ class Log:
 
     def checkpoint(self) -> bytes:
         root = root_of(leaf_hash(leaf) for leaf in self.leaves)
-        return sign_checkpoint(Checkpoint(ORIGIN, len(self.leaves), root), self.signer)
+        return sign_checkpoint(Checkpoint(self.origin, len(self.leaves), root), self.signer)
 
     def append(self, draft: Record) -> tuple[int, bytes]:
         number = len(self.leaves)
         record = msgspec.structs.replace(
-            draft, v=1, log=ORIGIN, id=f"record-{number}", ts_us=self.clock(), salt=f"{number:032x}"
+            draft, v=1, log=self.origin, id=f"record-{number}", ts_us=self.clock(), salt=f"{number:032x}"
         )
         self.leaves.append(leaf_bytes(record))
         return number, self.receipt(number)

@@ -18,6 +18,7 @@ from sealgate.client.exchange import SealedChannel
 from sealgate.client.messages import OuterRequest, OuterResponse
 from sealgate.client.session import Session
 from sealgate.errors import DecodeError, EvidenceError, OpenError, SealgateError, TruncatedError
+from sealgate.evidence.trust import parse_trust
 from sealgate.limits import CHUNK, CHUNKED_ABOVE, DATE_WINDOW_S
 from sealgate.protocol import bhttp, ohttp
 from sealgate.protocol.completion import Statement, sign_completion
@@ -188,6 +189,37 @@ def test_a_worker_that_answers_with_another_model_is_noticed(service: Any, field
         session.infer("toy", _tensors())
     assert failure.value.code == "model"
     assert opened == []
+
+
+def test_a_statement_in_another_instances_name_is_noticed_though_it_is_signed(service: Any) -> None:
+    honest_end = service.stated
+
+    def other_instance(draft: Any, statement: Statement, kind: str, intent: int) -> Any:
+        return honest_end(draft, msgspec.structs.replace(statement, instance="instance-2"), kind, intent)
+
+    service.stated = other_instance
+    error = refused(service, ReceiptRefused)
+    assert error.code == "worker"
+    assert "another instance" in str(error)
+
+
+def test_a_receipt_of_another_trusted_log_is_noticed(service: Any) -> None:
+    """The trust file knows two logs; the evidence names one of them."""
+    other = NoteSigner.from_seed("other.test/log", b"\x0b" * 32)
+    both = f'log_keys = ["{service.log.signer.vkey}", "{other.vkey}"]'
+    text = service.trust_text().replace(f'log_keys = ["{service.log.signer.vkey}"]', both)
+    with make_session(service, trust=parse_trust(text.encode(), source="trust.toml")) as session:
+        session.evidence()
+        service.log.signer, service.log.origin = other, other.name
+        with pytest.raises(ReceiptRefused) as failure:
+            session.infer("toy", _tensors())
+    assert failure.value.code == "log"
+
+
+@pytest.mark.parametrize("status", [201, 206, 302])
+def test_a_sealed_body_with_another_status_is_not_an_answer(service: Any, meddling: Any, status: int) -> None:
+    service.meddle = on_sealed(lambda response: meddling.replaced(response, status=status))
+    refused(service, UnsealedAnswer)
 
 
 def test_a_completion_signed_by_another_key_is_noticed(service: Any) -> None:

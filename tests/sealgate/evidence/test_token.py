@@ -156,6 +156,7 @@ def _relabelled(payload: bytes, **changes: object) -> bytes:
         {"cm65538": None},
         {"cm65543": [{"name": "toy"}]},
         {"cm65544": {"landlock": {"state": "on", "detail": "", "more": 1}}},
+        {"cm65544": {"landlock": {"state": "on"}}},  # a second way to write an empty detail
         {"cm65541": 1},
     ],
 )
