@@ -118,7 +118,9 @@ def _read_all(sock: socket.socket) -> bytes:
             if not more:
                 break
             data += more
-    except (TimeoutError, ConnectionError) as error:
+    except ConnectionResetError:
+        pass  # it ended before it had read its plan; what it said, if anything, is in `data`
+    except TimeoutError as error:
         raise SandboxRefused("the probe worker did not answer", code="probe-silent") from error
     return data
 

@@ -22,6 +22,7 @@ _ENTERED = (
     ("uts-namespace", kernel.CLONE_NEWUTS),
     ("cgroup-namespace", kernel.CLONE_NEWCGROUP),
 )
+_NAME = b"worker"
 _REAPER_FAILED = 71
 
 
@@ -65,6 +66,8 @@ def leave_shared_namespaces(report: Report) -> None:
             kernel.call("unshare", flag)
             if flag == kernel.CLONE_NEWNS:
                 kernel.mount(b"none", b"/", b"", kernel.MS_REC | kernel.MS_PRIVATE)
+            elif flag == kernel.CLONE_NEWUTS:
+                kernel.call("sethostname", _NAME, len(_NAME))
             report.set(layer, "on")
         except OSError as error:
             report.failed(layer, error)

@@ -19,7 +19,7 @@ LAYERS = {
     "mount-namespace": "mounts of the machine cannot be reached or changed",
     "network-namespace": "no network device, not even loopback; no abstract socket of the machine",
     "ipc-namespace": "no shared memory or queue of the machine",
-    "uts-namespace": "the machine's name cannot be changed",
+    "uts-namespace": "the machine's name can neither be seen nor changed",
     "cgroup-namespace": "the machine's control groups cannot be seen",
     "pid-namespace": "no other process can be named, so none can be signalled or traced",
     "private-root": "the file system holds Python, the libraries and the bundles, read-only; no /proc, no home",

@@ -23,6 +23,7 @@ from secure_runtime.worker.sandbox import kernel
 from secure_runtime.worker.sandbox.report import Report
 
 _OWN_PACKAGES = ("sealgate", "secure_runtime")
+_OWN_PARENT = os.path.abspath(__file__).rsplit(os.sep, 4)[0]
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib")
 _LOADER_CACHE = "/etc/ld.so.cache"
 _RANDOM = "/dev/urandom"
@@ -67,7 +68,8 @@ def view_of(plan: Mapping[str, Any]) -> View:
 
 def _interpreter_paths() -> list[str]:
     """The standard library and every directory that a library of the running process came from."""
-    found = [path for path in sys.path if os.path.isabs(path) and path.startswith((sys.base_prefix, sys.exec_prefix))]
+    # Without `site`, sys.path is the standard library, and the directory that boot.py found this package in.
+    found = [path for path in sys.path if os.path.isabs(path) and path != _OWN_PARENT]
     found.append(os.path.join(sys.base_prefix, "lib"))
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:

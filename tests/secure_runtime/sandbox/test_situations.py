@@ -133,3 +133,7 @@ def test_a_user_who_may_not_read_the_bundles_is_told_so(boot_as: Callable[..., A
     ended = boot_as("root-no-admin", "tell('started')", models_dir=str(tmp_path))
     assert ended.told is None
     assert str(tmp_path) in ended.refusal.detail or "may not" in ended.refusal.detail
+
+
+def test_the_machines_name_is_not_seen(boot_as: Callable[..., Any]) -> None:
+    assert boot_as("user", "import os; tell(os.uname().nodename)").must() == "worker"
