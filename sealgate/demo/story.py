@@ -173,6 +173,12 @@ class _Altering(httpx.BaseTransport):
         self._inner.close()
 
 
+def _proof(error: ServiceRefused) -> str:
+    if error.receipt is not None:
+        return f"record {error.receipt.index}, receipt verified"
+    return "its receipt names another request than ours" if error.receipt_refused else "counted in the log"
+
+
 def _refusals(stage: _Stage) -> None:
     narrator = stage.narrator
     narrator.act("Three refusals, each with its audit record")
@@ -191,8 +197,7 @@ def _refusals(stage: _Stage) -> None:
             try:
                 session.infer(_MODEL, rows[:1])
             except ServiceRefused as error:
-                record = f"record {error.receipt.index}, receipt verified" if error.receipt else "record below"
-                narrator.say(f"{what}: refused with {error.status} {error.code} ({record})")
+                narrator.say(f"{what}: refused with {error.status} {error.code} ({_proof(error)})")
             else:
                 raise SealgateError(f"{what} was not refused")
     for line in _refusal_records(stage):
@@ -217,7 +222,7 @@ def _refusal_records(stage: _Stage) -> list[str]:
         said = json.loads(sealgate("audit", "query", *_auditor_credential(stage), "--kind", kind, "--json"))
         if not said["records"]:
             raise SealgateError(f"the log has no {kind} record")
-        last = said["records"][-1]
+        last = said["records"][0]  # newest first
         lines.append(f"in the log: record {last['index']} {kind}, reason {last['record'].get('reason', '')}")
     return lines
 
