@@ -76,7 +76,7 @@ MAX_LAYER_WIDTH = 16384
 
 # Privacy accounting: beyond these a certificate is refused, because recomputing it would cost minutes or mean nothing
 MAX_TRAINING_STEPS = 1_000_000
-MIN_SIGMA_MICRO = 200_000
+MIN_SIGMA_MICRO = 300_000
 MAX_SIGMA_MICRO = 10_000_000_000
 MAX_EPSILON_MICRO = 100_000_000  # epsilon 100: above it the guarantee is empty
 MAX_PRIVACY_LOSS_MEAN = 5000  # steps * rate / (2 sigma^2): bounds the memory of the privacy-loss distribution

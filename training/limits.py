@@ -16,5 +16,5 @@ BASELINE_STEPS = 400
 BASELINE_ROWS = 4096  # rows of one step of the comparison without privacy
 EPSILON_MARGIN_MICRO = 10  # stated above the computed figure: rounding differs between machines
 SIGMA_GRID_MICRO = 1000  # sigma is calibrated to three decimals
-PROGRESS_POINTS = 24  # how often the progress bar's epsilon is computed
+PROGRESS_POINTS = 12  # how often the progress bar's epsilon is computed
 EVALUATION_ROWS = 65_536  # rows of one batch when a model is measured

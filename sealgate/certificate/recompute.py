@@ -99,9 +99,12 @@ def recompute(steps: GaussianSteps) -> Epsilon:
     if coarse > MAX_EPSILON_MICRO:
         raise refusal("epsilon-out-of-range", "epsilon is too large to mean anything")
     discretisation = FINE if coarse <= _FINE_BELOW_MICRO else COARSE
+    add_remove = epsilon_micro(steps, discretisation=discretisation)
+    replace_one = epsilon_micro(steps, replace_one=True, discretisation=discretisation)
+    # Replacing a row by one without influence is removing it, so the true figure cannot be smaller; the bounds can.
     return Epsilon(
-        add_remove_micro=epsilon_micro(steps, discretisation=discretisation),
-        replace_one_micro=epsilon_micro(steps, replace_one=True, discretisation=discretisation),
+        add_remove_micro=add_remove,
+        replace_one_micro=max(add_remove, replace_one),
         discretisation=discretisation,
     )
 

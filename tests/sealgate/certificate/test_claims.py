@@ -96,7 +96,7 @@ def test_the_checks_stand_between_a_signed_bundle_and_its_use(forge, tmp_path):
 
 
 def test_too_little_noise_over_too_many_steps_is_refused_at_once(forge):
-    forge.claim(noise__sigma_micro=200_000, sampling__steps_declared=1_000_000)
+    forge.claim(noise__sigma_micro=300_000, sampling__steps_declared=1_000_000)
     with pytest.raises(CertificateError) as caught:
         check_claims(filled(forge.certificate))
     assert caught.value.code == "epsilon-out-of-range"
