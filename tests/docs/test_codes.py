@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import PROBLEMS
+from gateway.errors import AUTHENTICATION_FAILURES, PROBLEMS
 from policy.decide import REASONS
 from sealgate.certificate.refusals import REFUSALS
 from sealgate.transparency.record import KINDS
@@ -53,7 +53,7 @@ def test_record_kinds_are_exactly_those_that_may_be_written(codes: str) -> None:
 
 def test_reasons_of_the_policy_and_of_bundles(codes: str) -> None:
     assert set(REASONS) <= set(rows(codes, "### Denied by the policy (`inference.denied`)"))
-    for table in (REASONS, REFUSALS):
+    for table in (REASONS, REFUSALS, AUTHENTICATION_FAILURES):
         for reason, meaning in table.items():
             assert f"| `{reason}` | {meaning} |" in codes
 
