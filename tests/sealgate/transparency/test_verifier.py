@@ -236,6 +236,11 @@ def test_a_completion_without_a_signature(log) -> None:
     assert "no worker signed" in only(check(log, log.bundle()), 7)
 
 
+def test_an_answer_that_the_host_calls_a_failure(log) -> None:
+    log.complete(*log.authorize(), kind="inference.failed")
+    assert "not what its worker signed" in only(check(log, log.bundle()), 7)
+
+
 def test_signed_fields_that_were_changed(log) -> None:
     log.complete(*log.authorize(), units=100)
     assert statuses(check(log, log.bundle()))[7] == "failed"
