@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from sealgate.errors import ConfigurationError, LogError
 from sealgate.transparency import bundle as bundle_module
+from sealgate.transparency.container import ContainerReader, ContainerWriter
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import leaf_bytes
 from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
@@ -80,6 +81,21 @@ def test_garbage_is_a_failed_step(log, data: bytes) -> None:
     report = check(log, io.BytesIO(data))
     assert statuses(report)[1] == "failed"
     assert {step.status for step in report.steps[1:]} == {"skipped"}
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "entries/00000001.ndjson", "range-proof", "consistency-proof"])
+def test_a_repacked_member_does_not_have_its_digest(log, name: str) -> None:
+    """A well-formed ZIP with one member exchanged, its checksum right, its digest in the manifest not."""
+    honest = ContainerReader(log.bundle(0, 7, consistent_with=4))
+    out = io.BytesIO()
+    writer = ContainerWriter(out)
+    for member in honest.names:
+        content = honest.read(member)
+        writer.add(member, content.replace(b"A", b"B") + b"\n" if member == name else content)
+    writer.close()
+    report = check(log, out)
+    assert not report.ok
+    assert any("digest in its manifest" in step.detail for step in report.failures), report.lines()
 
 
 # 2: signature
