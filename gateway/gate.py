@@ -65,7 +65,10 @@ class Gate:
         return principal
 
     async def authorise(self, request: Asking, principal: Principal, asked: Asked) -> Permit:
-        """Step 5. A denial is a durable record before the caller gets its 403."""
+        """Step 5. A denial is a durable record before the caller gets its 403, or its 503 when no worker is live."""
+        if asked.model and not self.link.state.key_configs:
+            decision = frames.Decision(policy_digest=self.policy.digest, reason="worker-not-ready")
+            await self.refuse(request, decision, principal, asked, problem="unavailable")
         answer = self.policy.decide(principal, asked.action, self._facts(asked.model), self._context(asked))
         if isinstance(answer, Deny):
             for text in answer.errors:
@@ -91,7 +94,15 @@ class Gate:
         note(request, log=reply.log, record=reply.record)
         return reply
 
-    async def refuse(self, request: Asking, decision: frames.Decision, principal: Principal, asked: Asked) -> NoReturn:
+    async def refuse(
+        self,
+        request: Asking,
+        decision: frames.Decision,
+        principal: Principal,
+        asked: Asked,
+        *,
+        problem: str = "forbidden",
+    ) -> NoReturn:
         """Put a denial on record, then tell the caller."""
         frame = frames.Deny(
             model=asked.model,
@@ -104,7 +115,7 @@ class Gate:
         if isinstance(reply, frames.Refused):
             raise refusal(reply)
         note(request, reason=decision.reason, log=reply.log, record=reply.record)
-        raise Problem("forbidden", headers=audit_headers(reply))
+        raise Problem(problem, headers=audit_headers(reply))
 
     def _facts(self, model: str) -> frames.ModelFacts | None:
         return next((facts for facts in self.link.state.models if facts.name == model), None) if model else None

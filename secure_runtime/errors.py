@@ -12,6 +12,35 @@ from __future__ import annotations
 
 from sealgate.errors import SealgateError
 
+GATEKEEPER_REASONS = frozenset(
+    {
+        "audience-mismatch",
+        "cancelled",
+        "cannot-open",
+        "credential-mismatch",
+        "credential-unbound",
+        "date-missing",
+        "date-outside-window",
+        "field-repeated",
+        "grant-expired",
+        "key-unknown",
+        "malformed",
+        "model-mismatch",
+        "operation-mismatch",
+        "purpose-mismatch",
+        "replay-set-full",
+        "replayed",
+        "target-unknown",
+        "truncated",
+    }
+)
+"""Why the gatekeeper turns a request away. The host takes no others: a worker cannot put its own words on record."""
+
+ENGINE_REASONS = frozenset(
+    {"bad-input", "input-datatype", "input-not-finite", "input-shape", "model-error", "model-not-loaded"}
+)
+"""Why an admitted request was answered with an error inside the seal."""
+
 
 class SandboxRefused(SealgateError):
     """The worker may not start: a required layer is missing, or something that must be denied was possible."""

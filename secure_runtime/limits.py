@@ -6,6 +6,7 @@ from __future__ import annotations
 MAX_IN_FLIGHT_PER_GATEWAY = 4096  # frames asked and not yet answered on one gateway connection
 MAX_IN_FLIGHT_BYTES = 256 * 1024 * 1024  # sealed requests handed to the worker and not yet completed
 WORKER_GRACE_S = 10.0  # how long past the time-out a worker may take before it counts as hung
+MAX_UNITS = 2**52  # one completion may claim; stays exact in JSON
 BOOT_TIMEOUT_S = 120.0  # from spawn to Hello; loading torch and recomputing certificates is most of it
 RESTART_DELAY_MIN_S = 0.1
 RESTART_DELAY_MAX_S = 30.0

@@ -27,10 +27,10 @@ from sealgate.protocol.completion import verify_completion
 from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Recorded, Refused, Submit
 from sealgate.protocol.ohttp import commitment
 from sealgate.transparency.record import Record
-from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
 from secure_runtime.host.link_server import Reply
 from secure_runtime.host.worker_link import Outcome, WorkerLink
-from secure_runtime.limits import MAX_IN_FLIGHT_BYTES, WORKER_GRACE_S
+from secure_runtime.limits import MAX_IN_FLIGHT_BYTES, MAX_UNITS, WORKER_GRACE_S
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _STATUS = {"sealed-request-refused": 400, "unknown-key": 400, "busy": 503, "timed-out": 504}
 _RETRY_AFTER_S = 1
+_REASONS = {"completed": frozenset({""}), "failed": ENGINE_REASONS, "refused": GATEKEEPER_REASONS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,12 @@ class LiveWorker:
     degraded: bool
     assurance: str
     evidence_digest: str
+    models: dict[str, tuple[str, str]]  # name to digests of weights and certificate
+
+    def digests(self, model: str) -> tuple[tuple[str, str], ...]:
+        """What a completion about `model` may name: its digests, or none where no model was reached."""
+        known = self.models.get(model)
+        return (("", ""),) if known is None else (("", ""), known)
 
 
 class Admission:
@@ -126,7 +133,7 @@ class Admission:
             except BudgetExhausted as error:
                 detail = {"budget": error.name, "renews_us": str(error.renews_us)}
                 return _with(draft, kind="inference.denied", reason="budget-exhausted", detail=detail)
-            return draft if left is None else _with(draft, budget_after_micro=left)
+            return draft if left is None else _with(draft, detail={"requests_left": str(left)})
 
         return reserve
 
@@ -136,7 +143,7 @@ class Admission:
         self, frame: Submit, body: bytes, gone: asyncio.Event, intent: Appended, worker: LiveWorker
     ) -> tuple[Reply, bytes]:
         granted = intent.record
-        end = _with(granted, id="", ts_us=0, salt="", grant=granted.id, intent_seq=intent.index, budget_after_micro=0)
+        end = _with(granted, id="", ts_us=0, salt="", grant=granted.id, intent_seq=intent.index, detail={})
         grant = Grant(
             id=granted.id,
             model=frame.model,
@@ -183,6 +190,9 @@ class Admission:
             and outcome.done.problem in ("", *_STATUS)
             and (statement.outcome == "refused") == bool(outcome.done.problem)
             and statement.outcome in ("completed", "failed", "refused")
+            and statement.reason in _REASONS[statement.outcome]
+            and 0 <= statement.units <= MAX_UNITS
+            and (statement.model_digest, statement.certificate_digest) in worker.digests(grant.model)
         )
         if not fits:
             worker.link.abort(WorkerGone("the worker's completion does not fit", code="worker-protocol"))

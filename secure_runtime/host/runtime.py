@@ -240,6 +240,8 @@ class RuntimeHost:
         await self._supervisor.stop()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(supervising, DRAIN_S)
+        with contextlib.suppress(LogUnavailable):
+            self._auth_failures.flush()
         self._identity.deployment.socket.unlink(missing_ok=True)
 
     async def _watch(self) -> None:

@@ -5,7 +5,8 @@
 Every worker has new keys and a new instance id. A worker that does not say Hello in time, or breaks the protocol, is
 killed. Restarts wait longer each time until a worker has been live for a while.
 
-Trusts: `spawn_worker` for the sandbox, the log for durability. Never: publishes a key that is not on record.
+Trusts: `spawn_worker` for the sandbox, its own reading of the worker's process over the worker's word, the log for
+durability. Never: publishes a key that is not on record.
 """
 
 from __future__ import annotations
@@ -150,12 +151,19 @@ class Supervisor:
         except LogUnavailable:
             reason = "log-unavailable"
             return reason
+        except WorkerGone as error:
+            reason = error.code
+            self._tell(f"worker refused: {error}")
+            return reason
         finally:
             watchdog.cancel()
             await self._bury(link, spawned, instance, reason)
 
     async def _go_live(self, facts: WorkerFacts, link: WorkerLink, spawned: SpawnedWorker) -> None:
         published = Published(facts=facts, key_configs=facts.key_configs, host_layers=read_layers(spawned.sealed_pid()))
+        contradicted = sorted(name for name, layer in published.host_layers.items() if layer.state == "failed")
+        if contradicted and facts.profile != "dev":
+            raise WorkerGone(f"the host reads otherwise: {', '.join(contradicted)}", code="worker-not-isolated")
         evidence_digest = self._evidence_digest(published)
         degraded = facts.profile == "dev"
         assurance = "software"
@@ -184,6 +192,7 @@ class Supervisor:
             degraded=degraded,
             assurance=assurance,
             evidence_digest=evidence_digest,
+            models={model.name: (model.model_digest, model.certificate_digest) for model in facts.models},
         )
         self._on_change()
 

@@ -52,6 +52,7 @@ class WorkerLink(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._waiting: dict[int, asyncio.Future[Outcome]] = {}
         self._next_id = 1
+        self._last_seq = 0  # of completions
         self._why: WorkerGone | None = None
 
     # asyncio.Protocol ------------------------------------------------------------------------------------------------
@@ -73,9 +74,10 @@ class WorkerLink(asyncio.Protocol):
         if not isinstance(frame, Done):
             self._on_event(frame)
             return
-        future = self._waiting.pop(frame.id, None)
-        if future is None:
-            raise DecodeError("the worker completed a request that it was not given")
+        self._last_seq += 1
+        if frame.id not in self._waiting or frame.completion.statement.seq != self._last_seq:
+            raise DecodeError("the worker completed a request that it was not given, or skipped a number")
+        future = self._waiting.pop(frame.id)
         if not future.done():
             future.set_result(Outcome(frame, body))
 

@@ -221,7 +221,7 @@ def _flush(sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
         sock.sendall(data)
 
 
-def _load_models(plan: BootPlan) -> tuple[dict[str, LoadedModel], tuple[ModelRefusal, ...]]:
+def _load_models(plan: BootPlan, device: str) -> tuple[dict[str, LoadedModel], tuple[ModelRefusal, ...]]:
     """Step 1."""
     publishers = load_publishers(Path(plan.publishers_file))
     loaded: dict[str, LoadedModel] = {}
@@ -229,7 +229,7 @@ def _load_models(plan: BootPlan) -> tuple[dict[str, LoadedModel], tuple[ModelRef
     directories = sorted(path for path in Path(plan.models_dir).iterdir() if not path.name.startswith("."))
     for directory in directories[:MAX_BUNDLES]:
         try:
-            model = load_bundle(directory, publishers)
+            model = load_bundle(directory, publishers, device=device)
             if model.facts.name in loaded:
                 raise CertificateError("two bundles have one name", code="name-taken")
             loaded[model.facts.name] = model
@@ -272,7 +272,8 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
 
     torch.set_num_threads(plan.torch_threads)
     torch.set_grad_enabled(False)
-    loaded, refused = _load_models(plan)
+    device = _choose_device(plan.device)
+    loaded, refused = _load_models(plan, device)
     for model in loaded.values():
         warm_up(model)
     measurements = _measure()
@@ -294,7 +295,7 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
         profile=plan.profile,
         layers=msgspec.convert(report.layers, dict[str, Layer]),
         probes=msgspec.convert(report.probes, dict[str, Layer]),
-        device=_choose_device(plan.device),
+        device=device,
         measurements=measurements,
     )
     send(Hello(facts=facts), b"")

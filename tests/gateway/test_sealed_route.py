@@ -304,3 +304,23 @@ def test_a_large_answer_arrives_whole(shared):
     got = post_sealed(shared.client(token=shared.token()))
     assert got.headers["content-length"] == str(len(large))
     assert got.content == large
+
+
+def test_no_live_worker_is_an_outage_on_record(shared):
+    before = shared.host.state
+    client = shared.client(token=shared.token())
+    shared.host.push(ready=False, detail="the worker is starting", key_configs=b"", models=())
+    try:
+        while client.get("/health/ready").status_code != 503:
+            pass
+        answer = post_sealed(client)
+    finally:
+        shared.host.push(ready=True, detail=before.detail, key_configs=before.key_configs, models=before.models)
+    assert answer.status_code == 503
+    problem(answer, "unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["audit-record"] == f"{LOG} 8"
+    assert shared.host.heard(frames.Deny)[0].decision.reason == "worker-not-ready"
+    assert shared.host.bodies() == []
+    while client.get("/health/ready").status_code != 200:
+        pass

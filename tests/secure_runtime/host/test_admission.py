@@ -106,6 +106,7 @@ class Desk:
             degraded=False,
             assurance="software",
             evidence_digest="e" * 64,
+            models={"m": ("a" * 64, "b" * 64)},
         )
 
     def submit(self, *, admission: Admission | None = None, policy: str = POLICY) -> tuple[Any, bytes]:
@@ -185,6 +186,12 @@ def test_an_answer_leaves_with_both_records_durable(desk: Callable[..., Desk]) -
         {"resp_commit": ""},
         {"outcome": "refused"},
         {"outcome": "great"},
+        {"reason": "words of its own"},
+        {"outcome": "failed", "reason": "replayed"},
+        {"units": -1},
+        {"units": 2**52 + 1},
+        {"model_digest": "c" * 64},
+        {"certificate_digest": ""},
         {"sealed": b""},
         {"problem": "sealed-request-refused"},
         {"problem": "no-such-problem", "sealed": b""},

@@ -167,3 +167,17 @@ def test_a_worker_that_breaks_the_protocol_is_cut_off(babble: bytes) -> None:
         assert caught.value.code == "worker-protocol"
 
     play(story)
+
+
+def test_a_worker_that_skips_a_number_is_cut_off() -> None:
+    async def story(link: WorkerLink, worker: Worker, gone: asyncio.Event, lost: list[WorkerGone]) -> None:
+        first, second = ask(link, gone), ask(link, gone)
+        frames = [(await worker.next())[0] for _ in range(2)]
+        await worker.say(*map(bytes, encode_frame(done(frames[0].id), b"one")))
+        await worker.say(*map(bytes, encode_frame(done(frames[1].id), b"again number one")))
+        assert (await first).sealed_response == b"one"
+        with pytest.raises(WorkerGone) as caught:
+            await second
+        assert caught.value.code == "worker-protocol"
+
+    play(story)
