@@ -26,3 +26,7 @@ chmod 2750 "$state/log"
 [ -e "$state/log/audit.sqlite" ] || install -o "$runtime" -g "$link" -m 0640 /dev/null "$state/log/audit.sqlite"
 chgrp "$link" "$state/log/audit.sqlite"
 chmod 0640 "$state/log/audit.sqlite"
+
+# The runtime opens its socket to the group.
+grep -q '^socket_group' "$state/deployment.toml" ||
+    sed -i "s/^\[runtime\]/[runtime]\nsocket_group = \"$link\"/" "$state/deployment.toml"

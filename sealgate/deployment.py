@@ -62,6 +62,7 @@ class RuntimeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     worker_uid: int = 65534  # when started as root
     key_active_s: int = 24 * 3600
     key_stale_s: int = 3600
+    socket_group: str = ""  # name or number of the group whose members may connect; "": the owner alone
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -1,6 +1,7 @@
 """The UNIX socket on which gateways reach the host. One connection per gateway process, requests multiplexed by id.
 
-Trusts: the file system permissions of the socket (0600) for who may connect. A gateway may drop or delay, never more:
+Trusts: the file system permissions of the socket (0600, or 0660 for one group) for who may connect. A gateway may drop
+or delay, never more:
 what it says about callers is recorded as what it said. Never: decrypts, authenticates or decides.
 Bounded: requests in flight per connection; a connection that breaks the protocol is closed.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
 import os
 import socket
 from pathlib import Path
@@ -135,9 +137,9 @@ class LinkServer:
         self.running: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
-    async def listen(self, path: Path) -> None:
-        """Bind the socket 0600; a stale file of a dead host is replaced, a live one is an error."""
-        sock = _bind(path)
+    async def listen(self, path: Path, *, group: str) -> None:
+        """Bind the socket, 0600 or 0660 for `group`; a stale file of a dead host is replaced, a live one an error."""
+        sock = _bind(path, group)
         self._server = await asyncio.get_running_loop().create_unix_server(
             lambda: _GatewayConnection(self), sock=sock, backlog=128
         )
@@ -158,7 +160,7 @@ class LinkServer:
             connection.close()
 
 
-def _bind(path: Path) -> socket.socket:
+def _bind(path: Path, group: str) -> socket.socket:
     with socket_address(path) as address:
         if path.exists():
             with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
@@ -169,9 +171,21 @@ def _bind(path: Path) -> socket.socket:
         before = os.umask(0o177)
         try:
             sock.bind(address)
+            if group:
+                os.chown(path, -1, _group_id(group))
+                path.chmod(0o660)
         except OSError as error:
             sock.close()
             raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
         finally:
             os.umask(before)
     return sock
+
+
+def _group_id(group: str) -> int:
+    if group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigurationError(f"runtime.socket_group names '{group}', but there is no such group") from None

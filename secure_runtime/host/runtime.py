@@ -229,7 +229,7 @@ class RuntimeHost:
             detail={"profile": settings.profile},
         )
         await asyncio.wrap_future(self._log.append(change))
-        await self._server.listen(self._identity.deployment.socket)
+        await self._server.listen(self._identity.deployment.socket, group=settings.socket_group)
         supervising = asyncio.create_task(self._supervisor.run())
         watching = asyncio.create_task(self._watch())
         stopping = asyncio.create_task(stop.wait())

@@ -84,10 +84,8 @@ def main(base: Path) -> None:
             origin=origin,
         ) as log:
             log.append(Record(kind="policy.change")).result()
-            listener = _bind(deployment.socket)
+            listener = _bind(deployment.socket, str(LINK))  # what the setting socket_group does
             listener.listen()
-            os.chown(deployment.socket, -1, LINK)  # what ExecStartPost of the unit does
-            deployment.socket.chmod(0o660)
             os.write(ready_out, b"r")
             os.read(stop_in, 1)
 
