@@ -1,8 +1,7 @@
 """The UNIX socket on which gateways reach the host. One connection per gateway process, requests multiplexed by id.
 
 Trusts: the file system permissions of the socket (0600, or 0660 for one group) for who may connect. A gateway may drop
-or delay, never more:
-what it says about callers is recorded as what it said. Never: decrypts, authenticates or decides.
+or delay, never more: what it says about callers is recorded as what it said. Never: decrypts, authenticates, decides.
 Bounded: requests in flight per connection; a connection that breaks the protocol is closed.
 """
 
