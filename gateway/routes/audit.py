@@ -203,6 +203,7 @@ async def _read(
 async def _authorise(request: Asking, gate: Gate, question: str, *, kind: str) -> tuple[Permit, dict[str, str]]:
     """The permit to read, once the read is a durable record."""
     principal = gate.authenticate(request)
+    _require_said_once(request)
     asked = Asked(action=_ASKED[kind], model="", purpose="")
     permit = await gate.authorise(request, principal, asked)
     if kind == "audit.export" and permit.records_of is not None:
@@ -211,6 +212,13 @@ async def _authorise(request: Asking, gate: Gate, question: str, *, kind: str) -
         caller=caller_of(principal), decision=permit.decision, kind=kind, detail=_detail(request, question)
     )
     return permit, audit_headers(await gate.record_read(request, frame))
+
+
+def _require_said_once(request: Asking) -> None:
+    """A repeated parameter is refused: the first might be recorded and the last be read."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) != len(names):
+        raise Problem("malformed-request", detail="A parameter may be given once only.")
 
 
 def _detail(request: Asking, question: str) -> dict[str, str]:

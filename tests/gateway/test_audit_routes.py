@@ -157,6 +157,22 @@ def test_what_is_recorded_of_a_question_is_short_and_printable(logged, overseer)
     assert frame.detail["actor"] == "???" + "x" * 125
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/audit/v1/records?tenant=clinic&tenant=laboratory",
+        "/audit/v1/records?tenant=clinic&kind=policy.change&tenant=clinic",
+        "/audit/v1/proofs/inclusion?index=1&index=0&size=2",
+        "/audit/v1/exports?first=7&first=0&last=7",
+    ],
+)
+def test_a_parameter_said_twice_is_refused_since_only_one_of_them_could_be_recorded(logged, overseer, path):
+    answer = overseer.get(path)
+    assert answer.status_code == 400
+    assert not logged.host._of(frames.AuditRead)
+    assert logged.client().get(path).status_code == 401
+
+
 # What is read --------------------------------------------------------------------------------------------------------
 
 
