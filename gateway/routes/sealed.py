@@ -60,15 +60,16 @@ async def send_sealed(
 )
 async def send_sealed_generic(request: Request[Any, Any, Any], gate: NamedDependency[Gate]) -> Response[bytes]:
     """The same for generic Oblivious HTTP clients (RFC 9540): the field Sealed-Model names the model."""
-    return await _forward(request, gate, request.headers.get("sealed-model", ""))
+    return await _forward(request, gate, None)
 
 
-async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str) -> Response[bytes]:
+async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str | None) -> Response[bytes]:
     principal = gate.authenticate(request)  # 3
-    asked = _asked(request, model)
+    asked = _asked(request, _field(request, b"sealed-model") if model is None else model)
+    media_type = _field(request, b"content-type").partition(";")[0].strip().lower()
     with gate.sealed.slot() as slot:
         raw = await slot.read_body(request.receive, declared=request.headers.get("content-length"))
-        sealed = _sealed(raw, request.headers.get("content-type", ""))  # 4
+        sealed = _sealed(raw, media_type)  # 4
         permit = await gate.authorise(request, principal, asked)  # 5
         answer, body = await gate.submit(request, _submission(principal, asked, permit, sealed), sealed.raw)  # 6-10
     return _released(answer, body)  # 11
@@ -76,7 +77,7 @@ async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str) -> R
 
 def _asked(request: Request[Any, Any, Any], model: str) -> Asked:
     """What the request says in clear that it wants; raises Problem if it does not say it plainly."""
-    purpose, operation = request.headers.get("purpose", ""), request.headers.get("sealed-operation", "infer")
+    purpose, operation = _field(request, b"purpose"), _field(request, b"sealed-operation", "infer")
     if not _NAME.fullmatch(model) or not _NAME.fullmatch(purpose) or operation not in _OPERATIONS:
         raise Problem(
             "malformed-request",
@@ -86,9 +87,17 @@ def _asked(request: Request[Any, Any, Any], model: str) -> Asked:
     return Asked(action=_OPERATIONS[operation], model=model, purpose=purpose)
 
 
-def _sealed(raw: bytes, content_type: str) -> SealedRequest:
+def _field(request: Request[Any, Any, Any], name: bytes, otherwise: str = "") -> str:
+    """The one value of a header field. Said twice, each reader on the way might take another."""
+    values = [value for field, value in request.scope["headers"] if field == name]
+    if len(values) > 1:
+        raise Problem("malformed-request", detail=f"The field {name.decode().title()} may be given once only.")
+    return values[0].decode("latin-1") if values else otherwise
+
+
+def _sealed(raw: bytes, media_type: str) -> SealedRequest:
     try:
-        return SealedRequest.parse(raw, content_type.partition(";")[0].strip().lower())
+        return SealedRequest.parse(raw, media_type)
     except DecodeError as error:
         raise Problem(_PROBLEM_OF.get(error.code, "malformed-request")) from None
 

@@ -181,6 +181,19 @@ def test_what_is_not_a_sealed_request_is_refused(shared, path, headers, body, st
     assert shared.host.bodies() == []
 
 
+@pytest.mark.parametrize("name", ["Purpose", "Sealed-Operation", "Sealed-Model", "Content-Type"])
+def test_a_field_said_twice_is_refused_since_another_reader_might_take_the_other_value(shared, name):
+    raw, media_type = sealed_request()
+    fields = {"Content-Type": media_type, "Purpose": "treatment", "Sealed-Model": "wine", "Sealed-Operation": "infer"}
+    client = shared.client(token=shared.token())
+    path = "/.well-known/ohttp-gateway"
+    assert client.post(path, content=raw, headers=fields).status_code == 200
+    for value in (fields[name], "other"):
+        answer = client.post(path, content=raw, headers=[*fields.items(), (name, value)])
+        assert (answer.status_code, answer.json()["type"]) == (400, "urn:sealgate:problem:malformed-request")
+    assert len(shared.host._of(frames.Submit)) == 1
+
+
 def test_a_suite_that_is_not_known_asks_the_client_to_fetch_keys_again(shared):
     raw, media_type = sealed_request()
     other = raw[:1] + b"\xff\xff" + raw[3:]
