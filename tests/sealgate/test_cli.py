@@ -1,0 +1,93 @@
+"""The command line: every command explains itself, a missing extra is named, mistakes are one line."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from sealgate import cli
+from sealgate.command import Command
+from sealgate.errors import ConfigurationError
+
+COMMANDS = (
+    "demo",
+    "init",
+    "serve",
+    "train",
+    "models",
+    "infer",
+    "audit",
+    "token",
+    "policy",
+    "gateway",
+    "runtime",
+    "doctor",
+)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert len(capsys.readouterr().out) > 150
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from sealgate.cli import build_parser; build_parser().format_help(); "
+        "print(sorted({'torch', 'litestar', 'sqlalchemy', 'opacus', 'httpx', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, run: object, extra: str = "server") -> None:
+    command = Command(summary="s", description="d", configure=lambda parser: None, run=run, extra=extra)  # type: ignore[arg-type]
+
+    def parser() -> argparse.ArgumentParser:
+        made = argparse.ArgumentParser()
+        made.set_defaults(_command=command)
+        return made
+
+    monkeypatch.setattr(cli, "build_parser", parser)
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise ModuleNotFoundError("no", name="litestar.app")
+
+    offer(monkeypatch, run)
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err.strip() == (
+        "sealgate: this command needs the package 'litestar'; install it with: pip install 'sealgate[server]'"
+    )
+
+
+def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise ConfigurationError("mend this")
+
+    offer(monkeypatch, run)
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err == "sealgate: mend this\n"
+
+
+def test_a_module_of_ours_that_is_missing_is_a_fault_not_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise ModuleNotFoundError("no", name="gateway.nothing")
+
+    offer(monkeypatch, run)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main([])
+
+
+def test_interruption_is_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    offer(monkeypatch, run)
+    assert cli.main([]) == 130
