@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, Engine, delete, insert, select
 
-from audit.errors import QueryRefused
+from audit.errors import LogDamaged, QueryRefused
 from audit.limits import MAX_CACHED_SUBJECTS, MAX_SUBJECT
 from audit.tables import subject as table
 from sealgate.ambient import Clock, Entropy
@@ -67,7 +67,7 @@ class Subjects:
         self._unwritten: dict[bytes, _Row] = {}
 
     def pseudonym(self, tenant: str, subject: str) -> str:
-        """The stable pseudonym of a subject. A new one is durable no later than the next append."""
+        """The stable pseudonym of a subject. A new one is durable no later than the next append. Raises LogDamaged."""
         if not subject or len(subject) > MAX_SUBJECT or len(tenant) > MAX_SUBJECT:
             raise LogError("a subject must have a name of bounded length", code="subject")
         content = canonical_json(Identity(tenant=tenant, subject=subject))
@@ -80,7 +80,7 @@ class Subjects:
             waiting = self._unwritten.get(lookup)
             if waiting is not None:
                 return waiting.ref
-            ref = self._stored(lookup)
+            ref = self._stored(lookup, content)
             if ref is None:
                 ref = self._entropy(16).hex()
                 nonce = self._entropy(_NONCE)
@@ -90,10 +90,24 @@ class Subjects:
                 self._remember(lookup, ref)
             return ref
 
-    def _stored(self, lookup: bytes) -> str | None:
+    def _stored(self, lookup: bytes, content: bytes) -> str | None:
+        """The pseudonym on disk, once its sealed identity proves to be this subject's: whoever can write the database
+        could else exchange the lookups of two people, and have one's doings recorded under the other's name."""
         with self._reader.begin() as connection:
-            found = connection.execute(select(table.c.ref).where(table.c.lookup == lookup)).scalar_one_or_none()
-        return None if found is None else str(found)
+            found = connection.execute(
+                select(table.c.ref, table.c.sealed).where(table.c.lookup == lookup)
+            ).one_or_none()
+        if found is None:
+            return None
+        if self._opened(found.sealed, found.ref) != content:
+            raise LogDamaged("a pseudonym in the database belongs to somebody else")
+        return str(found.ref)
+
+    def _opened(self, sealed: bytes, ref: str) -> bytes:
+        try:
+            return self._seal.decrypt(sealed[:_NONCE], sealed[_NONCE:], ref.encode())
+        except (InvalidTag, ValueError) as error:
+            raise LogDamaged("the sealed identity does not open") from error
 
     def _remember(self, lookup: bytes, ref: str) -> None:
         self._cache[lookup] = ref
@@ -120,15 +134,11 @@ class Subjects:
                 self._remember(lookup, self._unwritten.pop(lookup).ref)
 
     def resolve(self, connection: Connection, ref: str) -> Identity:
-        """Who a pseudonym stands for; raises QueryRefused if it was deleted, LogError if the row was altered."""
+        """Who a pseudonym stands for; raises QueryRefused if it was deleted, LogDamaged if the row was altered."""
         sealed = connection.execute(select(table.c.sealed).where(table.c.ref == ref)).scalar_one_or_none()
         if sealed is None:
             raise QueryRefused("no such pseudonym, or its identity was deleted", code="not-found")
-        try:
-            content = self._seal.decrypt(sealed[:_NONCE], sealed[_NONCE:], ref.encode())
-            return msgspec.json.decode(content, type=Identity)
-        except (InvalidTag, ValueError, msgspec.DecodeError) as error:
-            raise LogError("the sealed identity does not open", code="subject") from error
+        return msgspec.json.decode(self._opened(sealed, ref), type=Identity)
 
     def delete(self, connection: Connection, ref: str) -> None:
         """Delete the link to a person, in the caller's transaction. The same person then gets a new pseudonym."""

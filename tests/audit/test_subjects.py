@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit import subjects as subjects_module
-from audit.errors import QueryRefused
+from audit.errors import LogDamaged, QueryRefused
 from audit.subjects import Subjects
 from sealgate.errors import LogError
 
@@ -104,6 +104,23 @@ def test_an_altered_or_exchanged_row_does_not_resolve(bench, log) -> None:
         for ref in (alice, bob):
             with pytest.raises(LogError):
                 log._subjects.resolve(connection, ref)
+
+
+def test_nobodys_doings_are_recorded_under_another_persons_pseudonym(bench, log) -> None:
+    alice, bob = log.actor("clinic", "alice"), log.actor("clinic", "bob")
+    log.append(bench.draft()).result()
+    log.close()
+    lookups = {ref: lookup for ref, lookup, _ in stored(bench)}
+    raw = sqlite3.connect(bench.path)
+    with raw:
+        for ref, lookup in ((alice, b"aside"), (bob, lookups[alice]), (alice, lookups[bob])):
+            raw.execute("UPDATE subject SET lookup = ? WHERE ref = ?", (lookup, ref))
+    raw.close()
+    again = bench.open()
+    for name in ("alice", "bob"):
+        with pytest.raises(LogDamaged, match="somebody else"):
+            again.actor("clinic", name)
+    again.append(bench.draft(actor=again.actor("clinic", "carol"))).result()  # others are not concerned
 
 
 def test_many_threads_get_one_pseudonym(bench, log) -> None:
