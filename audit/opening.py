@@ -2,7 +2,8 @@
 
     1. the file is a log of this origin and of a schema that this release knows
     2. the newest leaves re-hash to the stored hashes, and the right edge to the root in `head`
-    3. the newest stored checkpoint was signed by this log's key, and its root is the root the tree had at that size
+    3. the newest stored checkpoint was signed by this log's key, and its root is the root the tree had at that size;
+       only a log that holds nothing but openings may have none
     4. the requests that were under way when the last writer stopped are found
 
 Trusts: nothing on disk beyond what it recomputes. Never: repairs; a contradiction raises LogDamaged for a person.
@@ -116,6 +117,7 @@ def _check_checkpoint(
         select(checkpoint_table.c.note).order_by(checkpoint_table.c.size.desc()).limit(1)
     ).scalar_one_or_none()
     if note is None:
+        _require_nothing_recorded(connection)
         return None
     try:
         verified = open_checkpoint(note, [verifier])
@@ -125,6 +127,18 @@ def _check_checkpoint(
     if signed.size > size or root_at(signed.size, tree) != signed.root:
         raise LogDamaged("the log is not the one that its newest checkpoint was signed over")
     return verified
+
+
+def _require_nothing_recorded(connection: Connection) -> None:
+    """The writer stores a checkpoint before it takes its first record. A log with records and none was not written by
+    it, and signing it would vouch for a past that somebody else invented."""
+    for leaf in connection.execute(select(leaf_table.c.leaf).order_by(leaf_table.c.idx)).scalars():
+        try:
+            opening = parse_leaf(leaf).kind == "log.opened"
+        except DecodeError:
+            opening = False
+        if not opening:
+            raise LogDamaged("the log has records but no checkpoint that was signed over them")
 
 
 def _open_intents(connection: Connection) -> dict[str, Intent]:

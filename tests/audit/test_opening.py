@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, insert, select
 
 from audit import log as log_module
+from audit.commit import Committer
 from audit.errors import LogDamaged, LogInUse
 from audit.query import RecordFilter
 from sealgate.errors import ConfigurationError
@@ -134,6 +136,33 @@ def test_a_log_that_grew_anew_contradicts_what_was_signed(bench) -> None:
     raw.close()
     with pytest.raises(LogDamaged):
         bench.open()
+
+
+def test_records_that_no_checkpoint_was_ever_signed_over_are_not_vouched_for(bench, tmp_path: Path, make_bench) -> None:
+    """Whoever can write the file, but has no key, makes a whole past of its own and leaves the signing to the host."""
+    (tmp_path / "forger").mkdir()
+    forger = make_bench(tmp_path / "forger")
+    stranger = NoteSigner.from_seed(bench.origin, b"\x66" * 32)
+    log = forger.open(signer=stranger)
+    log.append(forger.draft()).result()
+    log.close()
+    raw = sqlite3.connect(forger.path)
+    with raw:
+        raw.execute("DELETE FROM checkpoint")
+    raw.close()
+    with pytest.raises(LogDamaged, match="no checkpoint"):
+        forger.open()
+
+
+def test_a_crash_before_the_first_checkpoint_is_no_damage(bench, monkeypatch: Any) -> None:
+    with monkeypatch.context() as crashing:
+        crashing.setattr(Committer, "publish", lambda _: (_ for _ in ()).throw(SystemExit))
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                bench.open()
+    log = bench.open()
+    assert log.state.size == 3
+    log.append(bench.draft()).result()
 
 
 def test_another_key_does_not_continue_the_log(bench) -> None:
