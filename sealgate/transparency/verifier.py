@@ -8,7 +8,7 @@
     6. every authorized request has exactly one end
     7. workers signed what is said of them
     8. workers' counters have no gap
-    9. given receipts are in this log (only if receipts were given)
+    9. given receipts are in this log, under checkpoints of its tree (only if receipts were given)
 
 A step that cannot be decided is `skipped` and says why; in strict mode that is a failure. Trusts: the keys in
 `LogTrust` and SHA-256. Never: stops at the first failure, or calls verified what was not checked.
@@ -16,7 +16,7 @@ A step that cannot be decided is `skipped` and says why; in strict mode that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -135,16 +135,22 @@ class _Verification:
         checkpoint, signature = self._checkpoint(bundle)  # 2
         self._add(_SIGNED, signature)
         checks: list[Check] = [Reconcile(part), Signatures(), Counters()]
+        given = Receipts(self.receipts, self.trust.verifiers, origin=bundle.manifest.origin)
         if self.receipts:
-            checks.append(Receipts(self.receipts, self.trust.verifiers))
+            checks.append(given)
         kept = self._kept()
-        grown = Frontier()
-        kept_root: list[bytes] = []
-        hashes = self._hashes(bundle, checks, grown, kept, kept_root)
+        watched = given.sizes | ({kept.size} if isinstance(kept, Checkpoint) else set())
+        roots: dict[int, bytes] = {}  # recomputed from the entries, at the sizes that are watched
+        hashes = self._hashes(bundle, checks, watched, roots)
         root = self._root(bundle, hashes)  # 3 and 4, in one pass over the entries
         self._add(_ENTRIES, self._entries(bundle))
         self._add(_ROOT, _compare(root, checkpoint))
-        self._add(_GROWTH, self._growth(bundle, checkpoint, kept, kept_root))  # 5
+        self._add(_GROWTH, self._growth(bundle, checkpoint, kept, roots))  # 5
+        for known in (kept, checkpoint):
+            if isinstance(known, Checkpoint) and known.origin == bundle.manifest.origin:
+                roots.setdefault(known.size, known.root)
+        for size, shown in roots.items():
+            given.compare(size, shown)
         for check in checks:  # 6 to 9
             self._add(check.name, check.verdict(part))
         return Report(self.steps, self.strict, checkpoint, part.first, part.last)
@@ -179,18 +185,18 @@ class _Verification:
         self,
         bundle: Bundle,
         checks: list[Check],
-        grown: Frontier,
-        kept: Checkpoint | LogError | None,
-        kept_root: list[bytes],
+        watched: frozenset[int],
+        roots: dict[int, bytes],
     ) -> Iterator[bytes]:
-        """Leaf hashes in order, showing each record to the checks on the way."""
+        """Leaf hashes in order, showing each record to the checks on the way, and noting roots at watched sizes."""
         origin = bundle.manifest.origin
+        grown = Frontier() if bundle.manifest.first == 0 and watched else None
         for index, leaf in enumerate(bundle.entries(), bundle.manifest.first):
             hashed = leaf_hash(leaf)
-            if bundle.manifest.first == 0 and isinstance(kept, Checkpoint) and grown.size < kept.size:
+            if grown is not None:
                 grown.append(hashed)
-                if grown.size == kept.size:
-                    kept_root.append(grown.root())
+                if grown.size in watched:
+                    roots[grown.size] = grown.root()
             try:
                 record = parse_leaf(leaf)
             except DecodeError as error:
@@ -227,7 +233,7 @@ class _Verification:
         bundle: Bundle,
         checkpoint: Checkpoint | None,
         kept: Checkpoint | LogError | None,
-        kept_root: list[bytes],
+        roots: Mapping[int, bytes],
     ) -> Verdict:
         if kept is None:
             return Verdict("skipped", "no checkpoint was kept; keep this bundle's for the next audit")
@@ -244,8 +250,8 @@ class _Verification:
             return Verdict("skipped", "the kept checkpoint is of the empty log and shows nothing")
         if kept.size > checkpoint.size:
             return Verdict("skipped", "the kept checkpoint is newer than the bundle")
-        if kept_root:
-            if kept_root[0] != kept.root:
+        if kept.size in roots:
+            if roots[kept.size] != kept.root:
                 return Verdict("failed", "the first records are not those of the kept checkpoint")
             return Verdict("ok", f"recomputed from the entries, at {kept.size} records")
         if bundle.manifest.consistent_with != kept.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import subprocess
 import sys
@@ -312,6 +313,49 @@ def test_receipts_of_this_log_and_of_a_rewritten_one(log) -> None:
     log.records[3] = msgspec.structs.replace(log.records[3], salt="e" * 32)
     assert "another record" in only(check(log, log.bundle(), receipts=[receipt]), 9)
     assert "receipt 1" in only(check(log, log.bundle(), receipts=[b"garbage"]), 9)
+
+
+def _shown_to_a_client(log: Any, size: int) -> bytes:
+    """A receipt for record 3, signed by the log, of a tree of `size` records whose first record is another."""
+    other = copy.deepcopy(log)
+    del other.leaves[size:], other.records[size:]
+    other.leaves[0] = leaf_bytes(msgspec.structs.replace(other.records[0], salt="e" * 32))
+    return bytes(other.receipt(3))
+
+
+@pytest.mark.parametrize(("first", "size"), [(0, 9), (0, 6), (2, 9)])
+def test_a_receipt_from_another_tree_is_noticed_though_its_record_is_the_same(log, first: int, size: int) -> None:
+    report = check(log, log.bundle(first), receipts=[log.receipt(3), _shown_to_a_client(log, size)])
+    assert f"another tree of {size} records" in only(report, 9)
+
+
+def test_a_kept_checkpoint_and_a_receipt_that_contradict_each_other(log) -> None:
+    report = check(log, log.bundle(2), kept=log.checkpoint(6), receipts=[_shown_to_a_client(log, 6)])
+    assert "another tree of 6 records" in only(report, 9)
+
+
+def test_two_receipts_of_different_trees_contradict_each_other_wherever_they_stand(log) -> None:
+    smaller = copy.deepcopy(log)
+    del smaller.leaves[6:], smaller.records[6:]
+    report = check(log, log.bundle(2), receipts=[smaller.receipt(3), _shown_to_a_client(log, 6)])
+    assert "receipts 1 and 2" in only(report, 9)
+    alone = check(log, log.bundle(2), receipts=[_shown_to_a_client(log, 6)])
+    assert "cannot tell" in alone.steps[8].detail
+
+
+def test_a_receipt_of_another_log_is_not_held_against_this_one(log) -> None:
+    other = copy.deepcopy(log)
+    other.origin, other.signer = "example.com/other", NoteSigner.from_seed("example.com/other", b"\x05" * 32)
+    other.leaves, other.records, other.seq = [], [], 0
+    other.worker_start()
+    other.request()
+    trust = LogTrust(verifiers=(log.signer.verifier, other.signer.verifier))
+    report = verify_bundle(log.bundle(), trust, receipts=[log.receipt(3), other.receipt(2)])
+    assert report.ok
+    assert (report.steps[8].status, report.steps[8].detail) == (
+        "skipped",
+        "1 match; 0 are outside the range, 1 of another log",
+    )
 
 
 # The verifier itself
