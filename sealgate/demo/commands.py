@@ -14,8 +14,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from importlib.util import find_spec
+
     from sealgate.demo.story import tell_story
 
+    for needed in ("litestar", "torch", "opacus"):
+        if find_spec(needed) is None:
+            raise ModuleNotFoundError(f"No module named '{needed}'", name=needed)
     return tell_story(state=arguments.state, keep=arguments.keep)
 
 

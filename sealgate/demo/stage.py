@@ -66,7 +66,8 @@ def sealgate(*arguments: str | Path, show: bool = False) -> str:
     )
     if done.returncode:
         said = (done.stderr or done.stdout or "").strip().splitlines()
-        raise SealgateError(f"`sealgate {arguments[0]}` failed: {said[-1] if said else done.returncode}")
+        why = said[-1].removeprefix("sealgate: ") if said else f"exit code {done.returncode}"
+        raise SealgateError(f"`sealgate {arguments[0]}` failed: {why}")
     return done.stdout or ""
 
 

@@ -7,10 +7,15 @@ from collections.abc import Callable
 
 import msgspec
 
+from secure_runtime.host.key_files import load_ed25519
+from tests.conftest import Template
 from tests.live import MODEL, Live
+from tests.sealgate.certificate.conftest import Forge
 
 
-def test_bad_bundles_are_refused_on_record_and_the_good_one_serves(fresh: Callable[[], Live]) -> None:
+def test_bad_bundles_are_refused_on_record_and_the_good_one_serves(
+    fresh: Callable[[], Live], template: Template
+) -> None:
     live = fresh()
     models = live.root / "models"
     good = models / MODEL
@@ -28,6 +33,9 @@ def test_bad_bundles_are_refused_on_record_and_the_good_one_serves(fresh: Callab
     document["signatures"][0]["sig"] = ("B" if text[0] == "A" else "A") + text[1:]
     signature.write_bytes(msgspec.json.encode(document, order="sorted"))
     shutil.copytree(good, models / "name-taken")
+    # Signed by the trusted publisher, every digest right, and an epsilon that the mechanism does not give.
+    liar = Forge(key=load_ed25519(template.folder / "publisher.key"), bundle_name="toy")
+    liar.claim(epsilon_micro=liar.certificate.epsilon_micro - 1).write(models / "toy")
 
     live.start()
     live.ready()
@@ -35,6 +43,10 @@ def test_bad_bundles_are_refused_on_record_and_the_good_one_serves(fresh: Callab
         assert session.infer(MODEL, live.rows[:1]).labels
     live.stop()
     refused = {record.model: record.reason for record in live.records() if record.kind == "model.refuse"}
-    assert set(refused) == {"with-pickle", "other-weights", "other-signature", "name-taken"}
-    assert all(refused.values())
-    assert len(set(refused.values())) == 4, f"reasons do not tell the cases apart: {refused}"
+    assert refused == {
+        "with-pickle": "pickle-in-bundle",
+        "other-weights": "weights-digest",
+        "other-signature": "bundle-signature",
+        "name-taken": refused["name-taken"],
+        "toy": "epsilon-mismatch",
+    }
