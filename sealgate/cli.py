@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 
 from sealgate.command import Command
 from sealgate.errors import SealgateError
+from sealgate.terminal import printable
 
 _ORDER = (
     "demo",
@@ -63,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return command.run(arguments)
     except SealgateError as error:
-        print(f"sealgate: {error}", file=sys.stderr)
+        # What is wrong may quote what was read from elsewhere.
+        print(f"sealgate: {printable(str(error))}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]

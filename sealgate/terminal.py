@@ -6,6 +6,7 @@ unassigned or bidirectional characters are replaced. Never: wraps or cuts a colu
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +17,12 @@ def printable(text: str, *, limit: int | None = None) -> str:
     """The text with everything that a terminal could act on replaced by `?`, cut to `limit` characters."""
     safe = "".join(char if char.isprintable() else "?" for char in text[: (limit or len(text)) + 1])
     return safe if limit is None or len(safe) <= limit else safe[: limit - 1] + ELLIPSIS
+
+
+def printable_json(text: str) -> str:
+    """The same JSON document with everything that a terminal could act on written as an escape. JSON leaves DEL, the
+    second set of control characters and bidirectional marks as they are."""
+    return "".join(char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def text_width(text: str) -> int:

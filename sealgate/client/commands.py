@@ -70,9 +70,12 @@ def _keep(path: Path | None, receipt: bytes) -> None:
 def _say_recorded(refused: Any) -> None:
     import sys
 
+    from sealgate.terminal import printable
+
     if refused.receipt is not None:
         record = refused.receipt.record
-        print(f"on record: {record.kind} {record.reason}, {record.log} {refused.receipt.index}", file=sys.stderr)
+        line = f"on record: {record.kind} {record.reason}, {record.log} {refused.receipt.index}"
+        print(printable(line), file=sys.stderr)
 
 
 def _explain_refusal(arguments: argparse.Namespace, refused: Any) -> None:
@@ -88,8 +91,10 @@ def _print(arguments: argparse.Namespace, metadata: ModelMetadata, result: Infer
     if arguments.json:
         import msgspec
 
+        from sealgate.terminal import printable_json
+
         document = _document(result, explain=arguments.explain)
-        print(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+        print(printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode()))
         return
     from sealgate.client.explain import explain_answer
 

@@ -76,6 +76,17 @@ def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().err == "sealgate: mend this\n"
 
 
+def test_a_mistake_that_quotes_others_cannot_drive_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise ConfigurationError("no tenant '\x1b]0;owned\x07\x9b2J\u202e'\nVERIFIED")
+
+    offer(monkeypatch, run)
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err == "sealgate: no tenant '?]0;owned??2J?'?VERIFIED\n"
+
+
 def test_a_module_of_ours_that_is_missing_is_a_fault_not_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(arguments: argparse.Namespace) -> int:
         raise ModuleNotFoundError("no", name="gateway.nothing")

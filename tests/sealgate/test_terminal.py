@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealgate.terminal import printable, render_pairs, render_table, text_width
+from sealgate.terminal import printable, printable_json, render_pairs, render_table, text_width
 
 ESCAPES = "\x1b]0;owned\x07\u202e\u200b\x9b2J\u2028\ud800"
 
@@ -50,3 +52,14 @@ def test_every_row_is_one_line(rows: list[tuple[str, str]]) -> None:
     lines = render_table(("a", "b"), rows).split("\n")
     assert len(lines) == len(rows) + 2
     assert all(line.isprintable() for line in lines)
+
+
+@given(st.dictionaries(st.text(), st.text()))
+def test_json_for_a_terminal_is_the_same_document_in_characters_that_do_nothing(document: dict[str, str]) -> None:
+    text = printable_json(json.dumps(document, ensure_ascii=False, indent=2))
+    assert json.loads(text) == document
+    assert all(line.isprintable() for line in text.split("\n"))
+
+
+def test_second_control_characters_and_marks_are_escaped_in_json() -> None:
+    assert printable_json('"\x9b2J\u202e\x7f\U000e0041é"') == '"\\u009b2J\\u202e\\u007f\\udb40\\udc41é"'
