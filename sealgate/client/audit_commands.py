@@ -253,7 +253,8 @@ def _verify(arguments: argparse.Namespace) -> int:
             {"number": step.number, "name": step.name, "status": step.status, "detail": step.detail}
             for step in report.steps
         ]
-        print(_format({"ok": report.ok, "strict": report.strict, "steps": steps, "limits": report.limits}))
+        document = {"ok": report.ok, "strict": report.strict, "records": _covered(report), "steps": steps}
+        print(_format(document | {"limits": report.limits}))
     else:
         _print_report(report, skipped)
     return 0 if report.ok else 1
@@ -270,7 +271,18 @@ def _print_report(report: Any, skipped: list[Any]) -> None:
         names = ", ".join(str(step.number) for step in skipped)
         print(f"\nNothing that was checked is wrong, but steps were skipped ({names}): not fully verified")
     else:
-        print(f"\nVERIFIED: all {len(report.steps)} steps hold")
+        checkpoint = report.require()
+        held = f"records {report.first} to {report.last} of the {checkpoint.size} of {checkpoint.origin}"
+        print()
+        print(printable(f"VERIFIED: all {len(report.steps)} steps hold for {held}"))
+
+
+def _covered(report: Any) -> dict[str, Any] | None:
+    """What part of which log a report is about: a bundle of three records proves nothing about the fourth."""
+    checkpoint = report.checkpoint
+    if checkpoint is None:
+        return None
+    return {"origin": checkpoint.origin, "first": report.first, "last": report.last, "size": checkpoint.size}
 
 
 # Forms ----------------------------------------------------------------------------------------------------------------
@@ -306,7 +318,9 @@ def _row(entry: AuditEntry) -> dict[str, Any]:
 def _format(document: object) -> str:
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    from sealgate.terminal import printable_json
+
+    return printable_json(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -323,12 +337,21 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _replace(path: Path, data: bytes) -> None:
+    """Through a file beside it whose name nobody can foresee, and put a link in the place of."""
+    import os
+    import tempfile
+
     from sealgate.errors import ConfigurationError
 
-    beside = path.with_name(f".{path.name}.new")
     try:
-        beside.write_bytes(data)
-        beside.replace(path)
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.replace(beside, path)
+        except BaseException:
+            os.unlink(beside)
+            raise
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -244,7 +245,8 @@ def test_an_export_is_verified_offline_and_a_flipped_byte_refused(
     assert list(tmp_path.glob(".evidence*")) == []
 
     assert verify(site, bundle, "--strict", "--kept", tmp_path / "kept", "--receipt", tmp_path / "receipt") == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("VERIFIED: all")
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"VERIFIED: all 9 steps hold for records 0 to (\d+) of the (\d+) of \S+", last)
     assert verify(site, bundle) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert "skipped" in last
@@ -259,6 +261,36 @@ def test_an_export_is_verified_offline_and_a_flipped_byte_refused(
     assert "REFUSED" in capsys.readouterr().out
     assert verify(site, bundle, "--json") == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
+    bundle.write_bytes(b"not a bundle")
+    assert verify(site, bundle, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["records"] is None
+
+
+def test_a_part_of_the_log_is_not_said_to_be_the_whole(
+    site: Any, infer: Run, audit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    infer()
+    bundle = tmp_path / "evidence.zip"
+    audit("export", "--out", bundle, "--first", "1", "--last", "1")
+    capsys.readouterr()
+    assert verify(site, bundle, "--json") == 0
+    covered = json.loads(capsys.readouterr().out)["records"]
+    assert (covered["first"], covered["last"]) == (1, 1)
+    assert covered["size"] > 2
+    assert covered["origin"]
+
+
+def test_a_file_is_replaced_through_a_name_that_nobody_could_prepare(
+    audit: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / ".kept.new").symlink_to(precious)
+    (tmp_path / "kept").symlink_to(precious)
+    assert audit("checkpoint", "--out", tmp_path / "kept") == 0
+    assert precious.read_text() == "mine"
+    assert not (tmp_path / "kept").is_symlink()
+    assert len(list(tmp_path.glob(".kept*"))) == 1
 
 
 def test_an_export_that_breaks_off_leaves_no_file(site: Any, audit: Run, tmp_path: Path) -> None:
