@@ -7,6 +7,7 @@ MAX_BATCH = 512  # records in one transaction: bounds how long one fsync keeps t
 MAX_QUEUE = 4096  # records waiting; denials and administration are refused beyond it
 MAX_QUEUE_FOR_INFERENCE = 2048  # new inferences are refused earlier, so that refusals and ends still find room
 DISK_RESERVE_BYTES = 64 * 1024 * 1024  # below it no inference starts; denials and ends still fit
+DISK_FLOOR_DIVISOR = 2  # below this part of the reserve only ends are recorded: denials must not fill up the disk
 PUBLISH_AFTER_S = 1.0  # a busy log stores a signed checkpoint this often
 PUBLISH_IDLE_S = 0.05  # an idle one this soon after its last record
 CHECKPOINT_HISTORY_US = 60_000_000  # one stored checkpoint is kept per this span of time

@@ -25,6 +25,7 @@ from audit.commit import Appended, Committer, Effect, Pending
 from audit.database import WriterLock, create_private, database_path, reader_engine, writer_engine
 from audit.errors import AppendRefused, AuditError, LogDamaged, LogUnavailable
 from audit.limits import (
+    DISK_FLOOR_DIVISOR,
     DISK_RESERVE_BYTES,
     MAX_BATCH,
     MAX_QUEUE,
@@ -166,6 +167,10 @@ class AuditLog:
                 raise AppendRefused("only the writer says that the log was opened or closed", code="record-malformed")
             if draft.kind == "inference.authorized":
                 self.check_may_infer()
+            elif draft.kind not in ENDS:
+                # Who is refused can ask for ever, and each refusal is a record. The last of the disk is for the ends of
+                # what is under way: a disk that is quite full would fail the log for everybody, until a restart.
+                self._require_free(self._disk_reserve // DISK_FLOOR_DIVISOR, unknown=self._disk_reserve)
             with self._wake:
                 self._require_open()
                 if len(self._queue) >= MAX_QUEUE and draft.kind not in ENDS:
@@ -183,11 +188,14 @@ class AuditLog:
             waiting = len(self._queue)
         if waiting >= MAX_QUEUE_FOR_INFERENCE:
             raise LogUnavailable("too many records are waiting", code="queue-full", retry_after_s=RETRY_AFTER_S)
+        self._require_free(self._disk_reserve, unknown=-1)  # a disk that cannot say how full it is counts as full
+
+    def _require_free(self, least: int, *, unknown: int) -> None:
         try:
-            enough = self._disk_free() >= self._disk_reserve
+            free = self._disk_free()
         except OSError:
-            enough = False  # a disk that cannot say how full it is counts as full
-        if not enough:
+            free = unknown
+        if free < least:
             raise LogUnavailable(
                 "the audit log's disk is nearly full", code="disk-reserve", retry_after_s=RETRY_AFTER_FAILED_S
             )

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, event, text
 
 from audit import log as log_module
 from audit.errors import LogUnavailable
-from audit.limits import DISK_RESERVE_BYTES
+from audit.limits import DISK_FLOOR_DIVISOR, DISK_RESERVE_BYTES
 from sealgate.transparency.record import Record
 
 
@@ -180,6 +180,22 @@ def test_below_the_reserve_no_inference_starts_and_everything_else_is_recorded(b
     bench.authorize(log)
 
 
+def test_denials_cannot_fill_the_disk_and_so_end_the_log_for_everybody(bench) -> None:
+    free = DISK_RESERVE_BYTES
+    log = bench.open(disk_free=lambda: free)
+    bench.start_worker(log)
+    begun = [bench.authorize(log) for _ in range(3)]
+    free = DISK_RESERVE_BYTES // DISK_FLOOR_DIVISOR
+    log.append(bench.draft()).result()
+    free -= 1
+    for kind in ("inference.denied", "auth.failed", "audit.query"):
+        assert unavailable(log.append(bench.draft(kind))) == "disk-reserve"
+    for item in begun:
+        log.append(bench.end(item.record)).result()
+    log.close()
+    assert bench.audit().ok
+
+
 def test_a_disk_that_cannot_be_asked_counts_as_full(bench) -> None:
     def gone() -> int:
         raise OSError("the disk went away")
@@ -213,7 +229,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.root
 def test_a_really_full_disk(small_disk: Path, make_bench: Any) -> None:
     bench = make_bench(small_disk)
-    log = bench.open(disk_reserve_bytes=1024)
+    log = bench.open(disk_reserve_bytes=1)
     bench.start_worker(log)
     acknowledged = [bench.request(log) for _ in range(20)]
     open_one = bench.authorize(log)
