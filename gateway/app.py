@@ -20,7 +20,7 @@ from gateway.authentication.issuers import load_issuers
 from gateway.authentication.tokens import TokenVerifier
 from gateway.gate import Gate
 from gateway.intake import Intake
-from gateway.limits import AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
+from gateway.limits import AUDIT_ASKING, AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
 from gateway.routes import audit, health, keys, sealed
 from gateway.routes.openapi import openapi_config
 from gateway.routes.problems import exception_handlers
@@ -55,6 +55,7 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
         audit=AuditReader(f"sqlite:///{deployment.database}", origin=deployment.settings.deployment.origin),
         sealed=Intake(requests_max=settings.max_concurrent, body_timeout_s=settings.body_timeout_s),
         evidence=Intake(requests_max=EVIDENCE_IN_FLIGHT),
+        asking=Intake(requests_max=AUDIT_ASKING),
         reading=Intake(requests_max=AUDIT_IN_FLIGHT),
         request_timeout_s=settings.request_timeout_s,
         telemetry=telemetry,

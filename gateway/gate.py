@@ -47,6 +47,7 @@ class Gate:
     audit: AuditReader
     sealed: Intake
     evidence: Intake
+    asking: Intake
     reading: Intake
     request_timeout_s: float
     telemetry: Telemetry

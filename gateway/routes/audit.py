@@ -205,13 +205,14 @@ async def _authorise(request: Asking, gate: Gate, question: str, *, kind: str) -
     principal = gate.authenticate(request)
     _require_said_once(request)
     asked = Asked(action=_ASKED[kind], model="", purpose="")
-    permit = await gate.authorise(request, principal, asked)
-    if kind == "audit.export" and permit.records_of is not None:
-        await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)
-    frame = AuditRead(
-        caller=caller_of(principal), decision=permit.decision, kind=kind, detail=_detail(request, question)
-    )
-    return permit, audit_headers(await gate.record_read(request, frame))
+    with gate.asking.slot():  # callers without any right to read get this far: they may not fill the way to the host
+        permit = await gate.authorise(request, principal, asked)
+        if kind == "audit.export" and permit.records_of is not None:
+            await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)
+        frame = AuditRead(
+            caller=caller_of(principal), decision=permit.decision, kind=kind, detail=_detail(request, question)
+        )
+        return permit, audit_headers(await gate.record_read(request, frame))
 
 
 def _require_said_once(request: Asking) -> None:

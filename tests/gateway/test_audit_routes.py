@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_i
 from sealgate.transparency.notes import NoteSigner, open_checkpoint
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.verifier import LogTrust, verify_bundle
-from tests.gateway.conftest import LOG, Running, copied, hosted, plain_answer
+from tests.gateway.conftest import HANG, LOG, Running, copied, hosted, plain_answer, post_sealed
 
 SIGNER = NoteSigner.from_seed(LOG, b"\x01" * 32)
 READS = (
@@ -321,3 +322,20 @@ def test_audit_reads_at_once_are_bounded(logged, overseer, monkeypatch):
     assert (answer.status_code, answer.json()["title"]) == (503, "Busy")
     assert json.loads(answer.content)["status"] == 503
     assert logged.host.script is plain_answer
+
+
+def test_callers_without_rights_cannot_fill_the_way_to_the_host(gateway, monkeypatch):
+    """A refusal waits for its record. However slow that is, and however many ask, sealed requests get through."""
+    monkeypatch.setattr(gateway.gate.asking, "_requests_max", 3)
+    gateway.host.script = lambda frame, body: HANG if isinstance(frame, frames.Deny) else plain_answer(frame, body)
+    token = gateway.token()
+    clients = [gateway.client(token=token) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(client.get, "/audit/v1/checkpoint") for client in clients]
+        gateway.host.heard(frames.Deny, 3)
+        fourth = gateway.client(token=token)
+        assert fourth.get("/audit/v1/checkpoint").json()["title"] == "Busy"
+        assert gateway.client().get("/audit/v1/checkpoint").status_code == 401
+        assert post_sealed(fourth).status_code == 200
+        gateway.host.stop()
+        assert {one.result(10).status_code for one in waiting} == {503}
