@@ -2,7 +2,8 @@
 
 Works beside the running writer, from another process, on a connection that cannot write. Answers are leaves, so the
 caller can check them: a filter's answer is not proven complete by itself, only a range is (see `export`).
-Trusts: the database for what it holds, not for its integrity: that is what proofs against a signed root are for.
+Trusts: the database for what it holds, not for its integrity: that is what proofs against a signed root are for; but a
+leaf that is not what its index row says is never an answer.
 Never: OFFSET, unbounded pages, unbounded statements.
 """
 
@@ -100,7 +101,7 @@ class AuditReader:
                 size, edge = at.size, at.edge
             found = connection.execute(page_statement(wanted, size=size, edge=edge, limit=limit + 1)).all()
         rows = sorted(found, key=lambda row: row.idx, reverse=not wanted.oldest_first)
-        entries = tuple(_entry(index, leaf) for index, leaf in rows[:limit])
+        entries = tuple(_answer(index, leaf, wanted) for index, leaf in rows[:limit])
         more = None
         if len(rows) > limit:
             more = encode_cursor(Cursor(size=size, edge=entries[-1].index, question=question), key)
@@ -201,6 +202,18 @@ def _entry(index: int, leaf: bytes) -> Entry:
         return Entry(index, leaf, parse_leaf(leaf))
     except DecodeError as error:
         raise LogDamaged(f"record {index} is damaged in the database") from error
+
+
+def _answer(index: int, leaf: bytes, wanted: RecordFilter) -> Entry:
+    """An entry that the index found. The leaf itself must match: whoever may write the index, and it alone, must not
+    decide which tenant's records somebody reads."""
+    entry = _entry(index, leaf)
+    matches = all(getattr(wanted, name) in (None, getattr(entry.record, name)) for name in _EQUALS)
+    after = wanted.from_us is None or wanted.from_us <= entry.record.ts_us
+    before = wanted.to_us is None or entry.record.ts_us < wanted.to_us
+    if not (matches and after and before):
+        raise LogDamaged(f"record {index} is not what the database's index says")
+    return entry
 
 
 def _check_filter(wanted: RecordFilter) -> None:

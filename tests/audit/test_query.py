@@ -297,6 +297,29 @@ def test_a_damaged_leaf_is_said_to_be_damaged(filled) -> None:
     reader.close()
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "wanted"),
+    [
+        ("tenant", "clinic", {"tenant": "clinic"}),
+        ("kind", "policy.change", {"kind": "policy.change"}),
+        ("ts_us", 5, {"to_us": 10}),
+        ("ts_us", 2**52, {"from_us": 2**52}),
+    ],
+)
+def test_an_index_that_lies_about_a_leaf_lets_nobody_read_it(
+    bench, log, column: str, value: object, wanted: dict[str, Any]
+) -> None:
+    other = log.append(bench.draft(tenant="laboratory")).result()
+    raw = sqlite3.connect(bench.path)
+    with raw:
+        raw.execute(f"UPDATE record SET {column} = ? WHERE idx = ?", (value, other.index))
+    raw.close()
+    reader = bench.reader()
+    with pytest.raises(LogDamaged, match="index says"):
+        reader.records(RecordFilter(**wanted))
+    reader.close()
+
+
 def test_no_database_another_log_and_an_empty_one(bench, tmp_path: Path) -> None:
     absent = AuditReader(f"sqlite:///{tmp_path / 'absent.sqlite'}", origin=bench.origin)
     with pytest.raises(LogUnavailable):
