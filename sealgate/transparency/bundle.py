@@ -123,6 +123,8 @@ class Bundle:
                 if not 1 < len(line) <= MAX_LEAF + 1:
                     raise DecodeError("an entry has no leaf's size")
                 given += 1
+                if given > self.count:
+                    raise DecodeError("the bundle holds more entries than it announces")
                 yield line[:-1]
         if given != self.count:
             raise DecodeError("the bundle does not hold the entries that it announces")

@@ -86,6 +86,7 @@ class Reconcile:
     def __init__(self, part: Range) -> None:
         self._first = part.first
         self._open: dict[str, tuple[int, Record]] = {}
+        self._recent: set[str] = set()  # of these, begun since the log was last opened
         self._overdue: set[str] = set()  # open when the log was opened anew: must end before the next begins
         self._ended_before: set[str] = set()  # ends of requests that began before the range
         self._pairs = 0
@@ -93,7 +94,8 @@ class Reconcile:
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         if record.kind == "log.opened":
-            self._overdue = set(self._open)
+            self._overdue |= self._recent
+            self._recent = set()
         elif record.kind == "inference.authorized":
             for grant in self._overdue:
                 self._problems.add(f"record {self._open[grant][0]} has no end although the log was reopened")
@@ -101,12 +103,14 @@ class Reconcile:
             if record.id in self._open:
                 self._problems.add(f"record {index} repeats the id of an open authorization")
             self._open[record.id] = (index, record)
+            self._recent.add(record.id)
         elif record.kind in ENDS:
             self._end(index, record)
 
     def _end(self, index: int, end: Record) -> None:
         begun = self._open.pop(end.grant, None)
         self._overdue.discard(end.grant)
+        self._recent.discard(end.grant)
         if begun is None:
             if 0 <= end.intent_seq < self._first and end.grant not in self._ended_before:
                 self._ended_before.add(end.grant)

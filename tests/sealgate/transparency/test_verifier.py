@@ -17,9 +17,12 @@ from hypothesis import strategies as st
 
 from sealgate.errors import ConfigurationError, LogError
 from sealgate.transparency import bundle as bundle_module
+from sealgate.transparency import verifier as verifier_module
+from sealgate.transparency.bundle import BundleWriter
+from sealgate.transparency.checks import Range, Reconcile
 from sealgate.transparency.container import ContainerReader, ContainerWriter
 from sealgate.transparency.notes import NoteSigner
-from sealgate.transparency.record import leaf_bytes
+from sealgate.transparency.record import Record, leaf_bytes, parse_leaf
 from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
 
 
@@ -359,6 +362,44 @@ def test_a_receipt_of_another_log_is_not_held_against_this_one(log) -> None:
 
 
 # The verifier itself
+
+
+def test_more_entries_than_announced_are_not_even_looked_at(log, monkeypatch: Any) -> None:
+    seen = 0
+
+    def counted(leaf: bytes) -> Record:
+        nonlocal seen
+        seen += 1
+        return parse_leaf(leaf)
+
+    monkeypatch.setattr(verifier_module, "parse_leaf", counted)
+    out = io.BytesIO()
+    writer = BundleWriter(out, origin=log.origin, first=0, last=8, size=9, note=log.checkpoint())
+    writer.entries(log.leaves)
+    writer.entries([b"x"] * 100_000)
+    writer._written = 9
+    writer.finish([])
+    report = check(log, out)
+    assert "more entries than it announces" in report.steps[2].detail
+    assert [step.number for step in report.failures] == [3]
+    assert seen == 9
+
+
+def test_opening_a_log_again_and_again_costs_no_look_at_everything_that_is_open(log) -> None:
+    class Open(dict):  # type: ignore[type-arg]
+        def __iter__(self) -> Any:
+            raise AssertionError(
+                "each opening looks through all open requests: time grows with the square of the range"
+            )
+
+    reconcile = Reconcile(Range(0, 6, 7))
+    reconcile._open = Open()
+    for index in range(0, 6, 2):
+        reconcile.see(index, log.authorize()[1], b"")
+        reconcile.see(index + 1, log.append(kind="log.opened", outcome="opened"), b"")
+    verdict = reconcile.verdict(Range(0, 6, 7))
+    assert verdict.status == "failed"
+    assert verdict.detail.count("although the log was reopened") == 2  # each is said once; the third may yet end
 
 
 @pytest.mark.slow
