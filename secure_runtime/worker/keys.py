@@ -1,7 +1,8 @@
 """The request keys of one worker: made in memory after the sandbox is sealed, rotated by age, never written anywhere.
 
 Life of a key: active (published, sealed to), stale (still opened, no longer published), gone. Each rotation makes one
-key per KEM suite, newest first in the published list. Each key owns its replay set.
+key per KEM suite, newest first in the published list. Each key owns its replay set; a set that is half full brings the
+next rotation forward, so a busy service does not run into the refusals of a full one.
 
 Trusts: `cryptography` to make keys, the injected clock. Never: exports a private key; keeps one after it is gone.
 """
@@ -15,6 +16,7 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.errors import UnknownKeyError
 from sealgate.protocol.hpke import Aead, Kdf, Kem, KemPrivateKey
 from sealgate.protocol.ohttp import KeyConfig, SealedRequest, encode_key_configs
+from secure_runtime.limits import MAX_HELD_KEYS
 from secure_runtime.worker.replay import ReplaySet
 
 SUITES = {"MLKEM768-X25519": Kem.MLKEM768_X25519, "X25519": Kem.X25519}
@@ -101,13 +103,18 @@ class KeyRing:
         self._keys = [key for key in self._keys if key.gone_from_us > now]
 
     def tick(self) -> bool:
-        """Rotate when the active keys have aged, drop those that are gone. True if the published list changed."""
+        """Rotate when the active keys are old or much used, drop those that are gone. True if the list changed."""
         now = self._clock()
-        if not any(key.stale_from_us > now for key in self._keys):
+        active = [key for key in self._keys if key.stale_from_us > now]
+        if not active or (self._much_used(active) and len(self._keys) < MAX_HELD_KEYS):
             self.rotate()
             return True
         self._drop_gone(now)
         return False
+
+    def _much_used(self, active: Sequence[HeldKey]) -> bool:
+        """A replay set is half full: new keys now, long before it would have to refuse."""
+        return any(2 * len(key.replay) >= self._replay_max for key in active)
 
     def seconds_to_next_change(self) -> float:
         """How long `tick` has nothing to do."""

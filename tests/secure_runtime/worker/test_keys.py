@@ -8,6 +8,7 @@ import pytest
 
 from sealgate.errors import UnknownKeyError
 from sealgate.protocol.ohttp import SealedRequest, decode_key_configs
+from secure_runtime.limits import MAX_HELD_KEYS
 
 US = 1_000_000
 
@@ -75,6 +76,31 @@ def test_something_changes_exactly_when_the_ring_says_so(bench: Any) -> None:
         assert len(bench.keys._keys) == held
         bench.now_us += 1
         assert bench.keys.tick() or len(bench.keys._keys) < held
+
+
+def test_a_half_full_replay_set_brings_the_rotation_forward(bench: Any) -> None:
+    bench.keys = bench.ring(replay_max=4)
+    before = ids(bench)
+    for used in range(2):
+        assert bench.keys.tick() is False, used
+        raw, media_type, _ = bench.seal(bench.inner())
+        sealed = SealedRequest.parse(raw, media_type)
+        bench.keys.find(sealed).replay.remember(sealed.enc)
+    assert bench.keys.tick() is True
+    assert not set(ids(bench)) & set(before)
+    assert bench.keys.find(sealed), "the used key still opens what was sealed to it"
+    assert bench.keys.tick() is False
+
+
+def test_early_rotations_are_bounded(bench: Any) -> None:
+    bench.keys = bench.ring(replay_max=2)
+    rotations = 0
+    for _ in range(30):
+        raw, media_type, _ = bench.seal(bench.inner())
+        sealed = SealedRequest.parse(raw, media_type)
+        bench.keys.find(sealed).replay.remember(sealed.enc)
+        rotations += bench.keys.tick()
+    assert rotations == MAX_HELD_KEYS // 2 - 1
 
 
 def test_nothing_of_a_private_key_is_printed(bench: Any) -> None:
