@@ -34,7 +34,7 @@ from policy.decide import Permit
 from policy.entities import Action
 from sealgate.errors import DecodeError, SealgateError
 from sealgate.limits import MAX_NAME
-from sealgate.protocol.frames import AuditRead
+from sealgate.protocol.frames import AuditKind, AuditRead
 
 _T = TypeVar("_T")
 _ASKED = {"audit.query": Action.QUERY_AUDIT, "audit.export": Action.EXPORT_AUDIT}
@@ -200,7 +200,7 @@ async def _read(
     return Response(content=content, media_type=media_type, headers=headers)
 
 
-async def _authorise(request: Asking, gate: Gate, question: str, *, kind: str) -> tuple[Permit, dict[str, str]]:
+async def _authorise(request: Asking, gate: Gate, question: str, *, kind: AuditKind) -> tuple[Permit, dict[str, str]]:
     """The permit to read, once the read is a durable record."""
     principal = gate.authenticate(request)
     _require_said_once(request)

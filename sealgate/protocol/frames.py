@@ -10,7 +10,7 @@ Trusts: the operating system's delivery on the socket. Never: carries plaintext,
 from __future__ import annotations
 
 import struct
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -170,12 +170,18 @@ class AuthFailed(Frame, frozen=True, kw_only=True, tag="auth-failed"):
     source: str  # "loopback", "private", "public", "unix"
 
 
+AuditKind: TypeAlias = Literal["audit.query", "audit.export"]
+
+
 class AuditRead(Frame, frozen=True, kw_only=True, tag="audit-read"):
-    """An auditor is about to read; answered with `Recorded` once the read itself is a durable record."""
+    """An auditor is about to read; answered with `Recorded` once the read itself is a durable record.
+
+    No other kind can be asked for: the host believes its own records (of keys and workers) when it starts again.
+    """
 
     caller: Caller
     decision: Decision
-    kind: str  # "audit.query" or "audit.export"
+    kind: AuditKind
     detail: dict[str, str]
 
 

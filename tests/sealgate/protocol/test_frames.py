@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_FRAME_BODY, MAX_FRAME_HEADER
 from sealgate.protocol.frames import (
+    AuditRead,
+    Caller,
     Cancel,
+    Decision,
     Frame,
     FrameReader,
     GatewayToHost,
@@ -38,6 +41,8 @@ def example(kind: Any, salt: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         hints = get_type_hints(kind)
         return kind(**{field.name: example(hints[field.name], salt) for field in msgspec.structs.fields(kind)})
+    if origin is Literal:
+        return arguments[0]
     if origin is tuple:
         return (example(arguments[0], salt), example(arguments[0], salt + "'"))
     if origin is dict:
@@ -98,3 +103,16 @@ def test_unknown_fields_and_other_directions_are_refused() -> None:
         raw = msgspec.msgpack.encode(header)
         with pytest.raises(DecodeError):
             FrameReader(GatewayToHost).feed(struct.pack(">II", len(raw), 0) + raw)
+
+
+@pytest.mark.parametrize("kind", ["key.rotate", "worker.start", "policy.change", "inference.completed", ""])
+def test_a_gateway_cannot_have_records_written_that_are_not_its_own(kind: str) -> None:
+    """`key.rotate` with a detail that is no number would keep the host from ever starting again."""
+    asked = AuditRead(
+        caller=Caller(tenant="t", subject="s", authn="jwt", credential_binding=""),
+        decision=Decision(policy_digest="d"),
+        kind=kind,  # type: ignore[arg-type]
+        detail={"key_ids": "none"},
+    )
+    with pytest.raises(DecodeError):
+        FrameReader(GatewayToHost).feed(wire(asked))
