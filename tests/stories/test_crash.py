@@ -110,3 +110,28 @@ def test_fifty_one_kills(fresh: Callable[[], Live], tmp_path: Path) -> None:
     load = storm(live, ["worker", "runtime", "gateway"] * 17, seed=20261122)
     assert load.refused, "kills that nobody noticed did not test anything"
     judge(live, load, tmp_path)
+
+
+def test_a_new_worker_has_new_keys_and_a_client_follows_without_noticing(fresh: Callable[[], Live]) -> None:
+    live = fresh()
+    live.start()
+    live.ready()
+    with live.http() as plain, live.session() as session:
+        first = session.infer(MODEL, live.rows[:1]).receipt.record
+        before = plain.get("/.well-known/ohttp-gateway").content
+        live.kill("worker")
+
+        def other_keys() -> bool:
+            answer = plain.get("/.well-known/ohttp-gateway")
+            return answer.status_code == 200 and answer.content not in (b"", before)
+
+        wait_until(other_keys, within_s=60, what="new keys")
+        second = session.infer(MODEL, live.rows[:1]).receipt.record  # sealed to the old key first, then once more
+    assert first.runtime_instance != second.runtime_instance
+    live.stop()
+    told = [(r.kind, r.runtime_instance, r.reason) for r in live.records() if r.kind.startswith("worker.")]
+    assert [kind for kind, _, _ in told] == ["worker.start", "worker.stop", "worker.start", "worker.stop"]
+    assert told[1][1:] == (first.runtime_instance, "worker-died")
+    assert told[3][1:] == (second.runtime_instance, "stopped")
+    reasons = {r.reason for r in live.records() if r.kind == "inference.failed"}
+    assert reasons <= {"key-unknown"}
