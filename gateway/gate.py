@@ -153,6 +153,7 @@ def source_class(client: Any) -> str:
     """Where a connection came from, as coarsely as the log needs it."""
     try:
         address = ipaddress.ip_address(client[0])
+        address = getattr(address, "ipv4_mapped", None) or address  # as an IPv6 socket names IPv4 callers
     except (TypeError, ValueError, IndexError):
         return "unix"
     if address.is_loopback:

@@ -178,7 +178,9 @@ def _announce(address: str, ready_file: Path | None, descriptor: int | None) -> 
     try:
         if ready_file is not None:
             draft = ready_file.with_name(ready_file.name + ".new")
-            draft.write_text(address + "\n")
+            draft.unlink(missing_ok=True)
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as file:  # follows no link
+                file.write(address + "\n")
             draft.replace(ready_file)
         if descriptor is not None:
             os.write(descriptor, b"ready\n")

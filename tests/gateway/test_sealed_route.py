@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from gateway.gate import source_class
 from sealgate.protocol import frames
 from sealgate.protocol.binding import bind_certificate, bind_token
 from tests.gateway.conftest import LOG, post_sealed, sealed_request
@@ -234,6 +235,25 @@ def test_every_failed_authentication_looks_the_same(shared):
     assert [frame.reason for frame in heard] == list(attempts)
     assert {frame.source for frame in heard} == {"loopback"}
     assert shared.host.bodies() == []
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", "loopback"),
+        ("::1", "loopback"),
+        ("::ffff:127.0.0.1", "loopback"),
+        ("10.1.2.3", "private"),
+        ("::ffff:10.1.2.3", "private"),
+        ("fe80::1%eth0", "private"),
+        ("8.8.8.8", "public"),
+        ("::ffff:8.8.8.8", "public"),
+        ("", "unix"),
+    ],
+)
+def test_where_a_failure_came_from_does_not_depend_on_how_the_socket_names_it(address, expected):
+    assert source_class((address, 1)) == expected
+    assert source_class(None) == "unix"
 
 
 def test_two_credentials_in_one_request_are_none(shared):

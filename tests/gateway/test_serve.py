@@ -140,6 +140,9 @@ def test_an_address_in_use_is_said_in_one_line(settled):
 def test_serve_starts_both_says_when_ready_and_stops_both(settled, capfd):
     program = says(settled)
     ready_file = settled.root / "ready"
+    precious = settled.root / "precious"
+    precious.write_text("mine")
+    (settled.root / "ready.new").symlink_to(precious)  # as somebody might who shares the folder
     reading, writing = os.pipe()
     done = []
     main_thread = threading.get_ident()
@@ -156,6 +159,7 @@ def test_serve_starts_both_says_when_ready_and_stops_both(settled, capfd):
     assert code == 0
     assert done == [b"ready\n", "https://localhost:8443\n", 200]
     assert not ready_file.exists()
+    assert precious.read_text() == "mine"
     assert answer_of(settled) is None
     assert gone(int((settled.root / "runtime-pid").read_text()))
     said = capfd.readouterr().out.splitlines()
