@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.engine import URL
 from sqlalchemy.pool import QueuePool
 
 from audit.errors import LogInUse
@@ -25,17 +24,18 @@ from sealgate.ambient import monotonic_ns
 from sealgate.errors import ConfigurationError
 
 _PROGRESS_OPCODES = 10_000
+_SCHEME = "sqlite:///"
 
 
 def database_path(url: str) -> Path:
-    """The file behind `sqlite:///PATH` (or a plain path); raises ConfigurationError for anything else."""
-    try:
-        parsed = make_url(url) if "://" in url else URL.create("sqlite", database=url)
-    except ArgumentError as error:
-        raise ConfigurationError("the log's database must be given as sqlite:///PATH") from error
-    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+    """The file behind `sqlite:///PATH` (or a plain path); raises ConfigurationError for anything else.
+
+    PATH is taken as it is, not as a URL is: a folder may have `?` or `%` in its name, and the log stands in it.
+    """
+    name = url.removeprefix(_SCHEME)
+    if not name or name == ":memory:" or "://" in name:
         raise ConfigurationError("the log's database must be a file, given as sqlite:///PATH")
-    return Path(parsed.database).absolute()
+    return Path(name).absolute()
 
 
 class WriterLock:

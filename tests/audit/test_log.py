@@ -147,7 +147,7 @@ def test_key_and_origin_belong_together(bench) -> None:
         bench.open(signer=NoteSigner.from_seed("other/log", b"\x01" * 32))
     with pytest.raises(ConfigurationError):
         bench.open(subjects_key=b"short")
-    for url in ("sqlite://", "sqlite:///:memory:", "postgresql://localhost/x", "nonsense://"):
+    for url in ("", "sqlite:///", "sqlite://", "sqlite:///:memory:", "postgresql://localhost/x", "nonsense://"):
         bench.url = url
         with pytest.raises(ConfigurationError):
             bench.open()

@@ -273,3 +273,16 @@ def test_checkpoints_are_thinned(bench) -> None:
     assert raw.execute("SELECT count(*) FROM checkpoint").fetchone()[0] == 4  # one of the opening, one a minute
     raw.close()
     reader.close()
+
+
+@pytest.mark.parametrize("name", ["a?b=c", "50%25", "%2e%2e%2fup", "a#b", "ä b"])
+def test_the_log_is_in_its_folder_whatever_the_folder_is_called(tmp_path: Path, make_bench, name: str) -> None:
+    folder = tmp_path / "here" / name
+    folder.mkdir(parents=True)
+    bench = make_bench(folder)
+    log = bench.open()
+    log.append(bench.draft()).result()
+    log.close()
+    assert [path.name for path in (tmp_path / "here").iterdir()] == [name]
+    assert bench.path.stat().st_mode & 0o077 == 0
+    assert bench.audit().ok
