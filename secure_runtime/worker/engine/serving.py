@@ -3,7 +3,10 @@
 Requests of one sweep that go to the same model are one batch, whoever sent them; a request's answer does not depend on
 its neighbours' rows. How long a sweep takes does depend on them: docs/what-this-does-not-prove.md says so.
 
-Trusts: `Admitted` (the gatekeeper made it) and verified models. Never: lets one request's error reach another's answer.
+A large request runs in slices, so that memory does not grow with it, and ends with its grant: nobody waits any more.
+
+Trusts: `Admitted` (the gatekeeper made it) and verified models. Never: lets one request's error reach another's answer,
+or the worker; raises.
 """
 
 from __future__ import annotations
@@ -14,16 +17,26 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
+from sealgate.ambient import Clock, now_us
 from sealgate.errors import DecodeError
+from sealgate.limits import MAX_FIELD_SECTION, MAX_INNER_MESSAGE
 from sealgate.protocol import bhttp, inference
 from secure_runtime.errors import BadInput
+from secure_runtime.limits import SLICE_ROWS
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_values
 from secure_runtime.worker.engine.tensors import from_torch, to_torch
 from secure_runtime.worker.gatekeeper import Admitted
 
 _MODEL_ERROR = BadInput("the model could not be run on this input", status=500, code="model-error")
+_TOO_SLOW = BadInput("the rows could not be answered in time; send fewer at once", status=504, code="model-error")
+_TOO_LARGE = "the answer would be larger than a message may be; send fewer rows at once"
+_MAX_BODY = MAX_INNER_MESSAGE - MAX_FIELD_SECTION  # of an answer: what stands around it has room
 _JSON = (("content-type", "application/json"),)
+
+
+class _TooSlow(Exception):
+    """The grants of a batch ended while it ran."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +66,10 @@ class _Job:
 class Engine:
     """All loaded models. Owned by the worker's only thread; after the seal it opens no file."""
 
-    def __init__(self, models: Mapping[str, LoadedModel], *, max_batch_rows: int) -> None:
+    def __init__(self, models: Mapping[str, LoadedModel], *, max_batch_rows: int, clock: Clock = now_us) -> None:
         self._models = dict(models)
         self._max_batch_rows = max_batch_rows
+        self._clock = clock
 
     def run(self, admitted: Sequence[Admitted]) -> list[EngineAnswer]:
         """One answer for each request, in order. Errors become sealed error answers, never exceptions."""
@@ -76,9 +90,11 @@ class Engine:
                     by_model.setdefault(model.facts.name, []).append(_parse(index, one, model))
             except BadInput as error:
                 answers[index] = _failed(error, model)
+            except Exception:  # memory, above all: a document of 16 MiB can be many times that as objects
+                answers[index] = _failed(_MODEL_ERROR, model)
         for jobs in by_model.values():
             for batch in self._batches(jobs):
-                for job, answer in zip(batch, _run_batch(batch), strict=True):
+                for job, answer in zip(batch, _run_batch(batch, self._clock), strict=True):
                     answers[job.index] = answer
         return [answer for answer in answers if answer is not None]
 
@@ -115,28 +131,53 @@ def _parse(index: int, admitted: Admitted, model: LoadedModel) -> _Job:
     return _Job(index=index, admitted=admitted, model=model, request=request, wants_binary=wants_binary, rows=rows)
 
 
-def _run_batch(batch: Sequence[_Job]) -> list[EngineAnswer]:
+def _run_batch(batch: Sequence[_Job], clock: Clock) -> list[EngineAnswer]:
     try:
-        outputs = batch[0].model.predict(torch.cat([job.rows for job in batch]))
-    except Exception:
+        outputs = _predict(batch, clock)
+    except Exception as error:
         if len(batch) > 1:  # one bad request must not fail its neighbours
-            return [answer for job in batch for answer in _run_batch([job])]
-        return [_failed(_MODEL_ERROR, batch[0].model)]
+            return [answer for job in batch for answer in _run_batch([job], clock)]
+        return [_failed(_TOO_SLOW if isinstance(error, _TooSlow) else _MODEL_ERROR, batch[0].model)]
     answers, start = [], 0
     for job in batch:
         end = start + job.rows.shape[0]
         try:
             answers.append(_answered(job, {name: values[start:end] for name, values in outputs.items()}))
+        except BadInput as error:
+            answers.append(_failed(error, job.model))
         except Exception:
             answers.append(_failed(_MODEL_ERROR, job.model))
         start = end
     return answers
 
 
+def _predict(batch: Sequence[_Job], clock: Clock) -> Mapping[str, torch.Tensor]:
+    """All rows of a batch, a slice at a time: what a model needs per row does not add up, and time is looked at."""
+    model, rows = batch[0].model, torch.cat([job.rows for job in batch])
+    expires_us = max(job.admitted.grant.expires_us for job in batch)
+    slices: list[Mapping[str, torch.Tensor]] = []
+    for start in range(0, rows.shape[0], SLICE_ROWS):
+        if start and clock() >= expires_us:
+            raise _TooSlow
+        slices.append(model.predict(rows[start : start + SLICE_ROWS]))
+    return {name: torch.cat([one[name] for one in slices]) for name in slices[0]}
+
+
+def _require_room(outputs: Mapping[str, torch.Tensor], wants_binary: inference.BinaryOutputs) -> None:
+    """Raise BadInput for an answer that cannot fit, before it is written: a number in JSON takes two bytes or more."""
+    least = 0
+    for name, values in outputs.items():
+        binary = wants_binary == "all" or name in wants_binary
+        least += values.numel() * (values.element_size() if binary else 2)
+    if least > _MAX_BODY:
+        raise BadInput(_TOO_LARGE, status=413)
+
+
 def _answered(job: _Job, outputs: Mapping[str, torch.Tensor]) -> EngineAnswer:
     obligations = job.admitted.grant.obligations
     wanted = {output.name for output in job.request.outputs}
     tensors: list[inference.Tensor] = []
+    _require_room({name: values for name, values in outputs.items() if not wanted or name in wanted}, job.wants_binary)
     for spec in job.model.manifest.outputs:
         if wanted and spec.name not in wanted:
             continue
@@ -156,6 +197,8 @@ def _answered(job: _Job, outputs: Mapping[str, torch.Tensor]) -> EngineAnswer:
         ),
         binary_outputs=job.wants_binary,
     )
+    if len(body) > _MAX_BODY:
+        raise BadInput(_TOO_LARGE, status=413)
     return EngineAnswer(
         response=bhttp.Response(status=200, fields=tuple(fields), body=body),
         outcome="completed",

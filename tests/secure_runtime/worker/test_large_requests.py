@@ -1,0 +1,149 @@
+"""Valid requests of a hostile client: they end in an answer about themselves, never in the end of the worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from safetensors.numpy import save
+
+from sealgate.certificate.manifest import LogisticRegressionSpec
+from sealgate.protocol import bhttp, inference
+from sealgate.protocol.frames import BootPlan, Done, Frame, ModelFacts, Work
+from sealgate.protocol.ohttp import decode_key_configs, seal_request
+from secure_runtime.limits import SLICE_ROWS
+from secure_runtime.models.bundle import LoadedModel, module_from_weights
+from secure_runtime.models.predictor import Predictor
+from secure_runtime.worker.engine.serving import Engine
+from secure_runtime.worker.main import Worker
+from tests.secure_runtime.models.conftest import manifest_for, weights_for
+
+SPEC = LogisticRegressionSpec(inputs=1, classes=4)
+
+
+class Watched(Predictor):
+    """A predictor that says how many rows it was asked for, and at a call of our choosing does something else."""
+
+    sizes: list[int]
+    instead: Any = None
+
+    def predict(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        self.sizes.append(batch.shape[0])
+        if self.instead is not None:
+            self.instead()
+        return super().predict(batch)
+
+
+class Desk:
+    """A worker with one small model: few bytes go in for a row, many come out."""
+
+    def __init__(self, bench: Any) -> None:
+        manifest = manifest_for(SPEC)
+        facts = ModelFacts(
+            name="toy",
+            version="1",
+            model_digest="a" * 64,
+            certificate_digest="b" * 64,
+            epsilon_micro=1,
+            delta="0.1",
+            privacy_unit="example",
+            sensitivity="public",
+            purposes=("treatment",),
+        )
+        self.predictor = Watched(manifest, module_from_weights(SPEC, bytes(save(weights_for(SPEC)))))
+        self.predictor.sizes = []
+        self.bench = bench
+        self.sent: list[tuple[Frame, bytes]] = []
+        plan = BootPlan(
+            profile="dev",
+            audience="gateway.test:8443",
+            models_dir="",
+            publishers_file="",
+            sys_path=(),
+            uid=0,
+            gid=0,
+            torch_threads=1,
+            memory_limit_bytes=0,
+        )
+        engine = Engine({"toy": LoadedModel(facts, manifest, self.predictor)}, max_batch_rows=256, clock=bench.clock)
+        self.worker = Worker(plan, engine, send=lambda *sent: self.sent.append(sent), clock=bench.clock)
+
+    def ask(self, *bodies: tuple[Any, bytes]) -> list[tuple[str, str, bhttp.Response]]:
+        """Outcome, reason and opened answer of requests that arrive together."""
+        config = decode_key_configs(self.worker.keys.published())[0]
+        works, openers = [], []
+        for number, (fields, body) in enumerate(bodies):
+            inner = self.bench.inner(path="/v2/models/toy/infer", body=body, extra=fields)
+            raw, media_type, opener = seal_request(config, inner)
+            works.append((Work(id=number, grant=self.bench.grant(model="toy"), media_type=media_type), raw, False))
+            openers.append(opener)
+        self.worker.sweep(works)
+        sent, self.sent = self.sent, []
+        found = []
+        for (done, sealed), opener in zip(sent, openers, strict=True):
+            assert isinstance(done, Done)
+            answer = bhttp.decode_response(opener.open(sealed, done.media_type))
+            found.append((done.completion.statement.outcome, done.completion.statement.reason, answer))
+        return found
+
+
+def json_rows(count: int) -> tuple[Any, bytes]:
+    document = b'{"inputs":[{"name":"rows","datatype":"FP32","shape":[%d,1],"data":[' % count
+    return (), document + b",".join([b"1"] * count) + b"]}]}"
+
+
+def binary_rows(count: int) -> tuple[Any, bytes]:
+    tensor = inference.Tensor("rows", "FP32", (count, 1), bytes(4 * count))
+    fields, body = inference.encode_infer_request(inference.InferRequest(inputs=(tensor,)), binary=True)
+    return tuple(fields), body
+
+
+@pytest.fixture
+def desk(bench: Any) -> Desk:
+    return Desk(bench)
+
+
+@pytest.mark.parametrize("count", [300_000, 2_000_000], ids=["found-when-written", "found-before"])
+def test_an_answer_that_fits_no_message_is_an_error_inside_the_seal(desk: Desk, count: int) -> None:
+    (large, small) = desk.ask(json_rows(count), json_rows(1))
+    assert large[:2] == ("failed", "bad-input")
+    assert large[2].status == 413
+    assert "fewer rows" in msgspec.json.decode(large[2].body)["error"]
+    assert small[:2] == ("completed", "")
+
+
+def test_a_large_request_runs_in_slices(desk: Desk) -> None:
+    (answer,) = desk.ask(binary_rows(2 * SLICE_ROWS + 1))
+    assert desk.predictor.sizes == [SLICE_ROWS, SLICE_ROWS, 1]
+    assert answer[0] == "completed"
+    outputs = inference.decode_infer_response(answer[2].fields, answer[2].body).outputs
+    assert {tensor.shape[0] for tensor in outputs} == {2 * SLICE_ROWS + 1}
+
+
+def test_a_large_request_ends_with_its_grant(desk: Desk) -> None:
+    def take_long() -> None:
+        desk.bench.now_us += 11_000_000
+
+    desk.predictor.instead = take_long
+    (answer,) = desk.ask(binary_rows(50 * SLICE_ROWS))
+    assert desk.predictor.sizes == [SLICE_ROWS]
+    assert answer[:2] == ("failed", "model-error")
+    assert answer[2].status == 504
+
+
+def test_a_request_that_needs_too_much_memory_fails_alone(desk: Desk, monkeypatch: Any) -> None:
+    from secure_runtime.worker.engine import serving
+
+    true_decode = inference.decode_infer_request
+
+    def decode(fields: Any, body: Any) -> Any:
+        if len(body) > 500:
+            raise MemoryError
+        return true_decode(fields, body)
+
+    monkeypatch.setattr(f"{serving.__name__}.inference.decode_infer_request", decode)
+    (large, small) = desk.ask(json_rows(500), json_rows(1))
+    assert large[:2] == ("failed", "model-error")
+    assert small[:2] == ("completed", "")
