@@ -5,6 +5,8 @@ from __future__ import annotations
 # Host ----------------------------------------------------------------------------------------------------------------
 MAX_IN_FLIGHT_PER_GATEWAY = 4096  # frames asked and not yet answered on one gateway connection
 MAX_IN_FLIGHT_BYTES = 256 * 1024 * 1024  # sealed requests handed to the worker and not yet completed
+ROOM_FOR_END = 2048  # of a leaf: an end adds commitments, digests and the worker's signature to its authorization
+MAX_BINDING = 128  # characters of a credential's binding
 WORKER_GRACE_S = 10.0  # how long past the time-out a worker may take before it counts as hung
 MAX_UNITS = 2**52  # one completion may claim; stays exact in JSON
 BOOT_TIMEOUT_S = 120.0  # from spawn to Hello; loading torch and recomputing certificates is most of it

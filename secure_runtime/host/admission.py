@@ -22,7 +22,8 @@ from audit.errors import LogUnavailable
 from audit.log import Appended, AuditLog, Effect
 from policy.budget import BudgetBook, BudgetExhausted
 from sealgate.ambient import Clock, now_us, uuid7
-from sealgate.errors import VerificationError
+from sealgate.errors import DecodeError, VerificationError
+from sealgate.limits import MAX_LEAF
 from sealgate.protocol.completion import verify_completion
 from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Recorded, Refused, Submit
 from sealgate.protocol.ohttp import commitment
@@ -30,7 +31,7 @@ from sealgate.transparency.record import Record
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
 from secure_runtime.host.link_server import Reply
 from secure_runtime.host.worker_link import Outcome, WorkerLink
-from secure_runtime.limits import MAX_IN_FLIGHT_BYTES, MAX_UNITS, WORKER_GRACE_S
+from secure_runtime.limits import MAX_BINDING, MAX_IN_FLIGHT_BYTES, MAX_UNITS, ROOM_FOR_END, WORKER_GRACE_S
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -54,10 +55,11 @@ class LiveWorker:
     evidence_digest: str
     models: dict[str, tuple[str, str]]  # name to digests of weights and certificate
 
-    def digests(self, model: str) -> tuple[tuple[str, str], ...]:
+    def digests(self, model: str, outcome: str) -> tuple[tuple[str, str], ...]:
         """What a completion about `model` may name: its digests, or none where no model was reached."""
         known = self.models.get(model)
-        return (("", ""),) if known is None else (("", ""), known)
+        nothing = () if outcome == "completed" else (("", ""),)
+        return nothing if known is None else (*nothing, known)
 
 
 class Admission:
@@ -94,6 +96,7 @@ class Admission:
         """One permitted sealed request, from grant to recorded end."""
         draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
         draft = _with(draft, kind="inference.authorized", req_commit=commitment(body), id=uuid7(self._clock()))
+        _require_room(draft, frame)
         try:
             worker = self._require_serving(frame.decision.policy_digest, len(body))
         except (RuntimeUnavailable, LogUnavailable) as error:
@@ -106,7 +109,13 @@ class Admission:
             intent = await self._append(draft, self._reserve(frame.caller))
             if intent.record.kind != "inference.authorized":
                 return _refused(intent, status=429, code="budget-exhausted", retry_after_s=_renewal_s(intent))
-            return await self._run(frame, body, gone, intent, worker)
+            try:
+                return await self._run(frame, body, gone, intent, worker)
+            except LogUnavailable:
+                raise
+            except Exception:  # a fault of ours; what was authorised still comes to its one end
+                await self._fail(intent, "internal")
+                raise
         finally:
             self._in_flight -= 1
             self._in_flight_bytes -= len(body)
@@ -143,7 +152,7 @@ class Admission:
         self, frame: Submit, body: bytes, gone: asyncio.Event, intent: Appended, worker: LiveWorker
     ) -> tuple[Reply, bytes]:
         granted = intent.record
-        end = _with(granted, id="", ts_us=0, salt="", grant=granted.id, intent_seq=intent.index, detail={})
+        end = _end_of(intent)
         grant = Grant(
             id=granted.id,
             model=frame.model,
@@ -160,8 +169,7 @@ class Admission:
             )
             self._require_honest(outcome, grant, end.req_commit, worker)
         except WorkerGone as error:
-            failed = _with(end, kind="inference.failed", outcome="failed", reason=error.code)
-            ended = await self._append(failed, self._abandon(granted.id))
+            ended = await self._fail(intent, error.code)
             status, code = (504, "timed-out") if error.code == "worker-hung" else (503, "unavailable")
             return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
         ended = await self._append(_ended(end, outcome), self._settle(granted.id))
@@ -192,11 +200,16 @@ class Admission:
             and statement.outcome in ("completed", "failed", "refused")
             and statement.reason in _REASONS[statement.outcome]
             and 0 <= statement.units <= MAX_UNITS
-            and (statement.model_digest, statement.certificate_digest) in worker.digests(grant.model)
+            and (statement.model_digest, statement.certificate_digest) in worker.digests(grant.model, statement.outcome)
         )
         if not fits:
             worker.link.abort(WorkerGone("the worker's completion does not fit", code="worker-protocol"))
             raise WorkerGone("the worker's completion does not fit", code="worker-protocol")
+
+    async def _fail(self, intent: Appended, reason: str) -> Appended:
+        """The end of a request that nobody answered: what was held for it counts as spent."""
+        failed = _with(_end_of(intent), kind="inference.failed", outcome="failed", reason=reason)
+        return await self._append(failed, self._abandon(intent.record.id))
 
     def _settle(self, grant: str) -> Effect:
         def settle(connection: Connection, draft: Record) -> Record:
@@ -262,6 +275,22 @@ class Admission:
 
 def _with(record: Record, **changes: object) -> Record:
     return msgspec.structs.replace(record, **changes)
+
+
+def _require_room(draft: Record, frame: Submit) -> None:
+    """Raise DecodeError for words of a gateway that would leave no room for the end in a leaf, or in a worker's frame.
+
+    Found out before anything is authorised: what is authorised must be able to end.
+    """
+    binding = frame.caller.credential_binding
+    if len(msgspec.json.encode(draft)) > MAX_LEAF - ROOM_FOR_END or len(binding) > MAX_BINDING:
+        raise DecodeError("the gateway says more of a request than a record can hold")
+
+
+def _end_of(intent: Appended) -> Record:
+    """What the end of an authorised request inherits."""
+    begun = intent.record
+    return _with(begun, id="", ts_us=0, salt="", grant=begun.id, intent_seq=intent.index, detail={})
 
 
 def _ended(end: Record, outcome: Outcome) -> Record:

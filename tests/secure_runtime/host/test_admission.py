@@ -17,6 +17,7 @@ from audit.log import AuditLog
 from audit.query import AuditReader, RecordFilter
 from policy.budget import BudgetBook
 from policy.budgets import Budget, Window
+from sealgate.errors import DecodeError
 from sealgate.protocol.completion import Statement, sign_completion
 from sealgate.protocol.frames import Answer, Caller, Decision, Deny, Done, Refused, Submit
 from sealgate.protocol.ohttp import commitment
@@ -192,6 +193,7 @@ def test_an_answer_leaves_with_both_records_durable(desk: Callable[..., Desk]) -
         {"units": 2**52 + 1},
         {"model_digest": "c" * 64},
         {"certificate_digest": ""},
+        {"model_digest": "", "certificate_digest": ""},
         {"sealed": b""},
         {"problem": "sealed-request-refused"},
         {"problem": "no-such-problem", "sealed": b""},
@@ -295,3 +297,42 @@ def test_a_denial_is_recorded_with_what_decided(desk: Callable[..., Desk]) -> No
         ("no-marketing",),
     )
     assert msgspec.to_builtins(record)["policy_digest"] == POLICY
+
+
+@pytest.mark.parametrize("what", ["policy_ids", "credential_binding"])
+def test_words_of_a_gateway_that_leave_no_room_for_the_end_are_refused_before(
+    desk: Callable[..., Desk], what: str
+) -> None:
+    one = desk()
+    caller, ids = CALLER, ("p" * 7400,)
+    if what == "credential_binding":
+        caller, ids = msgspec.structs.replace(CALLER, credential_binding="b" * 200_000), ("p",)
+    frame = Submit(
+        model="m",
+        operation="infer",
+        purpose="treatment",
+        media_type="message/ohttp-req",
+        caller=caller,
+        decision=Decision(policy_digest=POLICY, policy_ids=ids),
+    )
+    with pytest.raises(DecodeError):
+        asyncio.run(one.admission.submit(frame, BODY, asyncio.Event()))
+    one.log.close()
+    assert one.records() == []
+    assert one.link.seq == 0
+
+
+def test_a_fault_after_the_grant_is_still_an_end_on_record(desk: Callable[..., Desk]) -> None:
+    one = desk()
+
+    def fault(grant: Any, body: bytes) -> Outcome:
+        raise ZeroDivisionError
+
+    one.link.script = fault
+    with pytest.raises(ZeroDivisionError):
+        one.submit()
+    one.log.close()
+    assert [(record.kind, record.reason) for record in one.records()] == [
+        ("inference.authorized", ""),
+        ("inference.failed", "internal"),
+    ]
