@@ -8,7 +8,7 @@ fit: it is refused at once with Retry-After, so that callers, not this process, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -65,21 +65,31 @@ class Intake:
         self.body_timeout_s = body_timeout_s
         self._requests_max = requests_max
         self._bytes_max = bytes_max
+        self._share_max = requests_max - requests_max // 4  # of one caller: the others always find a place
+        self._shares: dict[Hashable, int] = {}
         self.requests = 0
         self.bytes = 0
 
     @contextmanager
-    def slot(self) -> Iterator[Slot]:
-        """A place for one request; raises Problem("busy") when there is none."""
+    def slot(self, caller: Hashable = None) -> Iterator[Slot]:
+        """A place for one request. Raises Problem: "busy" when there is none, "too-many-requests" when `caller` (where
+        one is named) holds three quarters of all places already."""
         if self.requests >= self._requests_max:
             raise Problem("busy")
+        share = self._shares.get(caller, 0)
+        if caller is not None and share >= self._share_max:
+            raise Problem("too-many-requests")
         slot = Slot(self)
         self.requests += 1
+        self._shares[caller] = share + 1
         try:
             yield slot
         finally:
             self.requests -= 1
             self.bytes -= slot.held
+            self._shares[caller] -= 1
+            if not self._shares[caller]:
+                del self._shares[caller]
 
     def hold(self, slot: Slot, count: int) -> None:
         """Count bytes that `slot` keeps until its end; raises Problem("busy") when all bodies together are too much."""

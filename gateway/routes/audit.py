@@ -205,7 +205,8 @@ async def _authorise(request: Asking, gate: Gate, question: str, *, kind: AuditK
     principal = gate.authenticate(request)
     _require_said_once(request)
     asked = Asked(action=_ASKED[kind], model="", purpose="")
-    with gate.asking.slot():  # callers without any right to read get this far: they may not fill the way to the host
+    # Callers without any right to read get this far: they may not fill the way to the host.
+    with gate.asking.slot((principal.tenant, principal.subject)):
         permit = await gate.authorise(request, principal, asked)
         if kind == "audit.export" and permit.records_of is not None:
             await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)

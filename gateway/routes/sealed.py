@@ -67,7 +67,7 @@ async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str | Non
     principal = gate.authenticate(request)  # 3
     asked = _asked(request, _field(request, b"sealed-model") if model is None else model)
     media_type = _field(request, b"content-type").partition(";")[0].strip().lower()
-    with gate.sealed.slot() as slot:
+    with gate.sealed.slot((principal.tenant, principal.subject)) as slot:
         raw = await slot.read_body(request.receive, declared=request.headers.get("content-length"))
         sealed = _sealed(raw, media_type)  # 4
         permit = await gate.authorise(request, principal, asked)  # 5
