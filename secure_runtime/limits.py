@@ -14,6 +14,9 @@ RESTART_DELAY_MIN_S = 0.1
 RESTART_DELAY_MAX_S = 30.0
 STABLE_AFTER_S = 60.0  # a worker that lived this long restarts without added delay
 MAX_REMEMBERED_KEY_IDS = 128  # of 256: recent identifiers that a new worker does not use again
+MAX_WORKER_EVENTS = 64  # waiting for the host; also the changes of keys that a worker may make at once
+KEY_CHANGE_EVERY_S = 10.0  # and one more for so much time that it lived: each is a record
+MAX_WORKER_WORDS = 300  # characters of its own words that people see
 DRAIN_S = 15.0  # how long an ordered stop waits for requests in flight
 
 # Doctor --------------------------------------------------------------------------------------------------------------

@@ -51,7 +51,8 @@ def read_layers(pid: int) -> dict[str, Layer]:
 
 
 def _filters(pid: int, threads: list[str]) -> tuple[bool, str]:
-    """Both stages on every thread."""
+    """Both stages on every thread, and at least one thread to say so."""
+    seen = 0
     for thread in threads:
         try:
             text = Path(f"/proc/{pid}/task/{thread}/status").read_text("ascii", "replace")
@@ -61,7 +62,8 @@ def _filters(pid: int, threads: list[str]) -> tuple[bool, str]:
         count = int(status.get("Seccomp_filters", "0"))
         if status.get("Seccomp", "0").strip() != "2" or count < _STAGES:
             return False, f"thread {thread} runs under {count} filters"
-    return True, f"{len(threads)} threads, {_STAGES} filters each"
+        seen += 1
+    return seen > 0, f"{seen} threads, {_STAGES} filters each"
 
 
 def _layer(holds: bool, detail: str = "") -> Layer:

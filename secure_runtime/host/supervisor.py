@@ -5,8 +5,8 @@
 Every worker has new keys and a new instance id. A worker that does not say Hello in time, or breaks the protocol, is
 killed. Restarts wait longer each time until a worker has been live for a while.
 
-Trusts: `spawn_worker` for the sandbox, its own reading of the worker's process over the worker's word, the log for
-durability. Never: publishes a key that is not on record.
+Trusts: `spawn_worker` for the sandbox, its own plan and reading of the worker's process over the worker's word, the log
+for durability. Never: publishes a key that is not on record; lets a worker's words end the host.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from audit.errors import LogUnavailable
+from audit.errors import AppendRefused, LogUnavailable
 from audit.log import AuditLog
+from sealgate.errors import DecodeError
 from sealgate.protocol.frames import (
     BootFailed,
     BootPlan,
@@ -33,6 +35,7 @@ from sealgate.protocol.frames import (
     WorkerFacts,
 )
 from sealgate.protocol.ohttp import decode_key_configs
+from sealgate.terminal import printable
 from sealgate.transparency.record import Record
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host.admission import LiveWorker
@@ -41,11 +44,18 @@ from secure_runtime.host.spawn import SpawnedWorker, spawn_worker
 from secure_runtime.host.worker_link import WorkerLink, connect
 from secure_runtime.limits import (
     BOOT_TIMEOUT_S,
+    KEY_CHANGE_EVERY_S,
     MAX_REMEMBERED_KEY_IDS,
+    MAX_WORKER_EVENTS,
+    MAX_WORKER_WORDS,
     RESTART_DELAY_MAX_S,
     RESTART_DELAY_MIN_S,
     STABLE_AFTER_S,
 )
+
+_Event = Hello | BootFailed | KeysChanged | WorkerGone
+_CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
+_INSTANCE = re.compile(r"[0-9a-f]{32}\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +90,8 @@ class Supervisor:
         self._why_not = "the worker is starting"
         self._used_key_ids = list(used_key_ids)
         self._link: WorkerLink | None = None
+        self._keys_from = 0.0  # when the live worker's first keys were published
+        self._key_changes = 0  # since then
         self._stopping = False
 
     # What others ask -------------------------------------------------------------------------------------------------
@@ -123,9 +135,20 @@ class Supervisor:
 
     async def _one_worker(self) -> str:
         """Spawn, serve until it is lost, put its end on record; returns the reason."""
-        events: asyncio.Queue[Hello | BootFailed | KeysChanged | WorkerGone] = asyncio.Queue()
-        spawned = spawn_worker(self._plan(tuple(self._used_key_ids)))
-        self._link = link = WorkerLink(events.put_nowait, events.put_nowait)
+        events: asyncio.Queue[_Event] = asyncio.Queue()
+
+        def note(event: _Event) -> None:
+            if events.qsize() >= MAX_WORKER_EVENTS and not isinstance(event, WorkerGone):
+                raise DecodeError("the worker says more than there is to say")
+            events.put_nowait(event)
+
+        plan = self._plan(tuple(self._used_key_ids))
+        try:
+            spawned = spawn_worker(plan)
+        except OSError as error:
+            self._why_not = f"no worker process could be made: {error.strerror}"
+            return "spawn-failed"
+        self._link = link = WorkerLink(note, note)
         instance = ""
         reason = "worker-died"
         await connect(link, spawned.sock)
@@ -137,14 +160,17 @@ class Supervisor:
                 event = await events.get()
                 if isinstance(event, Hello):
                     watchdog.cancel()
+                    completion_key = _require_sound(event.facts, plan, known=bool(instance))
                     instance = event.facts.instance
-                    await self._go_live(event.facts, link, spawned)
+                    await self._go_live(event.facts, completion_key, link, spawned)
                 elif isinstance(event, KeysChanged):
                     await self._change_keys(event.key_configs)
                 elif isinstance(event, BootFailed):
+                    if instance or not _CODE.match(event.reason):
+                        raise WorkerGone("it says that it did not start, but not how", code="worker-protocol")
                     reason = event.reason
-                    self._tell(f"worker refused to start: {event.detail}")
-                    self._why_not = f"the worker refused to start: {event.detail}"
+                    self._why_not = f"the worker refused to start: {printable(event.detail, limit=MAX_WORKER_WORDS)}"
+                    self._tell(self._why_not)
                 else:
                     reason = "stopped" if self._stopping else (reason if reason != "worker-died" else event.code)
                     return reason
@@ -155,15 +181,22 @@ class Supervisor:
             reason = error.code
             self._tell(f"worker refused: {error}")
             return reason
+        except (AppendRefused, DecodeError) as error:
+            reason = "worker-protocol"
+            self._tell(f"worker refused: {error}")
+            return reason
         finally:
             watchdog.cancel()
             await self._bury(link, spawned, instance, reason)
 
-    async def _go_live(self, facts: WorkerFacts, link: WorkerLink, spawned: SpawnedWorker) -> None:
+    async def _go_live(
+        self, facts: WorkerFacts, completion_key: Ed25519PublicKey, link: WorkerLink, spawned: SpawnedWorker
+    ) -> None:
         published = Published(facts=facts, key_configs=facts.key_configs, host_layers=read_layers(spawned.sealed_pid()))
         contradicted = sorted(name for name, layer in published.host_layers.items() if layer.state == "failed")
-        if contradicted and facts.profile != "dev":
-            raise WorkerGone(f"the host reads otherwise: {', '.join(contradicted)}", code="worker-not-isolated")
+        if facts.profile != "dev" and (contradicted or not published.host_layers):
+            otherwise = ", ".join(contradicted) or "there is no such process"
+            raise WorkerGone(f"the host reads otherwise: {otherwise}", code="worker-not-isolated")
         evidence_digest = self._evidence_digest(published)
         degraded = facts.profile == "dev"
         assurance = "software"
@@ -181,14 +214,17 @@ class Supervisor:
             )
             await self._append(record, stamp)
         for refusal in facts.refused:
-            self._tell(f"model {refusal.name} was refused: {refusal.reason}")
+            self._tell(f"model {printable(refusal.name, limit=MAX_WORKER_WORDS)} was refused: {refusal.reason}")
             await self._append(Record(kind="model.refuse", model=refusal.name, reason=refusal.reason), stamp)
         await self._record_keys(facts.key_configs, facts.instance)
         self._published = published
+        self._why_not = "the worker is being replaced"
+        self._keys_from = asyncio.get_running_loop().time()
+        self._key_changes = 0
         self._live = LiveWorker(
             link=link,
             instance=facts.instance,
-            completion_key=Ed25519PublicKey.from_public_bytes(facts.completion_key),
+            completion_key=completion_key,
             degraded=degraded,
             assurance=assurance,
             evidence_digest=evidence_digest,
@@ -199,10 +235,16 @@ class Supervisor:
     async def _change_keys(self, key_configs: bytes) -> None:
         if self._published is None or self._live is None:
             raise WorkerGone("keys changed before the worker was live", code="worker-protocol")
+        self._key_changes += 1
+        if self._key_changes > MAX_WORKER_EVENTS + self._age_s() / KEY_CHANGE_EVERY_S:
+            raise WorkerGone("its keys change too often: each change is a record", code="worker-protocol")
         await self._record_keys(key_configs, self._live.instance)
         facts = self._published.facts
         self._published = Published(facts=facts, key_configs=key_configs, host_layers=self._published.host_layers)
         self._on_change()
+
+    def _age_s(self) -> float:
+        return asyncio.get_running_loop().time() - self._keys_from
 
     async def _record_keys(self, key_configs: bytes, instance: str) -> None:
         configs = decode_key_configs(key_configs)
@@ -241,6 +283,25 @@ class Supervisor:
                 self._link.send(Shutdown())
             except WorkerGone:
                 return
+
+
+def _require_sound(facts: WorkerFacts, plan: BootPlan, *, known: bool) -> Ed25519PublicKey:
+    """The completion key of a Hello that can be put on record; raises WorkerGone. Nothing was written before."""
+    try:
+        decode_key_configs(facts.key_configs)
+        completion_key = Ed25519PublicKey.from_public_bytes(facts.completion_key)
+    except (DecodeError, ValueError):
+        raise WorkerGone("its keys are malformed", code="worker-protocol") from None
+    sound = (
+        not known  # one Hello in a life
+        and _INSTANCE.match(facts.instance)
+        and facts.profile == plan.profile  # the host's plan decides what is required, not the worker
+        and len({model.name for model in facts.models}) == len(facts.models)
+        and all(_CODE.match(refusal.reason) for refusal in facts.refused)
+    )
+    if not sound:
+        raise WorkerGone("what it says of itself does not fit its plan", code="worker-protocol")
+    return completion_key
 
 
 def _started(facts: WorkerFacts, evidence_digest: str) -> Record:
