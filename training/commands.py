@@ -27,7 +27,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="keep the key that can later show which rows were trained on, mode 0600 (otherwise it is thrown away)",
     )
-    parser.add_argument("--replace", action="store_true", help="replace a bundle of the same name")
+    parser.add_argument("--replace", action="store_true", help="replace a bundle of the same name, and files")
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
 
 
@@ -37,11 +37,10 @@ def _run(arguments: argparse.Namespace) -> int:
     key = load_signing_key(arguments.key)
 
     import torch
-    from rich.console import Console
 
     from training.experiment import run_experiment
     from training.memory import keep_freed_memory
-    from training.report import Terminal
+    from training.report import Terminal, UnreadConsole
 
     keep_freed_memory()
     torch.set_num_threads(max(1, arguments.threads))
@@ -51,8 +50,9 @@ def _run(arguments: argparse.Namespace) -> int:
         key=key,
         heldout_csv=arguments.heldout_csv,
         commitment_key=arguments.commitment_key,
+        protected=(arguments.key,),
         replace=arguments.replace,
-        narrator=Terminal(Console()),
+        narrator=Terminal(UnreadConsole()),
     )
     return 0
 

@@ -31,6 +31,7 @@ from training.configuration import Configuration, load_configuration, micro
 from training.data import Table, load_table
 from training.documents import card_of, certificate_of, manifest_of
 from training.measure import Quality, measure, train_plainly
+from training.outputs import Outputs, check_outputs
 from training.private_sgd import PrivateSgd, initialise, train_privately
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
@@ -97,6 +98,7 @@ def run_experiment(
     key: Ed25519PrivateKey,
     heldout_csv: Path | None = None,
     commitment_key: Path | None = None,
+    protected: tuple[Path, ...] = (),
     replace: bool = False,
     narrator: Narrator | None = None,
     clock: Clock = now_us,
@@ -104,12 +106,20 @@ def run_experiment(
 ) -> Published:
     """Run the six steps; raises ConfigurationError, TrainingError or CertificateError and then leaves nothing behind.
 
-    `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
-    every verifier refuses.
+    `protected` are files that must not be written over, besides the configuration and the rows. Without `replace`
+    nothing that exists is. `entropy` is a seam for tests of failure: any other source than the operating system's
+    makes a certificate that every verifier refuses.
     """
     narrator = narrator or Quiet()
     configuration = load_configuration(path)  # 1
     require_free(models_dir / configuration.model.name, replace=replace)
+    outputs = Outputs(heldout_csv=_heldout_path(heldout_csv, configuration, path.parent), commitment_key=commitment_key)
+    check_outputs(
+        outputs,
+        models_dir=models_dir,
+        inputs=(path, path.parent / configuration.data.source, *protected),
+        replace=replace,
+    )
     manifest = manifest_of(configuration)
     encoded = manifest_bytes(manifest)
     mechanism = mechanism_of(configuration)  # 2
@@ -157,23 +167,21 @@ def run_experiment(
         card=card_of(manifest, certificate, quality),
         replace=replace,
     )
-    if commitment_key is not None:
-        write_private(commitment_key, opening.hex() + "\n")
-    written = _write_heldout(heldout_csv, held, configuration, path.parent)
-    narrator.published(bundle, written)
+    if outputs.commitment_key is not None:
+        write_private(outputs.commitment_key, opening.hex() + "\n")
+    if outputs.heldout_csv is not None:
+        write_heldout(outputs.heldout_csv, held, configuration)
+    narrator.published(bundle, outputs.heldout_csv)
     return Published(
         bundle=bundle,
         quality=quality,
         quality_without_privacy=plain,
         rows_trained=len(kept),
         rows_held_out=len(held),
-        heldout_csv=written,
+        heldout_csv=outputs.heldout_csv,
     )
 
 
-def _write_heldout(given: Path | None, held: Table, configuration: Configuration, folder: Path) -> Path | None:
-    """To the path that was given, else to the one in the configuration (relative to it), else nowhere."""
-    path = given or (folder / configuration.data.heldout_csv if configuration.data.heldout_csv else None)
-    if path is not None:
-        write_heldout(path, held, configuration)
-    return path
+def _heldout_path(given: Path | None, configuration: Configuration, folder: Path) -> Path | None:
+    """The path that was given, else the one in the configuration (relative to it), else none."""
+    return given or (folder / configuration.data.heldout_csv if configuration.data.heldout_csv else None)

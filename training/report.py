@@ -8,6 +8,8 @@ release. Trusts: nothing. Never: prints a gradient, a loss or a row.
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -58,6 +60,15 @@ class Quiet:
 
     def published(self, bundle: VerifiedBundle, heldout_csv: Path | None) -> None:
         """Nothing."""
+
+
+class UnreadConsole(Console):
+    """A console whose reader may go away (as `| head` does): training goes on to its end, unwatched."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more, and let nothing that is still buffered fail at exit."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Terminal:
