@@ -26,6 +26,8 @@ WORKER_UID = 65534  # as in the deployment's default: the user to change to when
 
 # Worker --------------------------------------------------------------------------------------------------------------
 MAX_BUNDLES = 64
+MAX_FACTS_BYTES = 128 * 1024  # what all loaded models say of themselves: half of a frame's header, and of evidence
+MAX_REFUSALS = 128  # bundles that are named as refused
 MAX_HELD_KEYS = 16  # above this, a much used key is not replaced early: bounds the memory of replay sets
 RECEIVE_BYTES = 32 * 1024 * 1024  # taken from the socket in one sweep
 SLICE_ROWS = 4096  # run at once; a larger request runs in slices, and ends when its time is over

@@ -13,6 +13,7 @@ another connection, or keeps plaintext beyond the sweep that it came in.
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import select
 import socket
@@ -30,6 +31,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.certificate.publishers import load_publishers
 from sealgate.errors import CertificateError
+from sealgate.limits import MAX_NAME
 from sealgate.protocol import bhttp
 from sealgate.protocol.completion import Statement, sign_completion
 from sealgate.protocol.frames import (
@@ -53,7 +55,7 @@ from sealgate.protocol.frames import (
 )
 from sealgate.protocol.ohttp import commitment
 from secure_runtime.errors import SandboxRefused, TurnedAway
-from secure_runtime.limits import MAX_BUNDLES, RECEIVE_BYTES
+from secure_runtime.limits import MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS, RECEIVE_BYTES
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
 from secure_runtime.worker.engine.serving import Engine, EngineAnswer
 from secure_runtime.worker.gatekeeper import Admitted, admit
@@ -222,21 +224,35 @@ def _flush(sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
 
 
 def _load_models(plan: BootPlan, device: str) -> tuple[dict[str, LoadedModel], tuple[ModelRefusal, ...]]:
-    """Step 1."""
+    """Step 1. Whatever is wrong with a bundle concerns that bundle alone: the others are served."""
     publishers = load_publishers(Path(plan.publishers_file))
     loaded: dict[str, LoadedModel] = {}
     refused: list[ModelRefusal] = []
+    room = MAX_FACTS_BYTES
     directories = sorted(path for path in Path(plan.models_dir).iterdir() if not path.name.startswith("."))
-    for directory in directories[:MAX_BUNDLES]:
+    for number, directory in enumerate(directories):
         try:
+            if number >= MAX_BUNDLES:
+                raise CertificateError("there are too many bundles", code="too-many-bundles")
             model = load_bundle(directory, publishers, device=device)
             if model.facts.name in loaded:
                 raise CertificateError("two bundles have one name", code="name-taken")
+            warm_up(model)
+            room -= len(msgspec.msgpack.encode(model.facts))
+            if room < 0:  # what Hello, evidence and the gateways' view of the runtime can hold
+                raise CertificateError("the bundles say too much of themselves", code="too-many-bundles")
             loaded[model.facts.name] = model
         except CertificateError as error:
-            refused.append(ModelRefusal(name=directory.name[:128], reason=error.code))
-    refused.extend(ModelRefusal(name=path.name[:128], reason="too-many-bundles") for path in directories[MAX_BUNDLES:])
-    return loaded, tuple(refused)
+            refused.append(_refusal(directory, error.code))
+        except Exception:  # memory, or a library that gave up on strange figures
+            refused.append(_refusal(directory, "load-failed"))
+    return loaded, tuple(refused[:MAX_REFUSALS])
+
+
+def _refusal(directory: Path, reason: str) -> ModelRefusal:
+    # A folder's name is any bytes; those that are no text must not end the worker that tells of them.
+    name = os.fsencode(directory.name).decode("utf-8", "replace")
+    return ModelRefusal(name=name[:MAX_NAME], reason=reason)
 
 
 def _measure() -> dict[str, str]:
@@ -274,8 +290,6 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     torch.set_grad_enabled(False)
     device = _choose_device(plan.device)
     loaded, refused = _load_models(plan, device)
-    for model in loaded.values():
-        warm_up(model)
     measurements = _measure()
     engine = Engine(loaded, max_batch_rows=plan.max_batch_rows)
     rehearse(plan, engine, loaded)

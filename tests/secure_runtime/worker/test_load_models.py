@@ -1,0 +1,109 @@
+"""Step 1 of the worker: whatever is wrong with one folder of the models directory, the other models are served."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from sealgate.certificate.manifest import Manifest
+from sealgate.protocol.frames import BootPlan, Hello, ModelRefusal, WorkerFacts, encode_frame
+from secure_runtime.limits import MAX_BUNDLES, MAX_REFUSALS
+from secure_runtime.models.bundle import LoadedModel
+from secure_runtime.worker import main
+from tests.sealgate.certificate.conftest import Forge, a_manifest
+from tests.secure_runtime.models.conftest import write_publishers
+
+
+def plan(folder: Path, forge: Forge) -> BootPlan:
+    return BootPlan(
+        profile="dev",
+        audience="a",
+        models_dir=str(folder / "models"),
+        publishers_file=str(write_publishers(folder / "publishers.toml", forge)),
+        sys_path=(),
+        uid=0,
+        gid=0,
+        torch_threads=1,
+        memory_limit_bytes=0,
+    )
+
+
+def load(folder: Path, forge: Forge) -> tuple[dict[str, LoadedModel], dict[str, str]]:
+    """What was loaded, and why the rest was refused; what can be loaded can be told in a Hello."""
+    loaded, refused = main._load_models(plan(folder, forge), "cpu")
+    hello(tuple(model.facts for model in loaded.values()), refused)
+    return loaded, {refusal.name: refusal.reason for refusal in refused}
+
+
+def hello(models: Any, refused: tuple[ModelRefusal, ...]) -> None:
+    facts = WorkerFacts(
+        instance="1" * 32,
+        completion_key=b"k" * 32,
+        key_configs=b"k" * 4096,
+        models=models,
+        refused=refused,
+        profile="dev",
+        layers={},
+        probes={},
+        device="cpu",
+        measurements={},
+    )
+    encode_frame(Hello(facts=facts))
+
+
+def named(forge: Forge, name: str, **changes: Any) -> Forge:
+    manifest: Manifest = msgspec.structs.replace(a_manifest(), name=name, **changes)
+    made = Forge(key=forge.key, manifest=manifest, bundle_name=name)
+    return made.claim(model=name)
+
+
+@pytest.fixture
+def forge(tmp_path: Path) -> Forge:
+    forge = Forge()
+    forge.write(tmp_path / "models" / "toy")
+    return forge
+
+
+def test_a_folder_whose_name_is_no_text_does_not_silence_the_worker(forge: Forge, tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path / "models") + b"/\xff\xfe")
+    loaded, refused = load(tmp_path, forge)
+    assert list(loaded) == ["toy"]
+    assert refused == {"\ufffd\ufffd": "missing-file"}
+
+
+def test_a_bundle_that_ends_in_another_error_is_refused_alone(
+    forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named(forge, "large").write(tmp_path / "models" / "large")
+    true_load = main.load_bundle
+
+    def load_bundle(directory: Path, *given: Any, **more: Any) -> LoadedModel:
+        if directory.name == "large":
+            raise MemoryError
+        return true_load(directory, *given, **more)
+
+    monkeypatch.setattr(main, "load_bundle", load_bundle)
+    loaded, refused = load(tmp_path, forge)
+    assert list(loaded) == ["toy"]
+    assert refused == {"large": "load-failed"}
+
+
+def test_models_that_say_more_than_a_frame_can_hold_are_refused(forge: Forge, tmp_path: Path) -> None:
+    purposes = tuple(f"{number:03d}" + "\U0001f512" * 125 for number in range(64))  # 32 KiB
+    for number in range(9):
+        named(forge, f"a-{number}", purposes=purposes).write(tmp_path / "models" / f"a-{number}")
+    loaded, refused = load(tmp_path, forge)
+    assert 2 <= len(loaded) < 9
+    assert set(refused.values()) == {"too-many-bundles"}
+
+
+def test_refused_folders_without_number_are_named_up_to_a_bound(forge: Forge, tmp_path: Path) -> None:
+    for number in range(MAX_BUNDLES + MAX_REFUSALS):
+        (tmp_path / "models" / f"{number:04d}{'x' * 200}").mkdir()
+    _, refused = load(tmp_path, forge)
+    assert len(refused) == MAX_REFUSALS
+    assert set(refused.values()) == {"missing-file", "too-many-bundles"}
