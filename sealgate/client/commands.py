@@ -35,6 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     connection = read_connection(arguments)
     table = read_rows(arguments.rows)
+    _check_place(arguments.receipt_out)
     session = Session(
         connection.trust.strictly() if arguments.strict else connection.trust,
         purpose=arguments.purpose,
@@ -49,15 +50,25 @@ def _run(arguments: argparse.Namespace) -> int:
             rows = select_columns(table, metadata)
             result = session.infer(arguments.model, {metadata.inputs[0].name: rows}, version=arguments.version)
         except (ServiceRefused, InferenceFailed) as refused:
-            _keep(arguments.receipt_out, refused.receipt_bytes)
             _say_recorded(refused)
+            _keep(arguments.receipt_out, refused.receipt_bytes)
             raise
         except (EvidenceRefused, ReceiptRefused) as refused:
             _explain_refusal(arguments, refused)
             raise
-    _keep(arguments.receipt_out, result.receipt_bytes)
-    _print(arguments, metadata, result)
+    try:
+        _keep(arguments.receipt_out, result.receipt_bytes)
+    finally:  # the answer is paid for: a receipt that cannot be kept does not cost it
+        _print(arguments, metadata, result)
     return 0
+
+
+def _check_place(path: Path | None) -> None:
+    """Before anything is asked, because asking costs budget."""
+    from sealgate.client.errors import UsageError
+
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UsageError(f"--receipt-out {path}: name a file in a folder that exists")
 
 
 def _keep(path: Path | None, receipt: bytes) -> None:

@@ -21,6 +21,7 @@ from sealgate.client.exchange import SealedAnswer
 from sealgate.client.inputs import to_numpy
 from sealgate.client.metadata import ModelMetadata
 from sealgate.client.transport import EXTENSION
+from sealgate.errors import ConfigurationError
 from sealgate.evidence.transcript import Check
 from sealgate.evidence.verify import VerifiedEvidence
 from sealgate.protocol.inference import (
@@ -66,10 +67,13 @@ class InferResult:
 
 
 def save_receipt(path: Path, receipt: bytes) -> None:
-    """Write receipt bytes, readable by their owner only."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(receipt)
+    """Write receipt bytes, readable by their owner only; raises ConfigurationError."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(receipt)
+    except OSError as error:
+        raise ConfigurationError(f"the receipt cannot be written to {path}: {error.strerror}") from error
 
 
 def model_path(model: str, version: str | None, action: str) -> str:

@@ -1,7 +1,8 @@
 """Rows of a CSV file as the numbers that a model takes.
 
 A first row that is not numbers names the columns: they are then picked and ordered by the model's own column names, and
-others are left out. Without names, every row must have exactly the model's columns, in its order.
+others are left out. Without names, every row must have exactly the model's columns, in its order. A row of another
+length than the first line is refused: a decimal comma or a lost cell would shift its numbers into other columns.
 
 Trusts: the model's sealed metadata. Never: shows a cell's content in an error; they are private.
 """
@@ -47,7 +48,7 @@ def parse_rows(file: TextIO) -> RowTable:
     """Parse CSV text; raises UsageError."""
     rows: list[tuple[int, tuple[str, ...]]] = []
     size = 0
-    reader = csv.reader(file)
+    reader = csv.reader(file, strict=True)
     try:
         for cells in reader:
             if not cells:
@@ -88,19 +89,24 @@ def _places(table: RowTable, wanted: Sequence[str], *, named: bool) -> list[int]
             if len(cells) != len(wanted):
                 raise UsageError(f"line {line} has {len(cells)} values, the model takes {len(wanted)}")
         return list(range(len(wanted)))
+    if len(table.names) == 1 < len(wanted) and any(mark in table.names[0] for mark in ";\t|"):
+        raise UsageError("the columns must be separated by commas")
     missing = [name for name in wanted if table.names.count(name) != 1]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UsageError(f"the first line must name the column '{missing[0]}'{more} exactly once")
+    for line, cells in table.rows:
+        if len(cells) != len(table.names):
+            raise UsageError(f"line {line} has {len(cells)} values, the first line names {len(table.names)} columns")
     return [table.names.index(name) for name in wanted]
 
 
 def _number(line: int, cells: tuple[str, ...], at: int, name: str, whole: bool) -> Number:
     try:
         value: Number = int(cells[at]) if whole else float(cells[at])
-    except (ValueError, IndexError):
+    except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not math.isfinite(value) or "_" in cells[at]:  # Python reads 1_000 as a number, other programs do not
         raise UsageError(f"line {line}: column '{name}' is not a {'whole ' if whole else ''}number")
     return value
 

@@ -102,6 +102,24 @@ def test_the_receipt_of_a_refusal_is_kept_too(
     assert "on record: inference.denied" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", [".", "missing/receipt"])
+def test_a_receipt_that_has_no_place_is_said_before_anything_is_asked(
+    site: Any, infer: Run, tmp_path: Path, place: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="--receipt-out"):
+        infer("--receipt-out", tmp_path / place)
+    assert not site.peers
+
+
+def test_an_answer_is_printed_even_if_its_receipt_cannot_be_kept(
+    infer: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigurationError, match="receipt cannot be written"):
+        infer("--receipt-out", tmp_path / "loop")
+    assert "benign" in capsys.readouterr().out
+
+
 def test_refused_evidence_is_explained_on_request(site: Any, infer: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SealgateError, match="strict"):
         infer("--strict", "--explain")
