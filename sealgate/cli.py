@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 refused or failed (one line on standard error says what an
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output went away (as `| head` does): not an error worth a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # A file that another user owns, a disk that is full: to be mended by a person. Anything else is a fault.
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        name = f"{error.filename}: " if error.filename is not None else ""
+        print(f"sealgate: {printable(f'{name}{error.strerror}')}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

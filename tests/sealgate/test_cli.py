@@ -102,3 +102,33 @@ def test_interruption_is_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> Non
 
     offer(monkeypatch, run)
     assert cli.main([]) == 130
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (
+            PermissionError(13, "Permission denied", "/their/\x1b[2Jstate"),
+            "sealgate: /their/?[2Jstate: Permission denied\n",
+        ),
+        (OSError(28, "No space left on device"), "sealgate: No space left on device\n"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: OSError, said: str
+) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise fault
+
+    offer(monkeypatch, run)
+    assert cli.main([]) == 1
+    assert capsys.readouterr().err == said
+
+
+def test_an_error_of_the_system_that_names_no_file_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(arguments: argparse.Namespace) -> int:
+        raise OSError(9, "Bad file descriptor")
+
+    offer(monkeypatch, run)
+    with pytest.raises(OSError, match="Bad file"):
+        cli.main([])
