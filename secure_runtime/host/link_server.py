@@ -2,7 +2,8 @@
 
 Trusts: the file system permissions of the socket (0600, or 0660 for one group) for who may connect. A gateway may drop
 or delay, never more: what it says about callers is recorded as what it said. Never: decrypts, authenticates, decides.
-Bounded: requests in flight per connection; a connection that breaks the protocol is closed.
+Bounded: requests in flight per connection, and answers that it does not read; a connection that breaks the protocol is
+closed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sealgate.protocol.frames import (
     Submit,
     encode_frame,
 )
-from secure_runtime.limits import MAX_IN_FLIGHT_PER_GATEWAY
+from secure_runtime.limits import MAX_IN_FLIGHT_PER_GATEWAY, MAX_UNREAD_BYTES
 
 Asked = Submit | Deny | AuditRead | EvidenceWanted
 Reply = Answer | Refused | Recorded | EvidenceGiven
@@ -111,9 +112,11 @@ class _GatewayConnection(asyncio.Protocol):
             self._gone.pop(frame.id, None)
 
     def send(self, frame: HostToGateway, body: bytes = b"") -> None:
-        """Write a frame; a gateway that went away is not an error."""
+        """Write a frame; a gateway that went away is not an error, one that stopped reading has gone away."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.writelines(encode_frame(frame, body))
+            if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

@@ -1,0 +1,165 @@
+"""The socket for gateways: what a gateway that does not play along can make the host keep in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from sealgate.protocol.frames import (
+    AuthFailed,
+    Cancel,
+    EvidenceGiven,
+    EvidenceWanted,
+    Frame,
+    FrameReader,
+    HostToGateway,
+    Refused,
+    RuntimeState,
+    encode_frame,
+)
+from secure_runtime.host import link_server
+from secure_runtime.host.link_server import Asked, LinkServer, Reply
+
+STATE = RuntimeState(
+    ready=True,
+    detail="",
+    log_state="ok",
+    log="l",
+    key_configs=b"",
+    models=(),
+    policy_digest="",
+    assurance="software",
+    profile="dev",
+    degraded=True,
+)
+
+
+class Host:
+    """Answers every question with `size` bytes, once it is let."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.let = asyncio.Event()
+        self.gone: list[asyncio.Event] = []
+        self.faults: list[str] = []
+
+    async def answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
+        self.gone.append(gone)
+        await self.let.wait()
+        if body == b"fault":
+            raise ZeroDivisionError
+        return EvidenceGiven(id=frame.id), bytes(self.size)
+
+    def auth_failed(self, frame: AuthFailed) -> None:
+        return None
+
+    def fault(self, error: Exception) -> None:
+        self.faults.append(type(error).__name__)
+
+    def state(self) -> RuntimeState:
+        return STATE
+
+
+class Gateway:
+    """The other end."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+        self._frames = FrameReader(HostToGateway)
+
+    async def ask(self, *frames: Frame, body: bytes = b"") -> None:
+        for frame in frames:
+            self.writer.writelines(encode_frame(frame, body))
+        await self.writer.drain()
+
+    async def frames(self, count: int) -> list[Frame]:
+        found: list[Frame] = []
+        while len(found) < count:
+            data = await self.reader.read(1 << 16)
+            if not data:
+                break
+            found += [frame for frame, _ in self._frames.feed(data)]
+        return found
+
+
+async def connected(host: Host, folder: Path) -> tuple[LinkServer, Gateway]:
+    server = LinkServer(host)
+    await server.listen(folder / "s", group="")
+    return server, Gateway(*await asyncio.open_unix_connection(folder / "s"))
+
+
+def test_a_gateway_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_server, "MAX_UNREAD_BYTES", 4 * 1024 * 1024)
+
+    async def play() -> None:
+        host = Host(size=1024 * 1024)
+        server, gateway = await connected(host, tmp_path)
+        host.let.set()
+        await gateway.ask(*(EvidenceWanted(id=number, nonce=b"") for number in range(64)))
+        async with asyncio.timeout(10):
+            while server.connections:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.005)
+            await gateway.frames(64 + 1)  # it finds out as soon as it reads
+        assert gateway.reader.at_eof()
+        gateway.writer.close()
+        await server.close(drain_s=5)
+
+    asyncio.run(play())
+
+
+def test_an_answer_comes_for_every_question_even_for_a_fault(tmp_path: Path) -> None:
+    async def play() -> None:
+        host = Host(size=1)
+        host.let.set()
+        server, gateway = await connected(host, tmp_path)
+        await gateway.ask(EvidenceWanted(id=1, nonce=b""), body=b"fault")
+        state, refused = await gateway.frames(2)
+        assert state == STATE
+        assert isinstance(refused, Refused)
+        assert (refused.id, refused.status, host.faults) == (1, 500, ["ZeroDivisionError"])
+        gateway.writer.close()
+        await server.close(drain_s=5)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize("how", ["cancel", "leave"])
+def test_who_no_longer_waits_is_known(tmp_path: Path, how: str) -> None:
+    async def play() -> None:
+        host = Host(size=1)
+        server, gateway = await connected(host, tmp_path)
+        await gateway.ask(EvidenceWanted(id=1, nonce=b""), EvidenceWanted(id=2, nonce=b""))
+        if how == "cancel":
+            await gateway.ask(Cancel(id=1))
+        async with asyncio.timeout(10):
+            while len(host.gone) < 2:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.005)
+            if how == "leave":
+                gateway.writer.close()
+            await host.gone[0].wait()
+            if how == "leave":
+                await host.gone[1].wait()
+            else:
+                assert not host.gone[1].is_set()
+        host.let.set()
+        gateway.writer.close()
+        await server.close(drain_s=5)
+
+    asyncio.run(play())
+
+
+def test_an_id_used_twice_ends_the_connection(tmp_path: Path) -> None:
+    async def play() -> None:
+        host = Host(size=1)
+        server, gateway = await connected(host, tmp_path)
+        await gateway.ask(EvidenceWanted(id=1, nonce=b""), EvidenceWanted(id=1, nonce=b""))
+        async with asyncio.timeout(10):
+            await gateway.frames(9)
+        assert gateway.reader.at_eof()
+        host.let.set()
+        gateway.writer.close()
+        await server.close(drain_s=5)
+
+    asyncio.run(play())
