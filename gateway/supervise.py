@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -82,12 +83,15 @@ def supervise(
     runtime = Child("runtime", [*program, "runtime", str(deployment.root)])
     gateway = Child("gateway", [*program, "gateway", str(deployment.root)])
     began = monotonic_ns()
+    probe = _Probe(deployment)
+    probe.require_silence()
+    if ready_file is not None:
+        ready_file.unlink(missing_ok=True)  # of a service that was killed: it must not speak for this one
     with _stop_signals() as stop:
         try:
             _say("starting the runtime (it verifies its models and closes its sandbox) and the gateway")
             runtime.start()
             gateway.start()
-            probe = _Probe(deployment)
             if _watch((runtime, gateway), stop, until=probe.ready, timeout_s=ready_timeout_s, waiting_for=probe):
                 address = f"https://{deployment.settings.deployment.audience}"
                 _say(f"ready after {(monotonic_ns() - began) / 1e9:.1f} s: {address} (Ctrl-C stops)")
@@ -144,6 +148,14 @@ class _Probe:
             self._context.load_cert_chain(clients / "operator.pem", clients / "operator.key")
         self._address = (_LOOPBACK.get(settings.host, settings.host), settings.port)
         self._last = "the gateway does not listen yet"
+
+    def require_silence(self) -> None:
+        """Raise ConfigurationError if somebody answers already: its readiness would be taken for that of ours."""
+        with contextlib.suppress(OSError), socket.create_connection(self._address, timeout=5):
+            raise ConfigurationError(
+                f"something listens on {self._address[0]} port {self._address[1]} already; is this deployment being "
+                "served? Stop that, or choose another port in deployment.toml, section [gateway]"
+            )
 
     def ready(self) -> bool:
         connection = HTTPSConnection(*self._address, context=self._context, timeout=5)

@@ -168,6 +168,28 @@ def test_serve_starts_both_says_when_ready_and_stops_both(settled, capfd):
     assert said[-1] == "sealgate: stopped"
 
 
+def test_serve_does_not_take_another_service_for_its_own(settled, capfd):
+    """A second `serve` of a deployment must not say ready because the first answers, nor take its file away."""
+    program = says(settled)
+    ready_file = settled.root / "ready"
+    ready_file.write_text("of the first one")
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", settled.settings.gateway.port))
+        first.listen()
+        with pytest.raises(ConfigurationError, match="already; is this deployment being served"):
+            supervise(settled, ready_file=ready_file, program=program)
+    assert ready_file.read_text() == "of the first one"
+    assert not (settled.root / "runtime-pid").exists()
+    assert capfd.readouterr().out == ""
+
+
+def test_a_ready_file_that_a_killed_service_left_does_not_speak_for_the_next(settled):
+    (settled.root / "ready").write_text("of one that was killed")
+    with pytest.raises(SealgateError, match="as told"):
+        supervise(settled, ready_file=settled.root / "ready", program=says(settled, ready=False), ready_timeout_s=2)
+    assert not (settled.root / "ready").exists()
+
+
 def test_when_the_runtime_ends_the_gateway_is_stopped_too(settled, capfd):
     program = says(settled)
 
