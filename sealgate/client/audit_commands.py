@@ -7,6 +7,7 @@ record by the service. Never: prints "verified" for what was skipped.
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +101,11 @@ def _query(arguments: argparse.Namespace) -> int:
         raise UsageError("--limit must be at least 1")
     wanted = {name.replace("-", "_"): getattr(arguments, name.replace("-", "_")) for name in _FILTERS}
     wanted = {name: value for name, value in wanted.items() if value is not None}
+    now = now_us()
     for name, option in (("from_us", arguments.since), ("to_us", arguments.until)):
         if option is not None:
-            wanted[name] = str(parse_moment(option, now_us=now_us()))
+            wanted[name] = str(parse_moment(option, now_us=now))
+    _check_question(wanted)
     if arguments.oldest:
         wanted["order"] = "oldest"
     entries: list[AuditEntry] = []
@@ -123,12 +126,28 @@ def _query(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_question(wanted: dict[str, str]) -> None:
+    """Refuse what no record can match: an empty answer to a slip looks like a log without such records."""
+    from sealgate.client.errors import UsageError
+    from sealgate.transparency.record import KINDS
+
+    kind = wanted.get("kind")
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"there is no kind of record '{kind[:40]}'; there are: {', '.join(KINDS)}")
+    if "from_us" in wanted and "to_us" in wanted and int(wanted["from_us"]) >= int(wanted["to_us"]):
+        raise UsageError("--since must be earlier than --until; an age such as 7d is counted back from now")
+
+
 def _show(arguments: argparse.Namespace) -> int:
     """Show one record with the proof that it is in the log: by its id from the service, or from a kept receipt."""
     from sealgate.client.errors import UsageError
 
     if (arguments.record is None) == (arguments.receipt is None):
         raise UsageError("name one record: its id, or --receipt FILE")
+    if arguments.record is not None and arguments.record.isdecimal():
+        raise UsageError(
+            f"{arguments.record[:20]} is an index; `show` takes the id, the last column of `sealgate audit query`"
+        )
     if arguments.receipt is not None:
         return _show_receipt(arguments)
     with _client(arguments) as client:
@@ -168,9 +187,12 @@ def _print_record(arguments: argparse.Namespace, index: int, leaf: bytes, proof:
 
 def _checkpoint(arguments: argparse.Namespace) -> int:
     """Fetch the newest checkpoint and verify its signature; with --kept, prove that the log only grew since then."""
+    from sealgate.client.errors import UsageError
     from sealgate.limits import MAX_NOTE
     from sealgate.terminal import render_pairs
 
+    if arguments.out is not None and arguments.out.exists():
+        raise UsageError(f"{arguments.out} exists; a kept checkpoint is never replaced: name another file")
     grown = ""
     with _client(arguments) as client:
         if arguments.kept is None:
@@ -186,7 +208,8 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
         print(_format(document | ({"grown": grown} if grown else {})))
     else:
         pairs = [*document.items(), ("signed by", ", ".join(verified.signers))]
-        print(render_pairs([*pairs, *([("proven", grown)] if grown else [])]))
+        pairs += [("proven", grown)] if grown else []
+        print(render_pairs([*pairs, *([("kept in", str(arguments.out))] if arguments.out is not None else [])]))
     return 0
 
 
@@ -201,7 +224,9 @@ def _export(arguments: argparse.Namespace) -> int:
         last = _newest(client.checkpoint()) if arguments.last is None else arguments.last
         written = _download(client, arguments.out, first=arguments.first, last=last, since=since)
     print(f"{arguments.out}: records {arguments.first} to {last}, {written} bytes")
-    print(f"verify it with: sealgate audit verify {arguments.out} --trust {arguments.trust}")
+    words = ["sealgate", "audit", "verify", arguments.out, "--trust", arguments.trust]
+    words += ["--kept", arguments.kept] if arguments.kept is not None else []
+    print("verify it with: " + shlex.join(map(str, words)))
     return 0
 
 

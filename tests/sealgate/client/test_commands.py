@@ -211,10 +211,19 @@ def test_query_goes_on_over_pages_until_its_limit(
     assert [row["index"] for row in document["records"]] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("words", [("--limit", "0"), ("--since", "soon")])
-def test_query_says_what_it_cannot_ask(audit: Run, words: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigurationError):
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--limit", "0"), "--limit"),
+        (("--since", "soon"), "not a time"),
+        (("--since", "1d", "--until", "2d"), "earlier than --until"),
+        (("--kind", "inference.deniedd"), "there are: .*inference.denied"),
+    ],
+)
+def test_query_says_what_it_cannot_ask(site: Any, audit: Run, words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
         audit("query", *words)
+    assert not site.peers
 
 
 def test_show_proves_a_record_of_the_service_or_of_a_receipt(
@@ -234,6 +243,8 @@ def test_show_proves_a_record_of_the_service_or_of_a_receipt(
         audit("show", "--receipt", tmp_path / "receipt")
     with pytest.raises(ConfigurationError, match="name one record"):
         audit("show")
+    with pytest.raises(ConfigurationError, match="3 is an index"):
+        audit("show", "3")
 
 
 def test_a_checkpoint_is_kept_and_growth_proven_from_it(
@@ -246,6 +257,14 @@ def test_a_checkpoint_is_kept_and_growth_proven_from_it(
     assert "only grew, from 2 to 6" in json.loads(capsys.readouterr().out)["grown"]
     audit("checkpoint")
     assert "signed by" in capsys.readouterr().out
+    kept = (tmp_path / "kept").read_bytes()
+    with pytest.raises(ConfigurationError, match="never replaced"):
+        audit("checkpoint", "--kept", tmp_path / "kept", "--out", tmp_path / "kept")
+    assert (tmp_path / "kept").read_bytes() == kept
+    audit("checkpoint", "--out", tmp_path / "newer one")
+    assert f"kept in    {tmp_path / 'newer one'}" in capsys.readouterr().out
+    audit("export", "--kept", tmp_path / "newer one", "--out", tmp_path / "bundle")
+    assert f"--kept '{tmp_path / 'newer one'}'" in capsys.readouterr().out
 
 
 def verify(site: Any, *words: object) -> int:
@@ -304,10 +323,14 @@ def test_a_file_is_replaced_through_a_name_that_nobody_could_prepare(
     precious = tmp_path / "precious"
     precious.write_text("mine")
     (tmp_path / ".kept.new").symlink_to(precious)
-    (tmp_path / "kept").symlink_to(precious)
+    (tmp_path / "link").symlink_to(precious)
+    with pytest.raises(ConfigurationError, match="never replaced"):
+        audit("checkpoint", "--out", tmp_path / "link")
+    (tmp_path / "kept").symlink_to(tmp_path / "elsewhere")
     assert audit("checkpoint", "--out", tmp_path / "kept") == 0
     assert precious.read_text() == "mine"
     assert not (tmp_path / "kept").is_symlink()
+    assert not (tmp_path / "elsewhere").exists()
     assert len(list(tmp_path.glob(".kept*"))) == 1
 
 
