@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def _init(arguments: argparse.Namespace) -> int:
     from gateway.provisioning import provision
 
     origin = arguments.origin or f"{arguments.audience.rpartition(':')[0] or arguments.audience}/sealgate"
+    set_aside = arguments.overwrite and (arguments.state / "deployment.toml").exists()
     deployment = provision(
         arguments.state,
         audience=arguments.audience,
@@ -45,15 +47,20 @@ def _init(arguments: argparse.Namespace) -> int:
         profile=_profile(arguments.profile),
         overwrite=arguments.overwrite,
     )
+    settings = deployment.settings.gateway
     print(f"A deployment is ready in {deployment.root}")
+    if set_aside:
+        print(f"  the old one   {deployment.root}.replaced-TIME (its log may be needed)")
     print(f"  audience      {deployment.settings.deployment.audience}")
     print(f"  audit log     {deployment.settings.deployment.origin}")
+    print(f"  listens on    {settings.host} port {settings.port} (change [gateway] in deployment.toml to serve others)")
     print(f"  isolation     {deployment.settings.runtime.profile} (see `sealgate doctor`)")
     print(f"  policy        {deployment.policy} (tenants, budgets, Cedar policies: edit these)")
     print(f"  for clients   {deployment.trust.parent} (trust.toml, ca.pem: hand these out)")
     print("Go on with:")
-    print(f"  sealgate train CONFIG.toml --out {deployment.models} --key {deployment.root}/publisher.key")
-    print(f"  sealgate serve {arguments.state}")
+    models, key = shlex.quote(str(deployment.models)), shlex.quote(str(deployment.root / "publisher.key"))
+    print(f"  sealgate train CONFIG.toml --out {models} --key {key}")
+    print(f"  sealgate serve {shlex.quote(str(arguments.state))}")
     return 0
 
 

@@ -259,7 +259,7 @@ audience = "{audience}"  # the authority that sealed requests name
 origin = "{origin}"  # the name of the log
 
 [gateway]
-host = "127.0.0.1"
+host = "127.0.0.1"  # this machine only; "0.0.0.0" or "::" listens on every address
 port = {port}
 
 [runtime]
@@ -336,7 +336,9 @@ def _check_target(root: Path, *, overwrite: bool) -> None:
     if not (root / "deployment.toml").exists():
         raise ConfigurationError(f"{root} is not empty and is no deployment; choose another folder")
     if not overwrite:
-        raise ConfigurationError(f"{root} already holds a deployment; choose another folder, or set it aside first")
+        raise ConfigurationError(
+            f"{root} already holds a deployment; choose another folder, or say --overwrite to set it aside"
+        )
 
 
 def _read(path: Path) -> bytes:

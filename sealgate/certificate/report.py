@@ -19,6 +19,8 @@ def find_publishers(directory: Path, given: Path | None) -> Publishers:
     """From the file that was given, or the nearest `publishers.toml` in the three directories above the bundle."""
     if given is not None:
         return load_publishers(given)
+    if not directory.is_dir():
+        raise ConfigurationError(f"{directory} is not a folder; name a bundle, as STATE/models/NAME")
     start = directory.resolve()
     for candidate in (start, *list(start.parents)[:3]):
         path = candidate / "publishers.toml"
@@ -59,7 +61,7 @@ def list_bundles(directory: Path, publishers_file: Path | None) -> int:
             facts = bundle.facts
             line = (
                 f"{facts.name:28} {facts.version:10} {bundle.manifest.family:20} "
-                f"epsilon {micro_text(facts.epsilon_micro)} at delta {facts.delta}  {facts.sensitivity}  "
+                f"epsilon {micro_text(facts.epsilon_micro)} at delta {facts.delta}  {facts.sensitivity:16}  "
                 f"by {bundle.publisher}"
             )
             print(printable(line))
@@ -72,8 +74,9 @@ def verify_aloud(directory: Path, publishers_file: Path | None) -> int:
     def told(step: str, detail: str) -> None:
         print(printable(f"  ok  {step}: {detail}"), flush=True)
 
+    publishers = find_publishers(directory, publishers_file)
     print(f"verifying {directory}")
-    bundle = verify_bundle(directory, find_publishers(directory, publishers_file), told=told)
+    bundle = verify_bundle(directory, publishers, told=told)
     print(f"verified: {bundle.facts.name} {bundle.facts.version}, certificate SHA-256 {bundle.certificate_digest}")
     print("not shown by this: that the publisher trained the way it says, or anything about the requests to come")
     return 0

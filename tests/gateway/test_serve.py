@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import socket
 import ssl
@@ -243,8 +244,11 @@ def test_init_and_token_on_the_command_line(tmp_path, capsys):
     assert "localhost:9443" in said
     assert "localhost/sealgate" in said
     assert str(state / "client") in said
+    assert "127.0.0.1 port 9443" in said
     assert main(["init", str(state)]) == 1
-    assert "sealgate: " in capsys.readouterr().err
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["init", str(state), "--profile", "dev", "--overwrite"]) == 0
+    assert f"{state}.replaced-" in capsys.readouterr().out
     out = tmp_path / "token"
     arguments = ["token", str(state), "--tenant", "clinic", "--subject", "alice", "--purpose", "treatment"]
     assert main(arguments) == 0
@@ -253,6 +257,14 @@ def test_init_and_token_on_the_command_line(tmp_path, capsys):
     assert out.stat().st_mode & 0o777 == 0o600
     assert capsys.readouterr().out == ""
     assert main([*arguments[:3], "nobody", *arguments[4:]]) == 1
+
+
+def test_what_init_says_can_be_pasted_into_a_shell(tmp_path, capsys):
+    state = tmp_path / "a state; with marks"
+    assert main(["init", str(state), "--profile", "dev"]) == 0
+    train, serve_it = (shlex.split(line) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert train[3:] == ["--out", str(state / "models"), "--key", str(state / "publisher.key")]
+    assert serve_it == ["sealgate", "serve", str(state)]
 
 
 @pytest.mark.parametrize("command", ["init", "serve", "gateway", "token"])
