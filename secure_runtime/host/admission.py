@@ -26,7 +26,13 @@ from sealgate.errors import DecodeError, VerificationError
 from sealgate.limits import MAX_LEAF
 from sealgate.protocol.completion import verify_completion
 from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Recorded, Refused, Submit
-from sealgate.protocol.ohttp import commitment
+from sealgate.protocol.ohttp import (
+    MEDIA_CHUNKED_REQUEST,
+    MEDIA_CHUNKED_RESPONSE,
+    MEDIA_REQUEST,
+    MEDIA_RESPONSE,
+    commitment,
+)
 from sealgate.transparency.record import Record
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
 from secure_runtime.host.link_server import Reply
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
 
 _STATUS = {"sealed-request-refused": 400, "unknown-key": 400, "busy": 503, "timed-out": 504}
 _RETRY_AFTER_S = 1
+_ANSWERED_AS = {MEDIA_REQUEST: MEDIA_RESPONSE, MEDIA_CHUNKED_REQUEST: MEDIA_CHUNKED_RESPONSE}
 _REASONS = {"completed": frozenset({""}), "failed": ENGINE_REASONS, "refused": GATEKEEPER_REASONS}
 
 
@@ -167,7 +174,7 @@ class Admission:
             outcome = await worker.link.run(
                 grant, body, media_type=frame.media_type, gone=gone, timeout_s=self._timeout_s, grace_s=WORKER_GRACE_S
             )
-            self._require_honest(outcome, grant, end.req_commit, worker)
+            self._require_honest(outcome, grant, end.req_commit, worker, media_type=_ANSWERED_AS.get(frame.media_type))
         except WorkerGone as error:
             ended = await self._fail(intent, error.code)
             status, code = (504, "timed-out") if error.code == "worker-hung" else (503, "unavailable")
@@ -180,8 +187,13 @@ class Admission:
         return reply, outcome.sealed_response
 
     @staticmethod
-    def _require_honest(outcome: Outcome, grant: Grant, req_commit: str, worker: LiveWorker) -> None:
-        """The completion is the live instance's, about this grant and this request, and fits the body it came with."""
+    def _require_honest(
+        outcome: Outcome, grant: Grant, req_commit: str, worker: LiveWorker, *, media_type: str | None
+    ) -> None:
+        """The completion is the live instance's, about this grant and this request, and fits the body it came with.
+
+        The answer's media type is the one that belongs to the request's: it becomes the gateway's Content-Type.
+        """
         try:
             statement = verify_completion(outcome.done.completion, worker.completion_key)
         except VerificationError:
@@ -196,6 +208,7 @@ class Admission:
             and statement.resp_commit == (commitment(sealed) if sealed else "")
             and bool(sealed) == (not outcome.done.problem)
             and outcome.done.problem in ("", *_STATUS)
+            and (not sealed or outcome.done.media_type == media_type)
             and (statement.outcome == "refused") == bool(outcome.done.problem)
             and statement.outcome in ("completed", "failed", "refused")
             and statement.reason in _REASONS[statement.outcome]

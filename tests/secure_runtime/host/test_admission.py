@@ -50,7 +50,16 @@ class ScriptedLink:
     async def run(self, grant: Any, body: bytes, **_: Any) -> Outcome:
         return self.script(grant, body)
 
-    def honest(self, given: Any, body: bytes, *, sealed: bytes = SEALED, problem: str = "", **changes: Any) -> Outcome:
+    def honest(
+        self,
+        given: Any,
+        body: bytes,
+        *,
+        sealed: bytes = SEALED,
+        problem: str = "",
+        media_type: str = "message/ohttp-res",
+        **changes: Any,
+    ) -> Outcome:
         self.seq += 1
         values: dict[str, Any] = {
             "instance": "i1",
@@ -67,7 +76,7 @@ class ScriptedLink:
             **changes,
         }
         completion = sign_completion(Statement(**values), self.key)
-        return Outcome(Done(id=1, completion=completion, problem=problem, media_type="message/ohttp-res"), sealed)
+        return Outcome(Done(id=1, completion=completion, problem=problem, media_type=media_type), sealed)
 
 
 @dataclass
@@ -197,6 +206,9 @@ def test_an_answer_leaves_with_both_records_durable(desk: Callable[..., Desk]) -
         {"sealed": b""},
         {"problem": "sealed-request-refused"},
         {"problem": "no-such-problem", "sealed": b""},
+        {"media_type": "text/html"},
+        {"media_type": "message/ohttp-res\r\nset-cookie: a=b"},
+        {"media_type": "message/ohttp-chunked-res"},
     ],
     ids=str,
 )
