@@ -156,13 +156,22 @@ class _Reader:
         before = b""
         for _ in range(count):
             start = self._at
-            key = self.value(MAX_CBOR_DEPTH)
+            key = self._map_key()
             encoded = self._data[start : self._at]
-            if isinstance(key, bool) or not isinstance(key, int | str) or encoded <= before:
-                raise DecodeError("map keys must be integers or text, in order, and never twice")
+            if encoded <= before:
+                raise DecodeError("map keys must be in order, and never twice")
             found[key] = self.value(depth + 1)
             before = encoded
         return found
+
+    def _map_key(self) -> int | str:
+        """An integer or a text. Nothing that nests is even begun: a key inside a key inside a key has no end."""
+        major, argument = self._head()
+        if major == _TEXT:
+            return self._text(argument)
+        if major not in (_UNSIGNED, _NEGATIVE):
+            raise DecodeError("map keys must be integers or text")
+        return argument if major == _UNSIGNED else -1 - argument
 
     def _text(self, length: int) -> str:
         try:

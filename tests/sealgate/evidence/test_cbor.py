@@ -136,6 +136,12 @@ def test_depth_is_bounded_both_ways() -> None:
             cbor.decode(head * 5000 + b"\x00")
 
 
+@pytest.mark.parametrize("head", [b"\xa1", b"\x81", b"\xc1"], ids=["maps as keys", "arrays", "tags"])
+def test_depth_is_bounded_whatever_nests(head: bytes) -> None:
+    with pytest.raises(DecodeError):
+        cbor.decode(head * 100_000)
+
+
 @pytest.mark.parametrize(
     "value", [1.5, {1.5: 2}, {None: 1}, {True: 1}, object(), 2**64, -(2**64) - 1, "\ud800", {1, 2}]
 )
