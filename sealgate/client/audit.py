@@ -24,7 +24,7 @@ from sealgate.client.credentials import ClientCertificate, Credential, TokenSour
 from sealgate.client.errors import ServiceRefused
 from sealgate.client.problems import MAX_PROBLEM, read_problem
 from sealgate.client.results import reaching
-from sealgate.client.transport import DEFAULT_TIMEOUT, TrustSource, open_trust, tls_context
+from sealgate.client.transport import DEFAULT_TIMEOUT, TrustSource, open_trust, reading_proxy, tls_context
 from sealgate.errors import DecodeError, LogError
 from sealgate.limits import MAX_LEAF, MAX_NAME, MAX_NOTE, MAX_PROOF_HASHES
 from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
@@ -88,13 +88,14 @@ class AuditClient:
         self.trust = open_trust(trust)
         self._token = token
         self._certificate = certificate.leaf() if certificate else None
-        self._client = httpx.Client(
-            verify=tls_context(self.trust, certificate, trust_env=trust_env),
-            proxy=proxy,
-            trust_env=trust_env,
-            timeout=timeout,
-            transport=outer,
-        )
+        with reading_proxy():
+            self._client = httpx.Client(
+                verify=tls_context(self.trust, certificate, trust_env=trust_env),
+                proxy=proxy,
+                trust_env=trust_env,
+                timeout=timeout,
+                transport=outer,
+            )
 
     def records(self, wanted: Mapping[str, str], *, cursor: str | None = None, limit: int = 100) -> AuditPage:
         """One page of records that match the filter, newest first unless it says `order=oldest`."""

@@ -16,7 +16,8 @@ from __future__ import annotations
 import inspect
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +27,7 @@ import httpx
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import ClientCertificate, Credential, TokenSource, take_token
+from sealgate.client.errors import UsageError
 from sealgate.client.exchange import SealedAnswer, SealedChannel
 from sealgate.client.messages import InnerRequest, OuterRequest, OuterResponse
 from sealgate.errors import ConfigurationError, DecodeError
@@ -44,6 +46,18 @@ _DROPPED_INNER = frozenset({"content-length", "transfer-encoding"})
 def open_trust(source: TrustSource) -> Trust:
     """A trust file, from itself, a path or a directory."""
     return source if isinstance(source, Trust) else load_trust(Path(source))
+
+
+@contextmanager
+def reading_proxy() -> Iterator[None]:
+    """Turn what httpx raises for a proxy that it cannot use into UsageError; the address is not shown, it may hold a
+    password."""
+    try:
+        yield
+    except (ValueError, ImportError, httpx.InvalidURL) as error:
+        raise UsageError(
+            "the proxy (--proxy, or HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) cannot be used; write http://HOST:PORT"
+        ) from error
 
 
 def tls_context(trust: Trust, certificate: ClientCertificate | None, *, trust_env: bool) -> ssl.SSLContext:
@@ -121,13 +135,14 @@ class SealedTransport(httpx.BaseTransport):
         self._setting = _Setting.read(trust, purpose, certificate, clock, entropy)
         self._token = token
         held = self._setting.channel.trust
-        self._client = httpx.Client(
-            verify=tls_context(held, certificate, trust_env=trust_env),
-            proxy=proxy,
-            trust_env=trust_env,
-            timeout=timeout,
-            transport=outer,
-        )
+        with reading_proxy():
+            self._client = httpx.Client(
+                verify=tls_context(held, certificate, trust_env=trust_env),
+                proxy=proxy,
+                trust_env=trust_env,
+                timeout=timeout,
+                transport=outer,
+            )
 
     @property
     def trust(self) -> Trust:
@@ -196,13 +211,14 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         self._setting = _Setting.read(trust, purpose, certificate, clock, entropy)
         self._token = token
         held = self._setting.channel.trust
-        self._client = httpx.AsyncClient(
-            verify=tls_context(held, certificate, trust_env=trust_env),
-            proxy=proxy,
-            trust_env=trust_env,
-            timeout=timeout,
-            transport=outer,
-        )
+        with reading_proxy():
+            self._client = httpx.AsyncClient(
+                verify=tls_context(held, certificate, trust_env=trust_env),
+                proxy=proxy,
+                trust_env=trust_env,
+                timeout=timeout,
+                transport=outer,
+            )
 
     @property
     def trust(self) -> Trust:

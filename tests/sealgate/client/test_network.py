@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from sealgate.client.audit import AuditClient
 from sealgate.client.credentials import ClientCertificate
 from sealgate.client.errors import ServiceUnreachable
-from sealgate.client.session import AsyncSession
+from sealgate.client.session import AsyncSession, Session
 from sealgate.errors import ConfigurationError
+from sealgate.evidence.trust import load_trust
 from sealgate.protocol.binding import bind_certificate
 
 TOKEN = "header.payload.signature"
@@ -50,6 +52,22 @@ def test_a_certificate_that_cannot_be_used_says_so(site: Any) -> None:
     for pair in ((certificate, other_key), (certificate, site.folder / "missing"), (site.folder / "none", other_key)):
         with pytest.raises(ConfigurationError):
             site.session(certificate=pair)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ftp://user:secret@proxy:1"])
+def test_a_proxy_that_cannot_be_used_is_said_without_its_address(
+    site: Any, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    trust = load_trust(site.trust)
+    makers = (
+        lambda **proxy: Session(trust, purpose="diagnosis", token=TOKEN, **proxy),
+        lambda **proxy: AsyncSession(trust, purpose="diagnosis", token=TOKEN, **proxy),
+        lambda **proxy: AuditClient(trust, token=TOKEN, **proxy),
+    )
+    for make in makers:
+        with pytest.raises(ConfigurationError, match="HTTPS_PROXY") as failure:
+            make(proxy=address)
+        assert address not in str(failure.value)
 
 
 def test_through_a_corporate_proxy_by_argument_and_by_environment(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
