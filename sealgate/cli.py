@@ -73,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not command.extra or package in {"sealgate", "gateway", "secure_runtime", "training", "policy", "audit"}:
             raise
         print(
-            f"sealgate: this command needs the package '{package}'; install it with: "
-            f"pip install 'sealgate[{command.extra}]'",
+            f"sealgate: this command needs the package '{package}'; install it, in a checkout of Sealgate, with: "
+            f"pip install -c constraints.txt '.[{command.extra}]'",
             file=sys.stderr,
         )
         return 1

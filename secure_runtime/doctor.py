@@ -148,7 +148,7 @@ def _surroundings() -> dict[str, str]:
     try:
         torch = version("torch")
     except PackageNotFoundError:
-        torch = "not installed; a runtime needs it: pip install 'sealgate[server]'"
+        torch = "not installed; a runtime needs it: pip install '.[server]' in a checkout of Sealgate"
     return {
         "user": "root" if os.geteuid() == 0 else f"uid {os.geteuid()}",
         "kernel": f"{os.uname().release} {os.uname().machine}",

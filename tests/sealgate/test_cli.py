@@ -63,7 +63,8 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     offer(monkeypatch, run)
     assert cli.main([]) == 1
     assert capsys.readouterr().err.strip() == (
-        "sealgate: this command needs the package 'litestar'; install it with: pip install 'sealgate[server]'"
+        "sealgate: this command needs the package 'litestar'; install it, in a checkout of Sealgate, with: "
+        "pip install -c constraints.txt '.[server]'"
     )
 
 
