@@ -47,8 +47,8 @@ def load_table(configuration: Configuration, *, relative_to: Path) -> Table:
         raise ConfigurationError("[columns] names the target")
     for name in wanted:
         if name not in columns:
-            known = ", ".join(sorted(columns)[:8])
-            raise ConfigurationError(f"the data has no column '{name}'; it has: {known}, ...")
+            known = ", ".join(sorted(columns)[:8]) + (", ..." if len(columns) > 8 else "")
+            raise ConfigurationError(f"the data has no column '{name}'; it has: {known}")
     rows = {len(columns[name]) for name in wanted}
     if len(rows) != 1:
         raise ConfigurationError("the columns have different numbers of rows")
