@@ -10,6 +10,7 @@ Trusts: the person who runs it, and the folder's owner. Never: prints a key, tak
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import ipaddress
 import json
@@ -78,7 +79,7 @@ def provision(
     plan = _Files()
     _plan_certificates(plan, host, now=now, entropy=entropy)
     _plan_issuer(plan, audience)
-    _plan_keys(plan, audience=audience, origin=origin, entropy=entropy)
+    _plan_keys(plan, audience=audience, origin=origin, profile=profile, entropy=entropy)
     _plan_policy(plan)
     plan.public["deployment.toml"] = _settings(audience=audience, origin=origin, profile=profile, port=port).encode()
     try:
@@ -203,7 +204,7 @@ max_lifetime_s = {MAX_LIFETIME_S}
 """.encode()
 
 
-def _plan_keys(plan: _Files, *, audience: str, origin: str, entropy: Entropy) -> None:
+def _plan_keys(plan: _Files, *, audience: str, origin: str, profile: str, entropy: Entropy) -> None:
     operator, publisher, log = (Ed25519PrivateKey.generate() for _ in range(3))
     plan.private["evidence/operator.key"] = _pem(operator)
     plan.private["publisher.key"] = _pem(publisher)
@@ -226,6 +227,9 @@ url = "https://{audience}"
 # `true` accepts that. It means: you trust whoever operates this deployment to run the code that the evidence names;
 # a dishonest operator could read what you send. Set it to false to insist on hardware.
 accept_software = true
+
+# The isolation that the runtime must show: evidence of a weaker one is refused.
+profiles = {json.dumps(_PROFILES[: _PROFILES.index(profile) + 1])}
 
 operator_keys = ["{_raw(operator)}"]
 log_keys = ["{NoteSigner.from_seed(origin, log.private_bytes_raw()).vkey}"]
@@ -335,10 +339,22 @@ def _check_target(root: Path, *, overwrite: bool) -> None:
         return
     if not (root / "deployment.toml").exists():
         raise ConfigurationError(f"{root} is not empty and is no deployment; choose another folder")
+    _check_unserved(root)
     if not overwrite:
         raise ConfigurationError(
             f"{root} already holds a deployment; choose another folder, or say --overwrite to set it aside"
         )
+
+
+def _check_unserved(root: Path) -> None:
+    """Refuse while a runtime writes the log there: it would go on in the folder that is set aside."""
+    try:
+        with (root / "log" / "audit.sqlite.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
+    except BlockingIOError as error:
+        raise ConfigurationError(f"{root} holds a deployment that is being served; stop it first") from error
 
 
 def _read(path: Path) -> bytes:

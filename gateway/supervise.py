@@ -24,6 +24,7 @@ from gateway.limits import SHUTDOWN_S
 from sealgate.ambient import monotonic_ns
 from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError, SealgateError
+from sealgate.terminal import say
 
 READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = SHUTDOWN_S + 10.0
@@ -86,6 +87,8 @@ def supervise(
     probe = _Probe(deployment)
     probe.require_silence()
     if ready_file is not None:
+        if not ready_file.parent.is_dir():
+            raise ConfigurationError(f"--ready-file {ready_file}: name a file in a folder that exists")
         ready_file.unlink(missing_ok=True)  # of a service that was killed: it must not speak for this one
     with _stop_signals() as stop:
         try:
@@ -202,4 +205,4 @@ def _announce(address: str, ready_file: Path | None, descriptor: int | None) -> 
 
 
 def _say(line: str) -> None:
-    print(f"sealgate: {line}", flush=True)
+    say(f"sealgate: {line}")

@@ -7,6 +7,8 @@ unassigned or bidirectional characters are replaced. Never: wraps or cuts a colu
 from __future__ import annotations
 
 import json
+import os
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -23,6 +25,16 @@ def printable_json(text: str) -> str:
     """The same JSON document with everything that a terminal could act on written as an escape. JSON leaves DEL, the
     second set of control characters and bidirectional marks as they are."""
     return "".join(char if char == "\n" or char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def say(line: str) -> None:
+    """Print a line of a service for whoever watches. A watcher that goes away (as `| head` does) does not end it."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def text_width(text: str) -> int:

@@ -14,9 +14,10 @@ def _configure_runtime(parser: argparse.ArgumentParser) -> None:
 
 def _run_runtime(arguments: argparse.Namespace) -> int:
     from sealgate.deployment import open_deployment
+    from sealgate.terminal import say
     from secure_runtime.host.runtime import run_host
 
-    return run_host(open_deployment(arguments.state), tell=lambda text: print(text, flush=True))
+    return run_host(open_deployment(arguments.state), tell=say)
 
 
 RUNTIME = Command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
 import os
 import socket
@@ -183,6 +184,18 @@ def test_overwrite_sets_the_old_one_aside(tmp_path):
     (aside,) = (path for path in tmp_path.iterdir() if path.name.startswith("state.replaced-"))
     assert (aside / "log" / "log.key").read_bytes() == old_key
     assert second.log_key.read_bytes() != old_key
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_overwrite_leaves_a_deployment_alone_that_is_being_served(tmp_path):
+    state = tmp_path / "state"
+    kept = provision(state, **WANTED)
+    with (kept.root / "log" / "audit.sqlite.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(ConfigurationError, match="being served; stop it first"):
+            provision(state, **WANTED, overwrite=True)
+        assert [path.name for path in tmp_path.iterdir()] == ["state"]
+    provision(state, **WANTED, overwrite=True)
     assert len(list(tmp_path.iterdir())) == 2
 
 

@@ -184,6 +184,12 @@ def test_serve_does_not_take_another_service_for_its_own(settled, capfd):
     assert capfd.readouterr().out == ""
 
 
+def test_a_ready_file_without_a_folder_is_said_before_anything_starts(settled):
+    with pytest.raises(ConfigurationError, match="folder that exists"):
+        supervise(settled, ready_file=settled.root / "missing" / "ready", program=says(settled))
+    assert not (settled.root / "runtime-pid").exists()
+
+
 def test_a_ready_file_that_a_killed_service_left_does_not_speak_for_the_next(settled):
     (settled.root / "ready").write_text("of one that was killed")
     with pytest.raises(SealgateError, match="as told"):

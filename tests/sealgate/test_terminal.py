@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,3 +65,17 @@ def test_json_for_a_terminal_is_the_same_document_in_characters_that_do_nothing(
 
 def test_second_control_characters_and_marks_are_escaped_in_json() -> None:
     assert printable_json('"\x9b2J\u202e\x7f\U000e0041é"') == '"\\u009b2J\\u202e\\u007f\\udb40\\udc41é"'
+
+
+def test_a_service_outlives_who_watched_it() -> None:
+    script = (
+        "import sys; from sealgate.terminal import say; sys.stdin.read(); say('1'); say('2'); say('3'); sys.exit(7)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        _, errors = process.communicate(b"", timeout=60)
+    assert (process.returncode, errors) == (7, b"")
