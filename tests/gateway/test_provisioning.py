@@ -523,3 +523,12 @@ def test_token_without_its_files_is_one_line(tmp_path):
     (deployment.tokens / "issuers.toml").write_text("")
     with pytest.raises(ConfigurationError, match=r"no .*issuer"):
         _token(deployment)
+
+
+@pytest.mark.parametrize(
+    ("profile", "accepted"),
+    [("strict", ("strict",)), ("container", ("strict", "container")), ("dev", ("strict", "container", "dev"))],
+)
+def test_clients_are_told_to_refuse_weaker_isolation_than_was_set_up(tmp_path, profile, accepted):
+    made = provision(tmp_path / "d", audience="localhost:8443", origin="localhost/log", profile=profile)
+    assert load_trust(made.trust).profiles == accepted
