@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from audit.errors import AppendRefused, LogDamaged
@@ -81,6 +81,17 @@ class Outcome:
 
     appended: list[tuple[Pending, Appended]]
     refused: list[tuple[Pending, Exception]]
+
+
+# Built once: building them costs as much as running them.
+_TAKEN = select(record_table.c.idx).where(record_table.c.id == bindparam("given"))
+_ADD_LEAVES, _ADD_RECORDS, _ADD_INTENTS = insert(leaf_table), insert(record_table), insert(intent_table)
+_END_INTENTS = delete(intent_table).where(intent_table.c.grant_id.in_(bindparam("ended", expanding=True)))
+_MOVE_HEAD = (
+    update(head_table)
+    .where(head_table.c.id == 1, head_table.c.size == bindparam("expected"), head_table.c.origin == bindparam("ours"))
+    .values(size=bindparam("new_size"), root=bindparam("new_root"))
+)
 
 
 class Committer:
@@ -188,7 +199,7 @@ class Committer:
         """An id that the caller chose must be new: found out here, not by the index, which would fail the log."""
         if not given:
             return
-        taken = connection.execute(select(record_table.c.idx).where(record_table.c.id == given)).first()
+        taken = connection.execute(_TAKEN, {"given": given}).first()
         if given in named or taken is not None:
             raise AppendRefused("the record's id is taken", code="record-malformed")
         named.add(given)
@@ -255,24 +266,19 @@ class Committer:
     # Tables ----------------------------------------------------------------------------------------------------------
 
     def _write(self, connection: Connection, accepted: list[_Accepted]) -> None:
-        connection.execute(insert(leaf_table), [{"idx": item.index, "leaf": item.leaf} for item in accepted])
-        connection.execute(insert(record_table), [index_row(item.index, item.record) for item in accepted])
+        connection.execute(_ADD_LEAVES, [{"idx": item.index, "leaf": item.leaf} for item in accepted])
+        connection.execute(_ADD_RECORDS, [index_row(item.index, item.record) for item in accepted])
         begun = [item for item in accepted if item.record.kind == "inference.authorized"]
         ended = [item.record.grant for item in accepted if item.record.kind in ENDS]
         if begun:
-            connection.execute(
-                insert(intent_table), [{"grant_id": item.record.id, "idx": item.index} for item in begun]
-            )
+            connection.execute(_ADD_INTENTS, [{"grant_id": item.record.id, "idx": item.index} for item in begun])
         if ended:
-            connection.execute(delete(intent_table).where(intent_table.c.grant_id.in_(ended)))
+            connection.execute(_END_INTENTS, {"ended": ended})
         self._tiles.append([item.hashed for item in accepted], connection)
 
     def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
-        moved = connection.execute(
-            update(head_table)
-            .where(head_table.c.id == 1, head_table.c.size == expected, head_table.c.origin == self._signer.name)
-            .values(size=self._frontier.size, root=root)
-        )
+        place = {"expected": expected, "ours": self._signer.name, "new_size": self._frontier.size, "new_root": root}
+        moved = connection.execute(_MOVE_HEAD, place)
         if moved.rowcount != 1:
             raise LogDamaged("the log's head is not where its only writer left it")
 
