@@ -5,6 +5,7 @@ whole or not there. Folders are 0700, private files 0600, from the moment they e
 touched: with `overwrite` it is set aside under a new name, because it holds a log that somebody may need.
 
 Trusts: the person who runs it, and the folder's owner. Never: prints a key, takes one from outside, or weakens one.
+Long, because the text of every file of a deployment stands here, in one place.
 """
 
 from __future__ import annotations

@@ -110,7 +110,6 @@ def _submission(principal: Principal, asked: Asked, permit: Permit, sealed: Seal
         media_type=sealed.media_type,
         caller=caller_of(principal),
         decision=permit.decision,
-        assurance_mtls=principal.mtls,
     )
 
 

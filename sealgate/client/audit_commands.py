@@ -1,7 +1,7 @@
 """`sealgate audit`: read the log as an auditor, keep checkpoints, take evidence bundles away, verify them offline.
 
 `verify` needs no network and no credential: the trust file's log keys decide. Every other subcommand is itself put on
-record by the service. Never: prints "verified" for what was skipped.
+record by the service. Never: prints "verified" for what was skipped. Long, because it is five commands of one group.
 """
 
 from __future__ import annotations

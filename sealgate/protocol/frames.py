@@ -4,7 +4,8 @@ On the wire: `u32 header length | u32 body length | header (MessagePack) | body 
 never decoded here: it is a sealed message, evidence, or nothing. Frames carry the id of the request that they belong
 to, so requests are multiplexed. Pure: parsing and building only, no I/O.
 
-Trusts: the operating system's delivery on the socket. Never: carries plaintext, keys or tokens.
+Trusts: the operating system's delivery on the socket. Never: carries plaintext, private keys or tokens.
+Long, because every frame stands here: this page is the whole contract between the three processes.
 """
 
 from __future__ import annotations
@@ -150,7 +151,6 @@ class Submit(Frame, frozen=True, kw_only=True, tag="submit"):
     media_type: str
     caller: Caller
     decision: Decision
-    assurance_mtls: bool = False
 
 
 class Deny(Frame, frozen=True, kw_only=True, tag="deny"):

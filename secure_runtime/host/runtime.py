@@ -37,6 +37,7 @@ from sealgate.protocol.frames import (
 )
 from sealgate.transparency.record import Record
 from secure_runtime.attestation.software import SoftwareAttester
+from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host.admission import Admission
 from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
@@ -216,6 +217,13 @@ class RuntimeHost:
         if self._told != told and not self._stopping:
             self._tell("runtime ready" if state.ready else f"runtime not ready: {state.detail}")
 
+    def rotate_keys(self) -> None:
+        """New request keys now; the old ones are opened for as long as stale keys are."""
+        try:
+            self._supervisor.rotate()
+        except (RuntimeUnavailable, WorkerGone):
+            self._tell("no worker is live: nothing to rotate")
+
     # Life ------------------------------------------------------------------------------------------------------------
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -264,7 +272,10 @@ def _with_id(reply: Reply, frame_id: int) -> Reply:
 
 
 def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
-    """Open the log, serve until SIGTERM or SIGINT, close the log. Blocks; call from the main thread."""
+    """Open the log, serve until SIGTERM or SIGINT, close the log. SIGHUP rotates the request keys.
+
+    Blocks; call from the main thread.
+    """
     policy = load_files(deployment.policy)
     budgets = BudgetBook(policy.budgets)
     origin = deployment.settings.deployment.origin
@@ -313,4 +324,5 @@ async def _until_signal(host: RuntimeHost) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, host.rotate_keys)
     await host.serve(stop)

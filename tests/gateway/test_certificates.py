@@ -160,7 +160,7 @@ def test_a_certificate_that_stands_for_nobody_is_nobody(gateway):
     assert post_sealed(gateway.client(certificate="guest")).status_code == 401
     assert gateway.host.heard(frames.AuthFailed)[0].reason == "certificate-unmapped"
     assert post_sealed(gateway.client(token=gateway.token(), certificate="guest")).status_code == 200
-    assert gateway.host.heard(frames.Submit)[0].assurance_mtls is False
+    assert gateway.host.heard(frames.Submit)[0].caller.authn == "jwt"
 
 
 def test_names_in_a_certificate_that_cannot_be_read_make_it_nobody(gateway):

@@ -45,7 +45,6 @@ def test_a_token_sends_and_gets_the_sealed_answer_with_its_receipt(shared):
     assert frame.decision.policy_ids == ("clients-infer",)
     assert frame.decision.policy_digest == shared.gate.policy.digest
     assert frame.decision.obligations.round_digits == 6
-    assert frame.assurance_mtls is False
     assert shared.host.bodies() == [raw]
 
 
@@ -59,21 +58,20 @@ def test_a_certificate_alone_is_an_identity(shared):
         authn="mtls",
         credential_binding=bind_certificate(ssl.PEM_cert_to_DER_cert(pem)),
     )
-    assert frame.assurance_mtls is True
 
 
 def test_with_both_the_token_is_the_principal_and_the_connection_counts_as_mtls(shared):
     token = shared.token()
     assert post_sealed(shared.client(token=token, certificate="integration")).status_code == 200
     (frame,) = shared.host.heard(frames.Submit)
-    assert (frame.caller.subject, frame.caller.authn, frame.assurance_mtls) == ("alice", "jwt+mtls", True)
+    assert (frame.caller.subject, frame.caller.authn) == ("alice", "jwt+mtls")
     assert frame.caller.credential_binding == bind_token(token)
 
 
 def test_another_tenants_certificate_does_not_make_a_token_mtls(shared):
     assert post_sealed(shared.client(token=shared.token(), certificate="auditor")).status_code == 200
     (frame,) = shared.host.heard(frames.Submit)
-    assert (frame.caller.authn, frame.assurance_mtls) == ("jwt", False)
+    assert frame.caller.authn == "jwt"
 
 
 def test_a_bad_token_is_not_saved_by_a_good_certificate(shared):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ from sealgate import AsyncSealedTransport, SealedTransport
 from sealgate.client.errors import InferenceFailed, ServiceRefused
 from sealgate.protocol.tensors import tensor_from_list
 from sealgate.transparency.record import Record
-from tests.live import MODEL, Live
+from tests.live import MODEL, Live, wait_until
 
 
 def ends_of(records: list[Record], grant: str) -> list[Record]:
@@ -144,3 +145,16 @@ def test_an_auditor_cannot_infer_and_a_client_cannot_audit(live: Live) -> None:
     with live.http() as client:
         answer = client.get("/audit/v1/records", headers={"authorization": f"Bearer {live.token()}"})
     assert answer.status_code == 403
+
+
+def test_a_hangup_signal_rotates_the_keys_and_clients_go_on(live: Live) -> None:
+    with live.http() as plain, live.session() as session:
+        assert session.infer(MODEL, live.rows[:1]).labels
+        before = plain.get("/.well-known/ohttp-gateway").content
+        live.processes["runtime"].send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: plain.get("/.well-known/ohttp-gateway").content != before, within_s=10, what="other published keys"
+        )
+        assert session.infer(MODEL, live.rows[:1]).labels, "sealed to the old key, which is stale and still opened"
+    with live.session() as session:
+        assert session.infer(MODEL, live.rows[:1]).labels
