@@ -22,11 +22,12 @@ from sealgate.protocol.canonical import canonical_json
 _CONTEXT = b"sealgate completion v1\x00"
 
 
-class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What the worker says about one grant. Digests are lowercase hex SHA-256, "" where there is none.
 
     `outcome` is `completed`, `failed` (the request was opened but could not be answered as asked) or `refused`
-    (the gatekeeper turned it away). `reason` is "" or a stable reason code.
+    (the gatekeeper turned it away). `reason` is "" or a stable reason code. `eps_micro` is the epsilon, in millionths,
+    that noised answers of this grant spent.
     """
 
     instance: str
@@ -40,6 +41,7 @@ class Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     units: int
     req_commit: str
     resp_commit: str
+    eps_micro: int = 0
 
     def signed_bytes(self) -> bytes:
         """Domain-separated canonical bytes."""

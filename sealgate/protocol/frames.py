@@ -47,6 +47,10 @@ class Obligations(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     round_digits: int | None = None  # decimal places kept in floating-point outputs
     top_k: int | None = None  # only the k largest scores are given, the others are dropped
     hide_scores: bool = False  # labels only
+    noise_epsilon_micro: int = 0  # private prediction: each row's answer is noised, and spends this much epsilon
+    noise_rows: int = 0  # the most rows that one noised request may have; what is held of the budget is for so many
+    receipt_required: bool = False  # the client may use the answer only with a receipt that verifies
+    single_use: bool = False  # opened and run in a process of its own, which ends with this request
 
 
 class Decision(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -112,6 +116,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     probes: dict[str, Layer]
     device: str
     measurements: dict[str, str]  # name to lowercase hex SHA-256 (code, environment)
+    single_use: bool = False  # it can answer a request in a process of its own
 
 
 class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -136,6 +141,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     replay_max: int = 1_000_000
     max_batch_rows: int = 256
     device: str = "auto"  # "cpu", "cuda:0", "auto"
+    single_use: bool = False  # be able to fork a process for one request
     avoid_key_ids: tuple[int, ...] = ()  # identifiers of earlier workers' keys: a stale request must not hit a new key
 
 
@@ -216,6 +222,8 @@ class Refused(Frame, frozen=True, kw_only=True, tag="refused"):
     record: int = -1
     receipt: bytes = b""
     retry_after_s: int = 0
+    budget: str = ""  # the budget that was exhausted, and when it renews (0: never)
+    renews_us: int = 0
 
 
 class Recorded(Frame, frozen=True, kw_only=True, tag="recorded"):
@@ -243,6 +251,7 @@ class RuntimeState(Frame, frozen=True, kw_only=True, tag="state"):
     assurance: str
     profile: str
     degraded: bool
+    single_use: bool = False  # a permit that demands a single-use worker can be met
 
 
 # Host to worker ------------------------------------------------------------------------------------------------------

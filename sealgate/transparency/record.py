@@ -22,6 +22,8 @@ KINDS: dict[str, str] = {
     "inference.aborted": "a permitted request was cut off by a crash; written at the next start",
     "auth.failed": "callers that could not be authenticated, counted per reason, source class and minute",
     "policy.change": "a policy set came into force",
+    "credential.revoke": "tokens, a caller or a certificate must not be accepted any more",
+    "credential.restore": "a revocation was taken back",
     "model.load": "a model bundle was verified and loaded",
     "model.refuse": "a model bundle was refused",
     "key.rotate": "a worker instance published request keys",
@@ -120,6 +122,7 @@ def completion_of(record: Record) -> Completion:
             units=record.units,
             req_commit=record.req_commit,
             resp_commit=record.resp_commit,
+            eps_micro=record.eps_micro,
         ),
         signature=record.runtime_sig,
     )
