@@ -53,10 +53,10 @@ class Gate:
     telemetry: Telemetry
     clock: Clock
 
-    def authenticate(self, request: Asking) -> Principal:
+    async def authenticate(self, request: Asking) -> Principal:
         """Step 3. A failure is counted in the log by reason and source; the caller gets the one uniform 401."""
         try:
-            principal = self.authenticator.authenticate(request.scope)
+            principal = await self.authenticator.authenticate(request.scope)
         except Unauthenticated as error:
             source = source_class(request.scope.get("client"))
             self.link.auth_failed(frames.AuthFailed(reason=error.code, source=source))

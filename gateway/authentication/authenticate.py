@@ -33,7 +33,7 @@ class Authenticator:
         self._tokens = tokens
         self._certificates = certificates
 
-    def authenticate(self, scope: Mapping[str, Any]) -> Principal:
+    async def authenticate(self, scope: Mapping[str, Any]) -> Principal:
         """The caller of a request (an ASGI scope); raises Unauthenticated with the reason for the log."""
         certificate = self._certificates.read(scope)
         token = _bearer_token(scope["headers"])

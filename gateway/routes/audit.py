@@ -202,7 +202,7 @@ async def _read(
 
 async def _authorise(request: Asking, gate: Gate, question: str, *, kind: AuditKind) -> tuple[Permit, dict[str, str]]:
     """The permit to read, once the read is a durable record."""
-    principal = gate.authenticate(request)
+    principal = await gate.authenticate(request)
     _require_said_once(request)
     asked = Asked(action=_ASKED[kind], model="", purpose="")
     # Callers without any right to read get this far: they may not fill the way to the host.

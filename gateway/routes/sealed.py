@@ -64,7 +64,7 @@ async def send_sealed_generic(request: Request[Any, Any, Any], gate: NamedDepend
 
 
 async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str | None) -> Response[bytes]:
-    principal = gate.authenticate(request)  # 3
+    principal = await gate.authenticate(request)  # 3
     asked = _asked(request, _field(request, b"sealed-model") if model is None else model)
     media_type = _field(request, b"content-type").partition(";")[0].strip().lower()
     with gate.sealed.slot((principal.tenant, principal.subject)) as slot:
