@@ -8,7 +8,7 @@
     models/NAME/                    bundles
     evidence/operator.key           signs software evidence
     log/log.key, log/subjects.key, log/audit.sqlite
-    run/runtime.sock
+    run/runtime.sock, run/admin.sock
     client/trust.toml, client/ca.pem   what a client needs: hand these out
 
 Trusts: whoever may write the directory. Private files are 0600. Never: holds secrets; it is paths and settings.
@@ -123,6 +123,10 @@ class Deployment:
     @property
     def socket(self) -> Path:
         return self.root / "run" / "runtime.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.root / "run" / "admin.sock"
 
     @property
     def trust(self) -> Path:

@@ -12,7 +12,9 @@
     │   ├── ReceiptError
     │   ├── CertificateError
     │   └── LogError
-    └── RemoteError               the service answered with a refusal
+    ├── RemoteError               the service answered with a refusal
+    ├── HostAway                  no runtime host of this deployment can be told
+    └── HostRefused               the runtime host did not do what an operator's command asked
 
 `str(error)` is public text: it never carries secrets, payloads, tokens or the messages of libraries.
 `code` is stable and is what logs, problem documents and tests name.
@@ -116,3 +118,15 @@ class RemoteError(SealgateError):
         self.status = status
         self.problem_type = problem_type
         self.retry_after_s = retry_after_s
+
+
+class HostAway(SealgateError):
+    """No runtime host listens, or this user may not reach it. The text says which; nothing was said to anybody."""
+
+    code = "host-away"
+
+
+class HostRefused(SealgateError):
+    """The host did not do it. `code` is one of `sealgate.protocol.administration.REFUSALS`."""
+
+    code = "host-refused"

@@ -19,6 +19,9 @@ MAX_WORKER_EVENTS = 64  # waiting for the host; also the changes of keys that a 
 KEY_CHANGE_EVERY_S = 10.0  # and one more for so much time that it lived: each is a record
 MAX_WORKER_WORDS = 300  # characters of its own words that people see
 DRAIN_S = 15.0  # how long an ordered stop waits for requests in flight
+MAX_ADMIN_QUESTION = 16 * 1024  # one frame of an operator's command
+MAX_ADMIN_CONNECTIONS = 8  # at once
+ADMIN_QUESTION_S = 5.0  # from connecting to a whole question
 
 # Doctor --------------------------------------------------------------------------------------------------------------
 PROBE_TIMEOUT_S = 30.0

@@ -141,7 +141,7 @@ class LinkServer:
 
     async def listen(self, path: Path, *, group: str) -> None:
         """Bind the socket, 0600 or 0660 for `group`; a stale file of a dead host is replaced, a live one an error."""
-        sock = _bind(path, group)
+        sock = bind_socket(path, group)
         self._server = await asyncio.get_running_loop().create_unix_server(
             lambda: _GatewayConnection(self), sock=sock, backlog=128
         )
@@ -162,7 +162,8 @@ class LinkServer:
             connection.close()
 
 
-def _bind(path: Path, group: str) -> socket.socket:
+def bind_socket(path: Path, group: str) -> socket.socket:
+    """A bound UNIX socket, 0600, or 0660 for `group`; a stale file is replaced, a live one an error."""
     with socket_address(path) as address:
         if path.exists():
             with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):

@@ -24,6 +24,7 @@ from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.evidence.claims import Claims, state_digest
 from sealgate.limits import EVIDENCE_LIFETIME_S
+from sealgate.protocol.administration import AdminToHost, CredentialRevoked, HostToAdmin
 from sealgate.protocol.frames import (
     AuditRead,
     AuthFailed,
@@ -31,6 +32,7 @@ from sealgate.protocol.frames import (
     Deny,
     EvidenceGiven,
     EvidenceWanted,
+    Recorded,
     Refused,
     RuntimeState,
     Submit,
@@ -38,6 +40,7 @@ from sealgate.protocol.frames import (
 from sealgate.transparency.record import Record
 from secure_runtime.attestation.software import SoftwareAttester
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from secure_runtime.host.administration import AdminServer
 from secure_runtime.host.admission import Admission
 from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
@@ -100,6 +103,7 @@ class RuntimeHost:
             clock=clock,
         )
         self._server = LinkServer(self)
+        self._admin = AdminServer(self)
         self._told = (False, "", "ok")
         self._stopping = False
 
@@ -209,6 +213,18 @@ class RuntimeHost:
             degraded=bool(published and published.facts.profile == "dev"),
         )
 
+    # administration.Administered -------------------------------------------------------------------------------------
+
+    async def administer(self, frame: AdminToHost, *, by: str) -> HostToAdmin:
+        """Do what an operator asks and put it on record; the reply repeats the frame's id."""
+        try:
+            if not isinstance(frame, CredentialRevoked):
+                return Refused(id=frame.id, status=503, code="policy-missing")
+            ended = await asyncio.wrap_future(self._log.append(_revocation(frame, by=by)))
+        except LogUnavailable:
+            return Refused(id=frame.id, status=503, code="unavailable")
+        return Recorded(id=frame.id, log=ended.record.log, record=ended.index, receipt=ended.receipt)
+
     def _changed(self) -> None:
         """Tell gateways the state of now, and people when what they care about changed."""
         self._server.broadcast()
@@ -238,12 +254,14 @@ class RuntimeHost:
         )
         await asyncio.wrap_future(self._log.append(change))
         await self._server.listen(self._identity.deployment.socket, group=settings.socket_group)
+        await self._admin.listen(self._identity.deployment.admin_socket)
         supervising = asyncio.create_task(self._supervisor.run())
         watching = asyncio.create_task(self._watch())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((supervising, stopping), return_when=asyncio.FIRST_COMPLETED)
         self._stopping = True
         watching.cancel()
+        await self._admin.close(drain_s=DRAIN_S)
         await self._server.close(drain_s=DRAIN_S)
         await self._supervisor.stop()
         with contextlib.suppress(asyncio.TimeoutError):
@@ -251,6 +269,7 @@ class RuntimeHost:
         with contextlib.suppress(LogUnavailable):
             self._auth_failures.flush()
         self._identity.deployment.socket.unlink(missing_ok=True)
+        self._identity.deployment.admin_socket.unlink(missing_ok=True)
 
     async def _watch(self) -> None:
         """Once a second: close the minute of counted failures, and tell gateways when the log's state changed."""
@@ -265,6 +284,14 @@ class RuntimeHost:
         state = self.state()
         if (state.ready, state.detail, state.log_state) != self._told:
             self._changed()
+
+
+def _revocation(frame: CredentialRevoked, *, by: str) -> Record:
+    return Record(
+        kind="credential.restore" if frame.restored else "credential.revoke",
+        tenant=frame.tenant,
+        detail={"what": frame.what, "fingerprint": frame.fingerprint, "by": by, "note": frame.note},
+    )
 
 
 def _with_id(reply: Reply, frame_id: int) -> Reply:

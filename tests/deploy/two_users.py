@@ -23,7 +23,7 @@ from gateway.tls_identity import make_tls_context
 from sealgate.deployment import open_deployment
 from sealgate.transparency.record import Record
 from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
-from secure_runtime.host.link_server import _bind
+from secure_runtime.host.link_server import bind_socket
 
 RUNTIME, GATEWAY, LINK = 52001, 52002, 52003
 SECRETS = (
@@ -84,7 +84,7 @@ def main(base: Path) -> None:
             origin=origin,
         ) as log:
             log.append(Record(kind="policy.change")).result()
-            listener = _bind(deployment.socket, str(LINK))  # what the setting socket_group does
+            listener = bind_socket(deployment.socket, str(LINK))  # what the setting socket_group does
             listener.listen()
             os.write(ready_out, b"r")
             os.read(stop_in, 1)

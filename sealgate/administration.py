@@ -1,0 +1,67 @@
+"""How an operator's command reaches the runtime host that runs: one frame over the administration socket, one answer.
+
+Trusts: the file system permissions of the socket (the host's user and root). Never: waits without an end, or sends what
+the host would not take.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from sealgate.deployment import Deployment, socket_address
+from sealgate.errors import ConfigurationError, DecodeError, HostAway, HostRefused
+from sealgate.limits import ADMIN_ANSWER_S
+from sealgate.protocol.administration import REFUSALS, AdminToHost, HostToAdmin
+from sealgate.protocol.frames import FrameReader, Recorded, Refused, encode_frame
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["HostAway", "HostRefused", "tell_host"]
+
+_RECEIVE = 64 * 1024
+
+
+def tell_host(deployment: Deployment, frame: AdminToHost, *, timeout_s: float = ADMIN_ANSWER_S) -> Recorded:
+    """Tell the host; returns once what it was told is a durable record.
+
+    Raises ConfigurationError for a frame that the host would not take, HostAway if nothing was said to anybody, and
+    HostRefused if the host refused or did not answer in time (then the log says whether it was done).
+    """
+    message = b"".join(encode_frame(frame))
+    try:
+        FrameReader(AdminToHost).feed(message)
+    except DecodeError as error:
+        raise ConfigurationError("a note is one line of at most 300 characters, a name has no spaces") from error
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(timeout_s)
+        _connect(sock, deployment.admin_socket)
+        try:
+            sock.sendall(message)
+            answer = _answer(sock)
+        except (OSError, DecodeError) as error:
+            raise HostRefused("the runtime host did not answer; the audit log says whether it was done") from error
+    if isinstance(answer, Refused):
+        code = answer.code if answer.code in REFUSALS else "internal"
+        raise HostRefused(f"the runtime host refused: {REFUSALS[code]}", code=code)
+    return answer
+
+
+def _connect(sock: socket.socket, path: Path) -> None:
+    try:
+        with socket_address(path) as address:
+            sock.connect(address)
+    except PermissionError as error:
+        raise HostAway(f"this user may not administer the runtime host: {path} belongs to another user") from error
+    except OSError as error:
+        raise HostAway("no runtime host runs for this deployment") from error
+
+
+def _answer(sock: socket.socket) -> HostToAdmin:
+    reader = FrameReader(HostToAdmin)
+    while data := sock.recv(_RECEIVE):
+        for frame, _ in reader.feed(data):
+            answer: HostToAdmin = frame
+            return answer
+    raise DecodeError("the connection ended before an answer")
