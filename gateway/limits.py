@@ -40,6 +40,18 @@ MAX_CLAIM_ITEMS = 64  # of `aud`, `roles`, `purposes`
 MAX_CERTIFICATES = 1024  # parsed client certificates that are remembered
 MAX_DENY_LIST = 4 * 1024 * 1024
 
+# Client certificates -------------------------------------------------------------------------------------------------
+MAX_AUTHORITIES = 32  # files of accepted authorities; a certificate is judged under each
+MAX_AUTHORITY_FILE = 256 * 1024
+MAX_ANCHORS = 16  # certificates in one such file
+MAX_CRL_FILES = 64
+MAX_CRL_FILE = 8 * 1024 * 1024
+MAX_CHAIN = 8  # certificates that a client may show, its own included
+MAX_CERTIFICATE = 16 * 1024  # one certificate, DER
+MAX_TRUSTED_PROXIES = 64
+FRESH_FILE_US = 100_000  # a file changed this recently is read again, as it may change twice between two clock ticks
+CRL_SKEW_S = 300  # how far in the future a revocation list's thisUpdate may lie: clocks differ
+
 # Runtime link --------------------------------------------------------------------------------------------------------
 MAX_OUTSTANDING = 512  # requests sent to the host and not answered, the cancelled ones included
 MAX_LINK_BUFFER = 256 * 1024 * 1024  # bytes not yet taken by the host; then requests are refused

@@ -2,6 +2,7 @@
 
     deployment.toml                 settings below
     pki/                            ca.pem ca.key server.pem server.key clients/NAME.pem clients/NAME.key
+                                    authorities/NAME.pem (further authorities) crl/*.pem, *.der, *.crl revoked.txt
     tokens/                         issuers.toml jwks.json issuer.key (a local issuer, for trials)
     policy/                         schema and policies (*.cedar*), tenants.toml, budgets.toml
     publishers.toml                 keys whose signature on a model bundle counts
@@ -43,6 +44,10 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     port: int = 8443
     workers: int = 1
     client_certificates: str = "optional"
+    crl: str = "if-present"  # "off", "if-present" or "required"
+    trusted_proxies: tuple[str, ...] = ()  # fingerprints or names of proxies' certificates (RFC 9440)
+    unix_socket: str = ""  # a proxy on this machine is served here too; relative to the state directory
+    unix_socket_group: str = ""  # name or number of the group whose members may connect there; "": the owner alone
     token_audience: str = ""  # "" means https://AUDIENCE
     max_concurrent: int = 256  # requests being read or in flight, per gateway process
     body_timeout_s: float = 20.0  # a slower sender is dropped
@@ -87,6 +92,12 @@ class Deployment:
     @property
     def pki(self) -> Path:
         return self.root / "pki"
+
+    @property
+    def gateway_socket(self) -> Path | None:
+        """Where a proxy on this machine finds the gateway, if it is to."""
+        setting = self.settings.gateway.unix_socket
+        return self.root / setting if setting else None
 
     @property
     def tokens(self) -> Path:
@@ -164,6 +175,7 @@ def open_deployment(root: Path) -> Deployment:
         raise ConfigurationError(f"{path}: {error}") from error
     for name, value, allowed in (
         ("gateway.client_certificates", settings.gateway.client_certificates, ("none", "optional", "required")),
+        ("gateway.crl", settings.gateway.crl, ("off", "if-present", "required")),
         ("runtime.profile", settings.runtime.profile, ("strict", "container", "dev")),
     ):
         if value not in allowed:
