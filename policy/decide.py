@@ -104,7 +104,8 @@ class PolicySet:
     ) -> Permit | Deny:
         # Everything that `_decide` reads, and nothing that it does not: the answer depends on this key alone.
         subject = (principal.tenant, principal.subject, principal.roles, principal.purposes, principal.authn)
-        circumstances = (context.purpose, context.sealed, context.assurance, principal.mtls)
+        shown = (principal.mtls, principal.token_binding)
+        circumstances = (context.purpose, context.sealed, context.assurance, *shown)
         hour = facts.hour_of(context.now_us)
         key = (subject, action, model if action in MODEL_ACTIONS else None, circumstances, hour)
         with self._lock:

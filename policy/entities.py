@@ -43,7 +43,7 @@ class Principal:
     mtls: bool
     credential_binding: str
     expires_us: int
-    token_binding: str = "none"  # "mtls" (RFC 8705), "dpop" (RFC 9449); "certificate": no token, a certificate alone
+    token_binding: str = "none"  # "mtls" (RFC 8705), "dpop" (RFC 9449), "mtls+dpop"; "certificate": no token at all
 
 
 @dataclass(frozen=True, kw_only=True)

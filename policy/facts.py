@@ -26,6 +26,7 @@ def circumstances(principal: Principal, context: Context) -> dict[str, Any]:
         "purpose": context.purpose,
         "sealed": context.sealed,
         "mtls": principal.mtls,
+        "token_binding": principal.token_binding,
         "assurance": context.assurance,
         "hour": hours % 24,
         "weekday": (hours // 24 + 3) % 7 + 1,  # the epoch began on a Thursday
@@ -80,6 +81,7 @@ def _tenant_entities(tenant: Tenant) -> tuple[Entity, Entity]:
         "attrs": {
             "suspended": tenant.suspended,
             "requires_mtls": tenant.requires_mtls,
+            "token_binding": tenant.token_binding,
             "evidence_floor": tenant.evidence_floor,
             "audits_every_tenant": tenant.audits_every_tenant,
         },

@@ -32,6 +32,7 @@ class _Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     name: Name
     suspended: bool = False
     requires_mtls: bool = False
+    token_binding: Annotated[str, msgspec.Meta(pattern=r"^(none|any|mtls|dpop)\Z")] = "none"
     evidence_floor: Annotated[str, msgspec.Meta(pattern=r"^(software|hardware)\Z")] = "software"
     audits_every_tenant: bool = False
     purpose: Annotated[tuple[_Purpose, ...], msgspec.Meta(max_length=MAX_PURPOSES)] = ()
@@ -59,6 +60,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     suspended: bool
     requires_mtls: bool
+    token_binding: str  # what the tenant demands: "none", "any", "mtls", "dpop"
     evidence_floor: str
     audits_every_tenant: bool
     max_epsilon_micro: dict[str, int]
@@ -106,6 +108,7 @@ def parse_tenants(data: bytes, *, name: str = FILE) -> Tenants:
             name=item.name,
             suspended=item.suspended,
             requires_mtls=item.requires_mtls,
+            token_binding=item.token_binding,
             evidence_floor=item.evidence_floor,
             audits_every_tenant=item.audits_every_tenant,
             max_epsilon_micro=limits,
