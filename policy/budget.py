@@ -11,17 +11,28 @@ whatever the clock does. Trusts: its caller's transaction, and that grant ids ar
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text, text
 
-from policy.budgets import Budget, Window
-from policy.errors import BudgetExhausted, PolicyError
+from policy.budgets import Budget, PrivacyBudget
+from policy.epsilon import Ended, EpsilonBook, Left, add_tables
+from policy.errors import BudgetExhausted, NoPrivacyBudget, PolicyError, PrivacyBudgetExhausted
 from policy.limits import MAX_AMOUNT
+from policy.windows import window_of
 
-__all__ = ["BudgetBook", "BudgetExhausted", "window_of"]
+__all__ = [
+    "BudgetBook",
+    "BudgetExhausted",
+    "Ended",
+    "Left",
+    "NoPrivacyBudget",
+    "PrivacyBudgetExhausted",
+    "Reserved",
+    "window_of",
+]
 
 _TABLES = MetaData()
 _Big = BigInteger().with_variant(Integer(), "sqlite")
@@ -49,6 +60,8 @@ Table(
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )
+
+add_tables(_TABLES)
 
 # The same text for SQLite 3.35 and PostgreSQL. No row comes back exactly if the budget has too little left.
 _TAKE = text("""
@@ -80,89 +93,98 @@ _CHARGE = text(f"""
 """)  # noqa: S608 - the only insertion is our own integer constant
 
 
+@dataclass(frozen=True)
+class Reserved:
+    """What a reservation leaves: such requests still possible under the tightest budget of requests and units, and the
+    privacy budget that has least. None where none applies."""
+
+    requests: int | None
+    privacy: Left | None
+
+
 class BudgetBook:
     """The budgets in force, and their use. Holds no state of its own: the tables do."""
 
     tables: MetaData = _TABLES
 
-    def __init__(self, budgets: Sequence[Budget]) -> None:
+    def __init__(self, budgets: Sequence[Budget], privacy: Sequence[PrivacyBudget] = ()) -> None:
         self._by_tenant: dict[str, list[Budget]] = {}
         for budget in budgets:
             self._by_tenant.setdefault(budget.tenant, []).append(budget)
+        self._epsilon = EpsilonBook(privacy)
 
     def reserve(
-        self, conn: Connection, *, grant: str, tenant: str, subject: str, model: str, now_us: int
-    ) -> int | None:
+        self,
+        conn: Connection,
+        *,
+        grant: str,
+        tenant: str,
+        subject: str,
+        model: str,
+        eps_micro: int = 0,
+        now_us: int,
+    ) -> Reserved:
         """Count one request against every budget that applies to it, or against none.
 
-        Returns how many such requests are still possible under the tightest of them, or None if no budget applies.
-        Raises BudgetExhausted, naming the budget and when it renews; then nothing is counted, so the caller may go on
-        in the same transaction (and record the denial).
+        `eps_micro` is the most epsilon that its noised answers may spend; 0 means that they need no noise. Raises
+        BudgetExhausted (PrivacyBudgetExhausted), naming the budget and when it renews, or NoPrivacyBudget; then nothing
+        is counted, so the caller may go on in the same transaction (and record the denial).
         """
         taken: list[dict[str, Any]] = []
         left: int | None = None
-        for budget in self._by_tenant.get(tenant, ()):
-            if not budget.applies(tenant=tenant, subject=subject, model=model):
-                continue
-            starts_us, renews_us = window_of(budget.window, now_us)
-            entry, remaining = _take(conn, budget, grant=grant, starts_us=starts_us)
-            if entry is None:
-                if taken:
-                    conn.execute(_GIVE_BACK, taken)
-                raise BudgetExhausted(budget.name, renews_us=renews_us)
-            taken.append(entry)
-            left = remaining if left is None else min(left, remaining)
+        privacy: Left | None = None
+        try:
+            for budget in self._by_tenant.get(tenant, ()):
+                if budget.applies(tenant=tenant, subject=subject, model=model):
+                    entry, remaining = _take(conn, budget, grant=grant, now_us=now_us)
+                    taken.append(entry)
+                    left = remaining if left is None else min(left, remaining)
+            if eps_micro:
+                privacy = self._epsilon.hold(
+                    conn, grant=grant, tenant=tenant, subject=subject, model=model, micro=eps_micro, now_us=now_us
+                )
+        except PolicyError:
+            if taken:
+                conn.execute(_GIVE_BACK, taken)
+            raise
         holds = [entry for entry in taken if entry["hold"]]
         if holds:
             conn.execute(_HOLD, holds)
-        return left
+        return Reserved(left, privacy)
 
-    def settle(self, conn: Connection, *, grant: str, units: int, now_us: int) -> None:
+    def settle(self, conn: Connection, *, grant: str, units: int, eps_micro: int = 0, now_us: int) -> Ended | None:
         """Replace what was held for `grant` by what it cost. Doing so again, or for no hold, changes nothing.
 
         The window that was charged at the reservation is the one that pays, even if `now_us` lies in a later one: a new
         window starts unburdened. Units above the hold are charged in full, and the budget may then stand below zero by
-        that much: `units_per_request` must be what one request may cost at most.
+        that much: `units_per_request` must be what one request may cost at most. Epsilon above the hold raises.
+        Returns what was spent of privacy budgets, if anything was held of one.
         """
         if not 0 <= units <= MAX_AMOUNT or now_us < 0:
             raise PolicyError("units and times are whole numbers of at least 0", code="budget-amount")
         for entry in _release(conn, grant):
             conn.execute(_CHARGE, {**entry, "units": units})
+        return self._epsilon.settle(conn, grant=grant, micro=eps_micro)
 
-    def abandon(self, conn: Connection, *, grant: str) -> None:
+    def abandon(self, conn: Connection, *, grant: str) -> Ended | None:
         """The request ended without anybody knowing what it cost: all that was held counts as spent."""
         for entry in _release(conn, grant):
             conn.execute(_CHARGE, {**entry, "units": entry["hold"]})
+        return self._epsilon.settle(conn, grant=grant, micro=None)
 
 
-def window_of(window: Window, now_us: int) -> tuple[int, int]:
-    """Start and end, in microseconds, of the calendar window (UTC) that `now_us` lies in."""
-    if window is Window.MONTH:
-        now = datetime.datetime.fromtimestamp(now_us // 1_000_000, datetime.UTC)
-        first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-        following = (first + datetime.timedelta(days=32)).replace(day=1)
-        return int(first.timestamp()) * 1_000_000, int(following.timestamp()) * 1_000_000
-    length = _LENGTH_US[window]
-    starts_us = now_us - now_us % length
-    return starts_us, starts_us + length
-
-
-_LENGTH_US = {Window.MINUTE: 60_000_000, Window.HOUR: 3_600_000_000, Window.DAY: 86_400_000_000}
-
-
-def _take(
-    conn: Connection, budget: Budget, *, grant: str, starts_us: int
-) -> tuple[dict[str, Any], int] | tuple[None, int]:
-    """Take one request and its hold from one budget. None if there is not enough; nothing has changed then."""
+def _take(conn: Connection, budget: Budget, *, grant: str, now_us: int) -> tuple[dict[str, Any], int]:
+    """Take one request and its hold from one budget, or raise BudgetExhausted; nothing has changed then."""
+    starts_us, renews_us = window_of(budget.window, now_us)
     hold = 0 if budget.units is None else budget.units_per_request
     requests = MAX_AMOUNT if budget.requests is None else budget.requests
     units = MAX_AMOUNT if budget.units is None else budget.units
-    if requests < 1 or units < hold:
-        return None, 0  # the statement checks a row that exists; a first request must fit the limits too
     entry = {"grant": grant, "budget": budget.name, "period": budget.window.value, "starts_us": starts_us, "hold": hold}
-    row = conn.execute(_TAKE, {**entry, "requests": requests, "units": units}).one_or_none()
+    row = None
+    if requests >= 1 and units >= hold:  # the statement checks a row that exists; a first request must fit too
+        row = conn.execute(_TAKE, {**entry, "requests": requests, "units": units}).one_or_none()
     if row is None:
-        return None, 0
+        raise BudgetExhausted(budget.name, renews_us=renews_us)
     entry["starts_us"], requests_used, units_taken = row
     remaining = requests - requests_used
     if hold:

@@ -18,14 +18,24 @@ from typing import Any
 import cedarpy
 
 from policy.errors import PolicyFileError
-from policy.limits import MAX_POLICIES, MAX_ROUND_DIGITS, MAX_TOP_K
+from policy.limits import (
+    MAX_NOISE_EPSILON_MICRO,
+    MAX_NOISE_ROWS,
+    MAX_POLICIES,
+    MAX_ROUND_DIGITS,
+    MAX_TOP_K,
+    NOISE_ROWS,
+)
 from policy.store import SCHEMA_FILE, PolicyFiles
+from policy.tenants import micro
 from sealgate.protocol.frames import Obligations
 
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
 _ARITHMETIC = frozenset({"+", "-", "*", "neg"})
-_ANNOTATIONS = frozenset({"id", "says", "round_digits", "top_k", "hide_scores"})
+_DECIMAL = re.compile(r"(?:0|[1-9][0-9]{0,2})(?:\.[0-9]{1,6})?")
+_OBLIGATIONS = ("round_digits", "top_k", "hide_scores", "noise_epsilon", "noise_rows", "receipt_required", "single_use")
+_ANNOTATIONS = frozenset({"id", "says", *_OBLIGATIONS})
 _NAMED = re.compile(r"policy `([^`]*)`")
 
 Entity = dict[str, Any]
@@ -141,7 +151,7 @@ def _rule(policy: dict[str, Any], *, file: str, where: str) -> Rule:
         )
     forbids = policy["effect"] == "forbid"
     obligations = _obligations(annotations, where=where)
-    if forbids and obligations != Obligations():
+    if forbids and not annotations.keys().isdisjoint(_OBLIGATIONS):
         raise PolicyFileError(f"{where}: a forbid cannot oblige the runtime to anything; annotate the permit")
     return Rule(id=identity, file=file, forbids=forbids, says=annotations.get("says", ""), obligations=obligations)
 
@@ -153,14 +163,40 @@ def _uses_arithmetic(node: Any) -> bool:
 
 
 def _obligations(annotations: dict[str, str], *, where: str) -> Obligations:
-    hide = annotations.get("hide_scores", "false")
-    if hide not in ("true", "false"):
-        raise PolicyFileError(f'{where}: @hide_scores is "true" or "false"')
+    noise = _epsilon(annotations, where=where)
+    rows = _number(annotations, "noise_rows", 1, MAX_NOISE_ROWS, where=where)
+    if rows is not None and not noise:
+        raise PolicyFileError(f"{where}: @noise_rows is for permits with @noise_epsilon")
     return Obligations(
         round_digits=_number(annotations, "round_digits", 0, MAX_ROUND_DIGITS, where=where),
         top_k=_number(annotations, "top_k", 1, MAX_TOP_K, where=where),
-        hide_scores=hide == "true",
+        hide_scores=_flag(annotations, "hide_scores", where=where),
+        noise_epsilon_micro=noise,
+        noise_rows=(rows or NOISE_ROWS) if noise else 0,
+        receipt_required=_flag(annotations, "receipt_required", where=where),
+        single_use=_flag(annotations, "single_use", where=where),
     )
+
+
+def _epsilon(annotations: dict[str, str], *, where: str) -> int:
+    """In millionths; 0 where no noise is demanded."""
+    if "noise_epsilon" not in annotations:
+        return 0
+    text = annotations["noise_epsilon"]
+    epsilon_micro = micro(text) if _DECIMAL.fullmatch(text) else 0
+    if not 0 < epsilon_micro <= MAX_NOISE_EPSILON_MICRO:
+        raise PolicyFileError(
+            f"{where}: @noise_epsilon is a number above 0 and up to {MAX_NOISE_EPSILON_MICRO // 1_000_000}, with at "
+            "most six decimal places, in quotation marks"
+        )
+    return epsilon_micro
+
+
+def _flag(annotations: dict[str, str], name: str, *, where: str) -> bool:
+    text = annotations.get(name, "false")
+    if text not in ("true", "false"):
+        raise PolicyFileError(f'{where}: @{name} is "true" or "false"')
+    return text == "true"
 
 
 def _number(annotations: dict[str, str], name: str, low: int, high: int, *, where: str) -> int | None:

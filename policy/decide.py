@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from policy import facts
-from policy.budgets import Budget
+from policy.budgets import Budget, PrivacyBudget
 from policy.cedar import Engine, Entity, Rule, Verdict, read_policies
 from policy.entities import Action, Context, Principal, Role
 from policy.errors import PolicyFileError
@@ -71,7 +71,12 @@ def load_policy(path: Path) -> PolicySet:
             f"{path / SCHEMA_FILE}: does not fit tenants.toml: {' '.join(str(error).split())}"
         ) from error
     policy_set = PolicySet(
-        digest=files.digest, rules=rules, tenants=files.tenants, budgets=files.budgets, engine=engine
+        digest=files.digest,
+        rules=rules,
+        tenants=files.tenants,
+        budgets=files.budgets,
+        privacy_budgets=files.privacy_budgets,
+        engine=engine,
     )
     policy_set.try_out(path)
     return policy_set
@@ -81,13 +86,21 @@ class PolicySet:
     """A policy directory in force. Safe to share between threads; the cache is the only state, guarded by its lock."""
 
     def __init__(
-        self, *, digest: str, rules: dict[str, Rule], tenants: Tenants, budgets: tuple[Budget, ...], engine: Engine
+        self,
+        *,
+        digest: str,
+        rules: dict[str, Rule],
+        tenants: Tenants,
+        budgets: tuple[Budget, ...],
+        privacy_budgets: tuple[PrivacyBudget, ...] = (),
+        engine: Engine,
     ) -> None:
         """Made by `load_policy`."""
         self.digest = digest
         self.rules = rules
         self.tenants = tenants
         self.budgets = budgets
+        self.privacy_budgets = privacy_budgets
         self._engine = engine
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[Any, ...], Permit | Deny] = OrderedDict()  # guarded by _lock

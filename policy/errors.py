@@ -4,7 +4,9 @@
     ├── ConfigurationError
     │   └── PolicyFileError     a policy directory is not fit to decide anything; nothing starts with it
     └── PolicyError
-        └── BudgetExhausted     a budget has nothing left for this request until its window renews
+        ├── BudgetExhausted     a budget has nothing left for this request until its window renews
+        │   └── PrivacyBudgetExhausted  likewise, of epsilon; some never renew
+        └── NoPrivacyBudget     an answer must be noised, but nothing bounds what such answers may cost
 
 A denial is not an error: `PolicySet.decide` returns it.
 """
@@ -35,3 +37,18 @@ class BudgetExhausted(PolicyError):
         super().__init__(f"the budget '{name}' is exhausted")
         self.name = name
         self.renews_us = renews_us
+
+
+class PrivacyBudgetExhausted(BudgetExhausted):
+    """The privacy budget `name` has too little epsilon left for this request; `renews_us` is 0 if it never renews."""
+
+    code = "privacy-budget-exhausted"
+
+
+class NoPrivacyBudget(PolicyError):
+    """A permit demands noise, and no privacy budget covers the model: nobody counts what its answers cost."""
+
+    code = "no-privacy-budget"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"no privacy budget covers the model '{model}'")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from policy import budgets, tenants
-from policy.budgets import Budget
+from policy.budgets import Budget, PrivacyBudget
 from policy.errors import PolicyFileError
 from policy.limits import MAX_POLICY_FILE, MAX_POLICY_FILES
 from policy.tenants import Tenants
@@ -42,6 +42,7 @@ class PolicyFiles:
     policies: dict[str, str]  # file name to text, in order of name
     tenants: Tenants
     budgets: tuple[Budget, ...]
+    privacy_budgets: tuple[PrivacyBudget, ...]
 
 
 def load_files(path: Path) -> PolicyFiles:
@@ -64,7 +65,8 @@ def load_files(path: Path) -> PolicyFiles:
         schema=schema,
         policies=dict(sorted(texts.items())),
         tenants=found_tenants,
-        budgets=found_budgets,
+        budgets=found_budgets.requests,
+        privacy_budgets=found_budgets.privacy,
     )
 
 

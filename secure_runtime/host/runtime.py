@@ -304,7 +304,7 @@ def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
     Blocks; call from the main thread.
     """
     policy = load_files(deployment.policy)
-    budgets = BudgetBook(policy.budgets)
+    budgets = BudgetBook(policy.budgets, policy.privacy_budgets)
     origin = deployment.settings.deployment.origin
     url = f"sqlite:///{deployment.database}"
     log = AuditLog.open(
