@@ -11,15 +11,14 @@ from typing import Annotated
 
 import msgspec
 
-from policy.entities import Role
+from policy.clients import CertificateClient, ClientRules, client_rules
 from policy.errors import PolicyFileError
 from policy.limits import MAX_CLIENTS, MAX_EPSILON_MICRO, MAX_PURPOSES, MAX_TENANTS
-from policy.toml import Name, Subject, parse_toml
+from policy.toml import Name, parse_toml
 
 FILE = "tenants.toml"
 
 _Decimal = Annotated[str, msgspec.Meta(pattern=r"^(0|[1-9][0-9]{0,6})(\.[0-9]{1,6})?\Z")]
-_CertificateName = Annotated[str, msgspec.Meta(pattern=r"^(URI|DNS|email|CN):[\x21-\x7e]{1,512}\Z")]
 _Fingerprint = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -36,16 +35,6 @@ class _Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     evidence_floor: Annotated[str, msgspec.Meta(pattern=r"^(software|hardware)\Z")] = "software"
     audits_every_tenant: bool = False
     purpose: Annotated[tuple[_Purpose, ...], msgspec.Meta(max_length=MAX_PURPOSES)] = ()
-
-
-class CertificateClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a client certificate with this name stands for."""
-
-    certificate: _CertificateName
-    tenant: Name
-    subject: Subject
-    roles: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1, max_length=len(Role))]
-    purposes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_PURPOSES)] = ()
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -70,17 +59,15 @@ class Tenants(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of `tenants.toml`."""
 
     tenants: dict[str, Tenant]
-    clients: dict[str, CertificateClient]
+    clients: ClientRules
     revoked_certificates: frozenset[str]  # SHA-256 of the DER form, lowercase hex
 
-    def client_of(self, names: Iterable[str]) -> CertificateClient | None:
+    def client_of(self, names: Iterable[str], authorities: frozenset[str] = frozenset()) -> CertificateClient | None:
         """Whom a VERIFIED certificate with these names stands for ("URI:...", "DNS:...", "email:...", "CN:...").
 
-        None if it stands for nobody, and also if its names stand for two different clients: then it is not clear who
-        is calling, so nobody is.
+        `authorities` are the names of those that stand behind it. None if it stands for nobody, or for two.
         """
-        found = {self.clients[name].certificate: self.clients[name] for name in names if name in self.clients}
-        return next(iter(found.values())) if len(found) == 1 else None
+        return self.clients.client_of(names, authorities)
 
 
 def micro(decimal: str) -> int:
@@ -120,18 +107,12 @@ def parse_tenants(data: bytes, *, name: str = FILE) -> Tenants:
     )
 
 
-def _clients(
-    items: tuple[CertificateClient, ...], tenants: dict[str, Tenant], *, name: str
-) -> dict[str, CertificateClient]:
-    clients: dict[str, CertificateClient] = {}
+def _clients(items: tuple[CertificateClient, ...], tenants: dict[str, Tenant], *, name: str) -> ClientRules:
     for index, item in enumerate(items):
         where = f"{name}: client[{index}]"
-        if item.certificate in clients:
-            raise PolicyFileError(f"{where}.certificate: '{item.certificate}' is there twice")
         if item.tenant not in tenants:
             raise PolicyFileError(f"{where}.tenant: there is no tenant '{item.tenant}'")
         for purpose in item.purposes:
             if purpose not in tenants[item.tenant].max_epsilon_micro:
                 raise PolicyFileError(f"{where}.purposes: tenant '{item.tenant}' has no purpose '{purpose}'")
-        clients[item.certificate] = item
-    return clients
+    return client_rules(items, name=name)
