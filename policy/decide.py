@@ -22,6 +22,7 @@ from policy.cedar import Engine, Entity, Rule, Verdict, read_policies
 from policy.entities import Action, Context, Principal, Role
 from policy.errors import PolicyFileError
 from policy.limits import MAX_CACHED_DECISIONS, MAX_NAMED_POLICIES
+from policy.manifest import NAMELESS, Manifest
 from policy.obligations import merge
 from policy.store import SCHEMA_FILE, load_files
 from policy.tenants import Tenants
@@ -60,9 +61,12 @@ class Deny:
     errors: tuple[str, ...] = ()
 
 
-def load_policy(path: Path) -> PolicySet:
-    """Read, validate and try out a policy directory. Raises PolicyFileError: then nothing may start with it."""
-    files = load_files(path)
+def load_policy(path: Path, *, digest: str | None = None) -> PolicySet:
+    """Read, validate and try out a policy directory. Raises PolicyFileError: then nothing may start with it.
+
+    With `digest`, the directory must be the one of that digest, to the byte.
+    """
+    files = load_files(path, digest=digest)
     policies, rules = read_policies(files)
     try:
         engine = Engine(schema=files.schema, policies=policies, entities=facts.standing_entities(files.tenants))
@@ -72,6 +76,7 @@ def load_policy(path: Path) -> PolicySet:
         ) from error
     policy_set = PolicySet(
         digest=files.digest,
+        manifest=files.manifest,
         rules=rules,
         tenants=files.tenants,
         budgets=files.budgets,
@@ -89,6 +94,7 @@ class PolicySet:
         self,
         *,
         digest: str,
+        manifest: Manifest = NAMELESS,
         rules: dict[str, Rule],
         tenants: Tenants,
         budgets: tuple[Budget, ...],
@@ -97,6 +103,7 @@ class PolicySet:
     ) -> None:
         """Made by `load_policy`."""
         self.digest = digest
+        self.manifest = manifest
         self.rules = rules
         self.tenants = tenants
         self.budgets = budgets

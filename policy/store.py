@@ -1,9 +1,12 @@
 """A policy directory on disk: which files count, their digest, and their contents, read exactly once.
 
+    manifest.toml        see policy.manifest; a directory without it loads, but cannot be applied
     schema.cedarschema   what policies may speak about
     *.cedar              the policies; all of them are in force
     tenants.toml         see policy.tenants
     budgets.toml         see policy.budgets
+    scenarios/*.toml     see policy.scenarios: they decide nothing, and have a digest of their own
+    MANIFEST.json        in a stored version only (policy.history): the listing that the digest is of
     examples/, .*        never read
 
 Any other name is refused: a policy in a file with a misspelt name would silently not be in force. The digest covers the
@@ -19,17 +22,22 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from policy import budgets, tenants
+from policy import budgets, manifest, tenants
 from policy.budgets import Budget, PrivacyBudget
 from policy.errors import PolicyFileError
 from policy.limits import MAX_POLICY_FILE, MAX_POLICY_FILES
+from policy.manifest import NAMELESS, Manifest
 from policy.tenants import Tenants
 from sealgate.protocol.canonical import canonical_json
 
 SCHEMA_FILE = "schema.cedarschema"
+LISTING_FILE = "MANIFEST.json"
+SCENARIOS = "scenarios"
 _REQUIRED = (SCHEMA_FILE, tenants.FILE, budgets.FILE)
+_KNOWN = (*_REQUIRED, manifest.FILE)
 _POLICY_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.cedar")
-_IGNORED_FOLDERS = ("examples",)
+_SCENARIO_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.toml")
+_IGNORED_FOLDERS = ("examples", SCENARIOS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,7 @@ class PolicyFiles:
 
     path: Path
     digest: str  # lowercase hex SHA-256
+    manifest: Manifest
     schema: str
     policies: dict[str, str]  # file name to text, in order of name
     tenants: Tenants
@@ -45,9 +54,14 @@ class PolicyFiles:
     privacy_budgets: tuple[PrivacyBudget, ...]
 
 
-def load_files(path: Path) -> PolicyFiles:
-    """Read and parse a policy directory; raises PolicyFileError with one line that names the file and the field."""
-    contents = _read_folder(path)
+def load_files(path: Path, *, digest: str | None = None) -> PolicyFiles:
+    """Read and parse a policy directory; raises PolicyFileError with one line that names the file and the field.
+
+    With `digest`, the directory must be the one of that digest, to the byte.
+    """
+    contents = read_contents(path, stored=digest is not None)
+    if digest is not None and digest_of(contents) != digest:
+        raise PolicyFileError(f"{path}: has been changed since it was stored; its digest is not {digest[:16]}...")
     for name in _REQUIRED:
         if name not in contents:
             raise PolicyFileError(f"{path / name} is missing; every policy directory needs it")
@@ -62,6 +76,7 @@ def load_files(path: Path) -> PolicyFiles:
     return PolicyFiles(
         path=path,
         digest=digest_of(contents),
+        manifest=_manifest(path / manifest.FILE, contents.get(manifest.FILE)),
         schema=schema,
         policies=dict(sorted(texts.items())),
         tenants=found_tenants,
@@ -70,22 +85,55 @@ def load_files(path: Path) -> PolicyFiles:
     )
 
 
+def read_contents(path: Path, *, stored: bool = False) -> dict[str, bytes]:
+    """The files of a policy directory that its digest covers, by name, none of them judged. Raises PolicyFileError.
+
+    A `stored` version has its listing beside them.
+    """
+    ignored = (LISTING_FILE,) if stored else ()
+    hint = "policies are named NAME.cedar"
+    return _read_folder(path, known=_KNOWN, pattern=_POLICY_FILE, ignored=ignored, hint=hint)
+
+
+def read_scenarios(path: Path) -> dict[str, bytes]:
+    """The scenario files of a policy directory, by name; none if it has no such folder. Raises PolicyFileError."""
+    folder = path / SCENARIOS
+    if not folder.is_dir():
+        return {}
+    return _read_folder(folder, known=(), pattern=_SCENARIO_FILE, hint="scenarios are named NAME.toml")
+
+
+def listing(contents: dict[str, bytes]) -> bytes:
+    """The canonical listing of files: their names and the digests of their bytes."""
+    return canonical_json({"files": {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}})
+
+
 def digest_of(contents: dict[str, bytes]) -> str:
-    """The digest of a policy directory: of its file names and the digests of their bytes, in canonical form."""
-    listing = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
-    return hashlib.sha256(b"sealgate policy v1\x00" + canonical_json({"files": listing})).hexdigest()
+    """The digest of a policy directory: of the canonical listing of its files."""
+    return hashlib.sha256(b"sealgate policy v1\x00" + listing(contents)).hexdigest()
 
 
-def _read_folder(path: Path) -> dict[str, bytes]:
+def digest_of_scenarios(contents: dict[str, bytes]) -> str:
+    """The digest of scenario files; "" where there are none."""
+    return hashlib.sha256(b"sealgate scenarios v1\x00" + listing(contents)).hexdigest() if contents else ""
+
+
+def _manifest(path: Path, data: bytes | None) -> Manifest:
+    return NAMELESS if data is None else manifest.parse_manifest(data, name=str(path))
+
+
+def _read_folder(
+    path: Path, *, known: tuple[str, ...], pattern: re.Pattern[str], hint: str, ignored: tuple[str, ...] = ()
+) -> dict[str, bytes]:
     contents: dict[str, bytes] = {}
     try:
         for item in sorted(path.iterdir()):
-            if item.name.startswith(".") or (item.name in _IGNORED_FOLDERS and item.is_dir()):
+            if item.name.startswith(".") or item.name in ignored:
                 continue
-            if item.name not in _REQUIRED and not _POLICY_FILE.fullmatch(item.name):
-                raise PolicyFileError(
-                    f"{item}: not a file of a policy directory; policies are named NAME.cedar. Rename or move it"
-                )
+            if item.name in _IGNORED_FOLDERS and item.is_dir():
+                continue
+            if item.name not in known and not pattern.fullmatch(item.name):
+                raise PolicyFileError(f"{item}: not a file of a policy directory; {hint}. Rename or move it")
             if len(contents) == MAX_POLICY_FILES:
                 raise PolicyFileError(f"{path}: more than {MAX_POLICY_FILES} files")
             with item.open("rb") as file:
