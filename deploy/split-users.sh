@@ -15,6 +15,9 @@ link=${LINK_GROUP:-sealgate-link}
 chown -R "$runtime:$runtime" "$state"
 chown -R "$gateway:$gateway" "$state/pki" "$state/tokens"
 
+# The gateway's processes share a folder: proofs of possession (DPoP) that were used.
+install -d -o "$gateway" -g "$gateway" -m 0700 "$state/run/gateway"
+
 # Both read the settings and the policy; the gateway passes through to the socket and to the log.
 chgrp "$link" "$state" "$state/policy" "$state/run" "$state/log"
 chmod 0710 "$state"

@@ -61,7 +61,8 @@ PROBLEMS: dict[str, ProblemKind] = {
 AUTHENTICATION_FAILURES: dict[str, str] = {
     "no-credential": "neither a token nor a client certificate",
     "credential-repeated": "more than one Authorization field",
-    "scheme-unknown": "an Authorization scheme other than Bearer",
+    "scheme-unknown": "an Authorization scheme other than Bearer and DPoP",
+    "scheme-mismatch": "a token bound to a key that did not come as DPoP, or one that is not bound that did",
     "token-too-large": "a token larger than MAX_TOKEN",
     "token-malformed": "not three base64url parts of strict JSON without repeated names",
     "header-forbidden": "a token header that brings a key, an extension or a transformation",
@@ -78,6 +79,27 @@ AUTHENTICATION_FAILURES: dict[str, str] = {
     "token-expired": "a token whose time is over",
     "token-not-yet-valid": "a token from the future",
     "token-bound-elsewhere": "a token bound to a certificate that the caller did not show",
+    "proof-missing": "no proof of possession beside a token that is bound to a key",
+    "proof-repeated": "more than one DPoP field",
+    "proof-unexpected": "a proof of possession beside a token that is bound to no key, or beside none",
+    "proof-too-large": "a proof larger than MAX_PROOF",
+    "proof-malformed": "a proof that is not three base64url parts of strict JSON without repeated names",
+    "proof-header-forbidden": "a proof whose header brings more than its type, its algorithm and a key",
+    "proof-type-mismatch": "a proof that is not dpop+jwt",
+    "proof-algorithm-refused": "an algorithm that is refused, or that does not fit the proof's key",
+    "proof-key-refused": "a key in a proof that is private, malformed, too weak or too large",
+    "proof-key-mismatch": "a proof by another key than the one that the token names",
+    "proof-signature-invalid": "a proof whose signature does not hold",
+    "proof-claims-invalid": "a proof in which a claim is missing or of the wrong type",
+    "proof-method-mismatch": "a proof for another method",
+    "proof-url-mismatch": "a proof for another URL",
+    "proof-token-mismatch": "a proof for another token",
+    "proof-expired": "a proof that was made too long ago",
+    "proof-not-yet-valid": "a proof from the future",
+    "proof-nonce-stale": "a proof that is good but for its nonce, which is missing or too old",
+    "proof-replayed": "a proof that was used before",
+    "proof-store-full": "no room to remember one more proof, so none is accepted; the caller gets 503",
+    "proof-store-unavailable": "used proofs cannot be remembered, so none is accepted; the caller gets 503",
     "certificate-malformed": "a client certificate whose names cannot be read",
     "certificate-expired": "a client certificate outside its time, on a connection that outlived it",
     "certificate-revoked": "a client certificate, or one above it, on the deny list or on a revocation list",
@@ -92,6 +114,14 @@ AUTHENTICATION_FAILURES: dict[str, str] = {
     "deny-list-unreadable": "the deny list cannot be read, so no certificate is accepted",
 }
 """Every reason that the log counts failed authentications by, with what it means. Callers see none of them."""
+
+
+_NO_FAULT_OF_THE_CALLER = frozenset({"proof-store-full", "proof-store-unavailable"})
+
+_ALGORITHMS = "ES256 ES384 EdDSA PS256 RS256"
+CHALLENGE = f'Bearer, DPoP algs="{_ALGORITHMS}"'
+CHALLENGE_NONCE = f'Bearer, DPoP error="use_dpop_nonce", algs="{_ALGORITHMS}"'
+"""RFC 9449 sections 7.1 and 9: what a caller may authenticate with."""
 
 
 class GatewayError(SealgateError):
@@ -121,7 +151,7 @@ class Problem(GatewayError):
         if kind.retry or retry_after_s:
             self.headers["Retry-After"] = str(max(retry_after_s, RETRY_AFTER_S))
         if code == "unauthenticated":
-            self.headers["WWW-Authenticate"] = "Bearer"
+            self.headers.setdefault("WWW-Authenticate", CHALLENGE)
 
     @property
     def type(self) -> str:
@@ -134,12 +164,24 @@ class Problem(GatewayError):
 
 
 class Unauthenticated(GatewayError):
-    """No principal. `code` is one of AUTHENTICATION_FAILURES; the caller gets the one uniform 401."""
+    """No principal. `code` is one of AUTHENTICATION_FAILURES; the caller gets the one uniform 401.
+
+    There are two exceptions, and only who holds a good token and its key ever meets them. A proof that lacks nothing
+    but a current nonce gets the same 401 with the challenge of RFC 9449 section 9. Where used proofs cannot be
+    remembered it is 503, because a new credential would not help.
+    """
 
     code = "unauthenticated"
 
     def __init__(self, reason: str) -> None:
         super().__init__("the caller could not be authenticated", code=reason)
+
+    def problem(self) -> Problem:
+        """What the caller is told."""
+        if self.code in _NO_FAULT_OF_THE_CALLER:
+            return Problem("unavailable")
+        headers = {"WWW-Authenticate": CHALLENGE_NONCE} if self.code == "proof-nonce-stale" else {}
+        return Problem("unauthenticated", headers=headers)
 
 
 class RuntimeAway(GatewayError):

@@ -61,7 +61,7 @@ class Gate:
             source = source_class(request.scope.get("client"))
             self.link.auth_failed(frames.AuthFailed(reason=error.code, source=source))
             note(request, reason=error.code)
-            raise Problem("unauthenticated") from None
+            raise error.problem() from None
         note(request, authn=principal.authn, tenant=quoted(principal.tenant))
         return principal
 

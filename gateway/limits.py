@@ -52,6 +52,16 @@ MAX_TRUSTED_PROXIES = 64
 FRESH_FILE_US = 100_000  # a file changed this recently is read again, as it may change twice between two clock ticks
 CRL_SKEW_S = 300  # how far in the future a revocation list's thisUpdate may lie: clocks differ
 
+# Proofs of possession (DPoP) ------------------------------------------------------------------------------------------
+MAX_PROOF = 4 * 1024
+MAX_PROOF_ID = 256  # the claim `jti`
+MAX_PROOF_RSA_BITS = 4096  # the key comes with the proof, so a caller chooses what its verification costs
+PROOF_AGE_S = 120  # how far back `iat` may lie
+PROOF_AHEAD_S = 30  # how far ahead
+NONCE_WINDOW_S = 150  # a nonce counts in its window and in the next: 150 to 300 s
+MAX_PROOF_PAGES = 16 * 1024  # of 4 KiB: some 500,000 used proofs, more than a machine verifies in PROOF_AGE_S
+PROOF_STORE_WAIT_S = 2.0  # for another gateway process that writes
+
 # Runtime link --------------------------------------------------------------------------------------------------------
 MAX_OUTSTANDING = 512  # requests sent to the host and not answered, the cancelled ones included
 MAX_LINK_BUFFER = 256 * 1024 * 1024  # bytes not yet taken by the host; then requests are refused

@@ -49,6 +49,7 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     unix_socket: str = ""  # a proxy on this machine is served here too; relative to the state directory
     unix_socket_group: str = ""  # name or number of the group whose members may connect there; "": the owner alone
     token_audience: str = ""  # "" means https://AUDIENCE
+    dpop_urls: tuple[str, ...] = ()  # other base URLs that callers reach the gateway by; https://AUDIENCE always is one
     max_concurrent: int = 256  # requests being read or in flight, per gateway process
     body_timeout_s: float = 20.0  # a slower sender is dropped
     request_timeout_s: float = 60.0
@@ -138,6 +139,11 @@ class Deployment:
     @property
     def admin_socket(self) -> Path:
         return self.root / "run" / "admin.sock"
+
+    @property
+    def proofs(self) -> Path:
+        """Where the gateway's processes remember used proofs of possession. The gateway must own this folder."""
+        return self.root / "run" / "gateway"
 
     @property
     def trust(self) -> Path:
