@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MAX_POLICY_FILE = 1024 * 1024  # one file of a policy directory
 MAX_POLICY_FILES = 256  # files of a policy directory that are read
+MAX_CURRENT = 4096  # the file that names the policy in force
 MAX_MANIFEST_TEXT = 300  # characters of a description or an owner
 MAX_POLICIES = 1024  # policies of all files together
 MAX_NAMED_POLICIES = 32  # determining policies that one record names

@@ -97,9 +97,11 @@ def read_contents(path: Path, *, stored: bool = False) -> dict[str, bytes]:
 
 def read_scenarios(path: Path) -> dict[str, bytes]:
     """The scenario files of a policy directory, by name; none if it has no such folder. Raises PolicyFileError."""
-    folder = path / SCENARIOS
-    if not folder.is_dir():
-        return {}
+    return read_scenario_folder(path / SCENARIOS) if (path / SCENARIOS).is_dir() else {}
+
+
+def read_scenario_folder(folder: Path) -> dict[str, bytes]:
+    """The scenario files in `folder`, by name, none of them judged. Raises PolicyFileError."""
     return _read_folder(folder, known=(), pattern=_SCENARIO_FILE, hint="scenarios are named NAME.toml")
 
 

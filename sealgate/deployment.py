@@ -4,7 +4,8 @@
     pki/                            ca.pem ca.key server.pem server.key clients/NAME.pem clients/NAME.key
                                     authorities/NAME.pem (further authorities) crl/*.pem, *.der, *.crl revoked.txt
     tokens/                         issuers.toml jwks.json issuer.key (a local issuer, for trials)
-    policy/                         schema and policies (*.cedar*), tenants.toml, budgets.toml
+    policy/                         the working copy: schema and policies (*.cedar*), tenants.toml, budgets.toml
+    policy-history/                 every version that was in force, and which one is (see policy.history)
     publishers.toml                 keys whose signature on a model bundle counts
     models/NAME/                    bundles
     evidence/operator.key           signs software evidence
@@ -107,6 +108,10 @@ class Deployment:
     @property
     def policy(self) -> Path:
         return self.root / "policy"
+
+    @property
+    def policy_history(self) -> Path:
+        return self.root / "policy-history"
 
     @property
     def publishers(self) -> Path:
