@@ -37,7 +37,16 @@ GATEKEEPER_REASONS = frozenset(
 """Why the gatekeeper turns a request away. The host takes no others: a worker cannot put its own words on record."""
 
 ENGINE_REASONS = frozenset(
-    {"bad-input", "input-datatype", "input-not-finite", "input-shape", "model-error", "model-not-loaded"}
+    {
+        "bad-input",
+        "input-datatype",
+        "input-not-finite",
+        "input-shape",
+        "model-error",
+        "model-not-loaded",
+        "noise-without-bounds",
+        "too-many-noised-rows",
+    }
 )
 """Why an admitted request was answered with an error inside the seal."""
 

@@ -154,6 +154,7 @@ class Worker:
             model_digest=answer.model_digest,
             certificate_digest=answer.certificate_digest,
             units=answer.units,
+            eps_micro=answer.eps_micro,
             resp_commit=commitment(sealed),
         )
         self._send(Done(id=work.id, completion=completion, media_type=media_type), sealed)

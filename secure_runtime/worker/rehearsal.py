@@ -21,6 +21,8 @@ from secure_runtime.worker.engine.serving import Engine
 
 _ZEROS: dict[str, bool | str] = {"BOOL": False, "BYTES": ""}
 _ROWS_LARGE = 4096  # enough to start torch's own threads
+_REDUCED = Obligations(round_digits=3, top_k=1)
+_NOISED = Obligations(noise_epsilon_micro=1_000_000, noise_rows=1, receipt_required=True)
 
 
 def rehearse(plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel]) -> None:
@@ -35,9 +37,10 @@ def rehearse(plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel]) 
     worker = Worker(plan, engine, send=send)
     works: list[tuple[Work, bytes, bool]] = []
     for config in decode_key_configs(worker.keys.published()):
-        for operation, model, request in _requests(plan, models):
+        for operation, model, request, obligations in _requests(plan, models):
             raw, media_type, _ = seal_request(config, request, chunked=len(request) > 4096)
-            works.append((Work(id=len(works), grant=_grant(model, operation), media_type=media_type), raw, False))
+            grant = _grant(model, operation, obligations)
+            works.append((Work(id=len(works), grant=grant, media_type=media_type), raw, False))
         raw, media_type, _ = seal_request(config, b"\x00", chunked=False)
         works.append((Work(id=len(works), grant=_grant("none"), media_type=media_type), raw, False))
         works.append((Work(id=len(works), grant=_grant("none"), media_type=media_type), raw, True))
@@ -49,7 +52,7 @@ def rehearse(plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel]) 
         raise SandboxRefused("the rehearsal did not come to its end", code="rehearsal")
 
 
-def _grant(model: str, operation: str = "infer") -> Grant:
+def _grant(model: str, operation: str = "infer", obligations: Obligations = _REDUCED) -> Grant:
     return Grant(
         id="rehearsal",
         model=model,
@@ -57,14 +60,15 @@ def _grant(model: str, operation: str = "infer") -> Grant:
         purpose="rehearsal",
         actor="",
         credential_binding="rehearsal",
-        obligations=Obligations(round_digits=3, top_k=1),
+        obligations=obligations,
         expires_us=now_us() + 60_000_000,
     )
 
 
-def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[str, str, bytes]]:
-    """Operation, model and inner request: JSON and binary, one row and many, and documents that are wrong."""
-    made: list[tuple[str, str, bytes]] = []
+def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[str, str, bytes, Obligations]]:
+    """Operation, model, inner request and duties: JSON and binary, one row and many, noised, and documents that are
+    wrong."""
+    made: list[tuple[str, str, bytes, Obligations]] = []
     for name, model in models.items():
         spec = model.manifest.inputs[0]
         path = f"/v2/models/{name}/infer"
@@ -75,14 +79,16 @@ def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[s
             for binary in (True, False):
                 request = inference.InferRequest(inputs=(tensor,))
                 fields, body = inference.encode_infer_request(request, binary=binary)
-                made.append(("infer", name, _encode(plan, "POST", path, tuple(fields), body)))
+                made.append(("infer", name, _encode(plan, "POST", path, tuple(fields), body), _REDUCED))
+                if rows == 1:
+                    made.append((*made[-1][:3], _NOISED))
         wrong = inference.tensor_from_list("no such input", "FP32", (1, 1), [0.0])
         fields, body = inference.encode_infer_request(inference.InferRequest(inputs=(wrong,)), binary=False)
-        made.append(("infer", name, _encode(plan, "POST", path, tuple(fields), body)))
-        made.append(("infer", name, _encode(plan, "POST", path, (), b"{")))
-        made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}", (), b"")))
-        made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}/ready", (), b"")))
-    made.append(("infer", "none", _encode(plan, "POST", "/v2/models/none/infer", (), b"{}")))
+        made.append(("infer", name, _encode(plan, "POST", path, tuple(fields), body), _REDUCED))
+        made.append(("infer", name, _encode(plan, "POST", path, (), b"{"), _REDUCED))
+        made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}", (), b""), _REDUCED))
+        made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}/ready", (), b""), _REDUCED))
+    made.append(("infer", "none", _encode(plan, "POST", "/v2/models/none/infer", (), b"{}"), _REDUCED))
     return made
 
 

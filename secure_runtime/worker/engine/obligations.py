@@ -1,6 +1,7 @@
 """What a permit demands of the answer: fewer digits, fewer classes, no scores.
 
-Minimisation, not differential privacy: repeated queries can undo much of it, and the documentation says so.
+Minimisation, not differential privacy: repeated queries can undo much of it, and the documentation says so. Noise is
+more; it stands in `noise.py` and comes first: what is done here to a noised answer costs no epsilon.
 Trusts: the grant. Never: widens an answer.
 """
 

@@ -1,4 +1,4 @@
-"""Step 8: admitted requests become answers. Parse strictly, batch what arrived together, run, apply obligations.
+"""Step 8: admitted requests become answers. Parse strictly, batch what arrived together, run, noise, reduce.
 
 Requests of one sweep that go to the same model are one batch, whoever sent them; a request's answer does not depend on
 its neighbours' rows. How long a sweep takes does depend on them: docs/what-this-does-not-prove.md says so.
@@ -11,19 +11,22 @@ or the worker; raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
 
-from sealgate.ambient import Clock, now_us
+from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_FIELD_SECTION, MAX_INNER_MESSAGE
 from sealgate.protocol import bhttp, inference
+from sealgate.protocol.frames import Obligations
+from sealgate.protocol.obligations import FIELD, encode_obligations
 from secure_runtime.errors import BadInput
 from secure_runtime.limits import SLICE_ROWS
 from secure_runtime.models.bundle import LoadedModel
+from secure_runtime.worker.engine.noise import noised, require_few_rows
 from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_values
 from secure_runtime.worker.engine.tensors import from_torch, to_torch
 from secure_runtime.worker.gatekeeper import Admitted
@@ -49,6 +52,7 @@ class EngineAnswer:
     units: int
     model_digest: str
     certificate_digest: str
+    eps_micro: int = 0  # what noised answers spent, in millionths
 
 
 @dataclass(kw_only=True)
@@ -66,10 +70,18 @@ class _Job:
 class Engine:
     """All loaded models. Owned by the worker's only thread; after the seal it opens no file."""
 
-    def __init__(self, models: Mapping[str, LoadedModel], *, max_batch_rows: int, clock: Clock = now_us) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        *,
+        max_batch_rows: int,
+        clock: Clock = now_us,
+        entropy: Entropy = random_bytes,
+    ) -> None:
         self._models = dict(models)
         self._max_batch_rows = max_batch_rows
         self._clock = clock
+        self._entropy = entropy
 
     def run(self, admitted: Sequence[Admitted]) -> list[EngineAnswer]:
         """One answer for each request, in order. Errors become sealed error answers, never exceptions."""
@@ -94,9 +106,10 @@ class Engine:
                 answers[index] = _failed(_MODEL_ERROR, model)
         for jobs in by_model.values():
             for batch in self._batches(jobs):
-                for job, answer in zip(batch, _run_batch(batch, self._clock), strict=True):
+                for job, answer in zip(batch, _run_batch(batch, self._clock, self._entropy), strict=True):
                     answers[job.index] = answer
-        return [answer for answer in answers if answer is not None]
+        given = [answer for answer in answers if answer is not None]
+        return [_stated(answer, one) for answer, one in zip(given, admitted, strict=True)]
 
     def _batches(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
         """Cut into batches of at most `max_batch_rows` rows; a larger single request is a batch of its own."""
@@ -128,21 +141,24 @@ def _parse(index: int, admitted: Admitted, model: LoadedModel) -> _Job:
             raise BadInput(f"the model has no output '{wanted.name}'; it has: {', '.join(sorted(known))}")
     spec = specs[0]
     rows = to_torch(given[spec.name], datatype=spec.datatype, shape=spec.shape)
+    obligations = admitted.grant.obligations
+    if obligations.noise_epsilon_micro:
+        require_few_rows(rows.shape[0], model.manifest, noise_rows=obligations.noise_rows)
     return _Job(index=index, admitted=admitted, model=model, request=request, wants_binary=wants_binary, rows=rows)
 
 
-def _run_batch(batch: Sequence[_Job], clock: Clock) -> list[EngineAnswer]:
+def _run_batch(batch: Sequence[_Job], clock: Clock, entropy: Entropy) -> list[EngineAnswer]:
     try:
         outputs = _predict(batch, clock)
     except Exception as error:
         if len(batch) > 1:  # one bad request must not fail its neighbours
-            return [answer for job in batch for answer in _run_batch([job], clock)]
+            return [answer for job in batch for answer in _run_batch([job], clock, entropy)]
         return [_failed(_TOO_SLOW if isinstance(error, _TooSlow) else _MODEL_ERROR, batch[0].model)]
     answers, start = [], 0
     for job in batch:
         end = start + job.rows.shape[0]
         try:
-            answers.append(_answered(job, {name: values[start:end] for name, values in outputs.items()}))
+            answers.append(_answered(job, {name: values[start:end] for name, values in outputs.items()}, entropy))
         except BadInput as error:
             answers.append(_failed(error, job.model))
         except Exception:
@@ -173,13 +189,29 @@ def _require_room(outputs: Mapping[str, torch.Tensor], wants_binary: inference.B
         raise BadInput(_TOO_LARGE, status=413)
 
 
-def _answered(job: _Job, outputs: Mapping[str, torch.Tensor]) -> EngineAnswer:
-    obligations = job.admitted.grant.obligations
+def _answered(job: _Job, outputs: Mapping[str, torch.Tensor], entropy: Entropy) -> EngineAnswer:
+    """Noise first, if the permit demands it; from then on the true outputs are out of reach, and epsilon is spent."""
     wanted = {output.name for output in job.request.outputs}
-    tensors: list[inference.Tensor] = []
     _require_room({name: values for name, values in outputs.items() if not wanted or name in wanted}, job.wants_binary)
+    epsilon_micro = job.admitted.grant.obligations.noise_epsilon_micro
+    if not epsilon_micro:
+        return _formed(job, outputs, wanted)
+    private = noised(outputs, job.model.manifest, epsilon_micro=epsilon_micro, entropy=entropy)
+    try:
+        answer = _formed(job, private, wanted)
+    except BadInput as error:  # that it failed is told, and may depend on what was drawn
+        answer = _failed(error, job.model)
+    except Exception:
+        answer = _failed(_MODEL_ERROR, job.model)
+    return replace(answer, eps_micro=job.rows.shape[0] * epsilon_micro)
+
+
+def _formed(job: _Job, outputs: Mapping[str, torch.Tensor], wanted: Container[str]) -> EngineAnswer:
+    """The answer as the permit allows it, in the caller's form."""
+    obligations = job.admitted.grant.obligations
+    tensors: list[inference.Tensor] = []
     for spec in job.model.manifest.outputs:
-        if wanted and spec.name not in wanted:
+        if job.request.outputs and spec.name not in wanted:
             continue
         values: torch.Tensor | None = outputs[spec.name]
         assert values is not None
@@ -207,6 +239,18 @@ def _answered(job: _Job, outputs: Mapping[str, torch.Tensor]) -> EngineAnswer:
         model_digest=facts.model_digest,
         certificate_digest=facts.certificate_digest,
     )
+
+
+def _stated(answer: EngineAnswer, admitted: Admitted) -> EngineAnswer:
+    """The answer, saying inside the seal what was done to it and what its reader owes."""
+    obligations = admitted.grant.obligations
+    if answer.outcome != "completed" or admitted.target.operation != "infer":  # nothing of an inference is in it
+        obligations = Obligations(receipt_required=obligations.receipt_required, single_use=obligations.single_use)
+    stated = encode_obligations(obligations)
+    if not stated:
+        return answer
+    response = replace(answer.response, fields=(*answer.response.fields, (FIELD, stated)))
+    return replace(answer, response=response)
 
 
 def _described(admitted: Admitted, model: LoadedModel) -> EngineAnswer:
