@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from enum import IntEnum
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -123,6 +123,15 @@ def _encapsulate(kem: Kem, public_key: bytes, entropy: Entropy) -> tuple[bytes, 
     return _xwing_secret(mlkem_shared, x25519_shared, x25519_enc, x25519_public), mlkem_enc + x25519_enc
 
 
+class Decapsulator(Protocol):
+    """What a receiver opens with: a private key, or the secret that its holder took out of one encapsulation."""
+
+    @property
+    def kem(self) -> Kem: ...
+
+    def decapsulate(self, enc: bytes) -> bytes: ...
+
+
 class KemPrivateKey:
     """A private key of one KEM. Its bytes go in and never come out; it has no useful `repr` and cannot be pickled."""
 
@@ -151,7 +160,7 @@ class KemPrivateKey:
         return self._public
 
     def decapsulate(self, enc: bytes) -> bytes:
-        """The shared secret that `enc` carries. Raises ValueError; `setup_receiver` is its only caller."""
+        """The shared secret that `enc` carries. Raises ValueError. Called by `setup_receiver` and `OneSecret` only."""
         if len(enc) != self.kem.enc_size:
             raise ValueError("encapsulation has the wrong length")
         x25519_enc = enc[-32:]
@@ -166,6 +175,40 @@ class KemPrivateKey:
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("KemPrivateKey is neither copied nor serialised")
+
+
+class OneSecret:
+    """The shared secret of one encapsulation: opens what was sealed with it, and nothing else.
+
+    For handing one request to a process that must not have the private key. As secret as the request.
+    """
+
+    __slots__ = ("_enc", "_secret", "kem")
+
+    def __init__(self, kem: Kem, enc: bytes, secret: bytes) -> None:
+        self.kem = kem
+        self._enc = enc
+        self._secret = Secret(secret)
+
+    @classmethod
+    def taken(cls, private_key: KemPrivateKey, enc: bytes) -> OneSecret:
+        """Raises OpenError if `enc` is not an encapsulation for this KEM."""
+        try:
+            return cls(private_key.kem, enc, private_key.decapsulate(enc))
+        except ValueError as error:
+            raise OpenError from error
+
+    def decapsulate(self, enc: bytes) -> bytes:
+        """The secret, for the encapsulation that it came from. Raises ValueError for another."""
+        if enc != self._enc:
+            raise ValueError("this secret came from another encapsulation")
+        return self._secret.reveal()
+
+    def __repr__(self) -> str:
+        return f"<OneSecret {self.kem.name}>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("OneSecret is neither copied nor serialised")
 
 
 # Sequences of messages under one key (RFC 9180 section 5.2) -----------------------------------------------------------
@@ -292,7 +335,7 @@ def setup_sender(
     return enc, SenderContext(_Schedule(kem, kdf, aead, shared_secret, info), aead)
 
 
-def setup_receiver(private_key: KemPrivateKey, kdf: Kdf, aead: Aead, enc: bytes, info: bytes) -> ReceiverContext:
+def setup_receiver(private_key: Decapsulator, kdf: Kdf, aead: Aead, enc: bytes, info: bytes) -> ReceiverContext:
     """The context to open with. Raises OpenError if `enc` is not an encapsulation for this KEM.
 
     A well-formed `enc` for another key or another `info` gives a context that opens nothing.

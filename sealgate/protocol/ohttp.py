@@ -33,9 +33,9 @@ from sealgate.protocol.hpke import (
     NONCE_SIZE,
     TAG_SIZE,
     Aead,
+    Decapsulator,
     Kdf,
     Kem,
-    KemPrivateKey,
     Opener,
     ReceiverContext,
     Sealer,
@@ -223,7 +223,7 @@ def seal_request(
 
 
 def open_request(
-    sealed: SealedRequest, private_key: KemPrivateKey, *, entropy: Entropy = random_bytes
+    sealed: SealedRequest, private_key: Decapsulator, *, entropy: Entropy = random_bytes
 ) -> tuple[Plaintext, ResponseSealer]:
     """Unseal. The caller has found `private_key` by `sealed.key_id`; its KEM must be the request's.
 

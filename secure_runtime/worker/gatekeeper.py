@@ -11,6 +11,9 @@
     9  its target and purpose equal the grant's
     10 it is bound to the credential that the gateway verified
 
+`admit` is all ten. For a single-use process they are divided: the worker, who has keys and replay sets, runs `accept`
+(1 to 4), and the process, who is to see the plaintext, runs `unseal` (5) and `inspect` (6 to 10).
+
 Trusts: the grant (the host made it after `authorized` became durable). Never: tells the caller which check failed; the
 reason goes to the record only.
 """
@@ -27,10 +30,11 @@ from urllib.parse import unquote
 from sealgate.errors import DecodeError, OpenError, TruncatedError, UnknownKeyError
 from sealgate.protocol import bhttp
 from sealgate.protocol.frames import Grant
+from sealgate.protocol.hpke import Decapsulator
 from sealgate.protocol.ohttp import ResponseSealer, SealedRequest, open_request
 from sealgate.protocol.secrets import Plaintext
 from secure_runtime.errors import TurnedAway
-from secure_runtime.worker.keys import KeyRing
+from secure_runtime.worker.keys import HeldKey, KeyRing
 
 _TARGET = re.compile(r"/v2/models/([^/?#]{1,384})(?:/versions/([^/?#]{1,384}))?(/infer|/ready)?\Z")
 
@@ -47,7 +51,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Admitted:
-    """A request that passed all ten checks; made only by `admit`.
+    """A request that passed all ten checks; made only by `inspect`, from what `accept` and `unseal` let through.
 
     Holding one proves: it was opened once, under a current key, by the one grant that allows exactly this. It does not
     prove that the body makes sense: the engine parses it. The privacy of constructors stops mistakes, not hostile code
@@ -97,6 +101,60 @@ def _require_fresh(date: str, *, now_us: int, window_s: int) -> None:
         raise TurnedAway("date-outside-window")
 
 
+@dataclass(frozen=True)
+class Accepted:
+    """A request that passed checks 1 to 4. Nothing of it was opened; `key` is the one that it names."""
+
+    sealed: SealedRequest
+    key: HeldKey
+
+
+def accept(grant: Grant, raw: bytes, media_type: str, *, keys: KeyRing, now_us: int) -> Accepted:
+    """Checks 1 to 4; raises TurnedAway. Who goes on marks the encapsulation as used."""
+    if now_us >= grant.expires_us:  # 1
+        raise TurnedAway("grant-expired", problem="timed-out")
+    try:
+        sealed = SealedRequest.parse(raw, media_type)  # 2
+        key = keys.find(sealed)  # 3
+    except UnknownKeyError:
+        raise TurnedAway("key-unknown", problem="unknown-key") from None
+    except DecodeError:
+        raise TurnedAway("malformed") from None
+    key.replay.require_new(sealed.enc)  # 4
+    return Accepted(sealed, key)
+
+
+def unseal(sealed: SealedRequest, private: Decapsulator) -> tuple[Plaintext, ResponseSealer]:
+    """Check 5; raises TurnedAway."""
+    try:
+        return open_request(sealed, private)
+    except UnknownKeyError:
+        raise TurnedAway("key-unknown", problem="unknown-key") from None
+    except TruncatedError:
+        raise TurnedAway("truncated") from None
+    except OpenError:
+        raise TurnedAway("cannot-open") from None
+    except DecodeError:
+        raise TurnedAway("malformed") from None
+
+
+def inspect(
+    grant: Grant, opened: tuple[Plaintext, ResponseSealer], *, audience: str, now_us: int, date_window_s: int
+) -> Admitted:
+    """Checks 6 to 10; raises TurnedAway, and the plaintext is then wiped."""
+    plaintext, sealer = opened
+    try:
+        request = bhttp.decode_request(plaintext.view())  # 6
+        target = _judge(request, grant, audience=audience, now_us=now_us, date_window_s=date_window_s)
+    except DecodeError:
+        plaintext.wipe()
+        raise TurnedAway("malformed") from None
+    except TurnedAway:
+        plaintext.wipe()
+        raise
+    return Admitted(grant=grant, target=target, request=request, sealer=sealer, plaintext=plaintext)
+
+
 def admit(
     grant: Grant,
     raw: bytes,
@@ -108,32 +166,10 @@ def admit(
     date_window_s: int,
 ) -> Admitted:
     """Run the ten checks in order; raises TurnedAway with the reason for the record."""
-    if now_us >= grant.expires_us:  # 1
-        raise TurnedAway("grant-expired", problem="timed-out")
-    try:
-        sealed = SealedRequest.parse(raw, media_type)  # 2
-        key = keys.find(sealed)  # 3
-        key.replay.require_new(sealed.enc)  # 4
-        plaintext, sealer = open_request(sealed, key.private)  # 5
-    except UnknownKeyError:
-        raise TurnedAway("key-unknown", problem="unknown-key") from None
-    except TruncatedError:
-        raise TurnedAway("truncated") from None
-    except OpenError:
-        raise TurnedAway("cannot-open") from None
-    except DecodeError:
-        raise TurnedAway("malformed") from None
-    key.replay.remember(sealed.enc)
-    try:
-        request = bhttp.decode_request(plaintext.view())  # 6
-        target = _judge(request, grant, audience=audience, now_us=now_us, date_window_s=date_window_s)
-    except DecodeError:
-        plaintext.wipe()
-        raise TurnedAway("malformed") from None
-    except TurnedAway:
-        plaintext.wipe()
-        raise
-    return Admitted(grant=grant, target=target, request=request, sealer=sealer, plaintext=plaintext)
+    accepted = accept(grant, raw, media_type, keys=keys, now_us=now_us)
+    opened = unseal(accepted.sealed, accepted.key.private)
+    accepted.key.replay.remember(accepted.sealed.enc)
+    return inspect(grant, opened, audience=audience, now_us=now_us, date_window_s=date_window_s)
 
 
 def _judge(request: bhttp.Request, grant: Grant, *, audience: str, now_us: int, date_window_s: int) -> Target:

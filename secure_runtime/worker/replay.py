@@ -33,5 +33,9 @@ class ReplaySet:
         """Call once the request opened: garbage under a copied `enc` must not burn the true request."""
         self._seen.add(self._mark(enc))
 
+    def forget(self, enc: bytes) -> None:
+        """Take back what was remembered ahead of opening, because it did not open."""
+        self._seen.discard(self._mark(enc))
+
     def __len__(self) -> int:
         return len(self._seen)

@@ -2,6 +2,7 @@
 
     enter   every layer that must close before third-party code is imported, up to seccomp's stage "load"
     seal    after the models are loaded: seccomp's stage "seal" on every thread, then the denial probes
+    (offspring.py: the zygote and its single-use processes, where the plan asks for them)
 
 The order in `enter` matters, and each function says why it stands where it does. Three situations:
 
@@ -21,12 +22,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from secure_runtime.worker.sandbox import bpf, filters, identity, landlock, namespaces, probes, root
-from secure_runtime.worker.sandbox.filters import SOCKET
+from secure_runtime.worker.sandbox import bpf, filters, identity, landlock, namespaces, offspring, probes, root
+from secure_runtime.worker.sandbox.filters import CHANNEL, SOCKET
 from secure_runtime.worker.sandbox.report import REQUIRED, LayerMissing, Report
 from secure_runtime.worker.sandbox.syscalls import MACHINE
 
-__all__ = ["SOCKET", "LayerMissing", "Report", "enter", "seal"]
+__all__ = ["CHANNEL", "SOCKET", "LayerMissing", "Report", "enter", "seal"]
+
+_NO_ZYGOTE = {"state": "not-needed", "detail": "no single-use processes are offered"}
 
 
 def enter(plan: Mapping[str, Any]) -> Report:
@@ -39,6 +42,9 @@ def enter(plan: Mapping[str, Any]) -> Report:
         raise LayerMissing(f"there is no profile '{report.profile}'")
     view = root.view_of(plan)
     identity.close_descriptors(report, first=SOCKET + 1)
+    forks = bool(plan.get("single_use"))
+    if forks:
+        offspring.make_channel()
     identity.die_with_parent(report)
     _leave_the_machine(plan, view, report)
     os.chdir("/")
@@ -50,7 +56,9 @@ def enter(plan: Mapping[str, Any]) -> Report:
     identity.forbid_dumps(report)
     landlock.restrict(view.readable, report, listable=view.listed)
     report.set("write-xor-execute", "disabled", "torch compiles kernels while it runs (oneDNN)")
-    _filter("seccomp-load", filters.load_rules(os.getpid()), report)
+    _filter("seccomp-load", filters.load_rules(os.getpid(), forks=forks), report)
+    if forks and report.is_on("seccomp-load"):
+        report.set("seccomp-load", "on", "but fork: the zygote of single-use processes is made after it")
     report.require(before_seal=True)
     return report
 
@@ -101,17 +109,22 @@ def _filter(layer: str, rules: tuple[bpf.Rule, ...], report: Report) -> None:
     report.set(layer, "on")
 
 
-def seal(report: Report) -> Report:
+def seal(report: Report, *, zygote: Mapping[str, Mapping[str, str]] | None = None) -> Report:
     """Close the second stage around every thread, probe it, and hold the result against the profile.
 
     Raises SandboxRefused. From here on nothing can be opened or imported, and the only descriptors are /dev/null and
-    the socket to the host.
+    the socket to the host. `zygote` is what the zygote found of itself and of its children, where there is one; its
+    socket is then kept as well.
     """
     from secure_runtime.errors import SandboxRefused  # not at the top: `enter` runs before sealgate may be imported
 
-    identity.close_descriptors(report, first=SOCKET + 1)
-    identity.forbid_new_descriptors(first_free=SOCKET + 1)
-    _filter("seccomp-seal", filters.seal_rules(os.getpid()), report)
+    last = SOCKET if zygote is None else CHANNEL
+    identity.close_descriptors(report, first=last + 1)
+    identity.forbid_new_descriptors(first_free=last + 1)
+    _filter("seccomp-seal", filters.seal_rules(os.getpid(), channel=zygote is not None), report)
+    for layer in ("seccomp-zygote", "seccomp-once"):
+        found = _NO_ZYGOTE if zygote is None else zygote[layer]
+        report.set(layer, found["state"], found["detail"])
     report.sealed = True
     probes.run(report)
     try:

@@ -1,4 +1,12 @@
-"""The two seccomp stages: what a worker may ask of the kernel while it loads models, and while it serves.
+"""The seccomp stages: what a worker may ask of the kernel while it loads models, and while it serves.
+
+    load      while models load
+    seal      while serving; one that offers single-use processes has one descriptor more, to the zygote
+    zygote    the process that forks a process for each single-use request: it holds no key and opens nothing
+    once      such a process: it computes, and ends
+
+Filters add up and never come off: with single-use processes offered, "load" must allow what "zygote" allows. The
+worker itself loses it again with "seal".
 
 Everything is denied unless listed. How a denied call ends is chosen by what it means:
 
@@ -12,7 +20,8 @@ Everything is denied unless listed. How a denied call ends is chosen by what it 
   our table. The C library then takes the older call, whose flags can be read.
 - EROFS: opening for writing, because that is what a read-only file system says.
 
-Trusts: nothing. Never: allows a call after the seal that can create a descriptor, a process or a mapping of a file.
+Trusts: nothing. Never: allows a call after the seal that can create a descriptor or a mapping of a file, nor, but for
+the zygote's fork, a process.
 """
 
 from __future__ import annotations
@@ -24,7 +33,9 @@ from secure_runtime.worker.sandbox.bpf import ALLOW, KILL, Condition, Rule, asse
 from secure_runtime.worker.sandbox.syscalls import AUDIT_ARCH, HIGHEST_KNOWN, NUMBERS, numbers_of
 
 SOCKET = 3
-"""The one descriptor beside /dev/null (0, 1, 2)."""
+"""The one descriptor beside /dev/null (0, 1, 2): the worker's to the host, the zygote's to the worker."""
+CHANNEL = 4
+"""The worker's to the zygote, where there is one."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -75,6 +86,18 @@ _THREADS = (
         (Condition(0, 0, mask=0xFFFFFFFF ^ _THREAD_FLAGS), Condition(0, _THREAD_NEEDED, mask=_THREAD_NEEDED)),
     ),
 )
+_NO_THREADS = (Rule(("clone3",), deny(errno.ENOSYS)),)
+
+_FORK = 0x01200011  # CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID and SIGCHLD: glibc's fork(), and nothing else
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
+_SET_MODE_FILTER, _TSYNC = 1, 1
+# A timer can signal only the process that made it; the fork's deadline is one.
+_FORKING = (
+    Rule(("clone",), ALLOW, (Condition(0, _FORK, whole=True),)),
+    Rule(("wait4", "timer_create", "timer_settime"), ALLOW),
+    Rule(("prctl",), ALLOW, (Condition(0, _PR_SET_PDEATHSIG), Condition(1, _SIGKILL))),
+    Rule(("seccomp",), ALLOW, (Condition(0, _SET_MODE_FILTER), Condition(1, _TSYNC))),
+)
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
 _SETTLED = tuple(Rule(("prctl",), ALLOW, (Condition(0, option),)) for option in (_PR_SET_NAME, _PR_GET_NAME))
 
@@ -89,6 +112,9 @@ _OPENING = (
 )
 _PR_GETTERS = (3, 21, 23, 27, 39)  # dumpable, seccomp, bounding set, securebits, no-new-privileges
 _MAP_ANONYMOUS = 0x20
+_OWN_MEMORY = Rule(("mmap",), ALLOW, (Condition(3, _MAP_ANONYMOUS, mask=_MAP_ANONYMOUS),))
+# Reading one's own limits: the C library does, to place a thread's stack.
+_OWN_LIMITS = Rule(("prlimit64",), ALLOW, (Condition(0, 0), Condition(2, 0, whole=True)))
 
 
 def _own_signals(own_pid: int) -> Rule:
@@ -96,10 +122,11 @@ def _own_signals(own_pid: int) -> Rule:
     return Rule(("tgkill",), ALLOW, (Condition(0, own_pid),))
 
 
-def load_rules(own_pid: int) -> tuple[Rule, ...]:
+def load_rules(own_pid: int, *, forks: bool = False) -> tuple[Rule, ...]:
     """Stage 1: reading, threads, memory. `seccomp` and `prctl` getters stay open so that stage 2 can be put on."""
     return (
         Rule(_HOSTILE, KILL),
+        *(_FORKING if forks else ()),
         *_THREADS,
         Rule((*_ALWAYS, *_LOADING), ALLOW),
         # 0 is the caller: never another process, which without a process-id namespace could be named.
@@ -112,28 +139,53 @@ def load_rules(own_pid: int) -> tuple[Rule, ...]:
     )
 
 
-def seal_rules(own_pid: int) -> tuple[Rule, ...]:
-    """Stage 2: anonymous memory, threads, clocks, and the one socket. `recvmsg` is left out: it accepts descriptors."""
+def seal_rules(own_pid: int, *, channel: bool = False) -> tuple[Rule, ...]:
+    """Stage 2: anonymous memory, threads, clocks, and the one socket. `recvmsg` is left out: it accepts descriptors.
+
+    With `channel`, also the socket to the zygote.
+    """
     on_socket = (Condition(0, SOCKET),)
     return (
         Rule(_HOSTILE, KILL),
         *_THREADS,
         Rule(_ALWAYS, ALLOW),
-        Rule(("mmap",), ALLOW, (Condition(3, _MAP_ANONYMOUS, mask=_MAP_ANONYMOUS),)),
+        _OWN_MEMORY,
         Rule(("recvfrom", "sendto", "sendmsg", "shutdown", "getsockopt"), ALLOW, on_socket),
         Rule(("read", "write"), ALLOW, on_socket),
+        *((Rule(("recvfrom", "sendto"), ALLOW, (Condition(0, CHANNEL),)),) if channel else ()),
         *(Rule(("write",), ALLOW, (Condition(0, null),)) for null in (1, 2)),
         *_SETTLED,
-        # Reading one's own limits: the C library does, to place a thread's stack.
-        Rule(("prlimit64",), ALLOW, (Condition(0, 0), Condition(2, 0, whole=True))),
+        _OWN_LIMITS,
         _own_signals(own_pid),
     )
 
 
+ZYGOTE_RULES = (
+    Rule(_HOSTILE, KILL),
+    *_FORKING,
+    *_NO_THREADS,
+    Rule(_ALWAYS, ALLOW),
+    _OWN_MEMORY,
+    _OWN_LIMITS,
+    Rule(("recvfrom", "sendto"), ALLOW, (Condition(0, SOCKET),)),
+    *_SETTLED,
+)
+"""The zygote: it forks, waits, and speaks with the worker; no thread, no signal."""
+
+ONCE_RULES = (
+    Rule(_HOSTILE, KILL),
+    *_NO_THREADS,
+    Rule(_ALWAYS, ALLOW),
+    _OWN_MEMORY,
+    _OWN_LIMITS,
+    *_SETTLED,
+)
+"""A process for one request: memory and clocks. No descriptor, no thread, no process, no signal, not even to itself."""
+
 REAPER_RULES = (
     Rule(_HOSTILE, KILL),
     Rule((*_ALWAYS, "wait4", "waitid"), ALLOW),
-    Rule(("mmap",), ALLOW, (Condition(3, _MAP_ANONYMOUS, mask=_MAP_ANONYMOUS),)),
+    _OWN_MEMORY,
 )
 """The process that waits for the worker's process-id namespace: it may wait and end."""
 

@@ -33,6 +33,8 @@ LAYERS = {
     "landlock-scopes": "no signal and no abstract socket to the outside",
     "seccomp-load": "while models load: no socket, no write, no exec, no new process",
     "seccomp-seal": "while serving: no open, no stat, no exec, no new process, no socket",
+    "seccomp-zygote": "the process that makes single-use processes: it may fork, and else less than while serving",
+    "seccomp-once": "a process for one request: no descriptor, no process, no thread, no signal, and a deadline",
     "write-xor-execute": "memory is never writable and executable",
 }
 """Every layer, in the order in which it closes, with what it means."""
@@ -48,7 +50,10 @@ _EVERYWHERE = (
     "landlock-files",
     "seccomp-load",
     "seccomp-seal",
+    "seccomp-zygote",
+    "seccomp-once",
 )
+_LAST = ("seccomp-seal", "seccomp-zygote", "seccomp-once")
 
 REQUIRED = {
     "strict": tuple(name for name in LAYERS if name != "write-xor-execute"),
@@ -100,7 +105,7 @@ class Report:
     def missing(self, *, profile: str | None = None, before_seal: bool = False) -> list[str]:
         """Required layers that do not hold, and probes that got through, by this profile or by another."""
         wanted = profile or self.profile
-        required = [name for name in REQUIRED[wanted] if not (before_seal and name == "seccomp-seal")]
+        required = [name for name in REQUIRED[wanted] if not (before_seal and name in _LAST)]
         lacking = [name for name in required if self.layers.get(name, {}).get("state") not in ("on", "not-needed")]
         if wanted != "dev":
             lacking += [f"probe {name}" for name, entry in self.probes.items() if entry["state"] == "failed"]

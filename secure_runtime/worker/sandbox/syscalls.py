@@ -50,7 +50,8 @@ setpriority 141 140, setregid 114 143, setresgid 119 149, setresuid 117 147, set
 setsid 112 157, settimeofday 164 170, setuid 105 146, setxattr 188 5, shmat 30 196, shmctl 31 195, shmget 29 194
 shutdown 48 210, sigaltstack 131 132, signalfd4 289 74, socket 41 198, socketpair 53 199, splice 275 76
 stat 4 -, statfs 137 43, statx 332 291, swapoff 168 225, swapon 167 224, symlink 88 -, symlinkat 266 36
-sysinfo 99 179, syslog 103 116, tee 276 77, tgkill 234 131, time 201 -, timerfd_create 283 85, times 100 153
+sysinfo 99 179, syslog 103 116, tee 276 77, tgkill 234 131, time 201 -
+timer_create 222 107, timer_settime 223 110, timerfd_create 283 85, times 100 153
 tkill 200 130, truncate 76 45, umask 95 166, umount2 166 39, uname 63 160, unlink 87 -, unlinkat 263 35
 unshare 272 97, uselib 134 -, userfaultfd 323 282, utimensat 280 88, vfork 58 -, vhangup 153 58, vmsplice 278 75
 wait4 61 260, waitid 247 95, write 1 64, writev 20 66

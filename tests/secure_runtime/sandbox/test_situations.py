@@ -17,7 +17,8 @@ tell({"layers": report.layers, "probes": report.probes,
       "missing": {name: report.missing(profile=name) for name in ("strict", "container")}})
 """
 NAMESPACES = [name for name in LAYERS if name.endswith("-namespace")]
-EVERYWHERE = [name for name in REQUIRED["container"] if name != "other-uid"]
+OFFERED = ["seccomp-zygote", "seccomp-once"]  # only where single-use processes are: test_offspring.py
+EVERYWHERE = [name for name in REQUIRED["container"] if name not in ("other-uid", *OFFERED)]
 
 ALL = ["here", "user", "user-no-namespaces", "root-no-admin", "root-no-namespaces"]
 
@@ -39,6 +40,7 @@ def told_in(boot_as: Callable[..., Any]) -> Callable[[str], Any]:
 def test_what_needs_no_privilege_holds_everywhere(told_in: Callable[[str], Any], situation: str) -> None:
     told = told_in(situation).must()
     assert {name: told["layers"][name]["state"] for name in EVERYWHERE} == dict.fromkeys(EVERYWHERE, "on")
+    assert {told["layers"][name]["state"] for name in OFFERED} == {"not-needed"}
     assert told["missing"]["container"] == []
 
 
