@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _STATUS = {"sealed-request-refused": 400, "unknown-key": 400, "busy": 503, "timed-out": 504}
 _RETRY_AFTER_S = 1
 _ANSWERED_AS = {MEDIA_REQUEST: MEDIA_RESPONSE, MEDIA_CHUNKED_REQUEST: MEDIA_CHUNKED_RESPONSE}
+_POLICY_CHANGED = Refused(status=503, code="policy-changed", retry_after_s=_RETRY_AFTER_S)
 _REASONS = {"completed": frozenset({""}), "failed": ENGINE_REASONS, "refused": GATEKEEPER_REASONS}
 
 
@@ -73,7 +74,9 @@ class Admission:
     """The bridge between what gateways ask and what workers do. Owned by the host's event loop.
 
     `worker` returns the live worker or raises RuntimeUnavailable with the reason; `policy_digest` is the digest of the
-    policy in force, as recorded: a gateway that decides by another is refused.
+    policy in force, as recorded. What a gateway decided by another is refused without a record ("policy-changed"), and
+    the gateway decides anew. Nothing is awaited between that check and the queueing of the record, so in the log every
+    decision stands under the policy that made it.
     """
 
     def __init__(
@@ -97,15 +100,21 @@ class Admission:
         self._in_flight = 0
         self._in_flight_bytes = 0
 
+    def put_in_force(self, policy_digest: str, budgets: BudgetBook) -> None:
+        """From here on another policy decides. Call it in the moment in which its `policy.change` is queued."""
+        self._policy_digest, self._budgets = policy_digest, budgets
+
     # Step 6 ----------------------------------------------------------------------------------------------------------
 
     async def submit(self, frame: Submit, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
         """One permitted sealed request, from grant to recorded end."""
+        if frame.decision.policy_digest != self._policy_digest:
+            return _POLICY_CHANGED, b""
         draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
         draft = _with(draft, kind="inference.authorized", req_commit=commitment(body), id=uuid7(self._clock()))
         _require_room(draft, frame)
         try:
-            worker = self._require_serving(frame.decision.policy_digest, len(body))
+            worker = self._require_serving(len(body))
         except (RuntimeUnavailable, LogUnavailable) as error:
             return await self._refuse(draft, reason=error.code, code="unavailable", status=503)
         draft = _with(draft, runtime_instance=worker.instance, evidence_digest=worker.evidence_digest)
@@ -127,18 +136,18 @@ class Admission:
             self._in_flight -= 1
             self._in_flight_bytes -= len(body)
 
-    def _require_serving(self, policy_digest: str, size: int) -> LiveWorker:
+    def _require_serving(self, size: int) -> LiveWorker:
         self._log.check_may_infer()
-        if policy_digest != self._policy_digest:
-            raise RuntimeUnavailable("the gateway decides by another policy", code="policy-not-in-force")
         if self._in_flight >= self._max_in_flight or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES:
             raise RuntimeUnavailable("too many requests in flight", code="overloaded")
         return self._worker()
 
     def _reserve(self, caller: Caller) -> Effect:
+        budgets = self._budgets  # those of the policy that decided: the writer runs this later
+
         def reserve(connection: Connection, draft: Record) -> Record:
             try:
-                left = self._budgets.reserve(
+                left = budgets.reserve(
                     connection,
                     grant=draft.id,
                     tenant=caller.tenant,
@@ -242,11 +251,15 @@ class Admission:
 
     async def deny(self, frame: Deny) -> tuple[Reply, bytes]:
         """The policy said no: make it a record."""
+        if frame.decision.policy_digest != self._policy_digest:
+            return _POLICY_CHANGED, b""
         draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
         return await self._record(_with(draft, kind="inference.denied", reason=frame.decision.reason))
 
     async def audit_read(self, frame: AuditRead) -> tuple[Reply, bytes]:
         """An auditor is about to read: make it a record first."""
+        if frame.decision.policy_digest != self._policy_digest:
+            return _POLICY_CHANGED, b""
         draft = Record(
             kind=frame.kind,
             tenant=frame.caller.tenant,

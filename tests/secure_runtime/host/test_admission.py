@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from policy.budget import BudgetBook
 from policy.budgets import Budget, Window
 from sealgate.errors import DecodeError
 from sealgate.protocol.completion import Statement, sign_completion
-from sealgate.protocol.frames import Answer, Caller, Decision, Deny, Done, Refused, Submit
+from sealgate.protocol.frames import Answer, AuditRead, Caller, Decision, Deny, Done, Refused, Submit
 from sealgate.protocol.ohttp import commitment
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.receipt import verify_receipt
@@ -258,18 +259,67 @@ def test_a_gatekeepers_refusal_is_an_end_with_a_signature(desk: Callable[..., De
 
 def test_what_cannot_be_served_is_denied_on_record(desk: Callable[..., Desk]) -> None:
     one = desk()
-    assert one.submit(policy="f" * 64)[0].status == 503
     assert one.submit(admission=one.make(max_in_flight=0))[0].status == 503
     one.alive = False
     assert one.submit()[0].status == 503
     one.log.close()
     found = [(record.kind, record.reason) for record in one.records()]
     assert found == [
-        ("inference.denied", "policy-not-in-force"),
         ("inference.denied", "overloaded"),
         ("inference.denied", "worker-not-ready"),
     ]
     assert one.link.seq == 0, "nothing was forwarded"
+
+
+def test_what_another_policy_decided_is_sent_back_without_a_record(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    stale = Decision(policy_digest="f" * 64, policy_ids=("p",))
+    deny = Deny(model="m", operation="infer", purpose="p", caller=CALLER, decision=stale)
+    read = AuditRead(caller=CALLER, decision=stale, kind="audit.query", detail={})
+    replies = [
+        one.submit(policy="f" * 64)[0],
+        asyncio.run(one.admission.deny(deny))[0],
+        asyncio.run(one.admission.audit_read(read))[0],
+    ]
+    assert [(reply.code, reply.record) for reply in replies] == [("policy-changed", -1)] * 3
+    size = one.log.state.size
+    one.admission.put_in_force("f" * 64, one.budgets)
+    assert isinstance(one.submit(policy="f" * 64)[0], Answer)
+    assert one.submit()[0].code == "policy-changed"
+    one.log.close()
+    assert [record.policy_digest for record in one.records()] == ["f" * 64] * 2
+    assert size == 1, "log.opened alone"
+    assert one.link.seq == 1
+
+
+def test_a_request_is_held_by_the_budgets_of_the_policy_that_decided_it(desk: Callable[..., Desk]) -> None:
+    one = desk(Budget(name="one-a-day", tenant="clinic", window=Window.DAY, requests=1))
+    generous = BudgetBook(())
+    let = threading.Event()
+
+    def hold_up(_: Any, draft: Record) -> Record:
+        assert let.wait(10)
+        return draft
+
+    async def play() -> list[Any]:
+        frame = Submit(
+            model="m",
+            operation="infer",
+            purpose="treatment",
+            media_type="message/ohttp-req",
+            caller=CALLER,
+            decision=Decision(policy_digest=POLICY, policy_ids=("clients-infer",)),
+        )
+        one.log.append(Record(kind="audit.query"), hold_up)
+        first, second = (asyncio.ensure_future(one.admission.submit(frame, BODY, asyncio.Event())) for _ in range(2))
+        await asyncio.sleep(0)  # both are queued, under the first policy
+        one.admission.put_in_force("f" * 64, generous)
+        let.set()
+        return [(await first)[0], (await second)[0]]
+
+    replies = asyncio.run(play())
+    assert sorted(type(reply).__name__ for reply in replies) == ["Answer", "Refused"]
+    assert {reply.code for reply in replies if isinstance(reply, Refused)} == {"budget-exhausted"}
 
 
 def test_a_budget_is_taken_before_and_settled_after(desk: Callable[..., Desk]) -> None:
