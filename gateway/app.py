@@ -17,6 +17,8 @@ from gateway.access_log import AccessLog
 from gateway.authentication.authenticate import Authenticator
 from gateway.authentication.certificates import CertificateReader, DenyList
 from gateway.authentication.issuers import load_issuers
+from gateway.authentication.key_sets import KeySets
+from gateway.authentication.revocations import Revocations
 from gateway.authentication.tokens import TokenVerifier
 from gateway.gate import Gate
 from gateway.intake import Intake
@@ -25,7 +27,7 @@ from gateway.routes import audit, health, keys, sealed
 from gateway.routes.openapi import openapi_config
 from gateway.routes.problems import exception_handlers
 from gateway.runtime_link import RuntimeLink
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Telemetry, quoted
 from policy.decide import load_policy
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
@@ -46,7 +48,14 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
     """Read the deployment's files and make every part. Raises ConfigurationError that says what to mend."""
     settings = deployment.settings.gateway
     policy = load_policy(deployment.policy)
-    tokens = TokenVerifier(load_issuers(deployment.tokens), audience=deployment.token_audience, clock=clock)
+    issuers = load_issuers(deployment.tokens)
+    tokens = TokenVerifier(
+        issuers,
+        key_sets=KeySets(issuers, clock=clock, report=lambda line: telemetry.event("issuer-keys", detail=quoted(line))),
+        revocations=Revocations(deployment.tokens / "revoked.toml", clock=clock),
+        audience=deployment.token_audience,
+        clock=clock,
+    )
     deny = DenyList(deployment.pki / "revoked.txt", always=policy.tenants.revoked_certificates)
     return Gate(
         authenticator=Authenticator(tokens, CertificateReader(policy.tenants, deny, clock=clock)),
@@ -71,9 +80,11 @@ def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clo
     @asynccontextmanager
     async def linked(_: Litestar) -> AsyncIterator[None]:
         gate.link.start()
+        gate.authenticator.start()
         try:
             yield
         finally:
+            await gate.authenticator.close()
             await gate.link.close()
             gate.audit.close()
 

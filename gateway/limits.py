@@ -33,10 +33,14 @@ MAX_ISSUERS = 64
 MAX_KEYS = 64  # of one issuer
 MIN_RSA_BITS = 2048
 MAX_RSA_BITS = 8192  # verification time grows with the key
-CLOCK_SKEW_S = 30  # how far in the future `iat` and `nbf` may lie; `exp` gets no leeway
+CLOCK_SKEW_S = 30  # how far in the future `iat` and `nbf` may always lie; `exp` gets the issuer's leeway only
+MAX_LEEWAY_S = 300  # what an issuer's leeway may be at most
 MAX_LIFETIME_S = 24 * 3600  # an issuer may be allowed at most this
 MAX_VERIFIED_TOKENS = 4096  # remembered until they expire; the least recently used goes first
 MAX_CLAIM_ITEMS = 64  # of `aud`, `roles`, `purposes`
+MAX_CLAIM_TEXT = 256  # of a provider's name, a `jti`, a `client_id`
+MAX_CLAIM_PATH = 8  # names on the way to a claim
+MAX_MAP = 256  # names in a map of an issuer
 MAX_CERTIFICATES = 1024  # parsed client certificates that are remembered
 MAX_DENY_LIST = 4 * 1024 * 1024
 
@@ -51,6 +55,24 @@ MAX_CERTIFICATE = 16 * 1024  # one certificate, DER
 MAX_TRUSTED_PROXIES = 64
 FRESH_FILE_US = 100_000  # a file changed this recently is read again, as it may change twice between two clock ticks
 CRL_SKEW_S = 300  # how far in the future a revocation list's thisUpdate may lie: clocks differ
+
+# Key sets of issuers -------------------------------------------------------------------------------------------------
+KEY_FETCH_TIMEOUT_S = 10.0  # one refresh as a whole: metadata and keys
+MIN_KEYS_FRESH_S = 60  # a shorter max-age is taken for this
+KEYS_FRESH_S = 300  # where the provider says nothing
+MAX_KEYS_FRESH_S = 24 * 3600  # a longer max-age is taken for this
+REFRESH_AHEAD = 0.8  # of the freshness has passed when the next set is fetched; a tenth less at random
+REFRESH_RETRY_FIRST_S = 2.0  # after a failure, doubled each time
+REFRESH_RETRY_MAX_S = 60.0
+MAX_STALE_S = 7 * 24 * 3600  # what `stale_s` may be at most
+MAX_KEY_COOLDOWN_S = 3600  # what `unknown_key_cooldown_s` may be at most
+MAX_METADATA = 64 * 1024  # an issuer's metadata document
+MAX_KEY_WAITERS = 256  # callers of one issuer that wait for a refresh; more are refused at once
+MAX_URL = 2048
+
+# Revocations ---------------------------------------------------------------------------------------------------------
+MAX_REVOKED_FILE = 1024 * 1024
+MAX_REVOCATIONS = 4096  # read again on the event loop whenever the file changes: this many take a moment
 
 # Proofs of possession (DPoP) ------------------------------------------------------------------------------------------
 MAX_PROOF = 4 * 1024

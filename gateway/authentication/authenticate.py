@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gateway.authentication.certificates import CertificateIdentity, CertificateReader
-from gateway.authentication.tokens import TokenClaims, TokenVerifier
+from gateway.authentication.tokens import TokenVerifier, VerifiedToken
 from gateway.errors import Unauthenticated
 from policy.entities import Principal, Role
 from sealgate.protocol.binding import bind_certificate, bind_token
@@ -33,12 +33,23 @@ class Authenticator:
         self._tokens = tokens
         self._certificates = certificates
 
+    def start(self) -> None:
+        """Begin what goes on in the background. Needs the running event loop; returns at once."""
+        self._tokens.start()
+
+    async def close(self) -> None:
+        await self._tokens.close()
+
+    def details(self) -> tuple[str, ...]:
+        """What operators should know; nothing if all is well."""
+        return self._tokens.details()
+
     async def authenticate(self, scope: Mapping[str, Any]) -> Principal:
         """The caller of a request (an ASGI scope); raises Unauthenticated with the reason for the log."""
         certificate = self._certificates.read(scope)
         token = _bearer_token(scope["headers"])
         if token is not None:
-            return _by_token(self._tokens.verify(token), token, certificate)
+            return _by_token(await self._tokens.verify(token), token, certificate)
         if certificate is not None:
             return _by_certificate(certificate)
         raise Unauthenticated("no-credential")
@@ -56,20 +67,22 @@ def _bearer_token(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return token.strip(" ")
 
 
-def _by_token(claims: TokenClaims, token: str, certificate: CertificateIdentity | None) -> Principal:
-    if claims.cnf is not None:
-        _require_confirmed(claims.cnf.thumbprint, certificate)
+def _by_token(claims: VerifiedToken, token: str, certificate: CertificateIdentity | None) -> Principal:
+    if claims.confirmation is not None:
+        if claims.confirmation.x5t_s256 is None or claims.confirmation.jkt is not None:
+            raise Unauthenticated("token-bound-elsewhere")
+        _require_confirmed(claims.confirmation.x5t_s256, certificate)
     client = certificate.client if certificate else None
     mtls = client is not None and client.tenant == claims.tenant
     return Principal(
         tenant=claims.tenant,
-        subject=claims.sub,
+        subject=claims.subject,
         roles=frozenset(_ROLES[name] for name in claims.roles if name in _ROLES),
         purposes=frozenset(claims.purposes),
         authn="jwt+mtls" if mtls else "jwt",
         mtls=mtls,
         credential_binding=bind_token(token),
-        expires_us=claims.exp * 1_000_000,
+        expires_us=claims.expires_us,
     )
 
 

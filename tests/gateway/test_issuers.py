@@ -94,7 +94,7 @@ def test_a_key_set_that_is_not_for_verifying_is_refused(tmp_path, keys, says):
         ('[[issuer]]\nname = "i"\njwks = "jwks.json"\nalgorithms = ["HS256"]\n', "HS256"),
         ('[[issuer]]\nname = "i"\njwks = "jwks.json"\nalgorithms = []\n', "algorithms"),
         ('[[issuer]]\nname = "i"\njwks = "jwks.json"\nmax_lifetime_s = 999999\n', "max_lifetime_s"),
-        ('[[issuer]]\nname = "i"\njwks = "jwks.json"\naudience = "x"\n', "audience"),
+        ('[[issuer]]\nname = "i"\njwks = "jwks.json"\naudiences = "x"\n', "audiences"),
         ('[[issuer]]\nname = "i"\njwks = "jwks.json"\n[[issuer]]\nname = "i"\njwks = "jwks.json"\n', "twice"),
         ("[[issuer", "issuers.toml"),
     ],
