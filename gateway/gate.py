@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, NoReturn
 
 from litestar import Request
@@ -140,7 +141,15 @@ def refusal(reply: frames.Refused) -> Problem:
     """A refusal by the runtime, with its record where there is one. A code that is not public is an internal error."""
     code = reply.code if reply.code in PROBLEMS else "internal"
     headers = audit_headers(reply) if reply.record >= 0 else {}
-    return Problem(code, headers=headers, retry_after_s=reply.retry_after_s)
+    return Problem(code, headers=headers, retry_after_s=reply.retry_after_s, members=budget_members(reply))
+
+
+def budget_members(reply: frames.Refused) -> dict[str, object]:
+    """Which budget was exhausted, and when it renews (RFC 3339); null for never."""
+    if not reply.budget:
+        return {}
+    renews = datetime.fromtimestamp(reply.renews_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {"budget": reply.budget, "renews": renews if reply.renews_us else None}
 
 
 def audit_headers(reply: frames.Answer | frames.Refused | frames.Recorded) -> dict[str, str]:

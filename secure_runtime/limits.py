@@ -35,4 +35,4 @@ MAX_REFUSALS = 128  # bundles that are named as refused
 MAX_HELD_KEYS = 16  # above this, a much used key is not replaced early: bounds the memory of replay sets
 RECEIVE_BYTES = 32 * 1024 * 1024  # taken from the socket in one sweep
 SLICE_ROWS = 4096  # run at once; a larger request runs in slices, and ends when its time is over
-MAX_NOISED_NUMBERS = 32_768  # scores or values of one noised request: about a quarter of a second of drawing
+MAX_NOISED_NUMBERS = 32_768  # scores or values of one noised request: a seventh of a second of drawing

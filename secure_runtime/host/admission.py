@@ -20,12 +20,12 @@ import msgspec
 
 from audit.errors import LogUnavailable
 from audit.log import Appended, AuditLog, Effect
-from policy.budget import BudgetBook, BudgetExhausted
+from policy.budget import BudgetBook
 from sealgate.ambient import Clock, now_us, uuid7
 from sealgate.errors import DecodeError, VerificationError
 from sealgate.limits import MAX_LEAF
 from sealgate.protocol.completion import verify_completion
-from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Recorded, Refused, Submit
+from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Obligations, Recorded, Refused, Submit
 from sealgate.protocol.ohttp import (
     MEDIA_CHUNKED_REQUEST,
     MEDIA_CHUNKED_RESPONSE,
@@ -35,14 +35,13 @@ from sealgate.protocol.ohttp import (
 )
 from sealgate.transparency.record import Record
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
+from secure_runtime.host import spending
 from secure_runtime.host.link_server import Reply
 from secure_runtime.host.worker_link import Outcome, WorkerLink
 from secure_runtime.limits import MAX_BINDING, MAX_IN_FLIGHT_BYTES, MAX_UNITS, ROOM_FOR_END, WORKER_GRACE_S
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    from audit.log import Connection
 
 _STATUS = {"sealed-request-refused": 400, "unknown-key": 400, "busy": 503, "timed-out": 504}
 _RETRY_AFTER_S = 1
@@ -62,6 +61,7 @@ class LiveWorker:
     assurance: str
     evidence_digest: str
     models: dict[str, tuple[str, str]]  # name to digests of weights and certificate
+    single_use: bool = False  # it can answer a request in a process of its own
 
     def digests(self, model: str, outcome: str) -> tuple[tuple[str, str], ...]:
         """What a completion about `model` may name: its digests, or none where no model was reached."""
@@ -114,7 +114,7 @@ class Admission:
         draft = _with(draft, kind="inference.authorized", req_commit=commitment(body), id=uuid7(self._clock()))
         _require_room(draft, frame)
         try:
-            worker = self._require_serving(len(body))
+            worker = self._require_serving(frame.decision.obligations, len(body))
         except (RuntimeUnavailable, LogUnavailable) as error:
             return await self._refuse(draft, reason=error.code, code="unavailable", status=503)
         draft = _with(draft, runtime_instance=worker.instance, evidence_digest=worker.evidence_digest)
@@ -122,9 +122,9 @@ class Admission:
         self._in_flight += 1
         self._in_flight_bytes += len(body)
         try:
-            intent = await self._append(draft, self._reserve(frame.caller))
+            intent = await self._append(draft, spending.reserve(self._budgets, frame, clock=self._clock))
             if intent.record.kind != "inference.authorized":
-                return _refused(intent, status=429, code="budget-exhausted", retry_after_s=_renewal_s(intent))
+                return spending.refusal(intent), b""
             try:
                 return await self._run(frame, body, gone, intent, worker)
             except LogUnavailable:
@@ -136,31 +136,14 @@ class Admission:
             self._in_flight -= 1
             self._in_flight_bytes -= len(body)
 
-    def _require_serving(self, size: int) -> LiveWorker:
+    def _require_serving(self, obligations: Obligations, size: int) -> LiveWorker:
         self._log.check_may_infer()
         if self._in_flight >= self._max_in_flight or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES:
             raise RuntimeUnavailable("too many requests in flight", code="overloaded")
-        return self._worker()
-
-    def _reserve(self, caller: Caller) -> Effect:
-        budgets = self._budgets  # those of the policy that decided: the writer runs this later
-
-        def reserve(connection: Connection, draft: Record) -> Record:
-            try:
-                left = budgets.reserve(
-                    connection,
-                    grant=draft.id,
-                    tenant=caller.tenant,
-                    subject=caller.subject,
-                    model=draft.model,
-                    now_us=self._clock(),
-                )
-            except BudgetExhausted as error:
-                detail = {"budget": error.name, "renews_us": str(error.renews_us)}
-                return _with(draft, kind="inference.denied", reason="budget-exhausted", detail=detail)
-            return draft if left is None else _with(draft, detail={"requests_left": str(left)})
-
-        return reserve
+        worker = self._worker()
+        if obligations.single_use and not worker.single_use:
+            raise RuntimeUnavailable("the worker has no process for one request alone", code="obligation-unmet")
+        return worker
 
     # Steps 7 to 10 ---------------------------------------------------------------------------------------------------
 
@@ -188,7 +171,7 @@ class Admission:
             ended = await self._fail(intent, error.code)
             status, code = (504, "timed-out") if error.code == "worker-hung" else (503, "unavailable")
             return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
-        ended = await self._append(_ended(end, outcome), self._settle(granted.id))
+        ended = await self._append(_ended(end, outcome), spending.settle(self._budgets, clock=self._clock))
         done = outcome.done
         if done.problem:
             return _refused(ended, status=_STATUS[done.problem], code=done.problem, retry_after_s=_retry(done.problem))
@@ -222,6 +205,7 @@ class Admission:
             and statement.outcome in ("completed", "failed", "refused")
             and statement.reason in _REASONS[statement.outcome]
             and 0 <= statement.units <= MAX_UNITS
+            and spending.epsilon_fits(statement, grant)
             and (statement.model_digest, statement.certificate_digest) in worker.digests(grant.model, statement.outcome)
         )
         if not fits:
@@ -231,21 +215,7 @@ class Admission:
     async def _fail(self, intent: Appended, reason: str) -> Appended:
         """The end of a request that nobody answered: what was held for it counts as spent."""
         failed = _with(_end_of(intent), kind="inference.failed", outcome="failed", reason=reason)
-        return await self._append(failed, self._abandon(intent.record.id))
-
-    def _settle(self, grant: str) -> Effect:
-        def settle(connection: Connection, draft: Record) -> Record:
-            self._budgets.settle(connection, grant=grant, units=draft.units, now_us=self._clock())
-            return draft
-
-        return settle
-
-    def _abandon(self, grant: str) -> Effect:
-        def abandon(connection: Connection, draft: Record) -> Record:
-            self._budgets.abandon(connection, grant=grant)
-            return draft
-
-        return abandon
+        return await self._append(failed, spending.abandon(self._budgets))
 
     # Refusals and reads ----------------------------------------------------------------------------------------------
 
@@ -306,8 +276,10 @@ def _with(record: Record, **changes: object) -> Record:
 def _require_room(draft: Record, frame: Submit) -> None:
     """Raise DecodeError for words of a gateway that would leave no room for the end in a leaf, or in a worker's frame.
 
-    Found out before anything is authorised: what is authorised must be able to end.
+    Likewise for noise that no policy can demand. Found out before anything is authorised: what is authorised must be
+    able to end.
     """
+    spending.most_epsilon(frame.decision.obligations, frame.operation)
     binding = frame.caller.credential_binding
     if len(msgspec.json.encode(draft)) > MAX_LEAF - ROOM_FOR_END or len(binding) > MAX_BINDING:
         raise DecodeError("the gateway says more of a request than a record can hold")
@@ -316,7 +288,8 @@ def _require_room(draft: Record, frame: Submit) -> None:
 def _end_of(intent: Appended) -> Record:
     """What the end of an authorised request inherits."""
     begun = intent.record
-    return _with(begun, id="", ts_us=0, salt="", grant=begun.id, intent_seq=intent.index, detail={})
+    spent = {"eps_micro": 0, "budget_after_micro": 0}
+    return _with(begun, id="", ts_us=0, salt="", grant=begun.id, intent_seq=intent.index, detail={}, **spent)
 
 
 def _ended(end: Record, outcome: Outcome) -> Record:
@@ -335,6 +308,7 @@ def _ended(end: Record, outcome: Outcome) -> Record:
         model_digest=statement.model_digest,
         certificate_digest=statement.certificate_digest,
         units=statement.units,
+        eps_micro=statement.eps_micro,
         req_commit=statement.req_commit,
         resp_commit=statement.resp_commit,
     )
@@ -354,8 +328,3 @@ def _refused(ended: Appended, *, status: int, code: str, retry_after_s: int) -> 
 
 def _retry(problem: str) -> int:
     return _RETRY_AFTER_S if problem == "busy" else 0
-
-
-def _renewal_s(intent: Appended) -> int:
-    renews_us = int(intent.record.detail.get("renews_us", "0"))
-    return max(1, (renews_us - intent.record.ts_us) // 1_000_000)

@@ -10,13 +10,12 @@ import contextlib
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from audit.auth_failures import AuthFailures
 from audit.errors import LogUnavailable
-from audit.log import AuditLog, Effect
+from audit.log import AuditLog
 from audit.query import AuditReader, RecordFilter
 from policy.budget import BudgetBook
 from policy.store import load_files
@@ -40,6 +39,7 @@ from sealgate.protocol.frames import (
 from sealgate.transparency.record import Record
 from secure_runtime.attestation.software import SoftwareAttester
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from secure_runtime.host import spending
 from secure_runtime.host.administration import AdminServer
 from secure_runtime.host.admission import Admission
 from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
@@ -47,9 +47,6 @@ from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.spawn import python_paths
 from secure_runtime.host.supervisor import Published, Supervisor
 from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS
-
-if TYPE_CHECKING:
-    from audit.log import Connection
 
 
 @dataclass(frozen=True)
@@ -313,7 +310,7 @@ def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
         subjects_key=load_subjects_key(deployment.subjects_key),
         origin=origin,
         extra_tables=(budgets.tables,),
-        on_abort=_spend_hold(budgets),
+        on_abort=spending.abandon(budgets),
         disk_reserve_bytes=deployment.settings.runtime.disk_reserve_mb * 1024 * 1024,
     )
     try:
@@ -334,16 +331,6 @@ def _recorded_key_ids(url: str, origin: str) -> tuple[int, ...]:
         reader.close()
     rotations = [entry.record.detail.get("key_ids", "") for entry in reversed(page.records)]
     return tuple(int(number) for ids in rotations for number in ids.split())
-
-
-def _spend_hold(budgets: BudgetBook) -> Effect:
-    """A request cut off by a crash may have run: what was held for it counts as spent."""
-
-    def spend(connection: Connection, draft: Record) -> Record:
-        budgets.abandon(connection, grant=draft.grant)
-        return draft
-
-    return spend
 
 
 async def _until_signal(host: RuntimeHost) -> None:

@@ -229,6 +229,7 @@ class Supervisor:
             assurance=assurance,
             evidence_digest=evidence_digest,
             models={model.name: (model.model_digest, model.certificate_digest) for model in facts.models},
+            single_use=facts.single_use,
         )
         self._on_change()
 
