@@ -156,7 +156,7 @@ class _Files:
 
     private: dict[str, bytes] = field(default_factory=dict)
     public: dict[str, bytes] = field(default_factory=dict)
-    folders: tuple[str, ...] = ("models", "run", "log", "evidence", "client")
+    folders: tuple[str, ...] = ("models", "run", "log", "evidence", "client", "policy-history")
 
     def write(self, root: Path) -> None:
         for name in self.folders:
@@ -193,9 +193,15 @@ def _plan_issuer(plan: _Files, audience: str) -> None:
     plan.public["tokens/jwks.json"] = json.dumps({"keys": [public]}, indent=2).encode() + b"\n"
     plan.public["tokens/issuers.toml"] = f"""\
 # Who may issue access tokens, and how they are checked. One [[issuer]] each; the first is the local one that
-# `sealgate token` signs with. For your identity provider: add its name (the exact `iss` claim), its key set (JWKS, a
-# path relative to this folder), the algorithms it uses (ES256, EdDSA, RS256) and, if it may not speak for every tenant,
-# `tenants = [...]`; then remove the local issuer and issuer.key.
+# `sealgate token` signs with. For your identity provider (every setting: docs/operations.md):
+#
+# [[issuer]]
+# name = "https://login.example.com"       # the exact `iss` claim
+# discovery = true                         # or jwks_uri = "https://...", or jwks = "a-file.json"
+# algorithms = ["ES256"]
+# tenants = ["clinic"]                     # whom it may speak for
+#
+# Then remove the local issuer and issuer.key.
 
 [[issuer]]
 name = "https://{audience}/local-issuer"

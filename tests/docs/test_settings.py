@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.authentication import issuers
+from gateway.authentication import issuers, revocations
 from gateway.telemetry import FIELDS
 from policy import budgets, tenants
 from sealgate import deployment
@@ -28,6 +28,7 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `policy/tenants.toml`", tenants._File),
     ("### `policy/budgets.toml`", budgets.Budget),
     ("### `tokens/issuers.toml`", issuers._Issuer),
+    ("### `tokens/revoked.toml`", revocations.Revocation),
     ("### `publishers.toml`", publishers._Entry),
     ("### `client/trust.toml`", trust._TrustTable),
     ("### `client/trust.toml`", trust._PinTable),
