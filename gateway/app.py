@@ -18,6 +18,7 @@ from gateway.authentication.authenticate import Authenticator
 from gateway.authentication.certificates import CertificateReader, DenyList
 from gateway.authentication.issuers import load_issuers
 from gateway.authentication.key_sets import KeySets
+from gateway.authentication.possession import open_possession, tell_nonce
 from gateway.authentication.revocations import Revocations
 from gateway.authentication.tokens import TokenVerifier
 from gateway.gate import Gate
@@ -58,7 +59,9 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
     )
     deny = DenyList(deployment.pki / "revoked.txt", always=policy.tenants.revoked_certificates)
     return Gate(
-        authenticator=Authenticator(tokens, CertificateReader(policy.tenants, deny, clock=clock)),
+        authenticator=Authenticator(
+            tokens, CertificateReader(policy.tenants, deny, clock=clock), open_possession(deployment, clock=clock)
+        ),
         policy=policy,
         link=RuntimeLink(deployment.socket, telemetry=telemetry),
         audit=AuditReader(f"sqlite:///{deployment.database}", origin=deployment.settings.deployment.origin),
@@ -93,6 +96,7 @@ def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clo
         dependencies={"gate": Provide(lambda: gate, sync_to_thread=False)},
         exception_handlers=exception_handlers(telemetry),
         lifespan=[linked],
+        before_send=[tell_nonce],
         openapi_config=openapi_config(version("sealgate")),
         request_max_body_size=MAX_SEALED_REQUEST,
         logging_config=None,

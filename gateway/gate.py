@@ -57,7 +57,7 @@ class Gate:
     async def authenticate(self, request: Asking) -> Principal:
         """Step 3. A failure is counted in the log by reason and source; the caller gets the one uniform 401."""
         try:
-            principal = await self.authenticator.authenticate(request.scope)
+            principal = await self.authenticator.authenticate(request.scope)  # type: ignore[arg-type]
         except Unauthenticated as error:
             source = source_class(request.scope.get("client"))
             self.link.auth_failed(frames.AuthFailed(reason=error.code, source=source))

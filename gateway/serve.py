@@ -109,7 +109,9 @@ def serve(deployment: Deployment) -> int:
     settings = deployment.settings.gateway
     telemetry = Telemetry()
     # What is wrong with the deployment is said now, in one line, before anything listens.
-    make_gate(deployment, telemetry=telemetry).audit.close()
+    checked = make_gate(deployment, telemetry=telemetry)
+    checked.audit.close()
+    checked.authenticator.let_go()
     make_tls_context(deployment)
     _allow_many_files()
     sock = listen(settings.host, settings.port)
