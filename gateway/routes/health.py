@@ -1,5 +1,7 @@
 """Liveness and readiness. Open to all, so they say what a load balancer needs and nothing about callers or models.
 
+An issuer whose keys are missing is named, and does not make the gateway unready: others are served.
+
 Trusts: the newest state that the runtime told. Never: says ready while inference would be refused.
 """
 
@@ -37,6 +39,8 @@ async def ready(gate: NamedDependency[Gate]) -> Response[Any]:
         "profile": state.profile,
         "degraded": state.degraded,
     }
+    if issuers := gate.authenticator.details():
+        facts["issuers"] = issuers
     if state.policy_digest != gate.policy.digest:
         return _unready("Gateway and runtime have different policies in force; restart both.", facts | {"ready": False})
     if not state.ready:
