@@ -15,7 +15,7 @@ from litestar.di import Provide
 from audit.query import AuditReader
 from gateway.access_log import AccessLog
 from gateway.authentication.authenticate import Authenticator
-from gateway.authentication.certificates import CertificateReader, DenyList
+from gateway.authentication.certificates import make_certificate_reader
 from gateway.authentication.issuers import load_issuers
 from gateway.authentication.key_sets import KeySets
 from gateway.authentication.possession import open_possession, tell_nonce
@@ -57,11 +57,9 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
         audience=deployment.token_audience,
         clock=clock,
     )
-    deny = DenyList(deployment.pki / "revoked.txt", always=policy.tenants.revoked_certificates)
+    certificates = make_certificate_reader(deployment, lambda: policy.tenants, telemetry=telemetry, clock=clock)
     return Gate(
-        authenticator=Authenticator(
-            tokens, CertificateReader(policy.tenants, deny, clock=clock), open_possession(deployment, clock=clock)
-        ),
+        authenticator=Authenticator(tokens, certificates, open_possession(deployment, clock=clock)),
         policy=policy,
         link=RuntimeLink(deployment.socket, telemetry=telemetry),
         audit=AuditReader(f"sqlite:///{deployment.database}", origin=deployment.settings.deployment.origin),

@@ -1,54 +1,120 @@
-"""TLS 1.3 in this process, and a uvicorn protocol that hands the client certificate to the application.
+"""The connection: TLS 1.3 in this process or a UNIX socket for a proxy, and what the application is told of the peer.
 
-uvicorn does not tell the application who the TLS peer is; `SealedHttpProtocol` puts the verified certificate into
-`scope["extensions"]["tls"]` (ASGI TLS extension). It also bounds what uvicorn leaves open: a head that grows or
-dawdles, trailers, a refused body that never ends, an answer that is never read, too many connections. uvicorn is pinned
-to the tested minor version, because this class overrides its protocol's callbacks.
+`TlsIdentity` gives each new handshake the authorities and the server certificate that stand on disk now.
+`SealedHttpProtocol` puts the peer's certificate into `scope["extensions"]["tls"]` (ASGI TLS extension), which uvicorn
+does not, takes the fields that forward one (RFC 9440) out of the request, and bounds what uvicorn leaves open: a head
+that grows or dawdles, trailers, a refused body that never ends, an answer that is never read, too many connections.
+uvicorn is pinned to the tested minor version, because this class overrides its protocol's callbacks.
 
-Trusts: the TLS library's verification against `pki/ca.pem`. Never: resumes a session (a certificate that was revoked
-must not come back by a ticket), speaks anything older than TLS 1.3, or believes a header about the peer.
+Trusts: the TLS library's verification against the accepted authorities; file permissions of the UNIX socket. Never:
+resumes a session (a certificate that was revoked must not come back by a ticket), speaks anything older than TLS 1.3,
+or hands a header about the peer to anything but `gateway.authentication.forwarded`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from typing import Any
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from gateway.authentication.authorities import Authorities
+from gateway.authentication.forwarded import CERTIFICATE_FIELD, CHAIN_FIELD, EXTENSION, Forwarded
+from gateway.authentication.watched_files import WatchedFiles
 from gateway.errors import MEDIA_PROBLEM, Problem
-from gateway.limits import HEAD_TIMEOUT_S, LINGER_S, MAX_CONNECTIONS, MAX_HEAD, WRITE_STALL_S
+from gateway.limits import (
+    HEAD_TIMEOUT_S,
+    LINGER_S,
+    MAX_AUTHORITY_FILE,
+    MAX_CHAIN,
+    MAX_CONNECTIONS,
+    MAX_HEAD,
+    WRITE_STALL_S,
+)
+from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError
 
+_DER = 2  # X509_FILETYPE_ASN1, as the private chain of Python before 3.13 takes it
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
 def make_tls_context(deployment: Deployment) -> ssl.SSLContext:
-    """The server's context: TLS 1.3 only, no session tickets, client certificates of our authority."""
-    pki = deployment.pki
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.num_tickets = 0
-    context.set_alpn_protocols(["http/1.1"])
-    context.verify_flags |= ssl.VERIFY_X509_STRICT
-    try:
-        context.load_cert_chain(pki / "server.pem", pki / "server.key")
-        context.load_verify_locations(pki / "ca.pem")
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(
-            f"the certificates in {pki} cannot be used (server.pem, server.key and ca.pem are needed): {error.strerror}"
-        ) from error
-    context.verify_mode = _VERIFY[deployment.settings.gateway.client_certificates]
-    return context
+    """The server's context: TLS 1.3 only, no session tickets; every handshake uses the files as they are then.
+
+    Raises ConfigurationError if they cannot be used now.
+    """
+    return TlsIdentity(deployment).context
+
+
+class TlsIdentity:
+    """The newest TLS context of a deployment, behind one that never changes: `context`.
+
+    Files that cannot be used leave the context before in force: a half-written certificate must not end the service.
+    """
+
+    def __init__(self, deployment: Deployment, *, clock: Clock = now_us) -> None:
+        self._settings = deployment.settings.gateway
+        self._server = (deployment.pki / "server.pem", deployment.pki / "server.key")
+        self._unfinished = False  # what changed could not be used yet: the next handshake tries again
+        self._files = WatchedFiles(*self._server, files_max=2, bytes_max=MAX_AUTHORITY_FILE, clock=clock)
+        try:
+            self._files.changed()
+            # Lists are asked about certificates on every request, so handshakes need none.
+            self._authorities = Authorities(deployment.pki, crl="off", clock=clock)
+            self._generation = self._authorities.current()
+            self._newest = self.context = self._make()
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"the certificates in {deployment.pki} cannot be used (server.pem, server.key and ca.pem are needed): "
+                f"{error.strerror if isinstance(error, OSError) else error}"
+            ) from error
+        self.context.sni_callback = self._at_handshake
+
+    def _at_handshake(self, connection: ssl.SSLObject, _name: str | None, _base: ssl.SSLContext) -> None:
+        """Called by the TLS library for each ClientHello, also for one that names no server."""
+        self._refresh()
+        if self._newest is not self.context:
+            connection.context = self._newest
+
+    def _refresh(self) -> None:
+        generation = self._authorities.current()
+        try:
+            stale = self._files.changed() is not None or self._unfinished
+        except (OSError, ValueError):
+            return
+        if not stale and generation is self._generation:
+            return
+        try:
+            self._newest, self._unfinished = self._make(), False
+            self._generation = generation
+        except (OSError, ValueError):
+            self._unfinished = True
+
+    def _make(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.num_tickets = 0
+        context.set_alpn_protocols(["http/1.1"])
+        context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.load_cert_chain(*self._server)
+        anchors = self._generation.pem
+        if anchors:
+            context.load_verify_locations(cadata=anchors)
+        context.verify_mode = _VERIFY[self._settings.client_certificates]
+        return context
 
 
 class SealedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
     _tls: dict[str, Any]
+    _local: bool  # over the UNIX socket
+    _certificate: tuple[bytes, ...] = ()  # fields of the present request that forward a certificate
+    _chain: tuple[bytes, ...] = ()
     _in_head = True
     _unproductive = 0  # bytes since the peer last completed a head or sent a byte of a body
     _deadline: asyncio.TimerHandle | None = None  # for the head, or for the rest of a body that was refused
@@ -59,8 +125,8 @@ class SealedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         secure = transport.get_extra_info("ssl_object")
-        der = secure.getpeercert(binary_form=True) if secure is not None else None
-        self._tls = {"client_cert_chain": (ssl.DER_cert_to_PEM_cert(der),) if der else ()}
+        self._tls = {"client_cert_chain": () if secure is None else _shown_chain(secure)}
+        self._local = transport.get_extra_info("socket").family == socket.AF_UNIX
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
             return
@@ -69,12 +135,16 @@ class SealedHttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {"tls": self._tls}  # type: ignore[dict-item]
+        self._certificate, self._chain = (), ()
         self._in_head = True
         self._arm(HEAD_TIMEOUT_S)
 
     def on_headers_complete(self) -> None:
         self._disarm()
         self._in_head, self._unproductive = False, 0
+        if self._local or self._certificate or self._chain:
+            forwarded = Forwarded(local=self._local, certificate=self._certificate, chain=self._chain)
+            self.scope["extensions"][EXTENSION] = forwarded  # type: ignore[assignment]
         super().on_headers_complete()
 
     # Bounds on what the peer sends ------------------------------------------------------------------------------------
@@ -87,7 +157,14 @@ class SealedHttpProtocol(HttpToolsProtocol):
         super().data_received(data)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # a trailer must never become a header of the request
+        if not self._in_head:  # a trailer must never become a header of the request
+            return
+        field = name.lower()
+        if field == CERTIFICATE_FIELD:
+            self._certificate += (value,)
+        elif field == CHAIN_FIELD:
+            self._chain += (value,)
+        else:
             super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
@@ -157,3 +234,17 @@ class SealedHttpProtocol(HttpToolsProtocol):
         head += [f"{name}: {value}\r\n".encode("ascii") for name, value in (fields | problem.headers).items()]
         self.transport.write(b"".join(head) + b"\r\n" + body)
         self.transport.close()
+
+
+def _shown_chain(secure: ssl.SSLObject) -> tuple[str, ...]:
+    """The peer's certificate in PEM form, and the others that it sent with it."""
+    der = secure.getpeercert(binary_form=True)
+    if der is None:
+        return ()
+    if hasattr(secure, "get_unverified_chain"):  # Python 3.13
+        chain: list[bytes] = secure.get_unverified_chain()
+    else:
+        parsed = secure._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+        chain = [item.public_bytes(_DER) for item in parsed]
+    # The first of them is the peer's own; the library says so twice, and the one that it verified counts.
+    return tuple(ssl.DER_cert_to_PEM_cert(item) for item in (der, *chain[1:MAX_CHAIN]))

@@ -1,36 +1,48 @@
-"""A client certificate that the TLS handshake verified becomes a `CertificateIdentity`.
+"""A client certificate becomes a `CertificateIdentity`: one that counts now, on this request.
 
-The handshake proved that the peer holds the key and that our authority signed the certificate, once. Connections
-outlive both revocation and expiry, so both are checked here on every request: against `revoked_certificates` of
-tenants.toml, and against `pki/revoked.txt` (one SHA-256 of the DER form per line), which is read again whenever it
-changes. Trusts: the TLS library, the two lists. Never: accepts a certificate while the deny list cannot be read.
+A handshake, here or at a trusted proxy, proved once that the peer holds the key. Connections outlive removal of an
+authority, revocation and expiry, so all of it is judged again on every request: below an accepted authority and not on
+its revocation list (`gateway.authentication.authorities`), not in `revoked_certificates` of tenants.toml, not in
+`pki/revoked.txt` (one SHA-256 of the DER form per line), within its time. What was judged is remembered with the files
+it was judged by, so most requests cost a few stats.
+
+Trusts: the TLS library for the proof of the key, the files. Never: accepts a certificate while the deny list or the
+revocation lists cannot be read; takes a trusted proxy's own certificate for its client's.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from gateway.authentication.authorities import Authorities, Generation, Judgement, fingerprint_of, judge
+from gateway.authentication.forwarded import EXTENSION, Forwarded, TrustedProxies, parse_forwarded
+from gateway.authentication.watched_files import WatchedFiles
 from gateway.errors import Unauthenticated
-from gateway.limits import MAX_CERTIFICATES, MAX_DENY_LIST
+from gateway.limits import MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CHAIN, MAX_DENY_LIST
 from gateway.pki import certificate_names
-from policy.tenants import CertificateClient, Tenants
+from gateway.telemetry import Telemetry
+from policy.clients import CertificateClient
+from policy.tenants import Tenants
 from sealgate.ambient import Clock, now_us
+from sealgate.deployment import Deployment
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
+
+_Shown = tuple[str, ...] | Forwarded  # what a certificate and those above it came as
 
 
 @dataclass(frozen=True, kw_only=True)
 class CertificateIdentity:
-    """A client certificate that is within its time and not revoked, with whom it stands for (None: nobody)."""
+    """A client certificate that counts now, with whom it stands for (None: nobody)."""
 
     der: bytes
     fingerprint: str  # SHA-256 of the DER form, lowercase hex
@@ -38,94 +50,173 @@ class CertificateIdentity:
     expires_us: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Judged:
+    """A certificate, and what was made of it by these very authorities, lists and tenants."""
+
+    leaf: x509.Certificate
+    others: tuple[x509.Certificate, ...]
+    generation: Generation
+    judgement: Judgement
+    tenants: Tenants
+    identity: CertificateIdentity
+    proxy: bool
+
+
 class DenyList:
-    """Fingerprints that are refused. Looks at the file on every question; a stat costs about a microsecond."""
+    """Fingerprints that are refused: the lines of a file, which is looked at on every question."""
 
-    def __init__(self, path: Path, *, always: frozenset[str] = frozenset()) -> None:
-        self._path = path
-        self._always = always
-        self._listed: frozenset[str] = frozenset()
-        self._stamp: tuple[int, int, int] | None = None
+    def __init__(self, path: Path, *, clock: Clock = now_us) -> None:
+        self._file = WatchedFiles(path, files_max=1, bytes_max=MAX_DENY_LIST, clock=clock)
+        self._listed: frozenset[str] | None = frozenset()  # None: the list cannot be read
+        self._there = False
 
-    def require_accepted(self, fingerprint: str) -> None:
-        """Raises Unauthenticated if the certificate is denied, or if the list cannot be read."""
+    def require_accepted(self, fingerprints: Iterable[str]) -> None:
+        """Raises Unauthenticated if one of them is denied, or if the list cannot be read."""
         try:
-            self._refresh()
+            contents = self._file.changed()
+            if contents is not None:
+                self._listed = None
+                self._listed = self._parse(b"\n".join(contents.values()), there=bool(contents))
         except (OSError, ValueError):
-            raise Unauthenticated("deny-list-unreadable") from None
-        if fingerprint in self._always or fingerprint in self._listed:
+            self._listed = None
+        if self._listed is None:
+            raise Unauthenticated("deny-list-unreadable")
+        if not self._listed.isdisjoint(fingerprints):
             raise Unauthenticated("certificate-revoked")
 
-    def _refresh(self) -> None:
-        try:
-            status = self._path.stat()
-        except FileNotFoundError:
-            if self._stamp is not None:
-                raise  # it was there: its absence now is a fault, not an amnesty
-            return
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if stamp == self._stamp:
-            return
-        if status.st_size > MAX_DENY_LIST:
-            raise ValueError("the deny list is too large")
-        self._stamp = (0, 0, 0)  # until the new list is read whole, every question reads it again
-        lines = (line.split("#")[0].strip() for line in self._path.read_text("ascii").splitlines())
+    def _parse(self, data: bytes, *, there: bool) -> frozenset[str]:
+        if self._there and not there:
+            raise ValueError("the deny list was there: its absence now is a fault, not an amnesty")
+        self._there = there
+        lines = (line.split("#")[0].strip() for line in data.decode("ascii").splitlines())
         listed = frozenset(line for line in lines if line)
         if not all(_FINGERPRINT.fullmatch(line) for line in listed):
             raise ValueError("the deny list has a line that is not a fingerprint")
-        self._listed, self._stamp = listed, stamp
+        return listed
 
 
 class CertificateReader:
-    """Certificates by what `scope["extensions"]["tls"]` holds. One per process; parsed ones are remembered."""
+    """Certificates of requests (ASGI scopes). One per process.
+
+    `tenants` gives those in force now. Of the scope it reads `extensions["tls"]["client_cert_chain"]` and the
+    `Forwarded` in `extensions["proxy"]`.
+    """
 
     def __init__(
-        self, tenants: Tenants, deny: DenyList, *, clock: Clock = now_us, remembered_max: int = MAX_CERTIFICATES
+        self,
+        tenants: Callable[[], Tenants],
+        authorities: Authorities,
+        deny: DenyList,
+        *,
+        proxies: TrustedProxies,
+        clock: Clock = now_us,
+        remembered_max: int = MAX_CERTIFICATES,
     ) -> None:
         self._tenants = tenants
+        self._authorities = authorities
         self._deny = deny
+        self._proxies = proxies
         self._clock = clock
         self._remembered_max = remembered_max
-        self._remembered: OrderedDict[str, tuple[CertificateIdentity, int]] = OrderedDict()
+        self._remembered: OrderedDict[_Shown, _Judged] = OrderedDict()
 
     def read(self, scope: Mapping[str, Any]) -> CertificateIdentity | None:
-        """The peer's certificate, None if it showed none. Raises Unauthenticated if it does not count any more."""
-        chain = scope.get("extensions", {}).get("tls", {}).get("client_cert_chain", ())
-        if not chain:
+        """The client's certificate, None if there is none. Raises Unauthenticated if it does not count now."""
+        extensions = scope.get("extensions", {})
+        forwarded: Forwarded = extensions.get(EXTENSION, Forwarded(local=False))
+        if not forwarded.local:
+            chain: tuple[str, ...] = extensions.get("tls", {}).get("client_cert_chain", ())
+            if not chain:
+                return None
+            shown = self._judged(chain)
+            if not shown.proxy:
+                return shown.identity
+        if not forwarded.certificate and not forwarded.chain:
             return None
-        identity, not_before_us = _remember(self._remembered, chain[0], self._parse, self._remembered_max)
-        self._deny.require_accepted(identity.fingerprint)
-        if not not_before_us <= self._clock() < identity.expires_us:
-            raise Unauthenticated("certificate-expired")
-        return identity
+        behind = self._judged(forwarded)
+        if behind.proxy:
+            raise Unauthenticated("certificate-of-proxy")
+        return behind.identity
 
-    def _parse(self, pem: str) -> tuple[CertificateIdentity, int]:
+    def _judged(self, shown: _Shown) -> _Judged:
+        found = self._remembered.get(shown)
+        leaf, others = _parse(shown) if found is None else (found.leaf, found.others)
+        generation, tenants, now = self._authorities.current(), self._tenants(), self._clock()
+        if (
+            found is None
+            or found.generation is not generation
+            or found.tenants is not tenants
+            or not found.judgement.from_us <= now < found.judgement.until_us
+        ):
+            found = self._judge(leaf, others, generation, tenants, now)
+        self._deny.require_accepted(found.judgement.path)
+        if not tenants.revoked_certificates.isdisjoint(found.judgement.path):
+            raise Unauthenticated("certificate-revoked")
+        self._remembered[shown] = found
+        self._remembered.move_to_end(shown)
+        if len(self._remembered) > self._remembered_max:
+            self._remembered.popitem(last=False)
+        return found
+
+    def _judge(
+        self,
+        leaf: x509.Certificate,
+        others: tuple[x509.Certificate, ...],
+        generation: Generation,
+        tenants: Tenants,
+        now: int,
+    ) -> _Judged:
         try:
-            der = ssl.PEM_cert_to_DER_cert(pem)
-            certificate = x509.load_der_x509_certificate(der)
-            names = certificate_names(certificate)
-            identity = CertificateIdentity(
-                der=der,
-                fingerprint=hashlib.sha256(der).hexdigest(),
-                client=self._tenants.client_of(names),
-                expires_us=int(certificate.not_valid_after_utc.timestamp()) * 1_000_000,
-            )
-            return identity, int(certificate.not_valid_before_utc.timestamp()) * 1_000_000
+            names = certificate_names(leaf)
+            judgement = judge(generation, leaf, others, now_us=now)
         except (ValueError, x509.UnsupportedGeneralNameType, x509.DuplicateExtension):
             raise Unauthenticated("certificate-malformed") from None
+        identity = CertificateIdentity(
+            der=leaf.public_bytes(Encoding.DER),
+            fingerprint=fingerprint_of(leaf),
+            client=tenants.client_of(names, judgement.authorities),
+            expires_us=int(leaf.not_valid_after_utc.timestamp()) * 1_000_000,
+        )
+        proxy = self._proxies.include(fingerprint=identity.fingerprint, names=names, authorities=judgement.authorities)
+        return _Judged(
+            leaf=leaf,
+            others=others,
+            generation=generation,
+            judgement=judgement,
+            tenants=tenants,
+            identity=identity,
+            proxy=proxy,
+        )
 
 
-def _remember(
-    memory: OrderedDict[str, tuple[CertificateIdentity, int]],
-    pem: str,
-    parse: Callable[[str], tuple[CertificateIdentity, int]],
-    most: int,
-) -> tuple[CertificateIdentity, int]:
-    found = memory.get(pem)
-    if found is None:
-        found = memory[pem] = parse(pem)
-        if len(memory) > most:
-            memory.popitem(last=False)
-    else:
-        memory.move_to_end(pem)
-    return found
+def make_certificate_reader(
+    deployment: Deployment, tenants: Callable[[], Tenants], *, telemetry: Telemetry, clock: Clock = now_us
+) -> CertificateReader:
+    """The reader of a deployment. Raises ConfigurationError that says what to mend."""
+    settings = deployment.settings.gateway
+
+    def report(text: str) -> None:
+        telemetry.event("client-certificates", detail=text)
+
+    return CertificateReader(
+        tenants,
+        Authorities(deployment.pki, crl=settings.crl, clock=clock, report=report),
+        DenyList(deployment.pki / "revoked.txt", clock=clock),
+        proxies=TrustedProxies(settings.trusted_proxies),
+        clock=clock,
+    )
+
+
+def _parse(shown: _Shown) -> tuple[x509.Certificate, tuple[x509.Certificate, ...]]:
+    try:
+        if isinstance(shown, Forwarded):
+            ders = parse_forwarded(shown)
+        else:
+            ders = tuple(ssl.PEM_cert_to_DER_cert(pem) for pem in shown)
+        if len(ders) > MAX_CHAIN or any(len(der) > MAX_CERTIFICATE for der in ders):
+            raise Unauthenticated("certificate-malformed")
+        leaf, *others = (x509.load_der_x509_certificate(der) for der in ders)
+    except ValueError:
+        raise Unauthenticated("certificate-malformed") from None
+    return leaf, tuple(others)
