@@ -19,9 +19,10 @@ chown -R "$gateway:$gateway" "$state/pki" "$state/tokens"
 install -d -o "$gateway" -g "$gateway" -m 0700 "$state/run/gateway"
 
 # Both read the settings and the policy; the gateway passes through to the socket and to the log.
-chgrp "$link" "$state" "$state/policy" "$state/run" "$state/log"
+[ -d "$state/policy-history" ] || install -d -o "$runtime" "$state/policy-history"
+chgrp "$link" "$state" "$state/policy" "$state/policy-history" "$state/run" "$state/log"
 chmod 0710 "$state"
-chmod 0750 "$state/policy" "$state/run"
+chmod 0750 "$state/policy" "$state/policy-history" "$state/run"
 chmod 2750 "$state/log"
 
 # The log's database is written by the runtime alone and read by the gateway; SQLite gives its two companion files the

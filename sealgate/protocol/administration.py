@@ -29,6 +29,7 @@ REFUSALS: dict[str, str] = {
     "unavailable": "the audit log takes no records now, so nothing can be put on record",
     "policy-missing": "policy-history has no such version that is whole; apply it again",
     "policy-unsound": "the runtime host could not load that version; run: sealgate policy check",
+    "policy-not-kept": "policy-history cannot be written by the runtime host's user",
     "internal": "the runtime host failed; its own output says where",
 }
 """Every `Refused.code` on this socket, with what it means for whoever asked."""

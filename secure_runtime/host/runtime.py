@@ -17,13 +17,12 @@ from audit.auth_failures import AuthFailures
 from audit.errors import LogUnavailable
 from audit.log import AuditLog
 from audit.query import AuditReader, RecordFilter
-from policy.budget import BudgetBook
-from policy.store import load_files
+from policy.history import PolicyHistory
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.evidence.claims import Claims, state_digest
 from sealgate.limits import EVIDENCE_LIFETIME_S
-from sealgate.protocol.administration import AdminToHost, CredentialRevoked, HostToAdmin
+from sealgate.protocol.administration import AdminToHost, ApplyPolicy, CredentialRevoked, HostToAdmin
 from sealgate.protocol.frames import (
     AuditRead,
     AuthFailed,
@@ -44,6 +43,7 @@ from secure_runtime.host.administration import AdminServer
 from secure_runtime.host.admission import Admission
 from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
+from secure_runtime.host.policies import HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.spawn import python_paths
 from secure_runtime.host.supervisor import Published, Supervisor
 from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS
@@ -54,7 +54,6 @@ class _Identity:
     """What is fixed for the life of one host process."""
 
     deployment: Deployment
-    policy_digest: str
     attester: SoftwareAttester
 
 
@@ -66,8 +65,8 @@ class RuntimeHost:
         deployment: Deployment,
         log: AuditLog,
         *,
-        policy_digest: str,
-        budgets: BudgetBook,
+        policy: OpenedPolicy,
+        policy_before: str,
         used_key_ids: Sequence[int],
         tell: Callable[[str], None],
         clock: Clock = now_us,
@@ -78,9 +77,10 @@ class RuntimeHost:
         self._tell = tell
         self._identity = _Identity(
             deployment=deployment,
-            policy_digest=policy_digest,
             attester=SoftwareAttester(load_ed25519(deployment.operator_key)),
         )
+        self._policies = PolicyKeeper(deployment, log, policy, put_in_force=self._put_in_force)
+        self._policy_before = policy_before
         self._auth_failures = AuthFailures(log, clock=clock)
         self._supervisor = Supervisor(
             log=log,
@@ -92,9 +92,9 @@ class RuntimeHost:
         )
         self._admission = Admission(
             log=log,
-            budgets=budgets,
+            budgets=policy.policy.budgets,
             worker=self._supervisor.require_live,
-            policy_digest=self._identity.policy_digest,
+            policy_digest=policy.policy.digest,
             max_in_flight=settings.max_queue,
             timeout_s=settings.request_timeout_s,
             clock=clock,
@@ -170,7 +170,7 @@ class RuntimeHost:
             device=facts.device,
             log_origin=settings.deployment.origin,
             log_checkpoint=self._log.checkpoint(),
-            policy_digest=identity.policy_digest,
+            policy_digest=self._policies.in_force.digest,
             measurements=facts.measurements,
             degraded=facts.profile == "dev",
         )
@@ -204,7 +204,7 @@ class RuntimeHost:
             log=self._identity.deployment.settings.deployment.origin,
             key_configs=published.key_configs if published else b"",
             models=published.facts.models if published else (),
-            policy_digest=self._identity.policy_digest,
+            policy_digest=self._policies.in_force.digest,
             assurance="software",
             profile=self._identity.deployment.settings.runtime.profile,
             degraded=bool(published and published.facts.profile == "dev"),
@@ -215,12 +215,17 @@ class RuntimeHost:
     async def administer(self, frame: AdminToHost, *, by: str) -> HostToAdmin:
         """Do what an operator asks and put it on record; the reply repeats the frame's id."""
         try:
-            if not isinstance(frame, CredentialRevoked):
-                return Refused(id=frame.id, status=503, code="policy-missing")
+            if isinstance(frame, ApplyPolicy):
+                return await self._policies.apply(frame, by=by)
             ended = await asyncio.wrap_future(self._log.append(_revocation(frame, by=by)))
         except LogUnavailable:
             return Refused(id=frame.id, status=503, code="unavailable")
         return Recorded(id=frame.id, log=ended.record.log, record=ended.index, receipt=ended.receipt)
+
+    def _put_in_force(self, policy: HostPolicy) -> None:
+        self._admission.put_in_force(policy.digest, policy.budgets)
+        self._server.broadcast()
+        self._tell(f"policy {policy.manifest.name} {policy.manifest.version} is in force ({policy.digest[:16]}...)")
 
     def _changed(self) -> None:
         """Tell gateways the state of now, and people when what they care about changed."""
@@ -242,14 +247,7 @@ class RuntimeHost:
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; then drain, let the worker leave, and close the log in order."""
         settings = self._identity.deployment.settings.runtime
-        change = Record(
-            kind="policy.change",
-            policy_digest=self._identity.policy_digest,
-            outcome="in-force",
-            reason="start",
-            detail={"profile": settings.profile},
-        )
-        await asyncio.wrap_future(self._log.append(change))
+        await self._policies.record_start(self._policy_before)
         await self._server.listen(self._identity.deployment.socket, group=settings.socket_group)
         await self._admin.listen(self._identity.deployment.admin_socket)
         supervising = asyncio.create_task(self._supervisor.run())
@@ -300,8 +298,12 @@ def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
 
     Blocks; call from the main thread.
     """
-    policy = load_files(deployment.policy)
-    budgets = BudgetBook(policy.budgets, policy.privacy_budgets)
+    with PolicyHistory(deployment.policy_history).hold():
+        return _run_holding(deployment, open_policy(deployment, tell=tell), tell=tell)
+
+
+def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable[[str], None]) -> int:
+    budgets = policy.policy.budgets
     origin = deployment.settings.deployment.origin
     url = f"sqlite:///{deployment.database}"
     log = AuditLog.open(
@@ -314,23 +316,26 @@ def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
         disk_reserve_bytes=deployment.settings.runtime.disk_reserve_mb * 1024 * 1024,
     )
     try:
-        used = _recorded_key_ids(url, origin)
-        host = RuntimeHost(deployment, log, policy_digest=policy.digest, budgets=budgets, used_key_ids=used, tell=tell)
+        used, before = _read_back(url, origin)
+        host = RuntimeHost(deployment, log, policy=policy, policy_before=before, used_key_ids=used, tell=tell)
         asyncio.run(_until_signal(host))
     finally:
         log.close()
     return 0
 
 
-def _recorded_key_ids(url: str, origin: str) -> tuple[int, ...]:
-    """Key identifiers of earlier workers, oldest first: a stale client must meet "unknown key", not another's key."""
+def _read_back(url: str, origin: str) -> tuple[tuple[int, ...], str]:
+    """Key identifiers of earlier workers, oldest first: a stale client must meet "unknown key", not another's key. And
+    the digest of the policy that was in force last, or ""."""
     reader = AuditReader(url, origin=origin)
     try:
         page = reader.records(RecordFilter(kind="key.rotate"), limit=MAX_REMEMBERED_KEY_IDS // 2)
+        changes = reader.records(RecordFilter(kind="policy.change"), limit=1).records
     finally:
         reader.close()
     rotations = [entry.record.detail.get("key_ids", "") for entry in reversed(page.records)]
-    return tuple(int(number) for ids in rotations for number in ids.split())
+    before = changes[0].record.policy_digest if changes else ""
+    return tuple(int(number) for ids in rotations for number in ids.split()), before
 
 
 async def _until_signal(host: RuntimeHost) -> None:

@@ -35,6 +35,8 @@ def test_each_user_can_do_its_work_and_reach_nothing_of_the_other() -> None:
     gateway, runtime = found["gateway"], found["runtime"]
     assert gateway["records"] > 0
     assert not gateway["writes-log"]
+    assert not gateway["writes-policy"]
+    assert not gateway["administers"]
     assert not gateway["models/a-model"]
     assert {name: gateway[name] for name in OF_THE_RUNTIME} == dict.fromkeys(OF_THE_RUNTIME, False)
     assert {name: gateway[name] for name in OF_THE_GATEWAY} == dict.fromkeys(OF_THE_GATEWAY, True)

@@ -20,10 +20,12 @@ from gateway.app import make_gate
 from gateway.provisioning import provision
 from gateway.telemetry import Telemetry
 from gateway.tls_identity import make_tls_context
+from policy.history import PolicyHistory
 from sealgate.deployment import open_deployment
 from sealgate.transparency.record import Record
 from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import bind_socket
+from secure_runtime.host.policies import open_policy
 
 RUNTIME, GATEWAY, LINK = 52001, 52002, 52003
 SECRETS = (
@@ -76,6 +78,9 @@ def main(base: Path) -> None:
         os.umask(0o027)
         deployment = open_deployment(state)
         origin = deployment.settings.deployment.origin
+        history = PolicyHistory(deployment.policy_history)
+        with history.hold():
+            open_policy(deployment, tell=print)
         load_ed25519(deployment.operator_key)
         with AuditLog.open(
             f"sqlite:///{deployment.database}",
@@ -97,6 +102,11 @@ def main(base: Path) -> None:
         found = {"records": len(reader.records(RecordFilter(), None, 10).records)}
         with socket.socket(socket.AF_UNIX) as link:
             link.connect(os.fspath(deployment.socket))
+        history = PolicyHistory(deployment.policy_history)
+        in_force = history.current()
+        assert in_force is not None
+        history.require_whole(in_force.digest)
+        found |= {"writes-policy": os.access(history.folder, os.W_OK), "administers": os.access(state / "run", os.W_OK)}
         found |= {name: readable(state / name) for name in (*SECRETS, "models/a-model")}
         found["writes-log"] = os.access(deployment.database, os.W_OK)
         os.write(told_out, json.dumps(found).encode() + b"\n")

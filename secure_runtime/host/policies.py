@@ -1,0 +1,166 @@
+"""Which policy is in force in the host, and how another comes into force while it serves.
+
+    load the version, re-check its digest -> name it in `current` -> queue its `policy.change` and, in the same moment,
+    let it decide -> tell gateways -> answer once the record is durable
+
+From the record on, no record of a decision names the policy before. What a gateway decided by that one goes back to it.
+At a start, the version that `current` names is taken; the first start of a deployment takes its working copy.
+
+Trusts: `policy.history` for digests, the log for durability. Never: puts a version in force that does not validate here
+and now, or two at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from audit.log import AuditLog
+from policy.budget import BudgetBook
+from policy.decide import load_policy
+from policy.errors import PolicyFileError
+from policy.history import InForce, PolicyHistory
+from policy.manifest import Manifest
+from policy.store import digest_of, read_contents
+from sealgate.deployment import Deployment
+from sealgate.protocol.administration import ApplyPolicy, HostToAdmin
+from sealgate.protocol.frames import Recorded, Refused
+from sealgate.transparency.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostPolicy:
+    """What the host needs of a policy: what records call it, and its budgets."""
+
+    digest: str
+    manifest: Manifest
+    budgets: BudgetBook
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedPolicy:
+    """The policy that a start takes, what `current` says of it, and who wrote that."""
+
+    policy: HostPolicy
+    stated: InForce
+    by: str
+
+
+def open_policy(deployment: Deployment, *, tell: Callable[[str], None]) -> OpenedPolicy:
+    """The policy in force; adopts the working copy if none is. Raises PolicyFileError: then nothing starts.
+
+    Call while holding the history.
+    """
+    history = PolicyHistory(deployment.policy_history)
+    stated = history.current()
+    if stated is None:
+        load_policy(deployment.policy)
+        stated = InForce(digest=history.store(deployment.policy))
+        history.replace_current(stated)
+    policy = _load(history, stated.digest)
+    if (difference := _difference(deployment, stated.digest)) != "":
+        tell(difference)
+    return OpenedPolicy(policy=policy, stated=stated, by=f"uid:{history.current_writer()}")
+
+
+class PolicyKeeper:
+    """Owned by the host's event loop. `put_in_force` is called in the moment in which another policy begins to decide,
+    and must not wait."""
+
+    def __init__(
+        self, deployment: Deployment, log: AuditLog, opened: OpenedPolicy, *, put_in_force: Callable[[HostPolicy], None]
+    ) -> None:
+        self._history = PolicyHistory(deployment.policy_history)
+        self._profile = deployment.settings.runtime.profile
+        self._log = log
+        self._opened = opened
+        self._in_force = opened.policy
+        self._put_in_force = put_in_force
+        self._one_at_a_time = asyncio.Lock()
+
+    @property
+    def in_force(self) -> HostPolicy:
+        """The policy that decides now."""
+        return self._in_force
+
+    async def record_start(self, previous: str) -> None:
+        """Put on record what this start found in force; `previous` is what the log says was in force before, or ""."""
+        opened = self._opened
+        changed = previous not in ("", opened.policy.digest)
+        detail = {"profile": self._profile} | _detail(opened.policy, opened.stated, previous=previous)
+        record = Record(
+            kind="policy.change",
+            policy_digest=opened.policy.digest,
+            outcome="in-force",
+            reason="applied-while-stopped" if changed else "start",
+            detail=detail | ({"by": opened.by} if changed else {}),
+        )
+        await asyncio.wrap_future(self._log.append(record))
+
+    async def apply(self, frame: ApplyPolicy, *, by: str) -> HostToAdmin:
+        """Put a stored version in force. `Recorded` once its `policy.change` is durable; raises LogUnavailable."""
+        async with self._one_at_a_time:
+            stated = InForce.applied(frame)
+            try:
+                policy = await asyncio.to_thread(_load, self._history, frame.digest)
+            except PolicyFileError:
+                missing = frame.digest not in await asyncio.to_thread(self._history.versions)
+                return Refused(id=frame.id, status=409, code="policy-missing" if missing else "policy-unsound")
+            try:
+                before = self._history.current()
+                await asyncio.to_thread(self._history.replace_current, stated)
+            except PolicyFileError:
+                return Refused(id=frame.id, status=503, code="policy-not-kept")
+            detail = _detail(policy, stated, previous=self._in_force.digest) | {"by": by}
+            future = self._log.append(
+                Record(
+                    kind="policy.change",
+                    policy_digest=policy.digest,
+                    outcome="in-force",
+                    reason="applied",
+                    detail=detail,
+                )
+            )
+            if future.done() and future.exception() is not None:  # not even queued
+                if before is not None:
+                    await asyncio.to_thread(self._history.replace_current, before)
+                return Refused(id=frame.id, status=503, code="unavailable")
+            self._in_force = policy
+            self._put_in_force(policy)
+            ended = await asyncio.wrap_future(future)
+        return Recorded(id=frame.id, log=ended.record.log, record=ended.index, receipt=ended.receipt)
+
+
+def _load(history: PolicyHistory, digest: str) -> HostPolicy:
+    policy = load_policy(history.require_whole(digest), digest=digest)
+    return HostPolicy(
+        digest=policy.digest,
+        manifest=policy.manifest,
+        budgets=BudgetBook(policy.budgets, policy.privacy_budgets),
+    )
+
+
+def _detail(policy: HostPolicy, stated: InForce, *, previous: str) -> dict[str, str]:
+    detail = {
+        "name": policy.manifest.name,
+        "version": policy.manifest.version,
+        "previous": previous,
+        "scenarios": str(stated.scenarios),
+        "scenarios_digest": stated.scenarios_digest,
+        "note": stated.note,
+    }
+    return {name: value for name, value in detail.items() if value}
+
+
+def _difference(deployment: Deployment, digest: str) -> str:
+    """What to say if the working copy is not what is in force; "" if it is."""
+    try:
+        if digest_of(read_contents(deployment.policy)) == digest:
+            return ""
+    except PolicyFileError as error:
+        return f"the policy in force is {digest[:16]}...; the working copy cannot be read: {error}"
+    return (
+        f"the policy in force is {digest[:16]}...; the working copy in {deployment.policy} differs and is not in force "
+        f"(see `sealgate policy diff {deployment.root}`, then `sealgate policy apply {deployment.root}`)"
+    )
