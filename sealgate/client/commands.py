@@ -119,6 +119,8 @@ def _print(arguments: argparse.Namespace, metadata: ModelMetadata, result: Infer
 
 def _document(result: InferResult, *, explain: bool) -> dict[str, object]:
     receipt, claims = result.receipt, result.evidence.claims
+    import msgspec
+
     document: dict[str, object] = {
         "model": result.model_name,
         "version": result.model_version,
@@ -132,6 +134,8 @@ def _document(result: InferResult, *, explain: bool) -> dict[str, object]:
             "time_us": receipt.record.ts_us,
             "tree_size": receipt.checkpoint.size,
         },
+        "obligations": msgspec.to_builtins(result.obligations),
+        "eps_micro": receipt.record.eps_micro,
         "evidence": {"grade": result.evidence.grade, "instance": claims.instance, "profile": claims.profile},
     }
     if explain:
@@ -185,10 +189,42 @@ def _summary(result: InferResult) -> str:
                 "privacy",
                 f"epsilon {facts.epsilon_micro / 1e6:g} per {facts.privacy_unit}, delta {facts.delta}, as certified",
             ),
+            *_done(result),
             ("receipt", f"verified: record {result.receipt.index} of {result.receipt.record.log}"),
             ("evidence", f"verified: {result.evidence.grade}, profile {result.evidence.claims.profile}{unchecked}"),
         ]
     )
+
+
+def _done(result: InferResult) -> list[tuple[str, str]]:
+    """What the policy had done to the answer, in plain words."""
+    from sealgate.protocol.obligations import epsilon_text
+
+    done, lines = result.obligations, []
+    reduced = [
+        text
+        for holds, text in (
+            (done.hide_scores, "labels only"),
+            (done.top_k is not None, f"only the {done.top_k} largest scores"),
+            (done.round_digits is not None, f"numbers rounded to {done.round_digits} decimal places"),
+        )
+        if holds
+    ]
+    if done.noise_epsilon_micro:
+        spent = result.receipt.record.eps_micro
+        each, total = epsilon_text(done.noise_epsilon_micro), epsilon_text(spent)
+        lines.append(("noised", f"epsilon {each} a row, {total} spent; not the model's own answers"))
+    if reduced:
+        lines.append(("reduced", ", ".join(reduced)))
+    duties = [
+        text
+        for holds, text in (
+            (done.receipt_required, "valid with its receipt only"),
+            (done.single_use, "opened and run in a process of its own"),
+        )
+        if holds
+    ]
+    return [*lines, ("obliged", "; ".join(duties))] if duties else lines
 
 
 INFER = Command(

@@ -11,12 +11,14 @@ SealgateError
 │   └── ReceiptRefused         likewise
 └── RemoteError
     ├── ServiceRefused         a problem document, with its verified audit receipt if it came with one
+    │   └── BudgetSpent        a budget is used up: which, and when it renews
     └── InferenceFailed        the runtime's own sealed error: the model did not run as asked
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from sealgate.errors import ConfigurationError, ProtocolError, RemoteError, SealgateError
 from sealgate.evidence.transcript import EvidenceRefused, ReceiptRefused
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from sealgate.transparency.receipt import VerifiedReceipt
 
 __all__ = [
+    "BudgetSpent",
     "EvidenceRefused",
     "InferenceFailed",
     "ReceiptRefused",
@@ -80,6 +83,18 @@ class ServiceRefused(RemoteError):
         self.receipt_refused = receipt_refused
         self.receipt = receipt
         self.receipt_bytes = receipt_bytes
+
+
+class BudgetSpent(ServiceRefused):
+    """A budget of requests, units or epsilon is used up. `renews` is None for one that never begins anew.
+
+    Both are as the record states them where the refusal's receipt verified, and the gateway's word otherwise.
+    """
+
+    def __init__(self, message: str, *, budget: str, renews: datetime | None, **rest: Any) -> None:
+        super().__init__(message, **rest)
+        self.budget = budget
+        self.renews = renews
 
 
 class InferenceFailed(RemoteError):

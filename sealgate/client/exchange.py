@@ -15,11 +15,18 @@ from __future__ import annotations
 import base64
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import Credential
-from sealgate.client.errors import EvidenceRefused, ReceiptRefused, ServiceRefused, UnsealedAnswer, UsageError
+from sealgate.client.errors import (
+    BudgetSpent,
+    EvidenceRefused,
+    ReceiptRefused,
+    ServiceRefused,
+    UnsealedAnswer,
+    UsageError,
+)
 from sealgate.client.messages import (
     InnerRequest,
     OuterRequest,
@@ -30,8 +37,16 @@ from sealgate.client.messages import (
     seal_envelope,
     seal_headers,
 )
-from sealgate.client.problems import OHTTP_KEY, read_problem
-from sealgate.client.receipts import Asked, CheckedReceipt, check_answer, check_refusal, decode_receipt_header
+from sealgate.client.problems import BUDGET_CODES, OHTTP_KEY, budget_text, read_problem
+from sealgate.client.receipts import (
+    Asked,
+    CheckedReceipt,
+    check_answer,
+    check_obligations,
+    check_refusal,
+    decode_receipt_header,
+    recorded_budget,
+)
 from sealgate.errors import EvidenceError
 from sealgate.evidence.token import MEDIA_TYPE as EVIDENCE_TYPE
 from sealgate.evidence.trust import Trust
@@ -43,7 +58,9 @@ from sealgate.limits import (
     MAX_SEALED_REQUEST,
 )
 from sealgate.protocol import bhttp
+from sealgate.protocol.frames import Obligations
 from sealgate.protocol.hpke import Kem
+from sealgate.protocol.obligations import FIELD, decode_obligations
 from sealgate.protocol.ohttp import (
     MEDIA_CHUNKED_RESPONSE,
     MEDIA_KEYS,
@@ -57,7 +74,10 @@ from sealgate.transparency.receipt import VerifiedReceipt
 
 @dataclass(frozen=True, kw_only=True)
 class SealedAnswer:
-    """An opened answer and what proves it. `receipt` is verified; `receipt_bytes` can be kept and shown to others."""
+    """An opened answer and what proves it. `receipt` is verified; `receipt_bytes` can be kept and shown to others.
+
+    `obligations` is what the runtime says, inside the seal, that it did to the answer.
+    """
 
     response: bhttp.Response
     receipt: VerifiedReceipt
@@ -66,6 +86,7 @@ class SealedAnswer:
     checked: CheckedReceipt
     key_config: KeyConfig
     retried: bool
+    obligations: Obligations
 
 
 Flow: TypeAlias = Generator[OuterRequest, OuterResponse, SealedAnswer]
@@ -189,6 +210,8 @@ class SealedChannel:
         )
         checked = self._require_sealed(answer, asked, evidence)
         response = bhttp.decode_response(opener.open(answer.body, answer.media_type))
+        obligations = decode_obligations([value for name, value in response.fields if name == FIELD])
+        checked = check_obligations(checked, obligations)
         return SealedAnswer(
             response=response,
             receipt=checked.verified,
@@ -197,6 +220,7 @@ class SealedChannel:
             checked=checked,
             key_config=config,
             retried=retried,
+            obligations=obligations,
         )
 
     def _require_sealed(self, answer: OuterResponse, asked: Asked, evidence: VerifiedEvidence) -> CheckedReceipt:
@@ -249,13 +273,17 @@ def _refusal(
 ) -> ServiceRefused:
     headers = answer.headers
     problem = read_problem(answer.status, headers.get("content-type", ""), headers.get("retry-after", ""), answer.body)
-    return ServiceRefused(
-        problem.text,
-        code=problem.code,
-        status=problem.status,
-        problem_type=problem.type,
-        retry_after_s=problem.retry_after_s,
-        receipt=checked.verified if checked else None,
-        receipt_bytes=checked.raw if checked else b"",
-        receipt_refused=receipt_refused,
-    )
+    given: dict[str, Any] = {
+        "code": problem.code,
+        "status": problem.status,
+        "problem_type": problem.type,
+        "retry_after_s": problem.retry_after_s,
+        "receipt": checked.verified if checked else None,
+        "receipt_bytes": checked.raw if checked else b"",
+        "receipt_refused": receipt_refused,
+    }
+    budget, renews = (problem.budget, problem.renews) if checked is None else recorded_budget(checked)
+    if problem.code in BUDGET_CODES and budget:
+        text = f"the service refused ({problem.status} {problem.code}): {budget_text(budget, renews)}"
+        return BudgetSpent(text, budget=budget, renews=renews, **given)
+    return ServiceRefused(problem.text, **given)

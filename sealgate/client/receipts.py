@@ -12,6 +12,7 @@ For an answer:
     9  time       recorded while we waited
     10 state      isolation and assurance are those of the evidence
 For a refusal: 1, 2, 8, 9, and of the others whatever the record states.
+Once an answer is open, what it says was done to it must be what the record says was spent (`check_obligations`).
 
 Trusts: the trust file, verified evidence, the clock. Never: opens anything; returns a verdict that can be ignored.
 """
@@ -20,14 +21,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 
 from sealgate.errors import SealgateError
 from sealgate.evidence.transcript import Check, ReceiptRefused, Transcript
 from sealgate.evidence.trust import Trust
 from sealgate.evidence.verify import GRADES, VerifiedEvidence
-from sealgate.limits import DATE_WINDOW_S, MAX_RECEIPT
+from sealgate.limits import DATE_WINDOW_S, MAX_NAME, MAX_RECEIPT
 from sealgate.protocol.completion import verify_completion
+from sealgate.protocol.frames import Obligations
+from sealgate.protocol.obligations import encode_obligations
+from sealgate.terminal import printable
 from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
 from sealgate.transparency.record import Record, completion_of
 
@@ -49,7 +54,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedReceipt:
-    """A receipt that is about one exchange; made only by the two functions below. `raw` can be kept as evidence."""
+    """A receipt that is about one exchange; made only by the functions below. `raw` can be kept as evidence."""
 
     verified: VerifiedReceipt
     raw: bytes
@@ -103,6 +108,25 @@ def check_answer(
     return CheckedReceipt(verified=verified, raw=raw, transcript=transcript.checks)
 
 
+def check_obligations(checked: CheckedReceipt, obligations: Obligations) -> CheckedReceipt:
+    """The duties that an opened answer states, held against its verified record; raises ReceiptRefused.
+
+    Taking a `CheckedReceipt` is how `receipt-required` is kept, whatever the caller's settings: without a verified
+    receipt of exactly this answer nothing gets as far as here.
+    """
+    transcript = Transcript(subject="answer", refusal=ReceiptRefused, strict=True)
+    epsilon_micro, spent_micro = obligations.noise_epsilon_micro, checked.verified.record.eps_micro
+    fits = spent_micro > 0 and spent_micro % epsilon_micro == 0 if epsilon_micro else spent_micro == 0
+    transcript.require(
+        fits,
+        "obligations",
+        encode_obligations(obligations) or "none",
+        anchor="record",
+        otherwise="the noise that it says it has is not what the record says was spent",
+    )
+    return replace(checked, transcript=checked.transcript + transcript.checks)
+
+
 def check_refusal(raw: bytes, asked: Asked, *, evidence: VerifiedEvidence, trust: Trust) -> CheckedReceipt:
     """The receipt that came with a refusal; raises ReceiptRefused. A refusal may come from an instance that replaced
     the one in our evidence: then the log's signature speaks for it, and the transcript says so."""
@@ -133,6 +157,15 @@ def check_refusal(raw: bytes, asked: Asked, *, evidence: VerifiedEvidence, trust
     _check_purpose(record, asked, transcript)
     _check_time(record, asked, transcript)
     return CheckedReceipt(verified=verified, raw=raw, transcript=transcript.checks)
+
+
+def recorded_budget(checked: CheckedReceipt) -> tuple[str, datetime | None]:
+    """The budget that a verified denial names, and when it renews; None for never. ("", None) if it names none."""
+    detail = checked.verified.record.detail
+    name, renews_us = printable(detail.get("budget", ""), limit=MAX_NAME), detail.get("renews_us", "")
+    if not name or not renews_us.isdecimal() or len(renews_us) > 16 or renews_us == "0":
+        return name, None
+    return name, datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=int(renews_us))
 
 
 def _check_log(raw: bytes, evidence: VerifiedEvidence, trust: Trust, transcript: Transcript) -> VerifiedReceipt:

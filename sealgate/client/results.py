@@ -24,6 +24,7 @@ from sealgate.client.transport import EXTENSION
 from sealgate.errors import ConfigurationError
 from sealgate.evidence.transcript import Check
 from sealgate.evidence.verify import VerifiedEvidence
+from sealgate.protocol.frames import Obligations
 from sealgate.protocol.inference import (
     InferRequest,
     InferResponse,
@@ -56,6 +57,11 @@ class InferResult:
     evidence: VerifiedEvidence = field(repr=False)
     transcript: tuple[Check, ...] = field(repr=False)
     answer: SealedAnswer = field(repr=False)
+
+    @property
+    def obligations(self) -> Obligations:
+        """What the policy demanded of this answer, as the runtime says inside the seal: rounding, noise, and so on."""
+        return self.answer.obligations
 
     def numpy(self, name: str) -> Any:
         """One output as a numpy array."""
