@@ -38,9 +38,9 @@ class Credentials:
 class IdentityProvider:
     """Started by `running_provider`; gone with its standard input."""
 
-    def __init__(self, folder: Path, *, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, *, authority: pki.Authority | None, settings: Mapping[str, Any]) -> None:
         node = require_provider()
-        self.authority = pki.make_authority("Identity provider authority", now_us=now_us(), entropy=random_bytes)
+        self.authority = authority or pki.make_authority("A company", now_us=now_us(), entropy=random_bytes)
         self.ca = folder / "provider-ca.pem"
         self.ca.write_bytes(pki.certificate_pem(self.authority.certificate))
         server = pki.make_server(self.authority, ("localhost",), now_us=now_us(), entropy=random_bytes)
@@ -186,7 +186,9 @@ def certificate_jwk(leaf: pki.Leaf) -> dict[str, Any]:
 
 
 @contextmanager
-def running_provider(folder: Path, *, resource: str, **settings: Any) -> Iterator[IdentityProvider]:
-    """A provider that issues tokens for `resource`."""
-    with IdentityProvider(folder, settings={"resources": [resource], **settings}) as provider:
+def running_provider(
+    folder: Path, *, resource: str, authority: pki.Authority | None = None, **settings: Any
+) -> Iterator[IdentityProvider]:
+    """A provider that issues tokens for `resource`. `authority` signs its own certificate and its clients'."""
+    with IdentityProvider(folder, authority=authority, settings={"resources": [resource], **settings}) as provider:
         yield provider
