@@ -1,7 +1,8 @@
-"""Runs the gateway: uvicorn over TLS 1.3, in one or several processes on one listening socket.
+"""Runs the gateway: uvicorn over TLS 1.3, in one or several processes on the same listening sockets.
 
-Trusts: the deployment. Never: serves in clear, believes forwarding headers, or writes an access log of its own beside
-`gateway.access_log`.
+With `[gateway] unix_socket`, a proxy on this machine that ends TLS is served on a UNIX socket too.
+Trusts: the deployment; file permissions for who may connect to the UNIX socket. Never: serves the network in clear,
+believes forwarding headers about addresses, or writes an access log of its own beside `gateway.access_log`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from gateway.telemetry import Telemetry, capture_libraries
 from gateway.tls_identity import SealedHttpProtocol, make_tls_context
 from sealgate.deployment import Deployment, open_deployment
 from sealgate.errors import ConfigurationError
+from sealgate.local_socket import bind_local
 
 _BACKLOG = 1024
 
@@ -70,9 +72,13 @@ def server_config(app: Any, tls: Any, **more: Any) -> uvicorn.Config:
 
 
 class _Loop(uvloop.Loop):  # type: ignore[misc]  # uvloop ships no types
-    """uvicorn leaves the times of TLS at a minute; a peer that does not even shake hands gets less."""
+    """uvicorn serves every socket alike and leaves the times of TLS at a minute. Here a UNIX socket is served without
+    TLS, and a peer that does not even shake hands gets less time."""
 
     async def create_server(self, *args: Any, **more: Any) -> Any:
+        sock = more.get("sock")
+        if sock is not None and sock.family == socket.AF_UNIX:
+            return await self.create_unix_server(*args, sock=sock, backlog=more["backlog"])
         if more.get("ssl") is not None:
             more["ssl_handshake_timeout"] = HANDSHAKE_TIMEOUT_S
             more["ssl_shutdown_timeout"] = GOODBYE_TIMEOUT_S
@@ -104,6 +110,17 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+def listen_for_proxy(deployment: Deployment) -> socket.socket | None:
+    """The UNIX socket of `unix_socket`, if that is set; raises ConfigurationError if it cannot be had."""
+    path = deployment.gateway_socket
+    if path is None:
+        return None
+    group = deployment.settings.gateway.unix_socket_group
+    sock = bind_local(path, group=group, setting="gateway.unix_socket_group", service="gateway")
+    sock.set_inheritable(True)
+    return sock
+
+
 def serve(deployment: Deployment) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code."""
     settings = deployment.settings.gateway
@@ -116,17 +133,31 @@ def serve(deployment: Deployment) -> int:
     _allow_many_files()
     sock = listen(settings.host, settings.port)
     telemetry.event("listening", address=f"{settings.host}:{sock.getsockname()[1]}", count=settings.workers)
+    sockets = [sock]
+    local = listen_for_proxy(deployment)
+    if local is not None:
+        telemetry.event("listening", address=settings.unix_socket, count=settings.workers)
+        sockets.append(local)
+    try:
+        return _serve(deployment, sockets)
+    finally:
+        if deployment.gateway_socket is not None:
+            deployment.gateway_socket.unlink(missing_ok=True)
+
+
+def _serve(deployment: Deployment, sockets: list[socket.socket]) -> int:
+    settings = deployment.settings.gateway
     opened = _Opened(deployment.root)
     config = server_config(opened, opened.tls, workers=settings.workers)
     # uvicorn raises the signal again when it has stopped in order; then it has done its work.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     if settings.workers > 1:
-        processes = Multiprocess(config, sockets=[sock])
+        processes = Multiprocess(config, sockets=sockets)
         processes.run()
         return 1 if any(process.exitcode == STARTUP_FAILURE for process in processes.processes) else 0
     server = uvicorn.Server(config)
-    server.run(sockets=[sock])
+    server.run(sockets=sockets)
     return 0 if server.started else 1
 
 

@@ -25,7 +25,7 @@ import uvicorn
 
 from gateway.app import build_server
 from gateway.provisioning import issue_token, provision
-from gateway.serve import listen, server_config
+from gateway.serve import listen, listen_for_proxy, server_config
 from gateway.telemetry import Telemetry
 from gateway.tls_identity import make_tls_context
 from policy.decide import load_policy
@@ -212,7 +212,8 @@ class Running:
         self.gate = self.asgi._app.dependencies["gate"].dependency()
         config = server_config(lambda: self.asgi, lambda *_: make_tls_context(deployment))
         self.server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self.server.run, args=([self.sock],), daemon=True)
+        sockets = [self.sock, *filter(None, [listen_for_proxy(deployment)])]
+        self._thread = threading.Thread(target=self.server.run, args=(sockets,), daemon=True)
         self._thread.start()
         self.until(lambda: self.server.started)
         if host.path.exists():
