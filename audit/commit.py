@@ -7,30 +7,29 @@
     5. commit, which returns when the disk has it
     6. only now the new root is signed and receipts are built
 
-Trusts: SQLite's commit. Never: signs what is not durable; never goes on after an error, whoever calls decides nothing:
-every exception out of `commit` and `publish` is fatal to the log.
+Trusts: the database's commit. Never: signs what is not durable; never goes on after an error, whoever calls decides
+nothing: every exception out of `commit` and `publish` is fatal to the log.
 """
 
 from __future__ import annotations
 
-import uuid
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, Engine, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
+from audit.database import WriterHold
 from audit.errors import AppendRefused, LogDamaged
-from audit.limits import CHECKPOINT_HISTORY_US
+from audit.limits import CHECKPOINT_HISTORY_US, MAX_INDEXED_TEXT
 from audit.opening import Intent, Opened
 from audit.subjects import Subjects
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import head as head_table
-from audit.tables import leaf as leaf_table
 from audit.tables import open_intent as intent_table
-from audit.tables import record as record_table
 from sealgate.ambient import Clock, Entropy, uuid7
 from sealgate.errors import DecodeError
 from sealgate.transparency.merkle import inclusion_proof, leaf_hash
@@ -84,9 +83,9 @@ class Outcome:
 
 
 # Built once: building them costs as much as running them.
-_TAKEN = select(record_table.c.idx).where(record_table.c.id == bindparam("given"))
-_ADD_LEAVES, _ADD_RECORDS, _ADD_INTENTS = insert(leaf_table), insert(record_table), insert(intent_table)
-_END_INTENTS = delete(intent_table).where(intent_table.c.grant_id.in_(bindparam("ended", expanding=True)))
+_UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_ADD_INTENTS = insert(intent_table)
+_STILL_THERE = text("SELECT 1")
 _MOVE_HEAD = (
     update(head_table)
     .where(head_table.c.id == 1, head_table.c.size == bindparam("expected"), head_table.c.origin == bindparam("ours"))
@@ -98,9 +97,17 @@ class Committer:
     """The log's state in memory and the one way to move it. Every field is owned by the writer thread."""
 
     def __init__(
-        self, engine: Engine, opened: Opened, *, signer: NoteSigner, subjects: Subjects, clock: Clock, entropy: Entropy
+        self,
+        hold: WriterHold,
+        opened: Opened,
+        *,
+        signer: NoteSigner,
+        subjects: Subjects,
+        clock: Clock,
+        entropy: Entropy,
     ) -> None:
-        self._engine = engine
+        self._engine = hold.engine
+        self._rows = hold.rows
         self._frontier = opened.frontier
         self._tiles = opened.tiles
         self._intents = opened.intents
@@ -166,16 +173,22 @@ class Committer:
             with self._engine.begin() as connection:
                 self._store_checkpoint(connection)
 
+    def require_connection(self) -> None:
+        """Raise if the database is gone, and the hold on the log with it."""
+        with self._engine.begin() as connection:
+            connection.execute(_STILL_THERE)
+
     # Records ---------------------------------------------------------------------------------------------------------
 
     def _accept(
         self, connection: Connection, batch: list[Pending], refused: list[tuple[Pending, Exception]]
     ) -> Iterable[_Accepted]:
         index = self._frontier.size
-        named: set[str] = set()
+        taken = self._taken(connection, batch)
         for pending in batch:
             try:
-                self._require_unused(connection, pending.draft.id, named)
+                if pending.draft.id:
+                    _require_unused(pending.draft.id, taken)
                 if pending.effect is None:
                     record, leaf = self._finish(self._complete(pending.draft))
                 else:
@@ -195,14 +208,11 @@ class Committer:
             yield _Accepted(pending, index, record, leaf, leaf_hash(leaf))
             index += 1
 
-    def _require_unused(self, connection: Connection, given: str, named: set[str]) -> None:
-        """An id that the caller chose must be new: found out here, not by the index, which would fail the log."""
-        if not given:
-            return
-        taken = connection.execute(_TAKEN, {"given": given}).first()
-        if given in named or taken is not None:
-            raise AppendRefused("the record's id is taken", code="record-malformed")
-        named.add(given)
+    def _taken(self, connection: Connection, batch: list[Pending]) -> set[str]:
+        """The ids of this batch that are not new. Those that callers chose are looked up, all at once: found out here,
+        not by the index, which would fail the log."""
+        given = [pending.draft.id for pending in batch if _is_uuid(pending.draft.id)]
+        return self._rows.taken(connection, given) if given else set()
 
     def _with_effect(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
         connection.exec_driver_sql("SAVEPOINT effect")
@@ -240,10 +250,12 @@ class Committer:
         elif record.kind == "inference.authorized" and record.grant not in ("", record.id):
             raise AppendRefused("an authorization is its own grant", code="record-malformed")
         try:
-            uuid.UUID(record.id)
-            return record, leaf_bytes(record)
+            leaf = leaf_bytes(record)
         except (DecodeError, ValueError) as error:
             raise AppendRefused("the record is not fit to be a leaf", code="record-malformed") from error
+        if not _is_uuid(record.id) or not _fits_index(record):
+            raise AppendRefused("the record is not fit to be found again", code="record-malformed")
+        return record, leaf
 
     def _match(self, end: Record) -> Record:
         """An end belongs to exactly one open authorization, and says of it what it says of itself."""
@@ -266,14 +278,13 @@ class Committer:
     # Tables ----------------------------------------------------------------------------------------------------------
 
     def _write(self, connection: Connection, accepted: list[_Accepted]) -> None:
-        connection.execute(_ADD_LEAVES, [{"idx": item.index, "leaf": item.leaf} for item in accepted])
-        connection.execute(_ADD_RECORDS, [index_row(item.index, item.record) for item in accepted])
+        self._rows.add(connection, [(item.index, item.leaf, item.record) for item in accepted])
         begun = [item for item in accepted if item.record.kind == "inference.authorized"]
         ended = [item.record.grant for item in accepted if item.record.kind in ENDS]
         if begun:
             connection.execute(_ADD_INTENTS, [{"grant_id": item.record.id, "idx": item.index} for item in begun])
         if ended:
-            connection.execute(_END_INTENTS, {"ended": ended})
+            self._rows.end_intents(connection, ended)
         self._tiles.append([item.hashed for item in accepted], connection)
 
     def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
@@ -293,18 +304,26 @@ class Committer:
         self._stored_size, self._stored_us = size, now
 
 
-def index_row(index: int, record: Record) -> dict[str, object]:
-    """The row of `record` that a leaf implies: the whole table can be rebuilt with this."""
-    return {
-        "idx": index,
-        "id": record.id,
-        "ts_us": record.ts_us,
-        "kind": record.kind,
-        "tenant": record.tenant,
-        "actor": record.actor,
-        "model": record.model,
-        "model_digest": record.model_digest,
-        "purpose": record.purpose,
-        "outcome": record.outcome,
-        "reason": record.reason,
-    }
+def _require_unused(given: str, taken: set[str]) -> None:
+    """An id that the caller chose must be new, also within its batch."""
+    if given in taken:
+        raise AppendRefused("the record's id is taken", code="record-malformed")
+    taken.add(given)
+
+
+def _is_uuid(text: str) -> bool:
+    return _UUID.fullmatch(text) is not None
+
+
+def _fits_index(record: Record) -> bool:
+    """What has a column must fit every database's: no NUL, which PostgreSQL's text cannot hold, and bounded."""
+    fields = (
+        record.tenant,
+        record.actor,
+        record.model,
+        record.model_digest,
+        record.purpose,
+        record.outcome,
+        record.reason,
+    )
+    return all(len(field) <= MAX_INDEXED_TEXT and "\0" not in field for field in fields)

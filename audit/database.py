@@ -1,30 +1,68 @@
-"""Opening the database: one durable writer, or readers that cannot write.
+"""Which database a log stands in, and what the writer and the readers ask of it.
 
-SQLite through SQLAlchemy. pysqlite would begin, commit and upgrade transactions on its own; here it is put in
-autocommit mode and every transaction is begun by us, IMMEDIATE for the writer and deferred for readers, so that what
-the code says is what the database does. Trusts: the file system's fsync. Never: lets a second writer in.
+    sqlite:///PATH                                    a file; the embedded default
+    postgresql+psycopg:///NAME?host=/run/postgresql   a database of a PostgreSQL server, 15 or newer
+
+Trusts: the operator's URL. Never: prints it, for a URL may hold what must not be read.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import sqlite3
-import stat
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL
-from sqlalchemy.pool import QueuePool
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
-from audit.errors import LogInUse
-from audit.limits import BUSY_TIMEOUT_MS, MAX_QUERY_S, WAL_AUTOCHECKPOINT_PAGES
-from sealgate.ambient import monotonic_ns
-from sealgate.errors import ConfigurationError
+from audit.rows import Rows
+from audit.sqlite import SqliteDatabase
+from sealgate.errors import ConfigurationError, SealgateError
 
-_PROGRESS_OPCODES = 10_000
-_SCHEME = "sqlite:///"
+_SQLITE = "sqlite:///"
+_POSTGRESQL = "postgresql+psycopg://"
+
+
+class WriterHold(Protocol):
+    """The one writer's connection. While it is held nobody else writes this log."""
+
+    engine: Engine
+    rows: Rows
+
+    def release(self) -> None:
+        """Close it and let another writer in. Doing so twice is harmless."""
+
+
+class Database(Protocol):
+    """One log's place. Making one touches nothing; connections are made when they are asked for."""
+
+    idle_check_s: float | None
+    """How often an idle writer asks whether its connection still stands; None where it cannot be lost."""
+
+    def open_writer(self) -> WriterHold:
+        """Take the log for writing. Raises LogInUse if another writer has it, ConfigurationError if it cannot be."""
+
+    def reader_engine(self) -> Engine:
+        """An engine whose connections cannot write; each transaction sees one snapshot and is bounded in time."""
+
+    def disk_free(self) -> int:
+        """Bytes left for the log. Raises OSError if that cannot be said now."""
+
+    def took_too_long(self, error: DBAPIError) -> bool:
+        """Whether the error means that a reading was cut off at its bound."""
+
+    def refusal(self, error: DBAPIError) -> SealgateError:
+        """What an error of the database means to whoever opens the log."""
+
+
+def open_database(url: str) -> Database:
+    """The database that the URL names; raises ConfigurationError if it is none that a log can stand in."""
+    if url.startswith(_POSTGRESQL):
+        try:
+            from audit.postgresql import PostgresqlDatabase
+        except ImportError as error:
+            raise ConfigurationError("a log in PostgreSQL needs the extra 'postgres' (psycopg)") from error
+        return PostgresqlDatabase(url)
+    return SqliteDatabase(database_path(url))
 
 
 def database_path(url: str) -> Path:
@@ -32,97 +70,10 @@ def database_path(url: str) -> Path:
 
     PATH is taken as it is, not as a URL is: a folder may have `?` or `%` in its name, and the log stands in it.
     """
-    name = url.removeprefix(_SCHEME)
+    name = url.removeprefix(_SQLITE)
     if not name or name == ":memory:" or "://" in name:
-        raise ConfigurationError("the log's database must be a file, given as sqlite:///PATH")
+        raise ConfigurationError(
+            "the log's database must be a file, given as sqlite:///PATH, or a database of a PostgreSQL server, given "
+            "as postgresql+psycopg:///NAME?host=FOLDER_OF_ITS_SOCKET"
+        )
     return Path(name).absolute()
-
-
-class WriterLock:
-    """Exclusive hold on one log, for as long as this object is not released or the process lives."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._file)
-            raise LogInUse(f"{path} is being written by another process; stop it first") from error
-
-    def release(self) -> None:
-        """Let another writer in. Doing so twice is harmless."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-
-def create_private(path: Path) -> None:
-    """Make sure that the file exists, readable and writable by its owner only, and that its name is durable."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ConfigurationError(f"{path} is not a regular file")
-
-
-def writer_engine(path: Path) -> Engine:
-    """The writer's engine: one connection, WAL, every commit on disk before it returns."""
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),
-        poolclass=QueuePool,
-        pool_size=1,
-        max_overflow=0,
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: sqlite3.Connection, _record: Any) -> None:
-        connection.isolation_level = None
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            f"wal_autocheckpoint={WAL_AUTOCHECKPOINT_PAGES}",
-            "foreign_keys=ON",
-            "secure_delete=ON",  # a deleted identity is overwritten, not only unlinked
-            "trusted_schema=OFF",
-        ):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def reader_engine(path: Path) -> Engine:
-    """An engine whose connections are opened read-only; each transaction sees one snapshot, each is timed."""
-    engine = create_engine(
-        "sqlite://",
-        creator=lambda: sqlite3.connect(
-            f"{path.as_uri()}?mode=ro", uri=True, check_same_thread=False, timeout=BUSY_TIMEOUT_MS / 1000
-        ),
-        poolclass=QueuePool,
-        pool_size=4,
-        max_overflow=28,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: sqlite3.Connection, _record: Any) -> None:
-        connection.isolation_level = None
-        connection.execute("PRAGMA query_only=ON").fetchall()
-        connection.execute("PRAGMA trusted_schema=OFF").fetchall()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        raw = connection.connection.dbapi_connection
-        deadline = monotonic_ns() + int(MAX_QUERY_S * 1e9)
-        raw.set_progress_handler(lambda: monotonic_ns() > deadline, _PROGRESS_OPCODES)  # type: ignore[union-attr]
-        connection.exec_driver_sql("BEGIN")
-
-    return engine

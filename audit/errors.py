@@ -13,6 +13,8 @@ SealgateError
 
 from __future__ import annotations
 
+from sqlalchemy.exc import DBAPIError
+
 from sealgate.errors import ConfigurationError, LogError, SealgateError
 
 
@@ -62,3 +64,9 @@ class LogDamaged(LogError):
     """What is stored contradicts itself or the newest signed checkpoint. Needs a person, never a retry."""
 
     code = "log-damaged"
+
+
+def reason_of(error: BaseException) -> str:
+    """A stable word for operators: the database's name of the error, or the exception's own; never its text."""
+    original = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(original, "sqlite_errorname", "") or getattr(original, "code", "") or type(original).__name__)

@@ -28,7 +28,7 @@ _POLL_S = 0.02
 def write_export(engine: Engine, *, first: int, last: int, out: BinaryIO, consistent_with: int | None) -> None:
     """See AuditReader.export."""
     with engine.begin() as connection:
-        head = connection.execute(select(head_table)).one()
+        head = connection.execute(select(head_table.c.origin, head_table.c.size)).one()
     if not 0 <= first <= last < head.size:
         raise QueryRefused(f"the log holds records 0 to {head.size - 1}; ask for a range of these", code="range")
     if last - first >= MAX_EXPORT_RECORDS:

@@ -10,20 +10,18 @@ queued record to a caller's cancellation, or runs beside a second writer.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import DBAPIError
 
 from audit.commit import Appended, Committer, Effect, Pending
-from audit.database import WriterLock, create_private, database_path, reader_engine, writer_engine
-from audit.errors import AppendRefused, AuditError, LogDamaged, LogUnavailable
+from audit.database import WriterHold, open_database
+from audit.errors import AppendRefused, AuditError, LogUnavailable, reason_of
 from audit.limits import (
     DISK_FLOOR_DIVISOR,
     DISK_RESERVE_BYTES,
@@ -36,8 +34,8 @@ from audit.limits import (
     RETRY_AFTER_S,
 )
 from audit.opening import Intent, read_log
+from audit.schema import bring_up_to_date
 from audit.subjects import Subjects
-from audit.tables import METADATA
 from sealgate.ambient import Clock, Entropy, monotonic_ns, now_us, random_bytes
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.secrets import Secret
@@ -70,15 +68,17 @@ class AuditLog:
         committer: Committer,
         subjects: Subjects,
         *,
-        engines: Sequence[Engine],
-        lock: WriterLock,
+        hold: WriterHold,
+        reader: Engine,
+        idle_check_s: float | None,
         disk_free: Callable[[], int],
         disk_reserve_bytes: int,
     ) -> None:
         self._committer = committer
         self._subjects = subjects
-        self._engines = engines
-        self._lock = lock
+        self._hold = hold
+        self._reader = reader
+        self._idle_check_s = idle_check_s
         self._disk_free = disk_free
         self._disk_reserve = disk_reserve_bytes
         self._wake = threading.Condition()
@@ -107,42 +107,37 @@ class AuditLog:
     ) -> AuditLog:
         """Open (or create) the log, check it, record that it was opened, and end what a crash cut off.
 
-        Raises LogInUse if another writer holds it, LogDamaged if it contradicts itself or its newest checkpoint.
+        Raises LogInUse if another writer holds it, LogDamaged if it contradicts itself or its newest checkpoint,
+        ConfigurationError if the database cannot be had.
         When this returns, every `inference.authorized` in the log has its end, durably.
         """
         if signer.name != origin:
             raise ConfigurationError(f"the log key is for '{signer.name}', but the log's origin is '{origin}'")
-        path = database_path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = WriterLock(path)
-        engines: list[Engine] = []
+        database = open_database(url)
+        hold = database.open_writer()
+        reader = database.reader_engine()
         try:
-            create_private(path)
-            engines += [writer_engine(path), reader_engine(path)]
             try:
-                with engines[0].begin() as connection:
-                    for metadata in (METADATA, *extra_tables):
-                        metadata.create_all(connection)
+                with hold.engine.begin() as connection:
+                    bring_up_to_date(connection, extra_tables=extra_tables)
                     opened = read_log(connection, origin=origin, verifier=signer.verifier, entropy=entropy)
-                subjects = Subjects(subjects_key, reader=engines[1], clock=clock, entropy=entropy)
-                committer = Committer(
-                    engines[0], opened, signer=signer, subjects=subjects, clock=clock, entropy=entropy
-                )
+                subjects = Subjects(subjects_key, reader=reader, clock=clock, entropy=entropy)
+                committer = Committer(hold, opened, signer=signer, subjects=subjects, clock=clock, entropy=entropy)
                 _recover(committer, on_abort)
             except DBAPIError as error:
-                raise LogDamaged(f"the log's database cannot be used ({_reason(error)})") from error
+                raise database.refusal(error) from error
             log = cls(
                 committer,
                 subjects,
-                engines=engines,
-                lock=lock,
-                disk_free=disk_free or (lambda: _free_bytes(path)),
+                hold=hold,
+                reader=reader,
+                idle_check_s=database.idle_check_s,
+                disk_free=disk_free or database.disk_free,
                 disk_reserve_bytes=disk_reserve_bytes,
             )
         except BaseException:
-            for engine in engines:
-                engine.dispose()
-            lock.release()
+            reader.dispose()
+            hold.release()
             raise
         log._thread.start()
         return log
@@ -220,9 +215,8 @@ class AuditLog:
                     self._queue.append(Pending(Record(kind="log.closed", outcome="closed")))
                 self._wake.notify()
         self._thread.join()
-        for engine in self._engines:
-            engine.dispose()
-        self._lock.release()
+        self._reader.dispose()
+        self._hold.release()
 
     def __enter__(self) -> AuditLog:
         return self
@@ -254,20 +248,24 @@ class AuditLog:
             self._fail(error, batch)
 
     def _next_batch(self) -> list[Pending]:
-        """Wait for records; while idle, publish the checkpoint. Empty when the log is closing and all is written."""
+        """Wait for records; while idle, publish the checkpoint and see that the database is still ours. Empty when the
+        log is closing and all is written."""
         while True:
             with self._wake:
                 if not self._queue and not self._closing:
-                    self._wake.wait(PUBLISH_IDLE_S if self._committer.unpublished else None)
+                    self._wake.wait(PUBLISH_IDLE_S if self._committer.unpublished else self._idle_check_s)
                 if self._queue:
                     return [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
                 if self._closing:
                     return []
-            self._publish()
+            self._use_the_quiet()
 
-    def _publish(self) -> None:
-        self._committer.publish()
-        self._published_ns = monotonic_ns()
+    def _use_the_quiet(self) -> None:
+        if self._committer.unpublished:
+            self._committer.publish()
+            self._published_ns = monotonic_ns()
+        elif self._idle_check_s is not None:
+            self._committer.require_connection()
 
     def _write(self, batch: list[Pending]) -> None:
         due = monotonic_ns() - self._published_ns >= PUBLISH_AFTER_S * 1e9
@@ -283,7 +281,7 @@ class AuditLog:
 
     def _fail(self, error: BaseException, batch: list[Pending]) -> None:
         with self._wake:
-            self._failure = f"commit failed ({_reason(error)})"
+            self._failure = f"commit failed ({reason_of(error)})"
             waiting = [*batch, *self._queue]
             self._queue.clear()
         for pending in waiting:
@@ -335,14 +333,3 @@ def _aborted(intent: Intent) -> Record:
         grant=begun.id,
         assurance=begun.assurance,
     )
-
-
-def _free_bytes(path: Path) -> int:
-    status = os.statvfs(path.parent)
-    return status.f_bavail * status.f_frsize
-
-
-def _reason(error: BaseException) -> str:
-    """A stable word for operators: SQLite's name of the error, or the exception's own."""
-    original = error.orig if isinstance(error, DBAPIError) else error
-    return str(getattr(original, "sqlite_errorname", "") or getattr(original, "code", "") or type(original).__name__)

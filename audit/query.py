@@ -10,7 +10,6 @@ Never: OFFSET, unbounded pages, unbounded statements.
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,13 +17,15 @@ from typing import BinaryIO
 
 import msgspec
 from sqlalchemy import Connection, Select, select
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from audit.cursor import Cursor, decode_cursor, encode_cursor
-from audit.database import database_path, reader_engine
+from audit.database import open_database
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
 from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
+from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
@@ -53,6 +54,9 @@ class RecordFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     oldest_first: bool = False
 
 
+# Apart: who reads by SQL or checks proofs need not be able to make cursors.
+_HEAD = select(head_table.c.origin, head_table.c.schema_version, head_table.c.size)
+_CURSOR_KEY = select(head_table.c.cursor_key)
 _EQUALS = ("tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason")
 
 
@@ -79,8 +83,8 @@ class AuditReader:
     database cannot be read now, LogDamaged when what it holds is no log any more."""
 
     def __init__(self, url: str, *, origin: str) -> None:
-        self._path = database_path(url)
-        self._engine = reader_engine(self._path)
+        self._database = open_database(url)
+        self._engine = self._database.reader_engine()
         self._origin = origin
 
     def close(self) -> None:
@@ -94,7 +98,8 @@ class AuditReader:
             raise QueryRefused(f"limit must be from 1 to {MAX_PAGE}", code="limit")
         _check_filter(wanted)
         question = hashlib.sha256(canonical_json(wanted)).hexdigest()
-        with self._snapshot() as (connection, size, key):
+        with self._snapshot() as (connection, size):
+            key = connection.execute(_CURSOR_KEY).scalar_one()
             edge: int | None = None
             if cursor is not None:
                 at = decode_cursor(cursor, key, question=question)
@@ -109,12 +114,14 @@ class AuditReader:
 
     def record(self, identifier: str) -> Entry:
         """The record with this id."""
+        if "\0" in identifier:
+            raise QueryRefused("no record has this id", code="not-found")
         statement = (
             select(leaf_table.c.idx, leaf_table.c.leaf)
             .join(record_table, record_table.c.idx == leaf_table.c.idx)
             .where(record_table.c.id == identifier)
         )
-        with self._snapshot() as (connection, _size, _key):
+        with self._snapshot() as (connection, _size):
             row = connection.execute(statement).one_or_none()
         if row is None:
             raise QueryRefused("no record has this id", code="not-found")
@@ -124,12 +131,12 @@ class AuditReader:
 
     def size(self) -> int:
         """How many durable records there are. The newest checkpoint may lag behind by a moment."""
-        with self._snapshot() as (_connection, size, _key):
+        with self._snapshot() as (_connection, size):
             return size
 
     def checkpoint(self) -> bytes:
         """The newest signed checkpoint (a note)."""
-        with self._snapshot() as (connection, _size, _key):
+        with self._snapshot() as (connection, _size):
             note = connection.execute(
                 select(checkpoint_table.c.note).order_by(checkpoint_table.c.size.desc()).limit(1)
             ).scalar_one_or_none()
@@ -139,21 +146,21 @@ class AuditReader:
 
     def inclusion(self, index: int, size: int) -> list[bytes]:
         """Proof that the record at `index` is in the tree of `size` records."""
-        with self._snapshot() as (connection, newest, _key):
+        with self._snapshot() as (connection, newest):
             if not 0 <= index < size <= newest:
                 raise QueryRefused("the log has no such index and size", code="range")
             return inclusion_proof(index, size, StoredTree(connection, newest))
 
     def consistency(self, first: int, second: int) -> list[bytes]:
         """Proof that the tree of `second` records extends that of `first`."""
-        with self._snapshot() as (connection, newest, _key):
+        with self._snapshot() as (connection, newest):
             if not 0 < first <= second <= newest:
                 raise QueryRefused("the log has no such sizes", code="range")
             return consistency_proof(first, second, StoredTree(connection, newest))
 
     def tile(self, level: int, index: int, width: int = TILE_WIDTH) -> bytes:
         """`width` hashes of a C2SP tile, 32 bytes each."""
-        with self._snapshot() as (connection, newest, _key):
+        with self._snapshot() as (connection, newest):
             entries = newest >> (TILE_HEIGHT * level) if 0 <= level < 8 else 0
             if not 0 < width <= TILE_WIDTH or index < 0 or (index << TILE_HEIGHT) + width > entries:
                 raise QueryRefused("the log has no such tile", code="range")
@@ -174,27 +181,26 @@ class AuditReader:
     # Inside ----------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _snapshot(self) -> Iterator[tuple[Connection, int, bytes]]:
+    def _snapshot(self) -> Iterator[tuple[Connection, int]]:
         with self._guard(), self._engine.begin() as connection:
-            row = connection.execute(select(head_table)).one_or_none()
-            if row is None or row.origin != self._origin:
+            row = connection.execute(_HEAD).one_or_none()
+            if row is None or row.origin != self._origin or row.schema_version != SCHEMA_VERSION:
                 raise LogUnavailable("the database is not this log's", code="reader", retry_after_s=RETRY_AFTER_S)
-            yield connection, row.size, row.cursor_key
+            yield connection, row.size
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
         """Library errors become LogUnavailable, without their text."""
         try:
             yield
-        except OperationalError as error:
-            busy = getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT
-            if busy:
+        except DBAPIError as error:
+            if self._database.took_too_long(error):
                 raise LogUnavailable(
                     "the question takes too long; narrow it", code="reader-busy", retry_after_s=RETRY_AFTER_S
                 ) from error
             raise LogUnavailable("the log cannot be read now", code="reader", retry_after_s=RETRY_AFTER_S) from error
-        except DBAPIError as error:
-            raise LogUnavailable("the log cannot be read now", code="reader", retry_after_s=RETRY_AFTER_S) from error
+        except PoolTimeout as error:
+            raise LogUnavailable("too many are reading", code="reader-busy", retry_after_s=RETRY_AFTER_S) from error
 
 
 def _entry(index: int, leaf: bytes) -> Entry:
@@ -221,6 +227,8 @@ def _check_filter(wanted: RecordFilter) -> None:
         value = getattr(wanted, name)
         if value is not None and len(value) > MAX_NAME:
             raise QueryRefused(f"{name} is longer than any value in the log", code="filter")
+        if value is not None and "\0" in value:
+            raise QueryRefused(f"{name} has a character that no value in the log has", code="filter")
     if wanted.kind is not None and wanted.kind not in KINDS:
         raise QueryRefused("no such kind of record", code="filter")
     for moment in (wanted.from_us, wanted.to_us):

@@ -8,7 +8,8 @@
     checkpoint   signed notes, newest and a thinned history
     subject      pseudonym to sealed identity; rows may be deleted, leaves never name a person
 
-Plain column types, so that another database can carry the same tables. Trusts nothing; never holds identities in clear.
+Plain column types: SQLite and PostgreSQL carry the same tables. A change here needs a migration in `audit.migrations`
+that leads to the same tables (a test compares), and `REVISION`. Trusts nothing; never holds identities in clear.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
 
 METADATA = MetaData()
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of what rows mean: a reader of another one must not guess
+REVISION = "0001"  # the newest migration: what METADATA is
 
 _Big = BigInteger().with_variant(Integer(), "sqlite")
 
 head = Table(
     "head",
     METADATA,
-    Column("id", Integer, primary_key=True),  # always 1
+    Column("id", Integer, primary_key=True, autoincrement=False),  # always 1
     Column("schema_version", Integer, nullable=False),
     Column("origin", Text, nullable=False),
     Column("size", _Big, nullable=False),

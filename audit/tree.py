@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, select, text
 
 from audit.errors import LogDamaged
 from audit.limits import TILE_HEIGHT, TILE_WIDTH
 from audit.tables import leaf as leaf_table
 from audit.tables import tile as tile_table
 from sealgate.transparency.merkle import HASH_SIZE, leaf_hash, root_of
+
+# The same text for SQLite and PostgreSQL.
+_PUT_TILE = text("""
+    INSERT INTO tile (level, idx, hashes) VALUES (:level, :idx, :hashes)
+    ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes
+""")
 
 
 def cut(hashes: bytes) -> list[bytes]:
@@ -89,12 +94,8 @@ class TileWriter:
             self._add(0, item, changed)
         if not changed:
             return
-        statement = insert(tile_table)
-        statement = statement.on_conflict_do_update(
-            index_elements=["level", "idx"], set_={"hashes": statement.excluded.hashes}
-        )
         connection.execute(
-            statement, [{"level": level, "idx": index, "hashes": row} for (level, index), row in changed.items()]
+            _PUT_TILE, [{"level": level, "idx": index, "hashes": row} for (level, index), row in changed.items()]
         )
 
     def _add(self, level: int, item: bytes, changed: dict[tuple[int, int], bytes]) -> None:

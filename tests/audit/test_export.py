@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sqlite3
 import threading
 from typing import Any
 
@@ -18,8 +17,10 @@ from sealgate.transparency.verifier import LogTrust, verify_bundle
 def exported(bench: Any, first: int, last: int, **options: Any) -> io.BytesIO:
     reader = bench.reader()
     out = io.BytesIO()
-    reader.export(first, last, out, **options)
-    reader.close()
+    try:
+        reader.export(first, last, out, **options)
+    finally:
+        reader.close()
     return out
 
 
@@ -82,10 +83,7 @@ def test_ranges_that_do_not_exist(bench, log, monkeypatch: Any) -> None:
 def test_without_a_checkpoint_there_is_no_bundle(bench, log, monkeypatch: Any) -> None:
     monkeypatch.setattr(export_module, "PUBLISH_WAIT_S", 0.0)
     log.close()
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        raw.execute("DELETE FROM checkpoint")
-    raw.close()
+    bench.sql("DELETE FROM checkpoint")
     with pytest.raises(LogUnavailable) as caught:
         exported(bench, 0, 0)
     assert caught.value.code == "not-published"
@@ -108,10 +106,7 @@ def test_a_forged_database_gives_a_bundle_that_does_not_verify(bench, name: str)
         log.append(bench.draft(reason=str(number)))
     log.close()
     statement, failing = FORGERIES[name]
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        raw.execute(statement)
-    raw.close()
+    bench.sql(statement)
     first = 290 if name == "the tiles" else 0
     report = verify_bundle(exported(bench, first, 301), LogTrust(verifiers=(bench.verifier,)))
     assert {step.number for step in report.failures} == failing, report.lines()
@@ -121,9 +116,6 @@ def test_a_pruned_leaf_is_said_to_be_gone(bench, log) -> None:
     for _ in range(5):
         log.append(bench.draft()).result()
     log.close()
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        raw.execute("DELETE FROM leaf WHERE idx = 2")
-    raw.close()
+    bench.sql("DELETE FROM leaf WHERE idx = 2")
     with pytest.raises(QueryRefused):
         exported(bench, 0, 4)

@@ -13,10 +13,9 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from audit.commit import index_row
-from audit.database import reader_engine
 from audit.errors import AppendRefused, LogUnavailable
 from audit.log import LogState
+from audit.rows import index_row
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
 from sealgate.errors import ConfigurationError
@@ -30,21 +29,13 @@ BUDGET = MetaData()
 spent = Table("spent", BUDGET, Column("grant_id", Text, primary_key=True), Column("units", Integer, nullable=False))
 
 
-def rows(bench: Any, statement: Any) -> list[Any]:
-    engine = reader_engine(bench.path)
-    with engine.begin() as connection:
-        found = list(connection.execute(statement))
-    engine.dispose()
-    return found
-
-
 def test_a_record_comes_back_complete_durable_and_proven(bench, log) -> None:
     done = log.append(bench.draft(reason="purpose")).result()
     assert parse_leaf(done.leaf) == done.record
     assert (done.record.log, done.record.v, done.record.reason) == (bench.origin, 1, "purpose")
     verified = verify_receipt(done.receipt, [bench.verifier])
     assert (verified.index, verified.record) == (done.index, done.record)
-    assert rows(bench, select(leaf_table.c.leaf).where(leaf_table.c.idx == done.index)) == [(done.leaf,)]
+    assert bench.rows(select(leaf_table.c.leaf).where(leaf_table.c.idx == done.index)) == [(done.leaf,)]
     assert log.state.size == done.index + 1
 
 
@@ -54,9 +45,7 @@ def test_signed_only_when_others_can_see_it(bench, log) -> None:
 
     class Watched:
         def sign(self, text: bytes) -> bytes:
-            outsider = sqlite3.connect(bench.path)
-            signed.append((int(text.split(b"\n")[1]), outsider.execute("SELECT count(*) FROM leaf").fetchone()[0]))
-            outsider.close()
+            signed.append((int(text.split(b"\n")[1]), bench.sql("SELECT count(*) FROM leaf")[0][0]))
             return key.sign(text)
 
     key, bench.signer._key = bench.signer._key, Watched()
@@ -69,12 +58,13 @@ def test_signed_only_when_others_can_see_it(bench, log) -> None:
     assert all(size == committed for size, committed in signed)
 
 
-def test_a_transaction_holds_the_write_lock_from_its_first_moment(bench, log) -> None:
+def test_a_transaction_holds_the_write_lock_from_its_first_moment(sqlite_bench) -> None:
     """An effect that reads, then writes, sees no other writer in between."""
     refusals = []
+    log = sqlite_bench.open()
 
     def look(_: Connection, record: Record) -> Record:
-        outsider = sqlite3.connect(bench.path, timeout=0, isolation_level=None)
+        outsider = sqlite3.connect(sqlite_bench.path, timeout=0, isolation_level=None)
         try:
             outsider.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -82,12 +72,12 @@ def test_a_transaction_holds_the_write_lock_from_its_first_moment(bench, log) ->
         outsider.close()
         return record
 
-    log.append(bench.draft(), look).result()
+    log.append(sqlite_bench.draft(), look).result()
     assert refusals == ["SQLITE_BUSY"]
 
 
-def test_commits_wait_for_the_disk(log) -> None:
-    with log._engines[0].begin() as connection:
+def test_commits_wait_for_the_disk(sqlite_bench) -> None:
+    with sqlite_bench.open()._hold.engine.begin() as connection:
         asked = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("journal_mode", "synchronous")
         }
@@ -106,7 +96,7 @@ def test_the_tree_is_that_of_the_leaves_and_grows_consistently(bench, log) -> No
     for _ in range(40):
         done = log.append(bench.draft()).result()
         notes.append(verify_receipt(done.receipt, [bench.verifier]).checkpoint)
-    leaves = [row.leaf for row in rows(bench, select(leaf_table.c.leaf).order_by(leaf_table.c.idx))]
+    leaves = [row.leaf for row in bench.rows(select(leaf_table.c.leaf).order_by(leaf_table.c.idx))]
     for checkpoint in notes:
         assert checkpoint.root == root_of(map(leaf_hash, leaves[: checkpoint.size]))
     reader = bench.reader()
@@ -127,7 +117,7 @@ def test_opened_and_closed_are_records_and_the_log_goes_on(bench) -> None:
     first.close()
     assert not first.state.ok
     second = bench.open()
-    kinds = [row.kind for row in rows(bench, select(record_table.c.kind).order_by(record_table.c.idx))]
+    kinds = [row.kind for row in bench.rows(select(record_table.c.kind).order_by(record_table.c.idx))]
     assert kinds == ["log.opened", "inference.denied", "log.closed", "log.opened"]
     assert open_checkpoint(second.checkpoint(), [bench.verifier]).checkpoint.size == 4
     second.close()
@@ -137,8 +127,9 @@ def test_opened_and_closed_are_records_and_the_log_goes_on(bench) -> None:
     assert caught.value.code == "log-closed"
 
 
-def test_a_log_is_private(bench, log) -> None:
-    for path in bench.path.parent.iterdir():
+def test_a_log_is_private(sqlite_bench) -> None:
+    sqlite_bench.open()
+    for path in sqlite_bench.path.parent.iterdir():
         assert path.stat().st_mode & 0o077 == 0, path
 
 
@@ -157,8 +148,8 @@ def test_index_rows_can_be_rebuilt_from_leaves(bench, log) -> None:
     bench.start_worker(log)
     bench.request(log)
     log.append(Record(kind="auth.failed", reason="expired", detail={"count": "1"})).result()
-    leaves = rows(bench, select(leaf_table.c.idx, leaf_table.c.leaf).order_by(leaf_table.c.idx))
-    stored = rows(bench, select(record_table).order_by(record_table.c.idx))
+    leaves = bench.rows(select(leaf_table.c.idx, leaf_table.c.leaf).order_by(leaf_table.c.idx))
+    stored = bench.rows(select(record_table).order_by(record_table.c.idx))
     assert [dict(row._mapping) for row in stored] == [index_row(idx, parse_leaf(leaf)) for idx, leaf in leaves]
 
 
@@ -187,6 +178,10 @@ def test_an_end_belongs_to_one_open_authorization_and_inherits_from_it(bench, lo
         ({"model": "other"}, "end-differs"),
         ({"log": "other/log"}, "record-malformed"),
         ({"id": "not a uuid"}, "record-malformed"),
+        ({"id": "01890000-0000-7000-8000-00000000000A"}, "record-malformed"),
+        ({"id": "\0"}, "record-malformed"),
+        ({"reason": "nul\0"}, "record-malformed"),
+        ({"model_digest": "x" * 513}, "record-malformed"),
         ({"detail": {"x": "y" * MAX_LEAF}}, "record-malformed"),
         ({"salt": "short"}, "record-malformed"),
         ({"units": 2**60}, "record-malformed"),
@@ -246,7 +241,7 @@ def test_an_effect_and_its_record_are_one_transaction(bench) -> None:
 
     done = log.append(bench.draft("inference.authorized"), reserve).result()
     assert done.record.budget_after_micro == 7
-    assert rows(bench, select(spent)) == [(done.record.id, 3)]
+    assert bench.rows(select(spent)) == [(done.record.id, 3)]
 
 
 def test_an_effect_may_deny(bench) -> None:
@@ -295,7 +290,7 @@ def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench) -> None:
     for future, kind in ((bad, ValueError), (twice, IntegrityError), (odd, Exception)):
         with pytest.raises(kind):
             future.result()
-    assert sorted(row.units for row in rows(bench, select(spent))) == [1, 3]
+    assert sorted(row.units for row in bench.rows(select(spent))) == [1, 3]
     assert log.state.ok
 
 
@@ -362,7 +357,7 @@ def test_cancelling_changes_nothing(bench, log) -> None:
         return await asyncio.wrap_future(future)
 
     asyncio.run(run())
-    assert [row.reason for row in rows(bench, select(record_table.c.reason).order_by(record_table.c.idx))] == [
+    assert [row.reason for row in bench.rows(select(record_table.c.reason).order_by(record_table.c.idx))] == [
         "",
         "first",
         "second",

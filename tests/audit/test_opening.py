@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, insert, select
 
 from audit import log as log_module
+from audit import postgresql
 from audit.commit import Committer
 from audit.errors import LogDamaged, LogInUse
 from audit.query import RecordFilter
@@ -25,11 +25,13 @@ TABLES = MetaData()
 lost = Table("lost", TABLES, Column("grant_id", Text, primary_key=True), Column("n", Integer))
 
 
-def test_two_writers_in_one_process_and_in_two(bench, log) -> None:
+def test_two_writers_in_one_process_and_in_two(bench, log, monkeypatch: Any) -> None:
+    monkeypatch.setattr(postgresql, "WRITER_LOCK_WAIT_S", 0.1)
     with pytest.raises(LogInUse):
         bench.open()
     script = (
-        "import sys\nfrom audit.log import AuditLog\nfrom sealgate.transparency.notes import NoteSigner\n"
+        "import sys\nfrom audit import postgresql\npostgresql.WRITER_LOCK_WAIT_S = 1.0\n"
+        "from audit.log import AuditLog\nfrom sealgate.transparency.notes import NoteSigner\n"
         "signer = NoteSigner.from_seed('example.com/log', b'\\x01' * 32)\n"
         "AuditLog.open(sys.argv[1], signer=signer, subjects_key=b'\\x02' * 32, origin='example.com/log')\n"
     )
@@ -79,20 +81,16 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_log_is_not_written_to(bench, name: str) -> None:
     fill(bench, 300)
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        last = raw.execute("SELECT max(idx) FROM leaf").fetchone()[0]
-        raw.execute(DAMAGE[name].format(last=last, middle=last - 10))
-        before = raw.execute("SELECT count(*), max(idx) FROM leaf").fetchone()
-    raw.close()
+    ((last,),) = bench.sql("SELECT max(idx) FROM leaf")
+    bench.sql(DAMAGE[name].format(last=last, middle=last - 10))
+    before = bench.sql("SELECT count(*), max(idx) FROM leaf")
     with pytest.raises(LogInUse if name == "another release" else LogDamaged):
         bench.open()
-    raw = sqlite3.connect(bench.path)
-    assert raw.execute("SELECT count(*), max(idx) FROM leaf").fetchone() == before
-    raw.close()
+    assert bench.sql("SELECT count(*), max(idx) FROM leaf") == before
 
 
-def test_not_a_database(bench) -> None:
+def test_not_a_database(sqlite_bench) -> None:
+    bench = sqlite_bench
     bench.path.write_bytes(b"this is no database, it only looks like a file" * 100)
     with pytest.raises(LogDamaged):
         bench.open()
@@ -105,16 +103,11 @@ def test_not_a_database(bench) -> None:
 def test_a_rolled_back_log_contradicts_its_checkpoint(bench) -> None:
     """An old copy of the leaves under the newer checkpoint: what was signed is no longer there."""
     fill(bench, 10)
-    old = bench.path.read_bytes()
+    old = bench.save()
     fill(bench, 10)
-    raw = sqlite3.connect(bench.path)
-    note = raw.execute("SELECT size, ts_us, note FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
-    raw.close()
-    bench.path.write_bytes(old)
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        raw.execute("INSERT INTO checkpoint VALUES (?, ?, ?)", note)
-    raw.close()
+    (note,) = bench.sql("SELECT size, ts_us, note FROM checkpoint ORDER BY size DESC LIMIT 1")
+    bench.restore(old)
+    bench.sql("INSERT INTO checkpoint VALUES (?, ?, ?)", *note)
     with pytest.raises(LogDamaged):
         bench.open()
 
@@ -122,18 +115,13 @@ def test_a_rolled_back_log_contradicts_its_checkpoint(bench) -> None:
 def test_a_log_that_grew_anew_contradicts_what_was_signed(bench) -> None:
     """Rolled back, then written on for longer: the signed checkpoint's size exists again, its tree does not."""
     fill(bench, 10)
-    old = bench.path.read_bytes()
+    old = bench.save()
     fill(bench, 10)
-    raw = sqlite3.connect(bench.path)
-    note = raw.execute("SELECT size, ts_us, note FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
-    raw.close()
-    bench.path.write_bytes(old)
+    (note,) = bench.sql("SELECT size, ts_us, note FROM checkpoint ORDER BY size DESC LIMIT 1")
+    bench.restore(old)
     fill(bench, 20)
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        raw.execute("DELETE FROM checkpoint")
-        raw.execute("INSERT INTO checkpoint VALUES (?, ?, ?)", note)
-    raw.close()
+    bench.sql("DELETE FROM checkpoint")
+    bench.sql("INSERT INTO checkpoint VALUES (?, ?, ?)", *note)
     with pytest.raises(LogDamaged):
         bench.open()
 
@@ -146,10 +134,7 @@ def test_records_that_no_checkpoint_was_ever_signed_over_are_not_vouched_for(ben
     log = forger.open(signer=stranger)
     log.append(forger.draft()).result()
     log.close()
-    raw = sqlite3.connect(forger.path)
-    with raw:
-        raw.execute("DELETE FROM checkpoint")
-    raw.close()
+    forger.sql("DELETE FROM checkpoint")
     with pytest.raises(LogDamaged, match="no checkpoint"):
         forger.open()
 
@@ -183,7 +168,7 @@ def test_every_shape_of_right_edge_opens_again(bench, count: int) -> None:
 
 def crash(bench: Any, log: Any) -> None:
     """As SIGKILL leaves it: the file as it is, nobody's lock. (Real kills: test_crash.py.)"""
-    log._lock.release()
+    log._hold.release()
     bench.logs.remove(log)
 
 
@@ -269,17 +254,15 @@ def test_checkpoints_are_thinned(bench) -> None:
             log.append(bench.draft()).result()
             log._committer.publish()
     log.close()
-    raw = sqlite3.connect(bench.path)
-    assert raw.execute("SELECT count(*) FROM checkpoint").fetchone()[0] == 4  # one of the opening, one a minute
-    raw.close()
+    assert bench.sql("SELECT count(*) FROM checkpoint") == [(4,)]  # one of the opening, one a minute
     reader.close()
 
 
 @pytest.mark.parametrize("name", ["a?b=c", "50%25", "%2e%2e%2fup", "a#b", "ä b"])
-def test_the_log_is_in_its_folder_whatever_the_folder_is_called(tmp_path: Path, make_bench, name: str) -> None:
+def test_the_log_is_in_its_folder_whatever_the_folder_is_called(tmp_path: Path, make_sqlite_bench, name: str) -> None:
     folder = tmp_path / "here" / name
     folder.mkdir(parents=True)
-    bench = make_bench(folder)
+    bench = make_sqlite_bench(folder)
     log = bench.open()
     log.append(bench.draft()).result()
     log.close()

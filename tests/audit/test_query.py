@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from audit import database, query
+from audit import query, sqlite
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.query import AuditReader, RecordFilter, page_statement
 from audit.tables import leaf as leaf_table
@@ -40,6 +40,15 @@ VALUES = {
 
 @pytest.fixture
 def filled(bench) -> Any:
+    return fill(bench)
+
+
+@pytest.fixture
+def sqlite_filled(sqlite_bench) -> Any:
+    return fill(sqlite_bench)
+
+
+def fill(bench: Any) -> Any:
     """A log of 240 varied records; ts_us does not always rise."""
     log = bench.open()
     futures = []
@@ -147,7 +156,10 @@ def test_filters_that_cannot_match_are_refused(filled, wanted: dict[str, Any]) -
     reader = filled.reader()
     with pytest.raises(QueryRefused):
         reader.records(RecordFilter(**wanted))
-    assert reader.records(RecordFilter(reason="x' OR 1=1 --")).records == ()
+    for odd in ("x' OR 1=1 --", "%", "\u20ac", "\\x00"):
+        assert reader.records(RecordFilter(reason=odd)).records == ()
+    with pytest.raises(QueryRefused):
+        reader.records(RecordFilter(reason="nul\0"))
     reader.close()
 
 
@@ -158,6 +170,8 @@ def test_one_record_by_id(filled) -> None:
     with pytest.raises(QueryRefused) as caught:
         reader.record("nothing")
     assert caught.value.code == "not-found"
+    with pytest.raises(QueryRefused):
+        reader.record("nul\0")
     reader.close()
 
 
@@ -219,19 +233,19 @@ def test_proofs_and_tiles_from_stored_rows(bench, until) -> None:
 
 
 @pytest.mark.parametrize("name", ["tenant", "actor", "model", "kind"])
-def test_narrow_questions_use_an_index_in_keyset_order(filled, name: str) -> None:
+def test_narrow_questions_use_an_index_in_keyset_order(sqlite_filled, name: str) -> None:
     statement = page_statement(RecordFilter(**{name: VALUES[name][0]}), size=240, edge=100, limit=10)
     text = str(statement.compile(compile_kwargs={"literal_binds": True}))
     assert "OFFSET" not in text
-    raw = sqlite3.connect(filled.path)
+    raw = sqlite3.connect(sqlite_filled.path)
     plan = " / ".join(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {text}"))
     raw.close()
     assert f"USING INDEX record_{name}" in plan or f"USING COVERING INDEX record_{name}" in plan, plan
     assert "TEMP B-TREE" not in plan, plan
 
 
-def test_no_question_sorts_or_scans_leaves(filled) -> None:
-    raw = sqlite3.connect(filled.path)
+def test_no_question_sorts_or_scans_leaves(sqlite_filled) -> None:
+    raw = sqlite3.connect(sqlite_filled.path)
     for wanted in ({}, {"purpose": "care"}, {"reason": "budget", "outcome": "denied"}, {"from_us": 5, "to_us": 9}):
         for oldest in (False, True):
             statement = page_statement(RecordFilter(**wanted, oldest_first=oldest), size=240, edge=None, limit=10)
@@ -243,10 +257,13 @@ def test_no_question_sorts_or_scans_leaves(filled) -> None:
 
 def test_readers_cannot_write(filled) -> None:
     reader = filled.reader()
-    with pytest.raises(OperationalError), reader._engine.begin() as connection:
+    with pytest.raises(DBAPIError), reader._engine.begin() as connection:
         connection.execute(insert(leaf_table).values(idx=10**6, leaf=b"forged"))
     reader.close()
-    plain = database.reader_engine(filled.path)
+
+
+def test_readers_of_the_file_cannot_write_even_if_they_say_so(sqlite_filled) -> None:
+    plain = sqlite.reader_engine(sqlite_filled.path)
     with plain.begin() as connection:
         connection.exec_driver_sql("PRAGMA query_only=OFF")
         with pytest.raises(OperationalError):
@@ -256,8 +273,9 @@ def test_readers_cannot_write(filled) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="NEEDS ROOT to read as another user")
 @pytest.mark.root
-def test_another_user_reads_without_write_access(filled) -> None:
+def test_another_user_reads_without_write_access(sqlite_filled) -> None:
     """The gateway may run as a user that can only read the file."""
+    filled = sqlite_filled
     for parent in (filled.path.parent, *filled.path.parent.parents):
         if parent != Path("/"):
             parent.chmod(parent.stat().st_mode | 0o055)
@@ -273,10 +291,10 @@ def test_another_user_reads_without_write_access(filled) -> None:
     assert other.stdout == "240\n", other.stderr
 
 
-def test_a_question_that_takes_too_long_is_cut_off(filled, monkeypatch: Any) -> None:
-    monkeypatch.setattr(database, "MAX_QUERY_S", 0.0)
-    monkeypatch.setattr(database, "_PROGRESS_OPCODES", 10)
-    reader = filled.reader()
+def test_a_question_that_takes_too_long_is_cut_off(sqlite_filled, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sqlite, "MAX_QUERY_S", 0.0)
+    monkeypatch.setattr(sqlite, "_PROGRESS_OPCODES", 10)
+    reader = sqlite_filled.reader()
     with pytest.raises(LogUnavailable) as caught:
         reader.records(RecordFilter(purpose="nothing like it"))
     assert caught.value.code == "reader-busy"
@@ -284,11 +302,8 @@ def test_a_question_that_takes_too_long_is_cut_off(filled, monkeypatch: Any) -> 
 
 
 def test_a_damaged_leaf_is_said_to_be_damaged(filled) -> None:
-    raw = sqlite3.connect(filled.path)
-    with raw:
-        raw.execute("UPDATE leaf SET leaf = X'7b7d' WHERE idx = 9")
-        raw.execute("DELETE FROM tile")
-    raw.close()
+    filled.sql("UPDATE leaf SET leaf = X'7b7d' WHERE idx = 9")
+    filled.sql("DELETE FROM tile")
     reader = filled.reader()
     with pytest.raises(LogDamaged):
         reader.records(RecordFilter(), None, 1000)
@@ -310,10 +325,7 @@ def test_an_index_that_lies_about_a_leaf_lets_nobody_read_it(
     bench, log, column: str, value: object, wanted: dict[str, Any]
 ) -> None:
     other = log.append(bench.draft(tenant="laboratory")).result()
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        raw.execute(f"UPDATE record SET {column} = ? WHERE idx = ?", (value, other.index))
-    raw.close()
+    bench.sql(f"UPDATE record SET {column} = ? WHERE idx = ?", value, other.index)
     reader = bench.reader()
     with pytest.raises(LogDamaged, match="index says"):
         reader.records(RecordFilter(**wanted))
@@ -329,10 +341,7 @@ def test_no_database_another_log_and_an_empty_one(bench, tmp_path: Path) -> None
     with pytest.raises(LogUnavailable):
         wrong.checkpoint()
     log.close()
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        raw.execute("DELETE FROM checkpoint")
-    raw.close()
+    bench.sql("DELETE FROM checkpoint")
     reader = bench.reader()
     with pytest.raises(LogUnavailable) as caught:
         reader.checkpoint()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 from typing import Any
 
@@ -17,10 +16,7 @@ from sealgate.errors import LogError
 
 
 def stored(bench: Any) -> list[tuple[str, bytes, bytes]]:
-    raw = sqlite3.connect(bench.path)
-    found = raw.execute("SELECT ref, lookup, sealed FROM subject").fetchall()
-    raw.close()
-    return found
+    return bench.sql("SELECT ref, lookup, sealed FROM subject")
 
 
 def test_stable_within_a_run_and_across_runs(bench, log) -> None:
@@ -49,7 +45,8 @@ def test_even_when_that_append_is_refused(bench, log) -> None:
     assert [row[0] for row in stored(bench)] == [ref]
 
 
-def test_nothing_of_the_person_is_readable(bench, log) -> None:
+def test_nothing_of_the_person_is_readable(sqlite_bench) -> None:
+    bench, log = sqlite_bench, sqlite_bench.open()
     log.append(bench.draft(actor=log.actor("clinic-of-hope", "alice@example.org"))).result()
     log.close()
     for path in bench.path.parent.iterdir():
@@ -81,7 +78,7 @@ def test_identities_resolve_until_deleted(bench, log) -> None:
     ref = log.actor("clinic", "alice")
     log.append(bench.draft(actor=ref)).result()
     subjects: Subjects = log._subjects
-    engine = log._engines[0]
+    engine = log._hold.engine
     with engine.begin() as connection:
         assert subjects.resolve(connection, ref).subject == "alice"
         subjects.delete(connection, ref)
@@ -95,12 +92,9 @@ def test_an_altered_or_exchanged_row_does_not_resolve(bench, log) -> None:
     alice, bob = log.actor("clinic", "alice"), log.actor("clinic", "bob")
     log.append(bench.draft()).result()
     rows = {ref: sealed for ref, _, sealed in stored(bench)}
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        raw.execute("UPDATE subject SET sealed = ? WHERE ref = ?", (rows[bob], alice))
-        raw.execute("UPDATE subject SET sealed = ? WHERE ref = ?", (rows[bob][:-1] + b"x", bob))
-    raw.close()
-    with log._engines[0].begin() as connection:
+    bench.sql("UPDATE subject SET sealed = ? WHERE ref = ?", rows[bob], alice)
+    bench.sql("UPDATE subject SET sealed = ? WHERE ref = ?", rows[bob][:-1] + b"x", bob)
+    with log._hold.engine.begin() as connection:
         for ref in (alice, bob):
             with pytest.raises(LogError):
                 log._subjects.resolve(connection, ref)
@@ -111,11 +105,8 @@ def test_nobodys_doings_are_recorded_under_another_persons_pseudonym(bench, log)
     log.append(bench.draft()).result()
     log.close()
     lookups = {ref: lookup for ref, lookup, _ in stored(bench)}
-    raw = sqlite3.connect(bench.path)
-    with raw:
-        for ref, lookup in ((alice, b"aside"), (bob, lookups[alice]), (alice, lookups[bob])):
-            raw.execute("UPDATE subject SET lookup = ? WHERE ref = ?", (lookup, ref))
-    raw.close()
+    for ref, lookup in ((alice, b"aside"), (bob, lookups[alice]), (alice, lookups[bob])):
+        bench.sql("UPDATE subject SET lookup = ? WHERE ref = ?", lookup, ref)
     again = bench.open()
     for name in ("alice", "bob"):
         with pytest.raises(LogDamaged, match="somebody else"):

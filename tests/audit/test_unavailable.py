@@ -7,7 +7,7 @@ import os
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,33 @@ def boom(*_: Any) -> None:
     raise sqlite3.OperationalError("disk I/O error")
 
 
+def break_at(bench: Any, log: Any, point: str) -> Callable[[], None]:
+    """Make one step of every commit fail; what is returned makes it work again."""
+    if bench.url.startswith("sqlite"):
+        if point == "commit":
+            event.listen(log._hold.engine, "commit", boom)
+        else:
+
+            def execute(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+                if statement.startswith(point):
+                    boom()
+
+            event.listen(log._hold.engine, "before_cursor_execute", execute)
+        return lambda: None
+    bench.sql("CREATE FUNCTION boom() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk I/O error'; END $$")
+    if point == "commit":  # runs when everything else is done, as the commit's first step
+        bench.sql(
+            "CREATE CONSTRAINT TRIGGER boom AFTER UPDATE ON head DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION boom()"
+        )
+    else:
+        bench.sql(
+            f"CREATE TRIGGER boom BEFORE {point.replace('INTO', 'ON').replace('UPDATE', 'UPDATE ON')} "
+            "FOR EACH ROW EXECUTE FUNCTION boom()"
+        )
+    return lambda: bench.sql("DROP FUNCTION boom CASCADE") and None
+
+
 @pytest.mark.parametrize(
     "point", ["INSERT INTO leaf", "INSERT INTO record", "UPDATE head", "commit", "INSERT INTO subject"]
 )
@@ -49,21 +76,13 @@ def test_a_failing_commit_fails_the_log_for_good_and_keeps_what_was_acknowledged
     bench.start_worker(log)
     acknowledged = [bench.request(log) for _ in range(5)]
     open_one = bench.authorize(log)
-    engine = log._engines[0]
-    if point == "commit":
-        event.listen(engine, "commit", boom)
-    else:
-
-        def execute(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-            if statement.startswith(point):
-                boom()
-
-        event.listen(engine, "before_cursor_execute", execute)
+    mend = break_at(bench, log, point)
     log.actor("clinic", "somebody new")
     futures = [log.append(bench.draft(reason=str(number))) for number in range(50)]
     assert {unavailable(future) for future in futures} == {"log-failed"}
     require_failed_for_good(bench, log)
     log.close()
+    mend()
     again = bench.open()
     report = bench.audit(receipts=[item.receipt for item in acknowledged])
     assert report.ok
@@ -83,17 +102,14 @@ def test_those_still_in_the_queue_are_told_too(bench, log, monkeypatch: Any) -> 
     futures = [log.append(bench.draft(), wait)]
     entered.wait()
     futures += [log.append(bench.draft()) for _ in range(9)]
-    event.listen(log._engines[0], "commit", boom)
+    break_at(bench, log, "commit")
     gate.set()
     assert {unavailable(future) for future in futures} == {"log-failed"}
 
 
 def test_a_foreign_writer_is_noticed_at_the_head(bench, log) -> None:
     log.append(bench.draft()).result()
-    intruder = sqlite3.connect(bench.path)
-    with intruder:
-        intruder.execute("UPDATE head SET size = size + 1")
-    intruder.close()
+    bench.sql("UPDATE head SET size = size + 1")
     assert unavailable(log.append(bench.draft())) == "log-failed"
     require_failed_for_good(bench, log)
     assert "log-damaged" in log.state.reason
@@ -123,10 +139,11 @@ def test_a_signer_that_fails_acknowledges_nothing(bench, log) -> None:
 
 
 def test_a_failed_log_still_closes(bench, log) -> None:
-    event.listen(log._engines[0], "commit", boom)
+    mend = break_at(bench, log, "commit")
     assert unavailable(log.append(bench.draft())) == "log-failed"
     log.close()
     log.close()
+    mend()
     bench.open()  # the lock is free again
 
 
@@ -205,8 +222,8 @@ def test_a_disk_that_cannot_be_asked_counts_as_full(bench) -> None:
     log.append(bench.draft()).result()
 
 
-def test_the_default_reads_the_real_disk(bench) -> None:
-    log = bench.open(disk_reserve_bytes=2**62)
+def test_the_default_reads_the_real_disk(sqlite_bench) -> None:
+    log = sqlite_bench.open(disk_reserve_bytes=2**62)
     with pytest.raises(LogUnavailable) as caught:
         log.check_may_infer()
     assert caught.value.code == "disk-reserve"
@@ -227,8 +244,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.root
-def test_a_really_full_disk(small_disk: Path, make_bench: Any) -> None:
-    bench = make_bench(small_disk)
+def test_a_really_full_disk(small_disk: Path, make_sqlite_bench: Any) -> None:
+    bench = make_sqlite_bench(small_disk)
     log = bench.open(disk_reserve_bytes=1)
     bench.start_worker(log)
     acknowledged = [bench.request(log) for _ in range(20)]

@@ -1,0 +1,56 @@
+"""A batch's rows on their way into PostgreSQL: leaves and index rows by binary COPY, lists as arrays.
+
+COPY is for what grows: two statements for a batch of any size, and no text in between. Everything runs on the
+connection of the caller's transaction. Trusts: the committer for what the rows say. Never: commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import psycopg
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
+
+from audit.rows import Rows, index_row
+from sealgate.transparency.record import Record
+
+_LEAVES = "COPY leaf (idx, leaf) FROM STDIN (FORMAT BINARY)"
+_LEAF_TYPES = ("int8", "bytea")
+_RECORDS = (
+    "COPY record (idx, id, ts_us, kind, tenant, actor, model, model_digest, purpose, outcome, reason) "
+    "FROM STDIN (FORMAT BINARY)"
+)
+_RECORD_TYPES = ("int8", "text", "int8", *["text"] * 8)  # in the order of `index_row`
+_TAKEN = text("SELECT id FROM record WHERE id = ANY(:given)")
+_END_INTENTS = text("DELETE FROM open_intent WHERE grant_id = ANY(:ended)")
+
+
+class CopiedRows(Rows):
+    """The writer's way to its bulk tables in PostgreSQL."""
+
+    def taken(self, connection: Connection, given: Sequence[str]) -> set[str]:
+        return set(connection.execute(_TAKEN, {"given": list(given)}).scalars())
+
+    def add(self, connection: Connection, new: Sequence[tuple[int, bytes, Record]]) -> None:
+        _copy(connection, _LEAVES, _LEAF_TYPES, ((index, leaf) for index, leaf, _ in new))
+        _copy(
+            connection, _RECORDS, _RECORD_TYPES, (tuple(index_row(index, record).values()) for index, _, record in new)
+        )
+
+    def end_intents(self, connection: Connection, ended: Sequence[str]) -> None:
+        connection.execute(_END_INTENTS, {"ended": list(ended)})
+
+
+def _copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Errors come out as SQLAlchemy's, as they do from every other statement."""
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, psycopg.Connection)
+    try:
+        with raw.cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(types)
+            for row in rows:
+                copy.write_row(row)
+    except psycopg.Error as error:
+        raise OperationalError(statement, None, error) from error
