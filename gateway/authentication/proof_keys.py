@@ -37,7 +37,7 @@ _EXPONENTS = frozenset({3, 65537})
 # Points of Ed25519 whose order divides 8, by y: everything and nothing is signed under them. What lies above the prime
 # is refused as well, because it is a second way to write a point.
 _P = 2**255 - 19
-_Y_OF_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD83D3D706A17C7
+_Y_OF_ORDER_8 = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7
 _WEAK_Y = frozenset({0, 1, _P - 1, _Y_OF_ORDER_8, _P - _Y_OF_ORDER_8})
 
 _UNFIT = (DecodeError, KeyError, TypeError, ValueError, UnsupportedAlgorithm)
