@@ -62,7 +62,7 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
         authenticator=Authenticator(tokens, certificates, open_possession(deployment, clock=clock)),
         policy=policy,
         link=RuntimeLink(deployment.socket, telemetry=telemetry),
-        audit=AuditReader(f"sqlite:///{deployment.database}", origin=deployment.settings.deployment.origin),
+        audit=AuditReader(deployment.log_url, origin=deployment.settings.deployment.origin),
         sealed=Intake(requests_max=settings.max_concurrent, body_timeout_s=settings.body_timeout_s),
         evidence=Intake(requests_max=EVIDENCE_IN_FLIGHT),
         asking=Intake(requests_max=AUDIT_ASKING),

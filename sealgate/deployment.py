@@ -38,6 +38,12 @@ class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     origin: str
 
 
+class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[log]`: where the audit log stands."""
+
+    database: str = ""  # "" means the SQLite file log/audit.sqlite; or postgresql+psycopg:///NAME?host=FOLDER
+
+
 class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[gateway]`: the network face. `client_certificates` is "none", "optional" or "required"."""
 
@@ -76,6 +82,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """The whole of `deployment.toml`."""
 
     deployment: DeploymentSection
+    log: LogSection = LogSection()
     gateway: GatewaySection = GatewaySection()
     runtime: RuntimeSection = RuntimeSection()
 
@@ -90,6 +97,11 @@ class Deployment:
     @property
     def token_audience(self) -> str:
         return self.settings.gateway.token_audience or f"https://{self.settings.deployment.audience}"
+
+    @property
+    def log_url(self) -> str:
+        """Where the audit log stands, for `AuditLog` and `AuditReader`."""
+        return self.settings.log.database or f"sqlite:///{self.database}"
 
     @property
     def pki(self) -> Path:

@@ -305,7 +305,7 @@ def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
 def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable[[str], None]) -> int:
     budgets = policy.policy.budgets
     origin = deployment.settings.deployment.origin
-    url = f"sqlite:///{deployment.database}"
+    url = deployment.log_url
     log = AuditLog.open(
         url,
         signer=load_note_signer(deployment.log_key, origin),
