@@ -22,7 +22,7 @@ from tests.gateway.proving import KINDS, Prover, b64
 NOW_S = 1_800_000_000
 BASE = "https://inference.example.org"
 PATH = "/sealed/wine"
-TOKEN = "eyJ.eyJ.c2ln"  # noqa: S105  # no token of anybody's
+TOKEN = "eyJ.eyJ.c2ln"
 PROVERS = {name: Prover(name) for name in KINDS}
 P256 = PROVERS["ES256"]
 NONCES = Nonces(bytes(32), clock=lambda: NOW_S * 1_000_000)

@@ -215,6 +215,6 @@ def test_nobody_else_can_read_it(open_store: Callable[..., ProofStore], tmp_path
 
 def test_a_folder_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "gateway").write_text("in the way")
-    with pytest.raises(ConfigurationError, match="cannot be used .* must own it") as caught:
+    with pytest.raises(ConfigurationError, match=r"cannot be used .* must own it") as caught:
         ProofStore(tmp_path / "gateway")
     assert "\n" not in str(caught.value)
