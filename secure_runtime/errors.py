@@ -30,6 +30,10 @@ GATEKEEPER_REASONS = frozenset(
         "purpose-mismatch",
         "replay-set-full",
         "replayed",
+        "single-use-died",
+        "single-use-not-made",
+        "single-use-not-offered",
+        "single-use-timed-out",
         "target-unknown",
         "truncated",
     }

@@ -36,3 +36,5 @@ MAX_HELD_KEYS = 16  # above this, a much used key is not replaced early: bounds 
 RECEIVE_BYTES = 32 * 1024 * 1024  # taken from the socket in one sweep
 SLICE_ROWS = 4096  # run at once; a larger request runs in slices, and ends when its time is over
 MAX_NOISED_NUMBERS = 32_768  # scores or values of one noised request: a seventh of a second of drawing
+MAX_SINGLE_USE = 4  # processes for single requests at once; each may grow to the worker's memory limit
+ZYGOTE_START_S = 60.0  # until it has closed and tried its sandbox

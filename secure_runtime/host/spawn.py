@@ -54,13 +54,17 @@ class SpawnedWorker:
         return self.process.pid
 
     def sealed_pid(self) -> int:
-        """The sealed process as the host sees it; right once the worker has spoken, when it has forked or will not."""
+        """The sealed process as the host sees it; right once the worker has spoken, when it has forked or will not.
+
+        The reaper's child is the first of its process-id namespace. A child in the same namespace is a zygote, and
+        then there is no reaper.
+        """
         for status in Path("/proc").glob("[0-9]*/status"):
             try:
                 text = status.read_text("ascii", "replace")
             except OSError:
                 continue  # it ended meanwhile
-            if f"\nPPid:\t{self.pid}\n" in text:
+            if f"\nPPid:\t{self.pid}\n" in text and text.partition("\nNSpid:")[2].partition("\n")[0].endswith("\t1"):
                 return int(status.parent.name)
         return self.pid
 

@@ -2,12 +2,15 @@
 
     1  load every bundle that verifies; remember why the others were refused
     2  run one whole exchange with throw-away keys, errors included, so that nothing is imported after the seal
-    3  seal the sandbox (no open, no exec, no fork, no socket) and probe it
+    3  seal the sandbox (no open, no exec, no fork, no socket) and probe it; before that, where the plan asks for
+       single-use processes, fork the zygote, and after it, rehearse once more with one process per request
     4  only now make the request keys and the completion key, and say Hello
-    5  for ever: take whatever has arrived, admit, run as batches, seal, sign, answer
+    5  for ever: take whatever has arrived, admit, run as batches, seal, sign, answer; what a permit wants in a process
+       of its own is accepted here, opened and run there, and signed here
 
 Trusts: the boot plan (the host is its parent) and what it verifies itself. Never: writes anything, logs anything, opens
 another connection, or keeps plaintext beyond the sweep that it came in.
+A little long: it is the worker's whole life, from plan to last frame, in the order in which it happens.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ import platform
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +62,10 @@ from secure_runtime.errors import SandboxRefused, TurnedAway
 from secure_runtime.limits import MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS, RECEIVE_BYTES
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
 from secure_runtime.worker.engine.serving import Engine, EngineAnswer
-from secure_runtime.worker.gatekeeper import Admitted, admit
+from secure_runtime.worker.gatekeeper import Admitted, accept, admit
 from secure_runtime.worker.keys import KeyRing
+from secure_runtime.worker.single_use import Ended, SingleUse
+from secure_runtime.worker.zygote import answerer, start
 
 
 @dataclass(frozen=True)
@@ -79,11 +85,13 @@ class Worker:
         engine: Engine,
         *,
         send: Callable[[Frame, bytes], None],
+        single_use: SingleUse | None = None,
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
         self._plan = plan
         self._engine = engine
+        self._single_use = single_use
         self._send = send
         self._clock = clock
         self.instance = entropy(16).hex()
@@ -115,8 +123,9 @@ class Worker:
         self._send(KeysChanged(key_configs=self.keys.published()), b"")
 
     def sweep(self, works: list[tuple[Work, bytes, bool]]) -> None:
-        """Bring every work item `(frame, sealed request, cancelled)` to its one signed end."""
-        places: list[Admitted | _Turned] = []
+        """Bring every work item `(frame, sealed request, cancelled)` to its one signed end; those that a process of
+        their own runs come to theirs by `advance`."""
+        places: list[Admitted | _Turned | None] = []
         for work, raw, cancelled in works:
             try:
                 if cancelled:
@@ -124,14 +133,61 @@ class Worker:
                 places.append(self._admit(work, raw))
             except TurnedAway as why:
                 places.append(_Turned(work.grant, why))
+        self.advance()  # the processes run beside the batch
         answers = iter(self._engine.run([place for place in places if isinstance(place, Admitted)]))
         for (work, raw, _), place in zip(works, places, strict=True):
             if isinstance(place, _Turned):
                 self._refuse(work, raw, place.why)
-            else:
+            elif place is not None:
                 self._answer(work, raw, place, next(answers))
 
-    def _admit(self, work: Work, raw: bytes) -> Admitted:
+    @property
+    def channel(self) -> socket.socket | None:
+        """To poll beside the host's socket: when it can be read, `advance`."""
+        return self._single_use.channel if self._single_use is not None else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is still in a process of its own, or waits for one."""
+        return self._single_use is not None and self._single_use.busy
+
+    def advance(self) -> None:
+        """Sign and send what single-use processes came to; start those that waited."""
+        if self._single_use is not None:
+            self._close(self._single_use.advance())
+
+    def cancel(self, ids: AbstractSet[int]) -> None:
+        """Bring those to their end that wait for a process of their own."""
+        if self._single_use is not None:
+            self._close(self._single_use.cancel(ids))
+
+    def _close(self, ends: list[Ended]) -> None:
+        for end in ends:
+            result = end.result
+            if isinstance(result, TurnedAway):
+                self._refuse(end.work, end.raw, result)
+                continue
+            completion = self._sign(
+                end.work.grant,
+                end.raw,
+                outcome=result.outcome,
+                reason=result.reason,
+                model_digest=result.model_digest,
+                certificate_digest=result.certificate_digest,
+                units=result.units,
+                eps_micro=result.eps_micro,
+                resp_commit=commitment(end.sealed),
+            )
+            self._send(Done(id=end.work.id, completion=completion, media_type=result.media_type), end.sealed)
+
+    def _admit(self, work: Work, raw: bytes) -> Admitted | None:
+        """None for a request that was given to a process of its own: nothing of it is opened here."""
+        if work.grant.obligations.single_use:
+            if self._single_use is None:
+                raise TurnedAway("single-use-not-offered")
+            accepted = accept(work.grant, raw, work.media_type, keys=self.keys, now_us=self._clock())
+            self._single_use.begin(work, raw, accepted)
+            return None
         return admit(
             work.grant,
             raw,
@@ -184,7 +240,10 @@ def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview
     reader = FrameReader(HostToWorker)
     poller = select.poll()
     poller.register(sock, select.POLLIN)
+    if worker.channel is not None:
+        poller.register(worker.channel, select.POLLIN)
     waiting: deque[tuple[Frame, bytes]] = deque()
+    leave = False
     while True:
         poller.poll(max(1, min(int(worker.keys.seconds_to_next_change() * 1000) + 1, 3_600_000)))
         worker.tick()
@@ -193,11 +252,12 @@ def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview
         works = [(frame, body, frame.id in cancelled) for frame, body in waiting if isinstance(frame, Work)]
         if any(isinstance(frame, Rotate) for frame, _ in waiting):
             worker.rotate()
-        leave = not open_still or any(isinstance(frame, Shutdown) for frame, _ in waiting)
+        leave = leave or any(isinstance(frame, Shutdown) for frame, _ in waiting)
         waiting.clear()
+        worker.cancel(cancelled)
         worker.sweep(works)
         _flush(sock, outgoing)
-        if leave:
+        if not open_still or (leave and not worker.busy):
             return
 
 
@@ -276,9 +336,28 @@ def _choose_device(wanted: str) -> str:
     return "cuda:0" if torch.cuda.is_available() else "cpu"
 
 
+def _seal(
+    plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel], report: Any, *, device: str
+) -> SingleUse | None:
+    """Step 3. Raises SandboxRefused, also when single-use processes are asked for and one does not really work."""
+    from secure_runtime.worker import sandbox
+    from secure_runtime.worker.rehearsal import rehearse_single_use
+
+    if not plan.single_use:
+        sandbox.seal(report)
+        return None
+    if plan.torch_threads != 1 or device != "cpu":
+        # A fork has only the thread that forked: the others' locks would stay locked, and a GPU's context is lost.
+        raise SandboxRefused("single-use processes need torch_threads = 1 and the CPU")
+    channel, slots, layers = start(answerer(plan, engine))
+    sandbox.seal(report, zygote=layers)
+    single_use = SingleUse(channel, slots, models={name: model.facts for name, model in models.items()})
+    rehearse_single_use(plan, engine, models, single_use)
+    return single_use
+
+
 def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     """Called by the boot module inside the sandbox, before its second stage. Returns the exit code."""
-    from secure_runtime.worker import sandbox
     from secure_runtime.worker.rehearsal import rehearse
 
     plan = msgspec.convert(plan_values, BootPlan)
@@ -295,12 +374,12 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     engine = Engine(loaded, max_batch_rows=plan.max_batch_rows)
     rehearse(plan, engine, loaded)
     try:
-        report = sandbox.seal(report)
+        single_use = _seal(plan, engine, loaded, report, device=device)
     except SandboxRefused as error:
         send(BootFailed(reason=error.code, detail=str(error)), b"")
         _flush(sock, outgoing)
         return 1
-    worker = Worker(plan, engine, send=send)
+    worker = Worker(plan, engine, send=send, single_use=single_use)
     facts = WorkerFacts(
         instance=worker.instance,
         completion_key=worker.completion_key,
@@ -312,6 +391,7 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
         probes=msgspec.convert(report.probes, dict[str, Layer]),
         device=device,
         measurements=measurements,
+        single_use=single_use is not None,
     )
     send(Hello(facts=facts), b"")
     _flush(sock, outgoing)

@@ -7,20 +7,25 @@ its answers are checked only for having come to an end. Never: uses real keys or
 from __future__ import annotations
 
 import math
+import select
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
+import msgspec
+
 from sealgate.ambient import now_us
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import BootPlan, Frame, FrameReader, Grant, Obligations, Work, WorkerToHost, encode_frame
-from sealgate.protocol.ohttp import decode_key_configs, seal_request
+from sealgate.protocol.ohttp import ResponseOpener, decode_key_configs, seal_request
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine.serving import Engine
+from secure_runtime.worker.single_use import SingleUse
 
 _ZEROS: dict[str, bool | str] = {"BOOL": False, "BYTES": ""}
 _ROWS_LARGE = 4096  # enough to start torch's own threads
+_PATIENCE_MS = 30_000  # with a single-use process, before the worker gives up its start
 _REDUCED = Obligations(round_digits=3, top_k=1)
 _NOISED = Obligations(noise_epsilon_micro=1_000_000, noise_rows=1, receipt_required=True)
 
@@ -50,6 +55,43 @@ def rehearse(plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel]) 
     ends = FrameReader(WorkerToHost).feed(b"".join(sent))
     if len(ends) != len(works) + 1:
         raise SandboxRefused("the rehearsal did not come to its end", code="rehearsal")
+
+
+def rehearse_single_use(
+    plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel], single_use: SingleUse
+) -> None:
+    """After the seal: each kind of request in a process of its own; one of each kind of answer is opened, too."""
+    from secure_runtime.worker.main import Worker
+
+    sent: list[bytes | memoryview] = []
+
+    def send(frame: Frame, body: bytes) -> None:
+        sent.extend(encode_frame(frame, body))
+
+    worker = Worker(plan, engine, send=send, single_use=single_use)
+    openers: list[ResponseOpener] = []
+    works: list[tuple[Work, bytes, bool]] = []
+    for config in decode_key_configs(worker.keys.published()):
+        for operation, model, request, obligations in _requests(plan, models):
+            raw, media_type, opener = seal_request(config, request, chunked=len(request) > 4096)
+            grant = _grant(model, operation, msgspec.structs.replace(obligations, single_use=True))
+            works.append((Work(id=len(works), grant=grant, media_type=media_type), raw, False))
+            openers.append(opener)
+    worker.sweep(works)
+    poller = select.poll()
+    poller.register(single_use.channel, select.POLLIN)
+    while worker.busy:
+        if not poller.poll(_PATIENCE_MS):
+            raise SandboxRefused("a single-use process did not come to its end", code="rehearsal")
+        worker.advance()
+    ends = FrameReader(WorkerToHost).feed(b"".join(sent))
+    for done, sealed in ends:
+        if done.problem:
+            reason = done.completion.statement.reason
+            raise SandboxRefused(f"a single-use process could not answer: {reason}", code="rehearsal")
+        bhttp.decode_response(openers[done.id].open(sealed, done.media_type))
+    if len(ends) != len(works):
+        raise SandboxRefused("the rehearsal of single-use processes did not come to its end", code="rehearsal")
 
 
 def _grant(model: str, operation: str = "infer", obligations: Obligations = _REDUCED) -> Grant:

@@ -69,9 +69,14 @@ def noised(
 def _noised_scores(scores: torch.Tensor, *, epsilon_micro: int, entropy: Entropy) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities [n, classes] and labels [n], both from the same noised numbers."""
     noise = DiscreteLaplace(numerator=epsilon_micro, denominator=2 * GRID * _MICRO, entropy=entropy)
-    rows = [[number + noise.draw() for number in on_simplex(row)] for row in scores.double().tolist()]
+    rows = [noised_row(row, noise) for row in scores.double().tolist()]
     labels = torch.tensor([row.index(max(row)) for row in rows], dtype=torch.int64)
     return torch.tensor([nearest_probabilities(row) for row in rows], dtype=torch.float32), labels
+
+
+def noised_row(row: list[float], noise: DiscreteLaplace) -> list[int]:
+    """The mechanism itself: after this the true row is not looked at again."""
+    return [number + noise.draw() for number in on_simplex(row)]
 
 
 def on_simplex(row: list[float]) -> list[int]:

@@ -44,7 +44,7 @@ class _Poll(ctypes.Structure):
 
 def make_channel() -> None:
     """A socketpair at descriptors 4 (the worker's) and 5 (the zygote's)."""
-    ends = socket.socketpair()
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end, place in zip(ends, (CHANNEL, _ZYGOTES_END), strict=True):
         if end.fileno() != place:
             os.dup2(end.fileno(), place, inheritable=False)
@@ -68,6 +68,7 @@ def become_zygote(worker: int) -> socket.socket:
     os.close(CHANNEL)
     channel = socket.socket(fileno=os.dup(_ZYGOTES_END))  # the lowest number that is free
     os.close(_ZYGOTES_END)
+    channel.setblocking(False)  # a call that the stage does not have
     if channel.fileno() != SOCKET:
         raise OSError(errno.EBADF, "the zygote has a descriptor too many")
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -89,7 +90,7 @@ def wait_for(channel: socket.socket) -> None:
 
 def ended_children() -> list[tuple[int, int]]:
     """Process id and wait status of every child that has ended."""
-    ended = []
+    ended: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
