@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gateway.authentication.authorities import Authorities
+from gateway.authentication.authorities import Authorities, Generation
 from gateway.authentication.forwarded import CERTIFICATE_FIELD, CHAIN_FIELD, EXTENSION, Forwarded
 from gateway.authentication.watched_files import WatchedFiles
 from gateway.errors import MEDIA_PROBLEM, Problem
@@ -66,7 +66,7 @@ class TlsIdentity:
             # Lists are asked about certificates on every request, so handshakes need none.
             self._authorities = Authorities(deployment.pki, crl="off", clock=clock)
             self._generation = self._authorities.current()
-            self._newest = self.context = self._make()
+            self._newest = self.context = self._make(self._generation)
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"the certificates in {deployment.pki} cannot be used (server.pem, server.key and ca.pem are needed): "
@@ -89,21 +89,20 @@ class TlsIdentity:
         if not stale and generation is self._generation:
             return
         try:
-            self._newest, self._unfinished = self._make(), False
-            self._generation = generation
+            self._newest = self._make(generation)
+            self._generation, self._unfinished = generation, False
         except (OSError, ValueError):
             self._unfinished = True
 
-    def _make(self) -> ssl.SSLContext:
+    def _make(self, generation: Generation) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.num_tickets = 0
         context.set_alpn_protocols(["http/1.1"])
         context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
         context.load_cert_chain(*self._server)
-        anchors = self._generation.pem
-        if anchors:
-            context.load_verify_locations(cadata=anchors)
+        if generation.authorities:
+            context.load_verify_locations(cadata=generation.pem)
         context.verify_mode = _VERIFY[self._settings.client_certificates]
         return context
 
