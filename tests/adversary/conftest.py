@@ -45,6 +45,13 @@ class Target:
         text = token if isinstance(token, bytes) else token.encode("latin-1")
         return self.ask([("Authorization", b"Bearer " + text)], wire=wire)
 
+    def fresh_nonce(self) -> str:
+        """What the gateway tells everybody who has to prove something."""
+        nonce = self.ask().field("dpop-nonce")
+        assert nonce is not None
+        self.reason()
+        return nonce
+
     def reason(self) -> str:
         """The one reason that the host was told since the last time."""
         failures = self.running.host.heard(frames.AuthFailed)
