@@ -75,6 +75,7 @@ class RuntimeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     worker_uid: int = 65534  # when started as root
     key_active_s: int = 24 * 3600
     key_stale_s: int = 3600
+    single_use: bool = False  # be able to answer a request in a process of its own
     socket_group: str = ""  # name or number of the group whose members may connect; "": the owner alone
 
 
@@ -203,4 +204,6 @@ def open_deployment(root: Path) -> Deployment:
     ):
         if value not in allowed:
             raise ConfigurationError(f"{path}: {name} is '{value}', must be one of: {', '.join(allowed)}")
+    if settings.runtime.single_use and settings.runtime.torch_threads != 1:
+        raise ConfigurationError(f"{path}: runtime.single_use needs runtime.torch_threads = 1")
     return Deployment(root.resolve(), settings)

@@ -119,6 +119,7 @@ class RuntimeHost:
             key_active_s=settings.key_active_s,
             key_stale_s=settings.key_stale_s,
             device=settings.device,
+            single_use=settings.single_use,
             avoid_key_ids=avoid_key_ids,
         )
 
@@ -208,6 +209,7 @@ class RuntimeHost:
             assurance="software",
             profile=self._identity.deployment.settings.runtime.profile,
             degraded=bool(published and published.facts.profile == "dev"),
+            single_use=bool(published and published.facts.single_use),
         )
 
     # administration.Administered -------------------------------------------------------------------------------------
