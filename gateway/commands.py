@@ -1,14 +1,18 @@
-"""The commands of the gateway: init, serve, gateway, token. Light at import; the work is imported inside `run`."""
+"""The commands of the gateway: init, serve, gateway. Light at import; the work is imported inside `run`.
+
+`sealgate token` stands in `gateway.token_commands`.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
+from gateway.token_commands import TOKEN
 from sealgate.command import Command
-from sealgate.errors import ConfigurationError
+
+__all__ = ["GATEWAY", "INIT", "SERVE", "TOKEN"]
 
 
 def _state(parser: argparse.ArgumentParser) -> None:
@@ -125,68 +129,5 @@ GATEWAY = Command(
     "are JSON lines on standard error.",
     configure=_state,
     run=_gateway,
-    extra="server",
-)
-
-# token ---------------------------------------------------------------------------------------------------------------
-
-
-def _configure_token(parser: argparse.ArgumentParser) -> None:
-    _state(parser)
-    parser.add_argument("--tenant", required=True, help="tenant of the caller, as in policy/tenants.toml")
-    parser.add_argument("--subject", required=True, help="who the caller is")
-    parser.add_argument("--role", action="append", help="client (default), auditor or operator; may be repeated")
-    parser.add_argument("--purpose", action="append", default=[], help="a purpose the caller may name; may be repeated")
-    parser.add_argument("--lifetime", type=int, default=3600, metavar="SECONDS", help="default: %(default)s")
-    parser.add_argument(
-        "--issued-ago",
-        type=int,
-        default=0,
-        metavar="SECONDS",
-        help="date the token back, to try how an expired one is refused",
-    )
-    parser.add_argument("--out", type=Path, help="write to this file (0600) instead of printing")
-
-
-def _token(arguments: argparse.Namespace) -> int:
-    from gateway.provisioning import issue_token
-    from sealgate.ambient import now_us
-    from sealgate.deployment import open_deployment
-
-    token = issue_token(
-        open_deployment(arguments.state),
-        subject=arguments.subject,
-        tenant=arguments.tenant,
-        roles=arguments.role or ["client"],
-        purposes=arguments.purpose,
-        lifetime_s=arguments.lifetime,
-        now=now_us() - arguments.issued_ago * 1_000_000,
-    )
-    if arguments.out is None:
-        print(token)
-    else:
-        _write_private(arguments.out, token + "\n")
-        print(f"wrote {arguments.out}", file=sys.stderr)
-    return 0
-
-
-def _write_private(path: Path, text: str) -> None:
-    import os
-
-    try:
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
-
-
-TOKEN = Command(
-    summary="issue an access token for trials",
-    description="Signs a token with the local issuer of the deployment in STATE. A real deployment lists its identity "
-    "provider in tokens/issuers.toml instead. What a token claims is not what it gets: the policy decides that.",
-    configure=_configure_token,
-    run=_token,
     extra="server",
 )

@@ -72,6 +72,7 @@ MAX_URL = 2048
 
 # Revocations ---------------------------------------------------------------------------------------------------------
 MAX_REVOKED_FILE = 1024 * 1024
+MAX_REASON = 240  # characters of an operator's reason
 MAX_REVOCATIONS = 4096  # read again on the event loop whenever the file changes: this many take a moment
 
 # Proofs of possession (DPoP) ------------------------------------------------------------------------------------------
@@ -90,6 +91,11 @@ MAX_LINK_BUFFER = 256 * 1024 * 1024  # bytes not yet taken by the host; then req
 MAX_LINK_NOTICES = 256 * 1024  # above this many bytes not yet taken, notices that nobody waits for are dropped
 RECONNECT_FIRST_S = 0.05
 RECONNECT_MAX_S = 1.0
+
+# Policy --------------------------------------------------------------------------------------------------------------
+POLICY_WAIT_S = 5.0  # how long a request waits for a policy that has just come into force
+POLICY_RETRY_S = 1.0  # after a version could not be loaded
+POLICY_ATTEMPTS = 8  # decisions of one request that other policies overtook; then it is refused
 
 # Audit routes --------------------------------------------------------------------------------------------------------
 MAX_AUDIT_TEXT = 1024  # one filter value or cursor

@@ -20,7 +20,7 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -109,13 +109,14 @@ def issue_token(
     purposes: Sequence[str],
     lifetime_s: int,
     now: int,
+    confirmation: Mapping[str, str] | None = None,
     entropy: Entropy = random_bytes,
 ) -> str:
     """An access token (RFC 9068, `at+jwt`) signed by the deployment's local issuer. `now` is in MICROSECONDS.
 
-    For trials and tests of a deployment: a real one lists its identity provider in `tokens/issuers.toml`. What the
-    token claims is not what it gets: the policy decides that. Raises ConfigurationError for what the gateway would
-    refuse anyway.
+    `confirmation` becomes `cnf` (RFC 7800): `{"x5t#S256": ...}` or `{"jkt": ...}`. For trials and tests of a
+    deployment: a real one lists its identity provider in `tokens/issuers.toml`. What the token claims is not what it
+    gets: the policy decides that. Raises ConfigurationError for what the gateway would refuse anyway.
     """
     if not 0 < lifetime_s <= MAX_LIFETIME_S:
         raise ConfigurationError(f"a token lives 1 to {MAX_LIFETIME_S} seconds, not {lifetime_s}")
@@ -131,7 +132,7 @@ def issue_token(
         raise ConfigurationError(f"{tenants_path} has no tenant {tenant!r}; it has: {', '.join(sorted(tenants))}")
     key = _read_issuer_key(deployment.tokens / "issuer.key")
     seconds = now // 1_000_000
-    claims = {
+    claims: dict[str, object] = {
         "iss": _local_issuer(deployment.tokens / "issuers.toml"),
         "aud": deployment.token_audience,
         "sub": subject,
@@ -143,6 +144,8 @@ def issue_token(
         "roles": list(roles),
         "purposes": list(purposes),
     }
+    if confirmation:
+        claims["cnf"] = _confirmation(confirmation)
     headers = {"typ": "at+jwt", "kid": _thumbprint(key.public_key())}
     return jwt.encode(claims, key, algorithm=SIGNING, headers=headers)
 
@@ -315,6 +318,13 @@ def _thumbprint(key: ec.EllipticCurvePublicKey) -> str:
     member = _jwk(key)
     text = f'{{"crv":"{member["crv"]}","kty":"{member["kty"]}","x":"{member["x"]}","y":"{member["y"]}"}}'
     return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+
+
+def _confirmation(members: Mapping[str, str]) -> dict[str, str]:
+    for name, value in members.items():
+        if name not in ("x5t#S256", "jkt") or not re.fullmatch(r"[A-Za-z0-9_-]{43}", value):
+            raise ConfigurationError("a token is bound by a SHA-256 thumbprint: 43 characters of base64url")
+    return dict(members)
 
 
 def _local_issuer(path: Path) -> str:

@@ -30,7 +30,7 @@ import msgspec
 
 from gateway.authentication.claims import VerifiedToken
 from gateway.errors import Unauthenticated
-from gateway.limits import MAX_CLAIM_TEXT, MAX_REVOCATIONS, MAX_REVOKED_FILE, MAX_URL
+from gateway.limits import MAX_CLAIM_TEXT, MAX_REASON, MAX_REVOCATIONS, MAX_REVOKED_FILE, MAX_URL
 from sealgate.ambient import Clock, now_us
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
@@ -45,12 +45,12 @@ class Revocation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """One entry."""
 
     jti: Annotated[str, msgspec.Meta(pattern=rf"^[\x20-\x7e]{{1,{MAX_CLAIM_TEXT}}}\Z")] | None = None
-    issuer: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_URL)] | None = None
+    issuer: Annotated[str, msgspec.Meta(pattern=rf"^[^\x00-\x1f\x7f-\x9f]{{1,{MAX_URL}}}\Z")] | None = None
     tenant: _Name | None = None
     subject: _Name | None = None
     issued_before: _Time | None = None
     until: _Time | None = None
-    reason: Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f]{0,300}\Z")] = ""
+    reason: Annotated[str, msgspec.Meta(pattern=rf"^[^\x00-\x1f\x7f-\x9f]{{0,{MAX_REASON}}}\Z")] = ""
 
     def __post_init__(self) -> None:
         if self.jti is None and self.subject is None and self.issued_before is None:

@@ -47,7 +47,7 @@ from gateway.errors import Unauthenticated
 from gateway.limits import CLOCK_SKEW_S, MAX_TOKEN, MAX_VERIFIED_TOKENS
 from sealgate.ambient import Clock, now_us
 
-__all__ = ["Confirmation", "TokenVerifier", "VerifiedToken"]
+__all__ = ["Confirmation", "TokenVerifier", "VerifiedToken", "parse_unverified"]
 
 _JWS = jwt.PyJWS(algorithms=list(ALGORITHMS))
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -115,13 +115,7 @@ class TokenVerifier:
         remembered = self.verify_remembered(token)
         if remembered is not None:
             return remembered
-        if len(token) > MAX_TOKEN:  # 1
-            raise Unauthenticated("token-too-large")
-        if not _COMPACT.fullmatch(token):
-            raise Unauthenticated("token-malformed")
-        head, body, signature = token.split(".")
-        header, payload = _parse_object(head), _parse_object(body)
-        _decode(signature)
+        header, payload = parse_unverified(token)  # 1
         alg, typ = _require_plain_header(header)  # 2
         issuer = self._require_issuer(payload, typ)  # 3
         keys, kid = self._key_sets.of(issuer.name), header.get("kid")
@@ -183,6 +177,17 @@ class TokenVerifier:
         if now < not_before_us:
             raise Unauthenticated("token-not-yet-valid")
         return verified
+
+
+def parse_unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of what has the form of a token. Nothing in them is true yet. Raises Unauthenticated."""
+    if len(token) > MAX_TOKEN:
+        raise Unauthenticated("token-too-large")
+    if not _COMPACT.fullmatch(token):
+        raise Unauthenticated("token-malformed")
+    head, body, signature = token.split(".")
+    _decode(signature)
+    return _parse_object(head), _parse_object(body)
 
 
 def _times(claims: Registered, *, leeway_s: int) -> tuple[int, int]:
