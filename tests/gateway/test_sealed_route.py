@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from gateway.errors import CHALLENGE
 from gateway.gate import source_class
 from sealgate.protocol import frames
 from sealgate.protocol.binding import bind_certificate, bind_token
@@ -223,10 +224,11 @@ def test_every_failed_authentication_looks_the_same(shared):
         fields = {"Content-Type": media_type, "Purpose": "treatment"} | headers
         answers.append(shared.client().post("/sealed/wine", content=raw, headers=fields))
     assert {answer.status_code for answer in answers} == {401}
-    assert {answer.headers["www-authenticate"] for answer in answers} == {"Bearer"}
+    assert {answer.headers["www-authenticate"] for answer in answers} == {CHALLENGE}
+    assert len({answer.headers["dpop-nonce"] for answer in answers}) == 1
     assert len({answer.content for answer in answers}) == 1
     assert {tuple(sorted(set(answer.headers) - {"date"})) for answer in answers} == {
-        ("content-length", "content-type", "www-authenticate", "x-content-type-options")
+        ("cache-control", "content-length", "content-type", "dpop-nonce", "www-authenticate", "x-content-type-options")
     }
     problem(answers[0], "unauthenticated")
     heard = shared.host.heard(frames.AuthFailed, len(attempts))
