@@ -215,7 +215,7 @@ def test_every_failed_authentication_looks_the_same(shared):
         "token-malformed": {"Authorization": "Bearer nonsense"},
         "token-too-large": {"Authorization": "Bearer " + "a" * 9000},
         "token-expired": {"Authorization": f"Bearer {expired}"},
-        "signature-invalid": {"Authorization": f"Bearer {head}.{body}.{signature[::-1]}"},
+        "signature-invalid": {"Authorization": f"Bearer {head}.{body}.{shared.token().rpartition('.')[2]}"},
         "issuer-unknown": {"Authorization": f"Bearer {head}.eyJpc3MiOiJ4In0.{signature}"},
     }
     answers = []
