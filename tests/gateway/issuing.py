@@ -41,11 +41,11 @@ def key_pem(key):
 class Ca:
     """An authority, self-signed or below another."""
 
-    def __init__(self, common="Example CA", *, parent=None, days=3650):
+    def __init__(self, common="Example CA", *, parent=None, days=3650, signs_lists=True):
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = named(common)
         self.parent = parent or self
-        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        usage = x509.KeyUsage(False, False, False, False, False, True, signs_lists, False, False)
         begun = now() - DAY
         self.certificate = (
             x509.CertificateBuilder(self.parent.name, self.name, self.key.public_key(), x509.random_serial_number())
