@@ -24,12 +24,12 @@ from gateway.authentication.tokens import TokenVerifier
 from gateway.gate import Gate
 from gateway.intake import Intake
 from gateway.limits import AUDIT_ASKING, AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
+from gateway.policy_in_force import open_policy_in_force
 from gateway.routes import audit, health, keys, sealed
 from gateway.routes.openapi import openapi_config
 from gateway.routes.problems import exception_handlers
 from gateway.runtime_link import RuntimeLink
 from gateway.telemetry import Telemetry, quoted
-from policy.decide import load_policy
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.limits import MAX_SEALED_REQUEST
@@ -48,7 +48,7 @@ ROUTES = (
 def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = now_us) -> Gate:
     """Read the deployment's files and make every part. Raises ConfigurationError that says what to mend."""
     settings = deployment.settings.gateway
-    policy = load_policy(deployment.policy)
+    policies = open_policy_in_force(deployment, telemetry=telemetry)
     issuers = load_issuers(deployment.tokens)
     tokens = TokenVerifier(
         issuers,
@@ -57,11 +57,13 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
         audience=deployment.token_audience,
         clock=clock,
     )
-    certificates = make_certificate_reader(deployment, lambda: policy.tenants, telemetry=telemetry, clock=clock)
+    certificates = make_certificate_reader(deployment, lambda: policies.tenants, telemetry=telemetry, clock=clock)
     return Gate(
         authenticator=Authenticator(tokens, certificates, open_possession(deployment, clock=clock)),
-        policy=policy,
-        link=RuntimeLink(deployment.socket, telemetry=telemetry),
+        policies=policies,
+        link=RuntimeLink(
+            deployment.socket, telemetry=telemetry, on_state=lambda state: policies.follow(state.policy_digest)
+        ),
         audit=AuditReader(deployment.log_url, origin=deployment.settings.deployment.origin),
         sealed=Intake(requests_max=settings.max_concurrent, body_timeout_s=settings.body_timeout_s),
         evidence=Intake(requests_max=EVIDENCE_IN_FLIGHT),
@@ -87,6 +89,7 @@ def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clo
         finally:
             await gate.authenticator.close()
             await gate.link.close()
+            await gate.policies.close()
             gate.audit.close()
 
     return Litestar(

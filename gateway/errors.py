@@ -6,6 +6,7 @@
         ├── Unauthenticated    no principal; `code` is the reason for the log, which callers never learn
         ├── RuntimeAway        the runtime cannot be reached, or went away before it answered
         ├── RuntimeBusy        the runtime has as much in flight as it may
+        ├── PolicyChanged      another policy came into force before this decision was recorded: decide anew
         └── CallerGone         nobody waits for the answer any more
 
 Callers see a `Problem` and nothing else: its texts are fixed here, so no refusal can carry more than its code.
@@ -200,6 +201,15 @@ class RuntimeBusy(GatewayError):
     """As many requests are in flight to the runtime as may be."""
 
     code = "runtime-busy"
+
+
+class PolicyChanged(GatewayError):
+    """What was decided no longer counts, and nothing was recorded or done: see `Gate.under_one_policy`."""
+
+    code = "policy-changed"
+
+    def __init__(self) -> None:
+        super().__init__("another policy came into force")
 
 
 class CallerGone(GatewayError):

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from litestar import Request
 
 from audit.query import AuditReader
 from gateway.authentication.authenticate import Authenticator
-from gateway.errors import PROBLEMS, Problem, Unauthenticated
+from gateway.errors import PROBLEMS, PolicyChanged, Problem, Unauthenticated
 from gateway.intake import Intake, while_awaited
+from gateway.limits import POLICY_ATTEMPTS
+from gateway.policy_in_force import PolicyInForce
 from gateway.runtime_link import RuntimeLink
 from gateway.telemetry import Telemetry, quoted
 from policy.decide import Deny, Permit, PolicySet
@@ -27,6 +30,8 @@ from sealgate.ambient import Clock
 from sealgate.protocol import frames
 
 Asking = Request[Any, Any, Any]
+_T = TypeVar("_T")
+_POLICY = "gateway.policy"  # in a scope: the policy under which its caller was authenticated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ class Gate:
     """One per process; made by `gateway.app`."""
 
     authenticator: Authenticator
-    policy: PolicySet
+    policies: PolicyInForce
     link: RuntimeLink
     audit: AuditReader
     sealed: Intake
@@ -54,8 +59,17 @@ class Gate:
     telemetry: Telemetry
     clock: Clock
 
+    @property
+    def policy(self) -> PolicySet:
+        """The newest policy that was loaded."""
+        return self.policies.loaded
+
     async def authenticate(self, request: Asking) -> Principal:
-        """Step 3. A failure is counted in the log by reason and source; the caller gets the one uniform 401."""
+        """Step 3. A failure is counted in the log by reason and source; the caller gets the one uniform 401.
+
+        Whom a certificate stands for is part of the policy, so the principal belongs to the policy in force now.
+        """
+        request.scope[_POLICY] = await self.policies.now()  # type: ignore[literal-required]
         try:
             principal = await self.authenticator.authenticate(request.scope)  # type: ignore[arg-type]
         except Unauthenticated as error:
@@ -66,12 +80,30 @@ class Gate:
         note(request, authn=principal.authn, tenant=quoted(principal.tenant))
         return principal
 
+    async def under_one_policy(
+        self, request: Asking, principal: Principal, deed: Callable[[Principal], Awaitable[_T]]
+    ) -> _T:
+        """What `deed` does: one decision, and putting it on record. If another policy comes into force before that,
+        nothing was done: the caller is authenticated again and the deed begins anew, under the new policy alone."""
+        for _ in range(POLICY_ATTEMPTS):
+            try:
+                return await deed(principal)
+            except PolicyChanged:
+                principal = await self.authenticate(request)
+        raise Problem("unavailable")
+
     async def authorise(self, request: Asking, principal: Principal, asked: Asked) -> Permit:
-        """Step 5. A denial is a durable record before the caller gets its 403, or its 503 when no worker is live."""
+        """Step 5. A denial is a durable record before the caller gets its 403, or its 503 when no worker is live.
+
+        Raises PolicyChanged if the principal was made under another policy than the one in force.
+        """
+        policy: PolicySet = request.scope[_POLICY]  # type: ignore[literal-required]
+        if not self.policies.still(policy):
+            raise PolicyChanged
         if asked.model and not self.link.state.key_configs:
-            decision = frames.Decision(policy_digest=self.policy.digest, reason="worker-not-ready")
+            decision = frames.Decision(policy_digest=policy.digest, reason="worker-not-ready")
             await self.refuse(request, decision, principal, asked, problem="unavailable")
-        answer = self.policy.decide(principal, asked.action, self._facts(asked.model), self._context(asked))
+        answer = policy.decide(principal, asked.action, self._facts(asked.model), self._context(asked))
         if isinstance(answer, Deny):
             for text in answer.errors:
                 self.telemetry.event("policy-error", detail=quoted(text))
@@ -83,7 +115,7 @@ class Gate:
         work = self.link.submit(frame, body)
         reply, sealed = await while_awaited(request.receive, work, timeout_s=self.request_timeout_s)
         if isinstance(reply, frames.Refused):
-            raise refusal(reply)
+            raise _refusal(reply)
         note(request, log=reply.log, record=reply.record)
         return reply, sealed
 
@@ -92,7 +124,7 @@ class Gate:
         work = self.link.record_audit_read(frame)
         reply = await while_awaited(request.receive, work, timeout_s=self.request_timeout_s)
         if isinstance(reply, frames.Refused):
-            raise refusal(reply)
+            raise _refusal(reply)
         note(request, log=reply.log, record=reply.record)
         return reply
 
@@ -115,7 +147,7 @@ class Gate:
         )
         reply = await while_awaited(request.receive, self.link.deny(frame), timeout_s=self.request_timeout_s)
         if isinstance(reply, frames.Refused):
-            raise refusal(reply)
+            raise _refusal(reply)
         note(request, reason=decision.reason, log=reply.log, record=reply.record)
         raise Problem(problem, headers=audit_headers(reply))
 
@@ -137,8 +169,10 @@ def caller_of(principal: Principal) -> frames.Caller:
     )
 
 
-def refusal(reply: frames.Refused) -> Problem:
+def _refusal(reply: frames.Refused) -> Problem | PolicyChanged:
     """A refusal by the runtime, with its record where there is one. A code that is not public is an internal error."""
+    if reply.code == "policy-changed":
+        return PolicyChanged()
     code = reply.code if reply.code in PROBLEMS else "internal"
     headers = audit_headers(reply) if reply.record >= 0 else {}
     return Problem(code, headers=headers, retry_after_s=reply.retry_after_s, members=budget_members(reply))

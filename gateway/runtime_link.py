@@ -58,8 +58,17 @@ class RuntimeLink:
     not answered yet (it always does): they still count, because the host still works on them.
     """
 
-    def __init__(self, path: Path, *, telemetry: Telemetry, outstanding_max: int = MAX_OUTSTANDING) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        telemetry: Telemetry,
+        on_state: Callable[[RuntimeState], None] = lambda _: None,
+        outstanding_max: int = MAX_OUTSTANDING,
+    ) -> None:
+        """`on_state` is called with every state that the host tells, before any answer that follows it."""
         self._path = path
+        self._on_state = on_state
         self._telemetry = telemetry
         self._outstanding_max = outstanding_max
         self._connection: _Connection | None = None
@@ -129,6 +138,7 @@ class RuntimeLink:
             if self._state is None or frame.ready != self._state.ready:
                 self._telemetry.event("runtime-state", ready=frame.ready, detail=quoted(frame.detail))
             self._connection, self._state = connection, frame
+            self._on_state(frame)
             return
         self._abandoned.discard(frame.id)
         waiting = self._waiting.pop(frame.id, None)

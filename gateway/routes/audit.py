@@ -31,7 +31,7 @@ from gateway.limits import MAX_AUDIT_TEXT
 from gateway.routes.openapi import answers
 from gateway.thread_stream import stream_from_thread
 from policy.decide import Permit
-from policy.entities import Action
+from policy.entities import Action, Principal
 from sealgate.errors import DecodeError, SealgateError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.frames import AuditKind, AuditRead
@@ -207,13 +207,17 @@ async def _authorise(request: Asking, gate: Gate, question: str, *, kind: AuditK
     asked = Asked(action=_ASKED[kind], model="", purpose="")
     # Callers without any right to read get this far: they may not fill the way to the host.
     with gate.asking.slot((principal.tenant, principal.subject)):
-        permit = await gate.authorise(request, principal, asked)
-        if kind == "audit.export" and permit.records_of is not None:
-            await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)
-        frame = AuditRead(
-            caller=caller_of(principal), decision=permit.decision, kind=kind, detail=_detail(request, question)
-        )
-        return permit, audit_headers(await gate.record_read(request, frame))
+
+        async def put_on_record(principal: Principal) -> tuple[Permit, dict[str, str]]:
+            permit = await gate.authorise(request, principal, asked)
+            if kind == "audit.export" and permit.records_of is not None:
+                await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)
+            frame = AuditRead(
+                caller=caller_of(principal), decision=permit.decision, kind=kind, detail=_detail(request, question)
+            )
+            return permit, audit_headers(await gate.record_read(request, frame))
+
+        return await gate.under_one_policy(request, principal, put_on_record)
 
 
 def _require_said_once(request: Asking) -> None:

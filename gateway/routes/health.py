@@ -42,7 +42,7 @@ async def ready(gate: NamedDependency[Gate]) -> Response[Any]:
     if issuers := gate.authenticator.details():
         facts["issuers"] = issuers
     if state.policy_digest != gate.policy.digest:
-        return _unready("Gateway and runtime have different policies in force; restart both.", facts | {"ready": False})
+        return _unready("The policy in force is not loaded here.", facts | {"ready": False})
     if not state.ready:
         return _unready(state.detail, facts)
     return Response(content=facts | {"detail": state.detail}, media_type="application/json")

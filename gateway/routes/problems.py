@@ -12,7 +12,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 from litestar.types import ExceptionHandlersMap
 
-from gateway.errors import MEDIA_PROBLEM, CallerGone, Problem, RuntimeAway, RuntimeBusy
+from gateway.errors import MEDIA_PROBLEM, CallerGone, PolicyChanged, Problem, RuntimeAway, RuntimeBusy
 from gateway.gate import note
 from gateway.telemetry import Telemetry
 
@@ -45,7 +45,7 @@ def exception_handlers(telemetry: Telemetry) -> ExceptionHandlersMap:
     def as_problem(error: Exception) -> Problem:
         if isinstance(error, Problem):
             return error
-        if isinstance(error, RuntimeAway):
+        if isinstance(error, RuntimeAway | PolicyChanged):
             return Problem("unavailable")
         if isinstance(error, RuntimeBusy):
             return Problem("busy")

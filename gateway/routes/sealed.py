@@ -70,8 +70,12 @@ async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str | Non
     with gate.sealed.slot((principal.tenant, principal.subject)) as slot:
         raw = await slot.read_body(request.receive, declared=request.headers.get("content-length"))
         sealed = _sealed(raw, media_type)  # 4
-        permit = await gate.authorise(request, principal, asked)  # 5
-        answer, body = await gate.submit(request, _submission(principal, asked, permit, sealed), sealed.raw)  # 6-10
+
+        async def ask(principal: Principal) -> tuple[Answer, bytes]:
+            permit = await gate.authorise(request, principal, asked)  # 5
+            return await gate.submit(request, _submission(principal, asked, permit, sealed), sealed.raw)  # 6-10
+
+        answer, body = await gate.under_one_policy(request, principal, ask)
     return _released(answer, body)  # 11
 
 

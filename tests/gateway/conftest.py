@@ -165,13 +165,17 @@ class FakeHost:
 
     def push(self, **changes: Any) -> None:
         """A new state, told to every gateway."""
-        self.state = msgspec.structs.replace(self.state, **changes)
 
         async def tell() -> None:
-            for writer in self._writers:
-                self._send(writer, self.state, b"")
+            self.tell(**changes)
 
         self._call(tell())
+
+    def tell(self, **changes: Any) -> None:
+        """The same, from within a script."""
+        self.state = msgspec.structs.replace(self.state, **changes)
+        for writer in self._writers:
+            self._send(writer, self.state, b"")
 
     def heard(self, kind: type, count: int = 1) -> list[Any]:
         """Waits until `count` frames of a kind came; gives them."""

@@ -18,6 +18,7 @@ from gateway import pki
 from gateway.authentication.certificates import DenyList
 from gateway.errors import Unauthenticated
 from gateway.tls_identity import make_tls_context
+from policy.store import load_files
 from sealgate.ambient import now_us, random_bytes
 from sealgate.errors import ConfigurationError
 from sealgate.protocol import frames
@@ -142,6 +143,7 @@ def test_certificates_revoked_in_the_policy_are_refused(deployment, host, run_ga
     tenants.write_text(
         text.replace("revoked_certificates = []", f'revoked_certificates = ["{hashlib.sha256(der).hexdigest()}"]')
     )
+    host.push(policy_digest=load_files(deployment.policy).digest)
     gateway = run_gateway()
     assert post_sealed(gateway.client(certificate="integration")).status_code == 401
 

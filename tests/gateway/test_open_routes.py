@@ -130,7 +130,7 @@ def test_a_runtime_that_is_not_ready_says_why(gateway):
 def test_a_runtime_with_another_policy_is_not_ready(gateway):
     gateway.host.push(policy_digest="0" * 64)
     gateway.until(lambda: gateway.client().get("/health/ready").status_code == 503)
-    assert "different policies" in gateway.client().get("/health/ready").json()["detail"]
+    assert "policy in force is not loaded" in gateway.client().get("/health/ready").json()["detail"]
 
 
 # The framework's own answers -----------------------------------------------------------------------------------------
