@@ -5,7 +5,8 @@ computed from the noised numbers: probabilities, labels, values, and what other 
 this is epsilon-differentially private (pure: delta is 0) with respect to the training data, even if all of it changed:
 
 - Scores are made points of {n >= 0, sum n = GRID}. Any two such points differ by at most 2 * GRID in the L1 norm, so
-  noise of rate epsilon / (2 * GRID) on each number suffices (Dwork, McSherry, Nissim, Smith 2006).
+  noise of rate epsilon / (2 * GRID) on each number suffices (Dwork, McSherry, Nissim, Smith 2006). Of two scores one
+  says all: it alone is noised, at rate epsilon / GRID, and the other is what is missing to GRID.
 - A value is made a whole number from 0 to GRID, by its manifest's public range: rate epsilon / GRID.
 
 That bound needs no knowledge of the model, so it holds for every model; it is also large: what one row says about one
@@ -68,15 +69,25 @@ def noised(
 
 def _noised_scores(scores: torch.Tensor, *, epsilon_micro: int, entropy: Entropy) -> tuple[torch.Tensor, torch.Tensor]:
     """Probabilities [n, classes] and labels [n], both from the same noised numbers."""
-    noise = DiscreteLaplace(numerator=epsilon_micro, denominator=2 * GRID * _MICRO, entropy=entropy)
+    width = sensitivity(scores.shape[1])
+    noise = DiscreteLaplace(numerator=epsilon_micro, denominator=width * _MICRO, entropy=entropy)
     rows = [noised_row(row, noise) for row in scores.double().tolist()]
     labels = torch.tensor([row.index(max(row)) for row in rows], dtype=torch.int64)
     return torch.tensor([nearest_probabilities(row) for row in rows], dtype=torch.float32), labels
 
 
+def sensitivity(classes: int) -> int:
+    """How far apart, in the L1 norm, the numbers that are noised can be."""
+    return GRID if classes == 2 else 2 * GRID
+
+
 def noised_row(row: list[float], noise: DiscreteLaplace) -> list[int]:
     """The mechanism itself: after this the true row is not looked at again."""
-    return [number + noise.draw() for number in on_simplex(row)]
+    numbers = on_simplex(row)
+    if len(numbers) == 2:
+        second = numbers[1] + noise.draw()
+        return [GRID - second, second]
+    return [number + noise.draw() for number in numbers]
 
 
 def on_simplex(row: list[float]) -> list[int]:
