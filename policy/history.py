@@ -29,9 +29,11 @@ from policy.errors import PolicyFileError
 from policy.limits import MAX_CURRENT
 from policy.store import (
     LISTING_FILE,
+    PolicyFiles,
     digest_of,
     digest_of_scenarios,
     listing,
+    load_files,
     read_contents,
     read_scenario_folder,
     read_scenarios,
@@ -112,6 +114,10 @@ class PolicyHistory:
                 "apply the policy anew"
             )
         return path
+
+    def load_files(self, digest: str) -> PolicyFiles:
+        """What that version says, parsed; raises PolicyFileError unless it is whole."""
+        return load_files(self.require_whole(digest), digest=digest)
 
     def find(self, start: str) -> str:
         """The digest of the one stored version whose digest begins so; raises PolicyFileError."""

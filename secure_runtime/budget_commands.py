@@ -48,7 +48,7 @@ def _read(deployment: Deployment, *, tenant: str | None, now_us: int) -> list[Us
 
     history = PolicyHistory(deployment.policy_history)
     current = history.current()
-    files = load_files(deployment.policy if current is None else history.require_whole(current.digest))
+    files = load_files(deployment.policy) if current is None else history.load_files(current.digest)
     budgets = [one for one in files.budgets if tenant in (None, one.tenant)]
     privacy = [one for one in files.privacy_budgets if tenant is None or one.tenant in (None, tenant)]
     if not deployment.database.exists():  # never started: nothing was ever counted

@@ -1,0 +1,1 @@
+"""Scenario files that ship beside the policy that they test."""
