@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sealgate.client.audit import AuditClient
     from sealgate.client.credentials import ClientCertificate
+    from sealgate.client.dpop import DpopKey
     from sealgate.client.errors import (
         InferenceFailed,
         ServiceRefused,
@@ -49,6 +50,7 @@ __all__ = [
     "CertificateError",
     "ClientCertificate",
     "ConfigurationError",
+    "DpopKey",
     "EvidenceError",
     "EvidenceRefused",
     "InferResult",
@@ -79,6 +81,7 @@ __all__ = [
 _HOMES = {
     "client.audit": ("AuditClient",),
     "client.credentials": ("ClientCertificate",),
+    "client.dpop": ("DpopKey",),
     "client.errors": ("InferenceFailed", "ServiceRefused", "ServiceUnreachable", "UnsealedAnswer", "UsageError"),
     "client.exchange": ("SealedAnswer",),
     "client.metadata": ("ModelMetadata",),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sealgate.client.credentials import ClientCertificate
+    from sealgate.client.dpop import DpopKey
     from sealgate.evidence.trust import Trust
 
 TOKEN_VARIABLE = "SEALGATE_TOKEN"  # noqa: S105  # the name of a variable, not a token
@@ -26,6 +27,7 @@ class Connection:
     trust: Trust
     token: str | None
     certificate: ClientCertificate | None
+    dpop_key: DpopKey | None
     proxy: str | None
     timeout_s: float
 
@@ -51,6 +53,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
         "credential", f"a bearer token (a file, or the variable {TOKEN_VARIABLE}), or mTLS"
     )
     group.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds the token")
+    group.add_argument("--dpop-key", type=Path, metavar="PEM", help="private key that the token is bound to (DPoP)")
     group.add_argument("--client-cert", type=Path, metavar="PEM", help="client certificate, for mTLS")
     group.add_argument("--client-key", type=Path, metavar="PEM", help="its private key")
     group = parser.add_argument_group("network")
@@ -61,6 +64,7 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
 def read_connection(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Connection:
     """The connection that the arguments ask for; raises ConfigurationError that says what is missing."""
     from sealgate.client.credentials import ClientCertificate, read_token_file
+    from sealgate.client.dpop import DpopKey
     from sealgate.client.errors import UsageError
     from sealgate.evidence.trust import load_trust
 
@@ -74,10 +78,13 @@ def read_connection(arguments: argparse.Namespace, environment: Mapping[str, str
         raise UsageError(
             f"no credential: give --token-file, set {TOKEN_VARIABLE}, or give --client-cert and --client-key"
         )
+    if arguments.dpop_key is not None and token is None:
+        raise UsageError("--dpop-key goes with a token that is bound to it: give --token-file too")
     return Connection(
         trust=load_trust(arguments.trust),
         token=token,
         certificate=ClientCertificate(certificate, key) if certificate else None,
+        dpop_key=DpopKey.load(arguments.dpop_key) if arguments.dpop_key else None,
         proxy=arguments.proxy,
         timeout_s=arguments.timeout,
     )

@@ -21,6 +21,7 @@ import httpx
 import msgspec
 
 from sealgate.client.credentials import ClientCertificate, Credential, TokenSource, take_token
+from sealgate.client.dpop import DpopKey, Prover
 from sealgate.client.errors import ServiceRefused
 from sealgate.client.problems import MAX_PROBLEM, read_problem
 from sealgate.client.results import reaching
@@ -80,6 +81,7 @@ class AuditClient:
         *,
         token: TokenSource | None = None,
         certificate: ClientCertificate | None = None,
+        dpop_key: DpopKey | None = None,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -88,6 +90,7 @@ class AuditClient:
         self.trust = open_trust(trust)
         self._token = token
         self._certificate = certificate.leaf() if certificate else None
+        self._prover = Prover(dpop_key) if dpop_key else None
         with reading_proxy():
             self._client = httpx.Client(
                 verify=tls_context(self.trust, certificate, trust_env=trust_env),
@@ -178,17 +181,27 @@ class AuditClient:
     @contextmanager
     def _asked(self, path: str, query: Mapping[str, str]) -> Iterator[httpx.Response]:
         """A successful answer, its body not read yet; a problem raises ServiceRefused."""
-        credential = Credential(token=take_token(self._token), certificate=self._certificate)
-        headers = [("accept-encoding", "identity"), *credential.headers]
-        request = self._client.build_request("GET", self.trust.url + path, params=dict(query), headers=headers)
+        credential = Credential(
+            token=take_token(self._token), certificate=self._certificate, prover=self._prover
+        )
         with reaching(self.trust.url):
-            response = self._client.send(request, stream=True, follow_redirects=False)
+            response = self._sent(path, query, credential)
+            if credential.wants_again(response.status_code, response.headers):
+                response.close()
+                response = self._sent(path, query, credential)
+                credential.wants_again(response.status_code, response.headers)
             try:
                 if response.status_code != 200:
                     raise _refusal(response)
                 yield response
             finally:
                 response.close()
+
+    def _sent(self, path: str, query: Mapping[str, str], credential: Credential) -> httpx.Response:
+        url = self.trust.url + path
+        headers = [("accept-encoding", "identity"), *credential.headers("GET", url)]
+        request = self._client.build_request("GET", url, params=dict(query), headers=headers)
+        return self._client.send(request, stream=True, follow_redirects=False)
 
     def _bytes(self, path: str, query: Mapping[str, str], limit: int) -> bytes:
         with self._asked(path, query) as response:

@@ -85,6 +85,7 @@ def _client(arguments: argparse.Namespace) -> AuditClient:
         connection.trust,
         token=connection.token,
         certificate=connection.certificate,
+        dpop_key=connection.dpop_key,
         proxy=connection.proxy,
         timeout=connection.timeout_s,
     )

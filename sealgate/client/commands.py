@@ -41,6 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
         purpose=arguments.purpose,
         token=connection.token,
         certificate=connection.certificate,
+        dpop_key=connection.dpop_key,
         proxy=connection.proxy,
         timeout=connection.timeout_s,
     )

@@ -1,4 +1,4 @@
-"""Who the client is: a bearer token, a client certificate, or both; and what ties a sealed request to it.
+"""Who the client is: a token, a client certificate, or both; and what ties a sealed request to it.
 
 Trusts: the caller for the token and the files. Never: prints a token, takes one that would break a header line.
 """
@@ -6,11 +6,12 @@ Trusts: the caller for the token and the files. Never: prints a token, takes one
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from sealgate.client.dpop import Prover, wants_nonce
 from sealgate.client.errors import UsageError
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.binding import bind_certificate, bind_token
@@ -44,23 +45,36 @@ class ClientCertificate:
 
 
 class Credential:
-    """The credential of one request. Its representation never shows the token."""
+    """The credential of one request. Its representation never shows the token. With a `prover` the token goes as DPoP
+    (RFC 9449), with a new proof each time that `headers` is asked."""
 
-    __slots__ = ("_certificate", "_token")
+    __slots__ = ("_certificate", "_prover", "_token")
 
-    def __init__(self, *, token: str | None, certificate: bytes | None) -> None:
+    def __init__(self, *, token: str | None, certificate: bytes | None, prover: Prover | None = None) -> None:
         if token is not None and (len(token) > MAX_TOKEN or not _TOKEN.match(token)):
             raise UsageError("the token is empty, too long, or has characters that a bearer token may not have")
         self._token = token
         self._certificate = certificate
+        self._prover = prover
 
     def __repr__(self) -> str:
         return f"Credential(token={'yes' if self._token else 'no'}, certificate={'yes' if self._certificate else 'no'})"
 
-    @property
-    def headers(self) -> tuple[tuple[str, str], ...]:
-        """What the gateway reads."""
-        return () if self._token is None else (("authorization", f"Bearer {self._token}"),)
+    def headers(self, method: str, url: str) -> tuple[tuple[str, str], ...]:
+        """What the gateway reads, for one request to an absolute URL."""
+        if self._token is None:
+            return ()
+        if self._prover is None:
+            return (("authorization", f"Bearer {self._token}"),)
+        proof = self._prover.proof(method, url, token=self._token)
+        return (("authorization", f"DPoP {self._token}"), ("dpop", proof))
+
+    def wants_again(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Take what an answer says of nonces; whether the same request, sent once more, may pass."""
+        if self._token is None or self._prover is None:
+            return False
+        self._prover.learn(headers)
+        return wants_nonce(status, headers)
 
     @property
     def binding(self) -> str:

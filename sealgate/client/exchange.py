@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
@@ -198,8 +198,8 @@ class SealedChannel:
         sealed, media_type, opener = seal_request(config, inner, entropy=self._entropy)
         if len(sealed) > MAX_SEALED_REQUEST:
             raise UsageError("the request is larger than the service accepts; send fewer rows at once")
-        headers = seal_headers(request, target, credential, media_type=media_type, accept=opener.media_type)
-        answer = yield seal_envelope(target, sealed, headers)
+        headers = seal_headers(request, target, media_type=media_type, accept=opener.media_type)
+        answer = yield from self._send(seal_envelope(target, sealed, headers), credential)
         asked = Asked(
             model=target.model,
             operation=target.operation,
@@ -222,6 +222,17 @@ class SealedChannel:
             retried=retried,
             obligations=obligations,
         )
+
+    def _send(self, outer: OuterRequest, credential: Credential) -> Generator[OuterRequest, OuterResponse, OuterResponse]:
+        """The answer to a request with its credential. Sent once more if only the nonce of its proof was old: then it
+        was turned away at the door, and nothing was opened."""
+        url = self.trust.url + outer.path
+        for _ in range(2):
+            headers = (*outer.headers, *credential.headers(outer.method, url))
+            answer = yield replace(outer, headers=headers)
+            if not credential.wants_again(answer.status, answer.headers):
+                break
+        return answer
 
     def _require_sealed(self, answer: OuterResponse, asked: Asked, evidence: VerifiedEvidence) -> CheckedReceipt:
         """The verified receipt of a sealed answer; every other answer raises."""

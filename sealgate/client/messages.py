@@ -116,9 +116,9 @@ def inner_fields(request: InnerRequest, credential: Credential, sent_us: int) ->
 
 
 def seal_headers(
-    request: InnerRequest, target: Target, credential: Credential, *, media_type: str, accept: str
+    request: InnerRequest, target: Target, *, media_type: str, accept: str
 ) -> tuple[tuple[str, str], ...]:
-    """The outer header fields of a sealed request."""
+    """The outer header fields of a sealed request, but for the credential's: those are made each time it is sent."""
     trace = [value for name, value in request.fields if name.lower() == "traceparent" and _FIELD_VALUE.match(value)]
     return (
         ("content-type", media_type),
@@ -126,7 +126,6 @@ def seal_headers(
         ("purpose", request.purpose),
         ("sealed-operation", target.operation),
         *(("traceparent", value) for value in trace[:1]),
-        *credential.headers,
     )
 
 

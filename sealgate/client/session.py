@@ -20,6 +20,7 @@ import httpx
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import ClientCertificate, TokenSource
+from sealgate.client.dpop import DpopKey
 from sealgate.client.errors import InferenceFailed
 from sealgate.client.inputs import Inputs, ready_tensors, to_tensors
 from sealgate.client.messages import check_purpose
@@ -44,7 +45,8 @@ class Session:
     """Sealed inference for threads and plain programs. One connection pool, one evidence; safe to share by threads.
 
     `purpose` is what every request is for unless a call says otherwise. Give a `token` (text, or a function that
-    returns the current one), a client `certificate`, or both. `proxy`, `trust_env` and `timeout` are httpx's.
+    returns the current one), a client `certificate`, or both; `dpop_key` is the key that the token is bound to, if it is
+    bound to one. `proxy`, `trust_env` and `timeout` are httpx's.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Session:
         purpose: str,
         token: TokenSource | None = None,
         certificate: CertificateSource = None,
+        dpop_key: DpopKey | None = None,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -67,6 +70,7 @@ class Session:
             purpose=purpose,
             token=token,
             certificate=_certificate(certificate),
+            dpop_key=dpop_key,
             proxy=proxy,
             trust_env=trust_env,
             timeout=timeout,
@@ -150,6 +154,7 @@ class AsyncSession:
         purpose: str,
         token: AsyncTokenSource | None = None,
         certificate: CertificateSource = None,
+        dpop_key: DpopKey | None = None,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -163,6 +168,7 @@ class AsyncSession:
             purpose=purpose,
             token=token,
             certificate=_certificate(certificate),
+            dpop_key=dpop_key,
             proxy=proxy,
             trust_env=trust_env,
             timeout=timeout,

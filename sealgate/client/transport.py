@@ -4,6 +4,7 @@
         .post("/v2/models/breast-cancer/infer", json=...)
 
 The host in the program's URL does not matter: the trust file says where the gateway is and what the inner authority is.
+With `dpop_key` tokens go as DPoP, each with a proof of its own (RFC 9449).
 `response.extensions["sealgate"]` is a `SealedAnswer` with the verified receipt and evidence. A `Purpose` header of a
 request overrides the transport's; a bearer token in its `Authorization` header is used where the transport has none.
 
@@ -27,6 +28,7 @@ import httpx
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import ClientCertificate, Credential, TokenSource, take_token
+from sealgate.client.dpop import DpopKey, Prover
 from sealgate.client.errors import UsageError
 from sealgate.client.exchange import SealedAnswer, SealedChannel
 from sealgate.client.messages import InnerRequest, OuterRequest, OuterResponse
@@ -87,13 +89,21 @@ class _Setting:
     channel: SealedChannel
     purpose: str
     certificate: bytes | None
+    prover: Prover | None
 
     @classmethod
     def read(
-        cls, trust: TrustSource, purpose: str, certificate: ClientCertificate | None, clock: Clock, entropy: Entropy
+        cls,
+        trust: TrustSource,
+        purpose: str,
+        certificate: ClientCertificate | None,
+        dpop_key: DpopKey | None,
+        clock: Clock,
+        entropy: Entropy,
     ) -> _Setting:
         channel = SealedChannel(open_trust(trust), clock=clock, entropy=entropy)
-        return cls(channel, purpose, certificate.leaf() if certificate else None)
+        prover = Prover(dpop_key, clock=clock, entropy=entropy) if dpop_key else None
+        return cls(channel, purpose, certificate.leaf() if certificate else None, prover)
 
     def inner(self, request: httpx.Request, body: bytes) -> InnerRequest:
         return InnerRequest(
@@ -107,8 +117,8 @@ class _Setting:
     def credential(self, token: str | None, request: httpx.Request) -> Credential:
         if token is None:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            token = given.strip() if scheme.lower() == "bearer" else None
-        return Credential(token=token, certificate=self.certificate)
+            token = given.strip() if scheme.lower() in ("bearer", "dpop") else None
+        return Credential(token=token, certificate=self.certificate, prover=self.prover)
 
 
 class SealedTransport(httpx.BaseTransport):
@@ -125,6 +135,7 @@ class SealedTransport(httpx.BaseTransport):
         purpose: str = "",
         token: TokenSource | None = None,
         certificate: ClientCertificate | None = None,
+        dpop_key: DpopKey | None = None,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -132,7 +143,7 @@ class SealedTransport(httpx.BaseTransport):
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
-        self._setting = _Setting.read(trust, purpose, certificate, clock, entropy)
+        self._setting = _Setting.read(trust, purpose, certificate, dpop_key, clock, entropy)
         self._token = token
         held = self._setting.channel.trust
         with reading_proxy():
@@ -201,6 +212,7 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         purpose: str = "",
         token: AsyncTokenSource | None = None,
         certificate: ClientCertificate | None = None,
+        dpop_key: DpopKey | None = None,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -208,7 +220,7 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
-        self._setting = _Setting.read(trust, purpose, certificate, clock, entropy)
+        self._setting = _Setting.read(trust, purpose, certificate, dpop_key, clock, entropy)
         self._token = token
         held = self._setting.channel.trust
         with reading_proxy():
