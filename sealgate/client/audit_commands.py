@@ -61,6 +61,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     verify.add_argument("--strict", action="store_true", help="a skipped step is a failure")
     verify.add_argument("--receipt", type=Path, action="append", default=[], metavar="FILE", help="must be in the log")
     verify.add_argument("--kept", type=Path, metavar="FILE", help="checkpoint kept from an earlier audit")
+    verify.add_argument("--witness-policy", type=Path, metavar="FILE", help="whose cosignatures count (tlog-policy)")
+    verify.add_argument("--cosigned", type=Path, metavar="FILE", help="the checkpoint that witnesses cosigned")
     verify.add_argument("--json", action="store_true", help=_JSON_HELP)
     _finish(verify, _verify, online=False)
 
@@ -263,16 +265,24 @@ def _download(client: AuditClient, path: Path, *, first: int, last: int, since: 
 
 def _verify(arguments: argparse.Namespace) -> int:
     """Verify an evidence bundle without the service: signature, every record, the tree, ends, workers, receipts."""
+    from sealgate.client.errors import UsageError
     from sealgate.evidence.trust import load_trust
     from sealgate.limits import MAX_NOTE, MAX_RECEIPT
     from sealgate.transparency.verifier import LogTrust, verify_bundle
+    from sealgate.transparency.witness_policy import load_witness_policy
 
+    if arguments.cosigned is not None and arguments.witness_policy is None:
+        raise UsageError("--cosigned needs --witness-policy: whose cosignatures count?")
     trust = load_trust(arguments.trust)
     kept = None if arguments.kept is None else _read(arguments.kept, MAX_NOTE)
     receipts = [_read(path, MAX_RECEIPT) for path in arguments.receipt]
-    report = verify_bundle(
-        arguments.bundle, LogTrust(verifiers=trust.log_keys, kept_checkpoint=kept), arguments.strict, receipts
+    log_trust = LogTrust(
+        verifiers=trust.log_keys,
+        kept_checkpoint=kept,
+        witnesses=None if arguments.witness_policy is None else load_witness_policy(arguments.witness_policy),
+        cosigned_checkpoint=None if arguments.cosigned is None else _read(arguments.cosigned, MAX_NOTE),
     )
+    report = verify_bundle(arguments.bundle, log_trust, arguments.strict, receipts)
     skipped = [step for step in report.steps if step.status == "skipped"]
     if arguments.json:
         steps = [

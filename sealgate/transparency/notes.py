@@ -29,11 +29,17 @@ _MAX_SIGNATURES = 32
 _MAX_KEY_NAME = 256
 
 
+def key_id_of(name: str, signature_type: bytes, public_key: bytes) -> bytes:
+    """The first four bytes of SHA-256 over name, type and key (signed-note, "Verifier keys")."""
+    return hashlib.sha256(name.encode() + b"\n" + signature_type + public_key).digest()[:4]
+
+
 def _key_id(name: str, public_key: bytes) -> bytes:
-    return hashlib.sha256(name.encode() + b"\n" + _ED25519 + public_key).digest()[:4]
+    return key_id_of(name, _ED25519, public_key)
 
 
-def _require_name(name: str) -> None:
+def require_key_name(name: str) -> None:
+    """Raise ConfigurationError for a name that no signed note can carry."""
     bad = not name or len(name) > _MAX_KEY_NAME or "+" in name or any(c.isspace() or not c.isprintable() for c in name)
     if bad:
         raise ConfigurationError(
@@ -57,7 +63,7 @@ class NoteVerifier:
             blob = base64.b64decode(encoded, validate=True)
         except (ValueError, binascii.Error) as error:
             raise ConfigurationError("a log key must look like NAME+KEYID+BASE64") from error
-        _require_name(name)
+        require_key_name(name)
         if blob[:1] != _ED25519 or len(blob) != 33 or _key_id(name, blob[1:]).hex() != key_id:
             raise ConfigurationError(f"the log key for '{name}' is damaged or not Ed25519")
         return cls(name, blob[1:])
@@ -76,7 +82,7 @@ class NoteSigner:
     """A log's signing key under its name. Held by the log's one writer and nobody else."""
 
     def __init__(self, name: str, key: Ed25519PrivateKey) -> None:
-        _require_name(name)
+        require_key_name(name)
         self._key = key
         self.verifier = NoteVerifier(name, key.public_key().public_bytes_raw())
         self._prefix = self.verifier.key_id
@@ -154,11 +160,11 @@ def open_checkpoint(note: bytes, verifiers: Sequence[NoteVerifier]) -> VerifiedC
     Signatures of unknown keys are ignored, one bad signature of a known key refuses the note, and at least one known
     key must have signed under the name that equals the origin.
     """
-    text, lines = _split_note(note)
+    text, lines = split_note(note)
     known = {(verifier.name, verifier.key_id): verifier for verifier in verifiers}
     signers: list[str] = []
     for line in lines:
-        name, key_id, signature = _parse_signature(line)
+        name, key_id, signature = parse_signature_line(line)
         verifier = known.get((name, key_id))
         if verifier is None:
             continue
@@ -167,13 +173,14 @@ def open_checkpoint(note: bytes, verifiers: Sequence[NoteVerifier]) -> VerifiedC
         except (InvalidSignature, ValueError) as error:
             raise LogError("the checkpoint's signature does not hold", code="checkpoint-signature") from error
         signers.append(name)
-    checkpoint = _parse_text(text)
+    checkpoint = parse_checkpoint_text(text)
     if checkpoint.origin not in signers:
         raise LogError("no trusted key of this log signed the checkpoint", code="checkpoint-unsigned")
     return VerifiedCheckpoint(checkpoint, note, tuple(signers))
 
 
-def _split_note(note: bytes) -> tuple[bytes, list[str]]:
+def split_note(note: bytes) -> tuple[bytes, list[str]]:
+    """The text that is signed and its signature lines; raises LogError. Nothing is verified yet."""
     malformed = LogError("the checkpoint is not a signed note", code="checkpoint-malformed")
     if len(note) > MAX_NOTE:
         raise malformed
@@ -192,7 +199,8 @@ def _split_note(note: bytes) -> tuple[bytes, list[str]]:
     return (text + "\n").encode(), lines
 
 
-def _parse_signature(line: str) -> tuple[str, bytes, bytes]:
+def parse_signature_line(line: str) -> tuple[str, bytes, bytes]:
+    """Key name, key id (4 bytes) and signature of a line; raises LogError."""
     name, space, encoded = line.removeprefix(_DASH).partition(" ")
     try:
         blob = base64.b64decode(encoded, validate=True)
@@ -204,7 +212,8 @@ def _parse_signature(line: str) -> tuple[str, bytes, bytes]:
     return name, blob[:4], blob[4:]
 
 
-def _parse_text(text: bytes) -> Checkpoint:
+def parse_checkpoint_text(text: bytes) -> Checkpoint:
+    """The checkpoint that a note's text says; raises LogError. A claim until a signature is checked."""
     lines = text.decode().split("\n")[:-1]
     try:
         origin, size_text, root_text = lines  # extension lines are refused: nobody could audit them

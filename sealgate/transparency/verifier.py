@@ -9,6 +9,7 @@
     7. workers signed what is said of them
     8. workers' counters have no gap
     9. given receipts are in this log, under checkpoints of its tree (only if receipts were given)
+    10. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
 
 A step that cannot be decided is `skipped` and says why; in strict mode that is a failure. Trusts: the keys in
 `LogTrust` and SHA-256. Never: stops at the first failure, or calls verified what was not checked.
@@ -38,21 +39,26 @@ from sealgate.transparency.merkle import Frontier, leaf_hash, verify_consistency
 from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoint
 from sealgate.transparency.ranges import range_root
 from sealgate.transparency.record import parse_leaf
+from sealgate.transparency.witness_policy import NONE, WitnessedCheckpoint, WitnessPolicy
 
 _FORM = "bundle has its exact form"
 _SIGNED = "checkpoint is signed by a trusted log key"
 _ENTRIES = "every entry is a record of this log"
 _ROOT = "entries lead to the checkpoint's root"
 _GROWTH = "log grew out of the kept checkpoint"
+_WITNESSED = "a quorum of witnesses saw this log"
 _LIMIT = "no witness cosigned the checkpoint: that everybody was shown the same log is not proven by this bundle"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogTrust:
-    """What the auditor trusts: log keys, and optionally a checkpoint (signed note) kept from an earlier audit."""
+    """What the auditor trusts: log keys, optionally a checkpoint (signed note) kept from an earlier audit, and
+    optionally witnesses, with the cosigned checkpoint that they gave (the bundle's own, if none is given)."""
 
     verifiers: tuple[NoteVerifier, ...]
     kept_checkpoint: bytes | None = None
+    witnesses: WitnessPolicy | None = None
+    cosigned_checkpoint: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,10 @@ class _Verification:
         if self.receipts:
             checks.append(given)
         kept = self._kept()
+        witnessed = self._witnessed(bundle)
         watched = given.sizes | ({kept.size} if isinstance(kept, Checkpoint) else set())
+        if isinstance(witnessed, WitnessedCheckpoint):
+            watched |= {witnessed.verified.checkpoint.size}
         roots: dict[int, bytes] = {}  # recomputed from the entries, at the sizes that are watched
         hashes = self._hashes(bundle, checks, watched, roots)
         root = self._root(bundle, hashes)  # 3 and 4, in one pass over the entries
@@ -153,7 +162,10 @@ class _Verification:
             given.compare(size, shown)
         for check in checks:  # 6 to 9
             self._add(check.name, check.verdict(part))
-        return Report(self.steps, self.strict, checkpoint, part.first, part.last)
+        if witnessed is None:
+            return Report(self.steps, self.strict, checkpoint, part.first, part.last)
+        self._add(_WITNESSED, self._saw_this_log(bundle, witnessed, roots))  # 10
+        return Report(self.steps, self.strict, checkpoint, part.first, part.last, limits=())
 
     def _add(self, name: str, verdict: Verdict) -> None:
         self.steps.append(Step(len(self.steps) + 1, name, verdict.status, verdict.detail))
@@ -162,6 +174,8 @@ class _Verification:
         self._add(_FORM, Verdict("failed", why))
         for name in (_SIGNED, _ENTRIES, _ROOT, _GROWTH, Reconcile.name, Signatures.name, Counters.name):
             self._add(name, Verdict("skipped", "the bundle cannot be read"))
+        if self.trust.witnesses is not None:
+            self._add(_WITNESSED, Verdict("skipped", "the bundle cannot be read"))
         return Report(self.steps, self.strict)
 
     def _checkpoint(self, bundle: Bundle) -> tuple[Checkpoint | None, Verdict]:
@@ -180,6 +194,32 @@ class _Verification:
             return open_checkpoint(self.trust.kept_checkpoint, self.trust.verifiers).checkpoint
         except LogError as error:
             return error
+
+    def _witnessed(self, bundle: Bundle) -> WitnessedCheckpoint | LogError | None:
+        if self.trust.witnesses is None:
+            return None
+        note = bundle.note if self.trust.cosigned_checkpoint is None else self.trust.cosigned_checkpoint
+        try:
+            return self.trust.witnesses.require_witnessed(note, logs=self.trust.verifiers)
+        except LogError as error:
+            return error
+
+    def _saw_this_log(
+        self, bundle: Bundle, witnessed: WitnessedCheckpoint | LogError, roots: Mapping[int, bytes]
+    ) -> Verdict:
+        if isinstance(witnessed, LogError):
+            return Verdict("failed", str(witnessed))
+        seen = witnessed.verified.checkpoint
+        if self.trust.witnesses is not None and self.trust.witnesses.quorum == NONE:
+            return Verdict("skipped", "the witness policy asks for no witness (quorum none)")
+        if seen.origin != bundle.manifest.origin:
+            return Verdict("failed", f"the cosigned checkpoint is of another log, {seen.origin}")
+        if seen.size not in roots:
+            return Verdict("skipped", f"a bundle of all records up to {seen.size} is needed to compare with")
+        if roots[seen.size] != seen.root:
+            return Verdict("failed", "the witnesses saw another history than this bundle shows")
+        names = ", ".join(sorted({cosignature.key.name for cosignature in witnessed.cosignatures}))
+        return Verdict("ok", f"{names}, at {seen.size} records")
 
     def _hashes(
         self,

@@ -21,9 +21,11 @@ from sealgate.transparency import verifier as verifier_module
 from sealgate.transparency.bundle import BundleWriter
 from sealgate.transparency.checks import Range, Reconcile
 from sealgate.transparency.container import ContainerReader, ContainerWriter
-from sealgate.transparency.notes import NoteSigner
+from sealgate.transparency.cosignatures import Cosigner
+from sealgate.transparency.notes import NoteSigner, open_checkpoint
 from sealgate.transparency.record import Record, leaf_bytes, parse_leaf
 from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
+from sealgate.transparency.witness_policy import parse_witness_policy
 
 
 def check(log: Any, bundle: io.BytesIO, *, kept: bytes | None = None, **options: Any) -> Report:
@@ -422,3 +424,53 @@ def test_it_needs_nothing_of_what_wrote_the_log() -> None:
 def test_a_manifest_cannot_announce_endless_work(log, monkeypatch: Any) -> None:
     monkeypatch.setattr(bundle_module, "MAX_BUNDLE_RECORDS", 3)
     assert "more records" in check(log, log.bundle()).steps[0].detail
+
+
+# Witnesses ----------------------------------------------------------------------------------------------------------
+
+WITNESS = Cosigner("witness.example/w", Ed25519PrivateKey.from_private_bytes(b"\x0a" * 32))
+
+
+def witnessed(log: Any, bundle: io.BytesIO, cosigned: bytes | None, quorum: str = "W") -> Report:
+    policy = parse_witness_policy(f"witness W {WITNESS.public.vkey}\nquorum {quorum}\n".encode())
+    trust = LogTrust(verifiers=(log.signer.verifier,), witnesses=policy, cosigned_checkpoint=cosigned)
+    return verify_bundle(bundle, trust)
+
+
+def cosigned_at(log: Any, size: int) -> bytes:
+    note: bytes = log.checkpoint(size)
+    return note + WITNESS.cosign(open_checkpoint(note, [log.signer.verifier]).checkpoint, timestamp_s=1)
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_a_quorum_that_saw_an_earlier_state_of_this_very_log(log, size: int) -> None:
+    report = witnessed(log, log.bundle(), cosigned_at(log, size))
+    assert report.steps[-1].status == "ok", report.lines()
+    assert f"witness.example/w, at {size} records" in report.steps[-1].detail
+    assert report.limits == ()
+
+
+def test_witnesses_that_saw_another_history_refuse_the_bundle(log) -> None:
+    shown = cosigned_at(log, 4)
+    changed = msgspec.structs.replace(parse_leaf(log.leaves[2]), purpose="ads")
+    log.leaves[2] = leaf_bytes(changed)
+    report = witnessed(log, log.bundle(), shown)
+    assert "another history" in report.steps[-1].detail
+    assert not report.ok
+
+
+def test_a_bundle_without_a_quorum(log) -> None:
+    report = witnessed(log, log.bundle(), None)
+    assert "no cosignature of: W" in report.steps[-1].detail
+    assert not report.ok
+
+
+def test_a_policy_that_asks_for_nobody_is_a_skipped_step(log) -> None:
+    report = witnessed(log, log.bundle(), cosigned_at(log, 4), quorum="none")
+    assert report.steps[-1].status == "skipped"
+
+
+def test_a_range_that_cannot_show_what_the_witnesses_saw(log) -> None:
+    report = witnessed(log, log.bundle(3, 8), cosigned_at(log, 2))
+    assert report.steps[-1].status == "skipped"
+    assert "all records up to 2" in report.steps[-1].detail
