@@ -256,8 +256,9 @@ def _plan_policy(plan: _Files) -> None:
     shipped = resources.files("policy.shipped")
     for item in _data_files(shipped):
         plan.public[f"policy/{item.name}"] = item.read_bytes()
-    for item in _data_files(shipped / "examples"):
-        plan.public[f"policy/examples/{item.name}"] = item.read_bytes()
+    for folder in ("examples", "scenarios"):
+        for item in _data_files(shipped / folder):
+            plan.public[f"policy/{folder}/{item.name}"] = item.read_bytes()
 
 
 def _data_files(folder: Traversable) -> Iterable[Traversable]:
