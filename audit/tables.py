@@ -60,10 +60,10 @@ record = Table(
 )
 Index("record_id", record.c.id, unique=True)
 Index("record_ts", record.c.ts_us)
-Index("record_kind", record.c.kind)
-Index("record_tenant", record.c.tenant)
-Index("record_actor", record.c.actor)
-Index("record_model", record.c.model)
+for _column in (record.c.kind, record.c.tenant, record.c.actor, record.c.model):
+    # Pages come in the order of idx. SQLite's entries end with it anyway; PostgreSQL must be told, or it sorts.
+    Index(f"record_{_column.name}", _column).ddl_if(dialect="sqlite")
+    Index(f"record_{_column.name}", _column, record.c.idx).ddl_if(dialect="postgresql")
 
 open_intent = Table(
     "open_intent",

@@ -17,10 +17,13 @@ from sqlalchemy import Connection
 from audit.errors import LogInUse
 
 
+_PLACE = Path(__file__).parent
+
+
 def configuration(connection: Connection | None = None) -> Config:
     """What Alembic needs to know; with a connection, migrations run in its transaction."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    config.set_main_option("script_location", str(_PLACE).replace("%", "%%"))
     if connection is not None:
         config.attributes["connection"] = connection
     return config

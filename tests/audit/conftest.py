@@ -93,7 +93,7 @@ class PostgresStore:
         for pattern, replacement in _OTHERWISE:
             statement = re.sub(pattern, replacement, statement)
         with self.server.connect(self.name) as connection:
-            cursor = connection.execute(statement, values)  # type: ignore[arg-type]
+            cursor = connection.execute(statement, values or None)  # type: ignore[arg-type]
             return cursor.fetchall() if cursor.description else []
 
     def save(self) -> str:
