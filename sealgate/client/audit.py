@@ -184,9 +184,7 @@ class AuditClient:
     @contextmanager
     def _asked(self, path: str, query: Mapping[str, str]) -> Iterator[httpx.Response]:
         """A successful answer, its body not read yet; a problem raises ServiceRefused."""
-        credential = Credential(
-            token=take_token(self._token), certificate=self._certificate, prover=self._prover
-        )
+        credential = Credential(token=take_token(self._token), certificate=self._certificate, prover=self._prover)
         with reaching(self.trust.url):
             response = self._sent(path, query, credential)
             if credential.wants_again(response.status_code, response.headers):
