@@ -223,7 +223,9 @@ class SealedChannel:
             obligations=obligations,
         )
 
-    def _send(self, outer: OuterRequest, credential: Credential) -> Generator[OuterRequest, OuterResponse, OuterResponse]:
+    def _send(
+        self, outer: OuterRequest, credential: Credential
+    ) -> Generator[OuterRequest, OuterResponse, OuterResponse]:
         """The answer to a request with its credential. Sent once more if only the nonce of its proof was old: then it
         was turned away at the door, and nothing was opened."""
         url = self.trust.url + outer.path

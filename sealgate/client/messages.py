@@ -27,6 +27,7 @@ _OUTSIDE = frozenset(
         "connection",
         "content-length",
         "cookie",
+        "dpop",
         "host",
         "keep-alive",
         "proxy-authorization",
@@ -115,9 +116,7 @@ def inner_fields(request: InnerRequest, credential: Credential, sent_us: int) ->
     return ours + tuple((name, value) for name, value in kept if name not in _OURS and name not in _OUTSIDE)
 
 
-def seal_headers(
-    request: InnerRequest, target: Target, *, media_type: str, accept: str
-) -> tuple[tuple[str, str], ...]:
+def seal_headers(request: InnerRequest, target: Target, *, media_type: str, accept: str) -> tuple[tuple[str, str], ...]:
     """The outer header fields of a sealed request, but for the credential's: those are made each time it is sent."""
     trace = [value for name, value in request.fields if name.lower() == "traceparent" and _FIELD_VALUE.match(value)]
     return (
