@@ -2,14 +2,15 @@
 
     certificate = "DNS:robot.example.org"            that very name
     certificate = "URI:spiffe://example.org/ward/*"  every SPIFFE ID below that path (SPIFFE-ID, section 2)
-    authority = "partner"                            only below pki/authorities/partner.pem ("ca": pki/ca.pem)
+    authority = "partner"                            only below pki/authorities/partner.pem; left out: below pki/ca.pem
     subject_from = "certificate"                     the subject is the name itself, not a fixed text
 
 For one name the most specific rule counts: the very name before a path, a longer path before a shorter one, a rule that
-names the authority before one that does not. If a certificate still stands for two, it stands for nobody.
+names the authority before one for any ("*"). If a certificate still stands for two, it stands for nobody.
 
 Trusts: that the certificate was verified, and that its names and authorities were read from it. Never: guesses between
-two rules, or takes a certificate with several URIs for a SPIFFE identity (X509-SVID, section 2).
+two rules, lets one authority make another's clients unless a rule says so, or takes a certificate with several URIs for
+a SPIFFE identity (X509-SVID, section 2).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _CertificateName = Annotated[str, msgspec.Meta(pattern=r"^(URI|DNS|email|CN):[\x
 _SPIFFE_ID = re.compile(r"spiffe://[a-z0-9._-]{1,255}((?:/[A-Za-z0-9._-]+)*)")
 _SUBJECT = re.compile(rf"[\x21-\x7e]{{1,{MAX_NAME}}}")
 _BELOW = "/*"
+_ANY = "*"
 
 
 class CertificateClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,7 +43,7 @@ class CertificateClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     tenant: Name
     subject: Annotated[str, msgspec.Meta(pattern=rf"^[\x21-\x7e]{{0,{MAX_NAME}}}\Z")] = ""
     subject_from: Annotated[str, msgspec.Meta(pattern=r"^(rule|certificate)\Z")] = "rule"
-    authority: Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9._-]{{0,{MAX_NAME}}}\Z")] = ""
+    authority: Annotated[str, msgspec.Meta(pattern=rf"^(\*|[A-Za-z0-9._-]{{1,{MAX_NAME}}})\Z")] = "ca"
     roles: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1, max_length=len(Role))]
     purposes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_PURPOSES)] = ()
 
@@ -71,8 +73,8 @@ class ClientRules:
     def _by_name(self, name: str, authorities: frozenset[str]) -> Iterator[CertificateClient]:
         """What the most specific rules make of one name: more than one only if several authorities stand behind it."""
         for rules, key in self._places(name):
-            named = [rules[key, authority] for authority in authorities if authority and (key, authority) in rules]
-            most_specific = named or [rule for rule in (rules.get((key, "")),) if rule is not None]
+            named = [rules[key, authority] for authority in authorities if (key, authority) in rules]
+            most_specific = named or [rule for rule in (rules.get((key, _ANY)),) if rule is not None]
             if most_specific:
                 yield from (client for rule in most_specific if (client := _client(rule, name)) is not None)
                 return

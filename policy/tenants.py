@@ -62,7 +62,7 @@ class Tenants(msgspec.Struct, frozen=True, kw_only=True):
     clients: ClientRules
     revoked_certificates: frozenset[str]  # SHA-256 of the DER form, lowercase hex
 
-    def client_of(self, names: Iterable[str], authorities: frozenset[str] = frozenset()) -> CertificateClient | None:
+    def client_of(self, names: Iterable[str], authorities: frozenset[str]) -> CertificateClient | None:
         """Whom a VERIFIED certificate with these names stands for ("URI:...", "DNS:...", "email:...", "CN:...").
 
         `authorities` are the names of those that stand behind it. None if it stands for nobody, or for two.

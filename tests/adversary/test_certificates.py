@@ -35,7 +35,6 @@ WARD = "URI:spiffe://hospital.example/ward"
 RULES = f"""
 [[client]]
 certificate = "{WARD}/*"
-authority = "ca"
 tenant = "clinic"
 subject_from = "certificate"
 roles = ["client"]
@@ -43,7 +42,6 @@ purposes = ["treatment"]
 
 [[client]]
 certificate = "{PROXY}"
-authority = "ca"
 tenant = "clinic"
 subject = "never-this-one"
 roles = ["client"]
@@ -283,7 +281,7 @@ def test_what_the_attacks_are_made_from_is_let_in(site: Site) -> None:
         assert (caller.subject, caller.authn) == ("spiffe://hospital.example/ward/robot", "mtls")
 
 
-@pytest.mark.parametrize("name", [f"{WARD}/robot", PROXY])
+@pytest.mark.parametrize("name", [INTEGRATION, "URI:urn:sealgate:client:auditor", f"{WARD}/robot", PROXY])
 def test_a_partners_authority_cannot_make_our_clients(site: Site, name: str) -> None:
     with site.wire_with(site.partner.client(name)) as wire:
         site.refused(f"certificate: {name} by a partner's authority", site.ask(wire=wire), "certificate-unmapped")

@@ -41,6 +41,15 @@ def serving(deployment, host):
     running.close()
 
 
+@pytest.fixture(autouse=True)
+def clients_of_any_authority(deployment):
+    """By the shipped rules only pki/ca.pem makes clients. Here others make the integration too."""
+    tenants = deployment.policy / "tenants.toml"
+    tenants.write_text(
+        tenants.read_text().replace(f'certificate = "{URI}"\n', f'certificate = "{URI}"\nauthority = "*"\n')
+    )
+
+
 # While the gateway runs ----------------------------------------------------------------------------------------------
 
 

@@ -317,10 +317,10 @@ def test_certificate_extensions(deployment):
 )
 def test_client_certificates_are_mapped(deployment, name, tenant, role):
     tenants = load_policy(deployment.policy).tenants
-    client = tenants.client_of(certificate_names(_certificate(deployment, f"clients/{name}.pem")))
+    client = tenants.client_of(certificate_names(_certificate(deployment, f"clients/{name}.pem")), frozenset({"ca"}))
     assert client is not None
     assert (client.tenant, client.roles) == (tenant, (role,))
-    assert tenants.client_of(certificate_names(_certificate(deployment, "server.pem"))) is None
+    assert tenants.client_of(certificate_names(_certificate(deployment, "server.pem")), frozenset({"ca"})) is None
 
 
 def test_a_common_name_counts_only_without_alternative_names(deployment):

@@ -87,7 +87,7 @@ def test_tenants_round_trip(tenants, data):
         assert (tenant.suspended, tenant.requires_mtls, tenant.evidence_floor) == (suspended, mtls, floor)
         assert tenant.max_epsilon_micro == {key: int(Decimal(value) * 1_000_000) for key, value in purposes.items()}
         assert tenant.audits_every_tenant is False
-    found = parsed.client_of(["DNS:elsewhere", "URI:urn:x"])
+    found = parsed.client_of(["DNS:elsewhere", "URI:urn:x"], OURS)
     assert found is not None
     assert (found.tenant, found.subject, list(found.purposes)) == (owner, subject, carried)
     assert [role.value for role in found.roles] == roles
@@ -154,6 +154,7 @@ def test_tenants_refused(text, says):
     assert re.search(says, _refused(parse_tenants, text))
 
 
+OURS = frozenset({"ca"})
 CLIENT = {"certificate": "URI:urn:x", "tenant": "a", "subject": "s", "roles": ["client"], "purposes": ["p"]}
 TENANT = '[[tenant]]\nname = "a"\n[[tenant.purpose]]\nname = "p"\nmax_epsilon = "1"\n'
 
@@ -174,7 +175,7 @@ TENANT = '[[tenant]]\nname = "a"\n[[tenant.purpose]]\nname = "p"\nmax_epsilon = 
     ],
 )
 def test_client_mappings_refused(change, says):
-    assert parse_tenants((TENANT + _table("client", CLIENT)).encode()).client_of(["URI:urn:x"]) is not None
+    assert parse_tenants((TENANT + _table("client", CLIENT)).encode()).client_of(["URI:urn:x"], OURS) is not None
     assert re.search(says, _refused(parse_tenants, TENANT + _table("client", {**CLIENT, **change})))
 
 
@@ -186,11 +187,11 @@ def test_a_certificate_is_mapped_once(tmp_path):
 def test_a_certificate_with_two_meanings_means_nobody():
     text = TENANT + _table("client", CLIENT) + _table("client", {**CLIENT, "certificate": "DNS:h", "subject": "t"})
     tenants = parse_tenants(text.encode())
-    assert tenants.client_of(["URI:urn:x"]).subject == "s"
-    assert tenants.client_of(["URI:urn:x", "URI:urn:x", "DNS:other"]).subject == "s"
-    assert tenants.client_of(["URI:urn:x", "DNS:h"]) is None
-    assert tenants.client_of([]) is None
-    assert tenants.client_of(["uri:urn:x", "CN:urn:x", "URI:URN:X"]) is None
+    assert tenants.client_of(["URI:urn:x"], OURS).subject == "s"
+    assert tenants.client_of(["URI:urn:x", "URI:urn:x", "DNS:other"], OURS).subject == "s"
+    assert tenants.client_of(["URI:urn:x", "DNS:h"], OURS) is None
+    assert tenants.client_of([], OURS) is None
+    assert tenants.client_of(["uri:urn:x", "CN:urn:x", "URI:URN:X"], OURS) is None
 
 
 @settings(max_examples=200)
@@ -266,3 +267,22 @@ def test_the_shipped_files_are_sound():
     assert [name for name, tenant in tenants.tenants.items() if tenant.audits_every_tenant] == ["oversight"]
     assert tenants.tenants["clinic"].max_epsilon_micro == {"treatment": 8_000_000}
     assert {budget.tenant for budget in budgets.requests} == {"clinic"}
+
+
+def test_other_authorities_make_our_clients_only_where_a_rule_says_so():
+    named = {**CLIENT, "certificate": "URI:urn:y", "authority": "partner"}
+    anyones = {**CLIENT, "certificate": "URI:urn:z", "authority": "*"}
+    tenants = parse_tenants((TENANT + "".join(_table("client", item) for item in (CLIENT, named, anyones))).encode())
+    partner = frozenset({"partner"})
+    found = {
+        (name[-1], *sorted(authorities)): tenants.client_of([name], authorities) is not None
+        for name in ("URI:urn:x", "URI:urn:y", "URI:urn:z")
+        for authorities in (OURS, partner, frozenset(("ca", "partner")))
+    }
+    assert {asked for asked, anybody in found.items() if not anybody} == {("x", "partner"), ("y", "ca")}
+
+
+def test_an_authority_is_a_name():
+    for authority in ("", "a/b", "a b", "**"):
+        with pytest.raises(PolicyFileError, match="authority"):
+            parse_tenants((TENANT + _table("client", {**CLIENT, "authority": authority})).encode())
