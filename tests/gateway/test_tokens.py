@@ -319,6 +319,61 @@ def test_an_issuer_speaks_only_for_its_tenants(clock):
     assert reason(verifier, token(payload=claims(tenant="other"))) == "tenant-not-of-issuer"
 
 
+def test_an_issuer_may_have_an_audience_of_its_own(clock):
+    verifier = make_verifier(clock, audience="sealgate")
+    assert verify(verifier, token(payload=claims(aud=["account", "sealgate"]))).subject == "alice"
+    assert reason(verifier, token()) == "audience-mismatch"
+
+
+def test_leeway_is_for_clocks_that_differ(clock):
+    strict, lenient = make_verifier(clock), make_verifier(clock, leeway_s=120)
+    late = token(payload=claims(iat=NOW - 600, exp=NOW - 119))
+    early = token(payload=claims(iat=NOW + 120, exp=NOW + 300))
+    assert reason(strict, late) == "token-expired"
+    assert reason(strict, early) == "token-not-yet-valid"
+    assert verify(lenient, late).expires_us == (NOW + 1) * 1_000_000
+    assert verify(lenient, early).exp == NOW + 300
+    clock.seconds += 1
+    assert reason(lenient, late) == "token-expired"
+    assert reason(lenient, token(payload=claims(nbf=NOW + 122))) == "token-not-yet-valid"
+
+
+def test_tokens_called_jwt_count_only_where_the_issuer_says_so(clock):
+    verifier = make_verifier(clock, types=frozenset({"at+jwt", "jwt"}))
+    assert verify(verifier, token(typ="JWT")).subject == "alice"
+    assert verify(verifier, token()).subject == "alice"
+    assert reason(verifier, token(typ="JWT", payload=claims(nonce="n"))) == "type-mismatch"
+    assert verify(verifier, token(payload=claims(nonce="n"))).subject == "alice"
+    assert reason(verifier, token(typ=None)) == "type-mismatch"
+    assert reason(make_verifier(clock, types=frozenset({"jwt"})), token()) == "type-mismatch"
+
+
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
+
+
+def test_the_other_form_of_a_signature_is_the_same_token_and_revoked_with_it(clock, tmp_path):
+    """(r, n - s) verifies too, and issuers send either: a second text for the same claims, and nothing more."""
+    revoked = tmp_path / "revoked.toml"
+    verifier = make_verifier(clock, revoked=revoked)
+    head, body, signature = token().split(".")
+    raw = base64.urlsafe_b64decode(signature + "==")
+    twin = f"{head}.{body}.{part(raw[:32] + (ORDER - int.from_bytes(raw[32:], 'big')).to_bytes(32, 'big'))}"
+    assert verify(verifier, twin) == verify(verifier, f"{head}.{body}.{signature}")
+    revoked.write_text('[[revoked]]\njti = "one"\n')
+    assert reason(verifier, twin) == reason(verifier, f"{head}.{body}.{signature}") == "token-revoked"
+
+
+def test_a_part_has_one_text(verifier):
+    """The last character of an ES256 signature has bits that mean nothing; only zeros are taken."""
+    good = token()
+    verify(verifier, good)
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    last = alphabet.index(good[-1])
+    assert last % 16 == 0
+    for other in range(last + 1, last + 16):
+        assert reason(verifier, good[:-1] + alphabet[other]) == "token-malformed"
+
+
 # Encoding ------------------------------------------------------------------------------------------------------------
 
 
@@ -435,3 +490,36 @@ def test_what_was_refused_is_not_remembered(verifier):
     for number in range(50):
         reason(verifier, token(payload=claims(aud=f"x{number}")))
     assert verifier._remembered == {}
+
+
+def test_remembering_is_asked_first_and_says_what_it_knows(verifier, clock):
+    good = token()
+    assert verifier.verify_remembered(good) is None
+    assert verify(verifier, good) is verifier.verify_remembered(good)
+    for other in ("", "x", "é" * 10, "\ud800", good + "x", "x" * (MAX_TOKEN + 1)):
+        assert verifier.verify_remembered(other) is None
+    clock.seconds = NOW - 100
+    with pytest.raises(Unauthenticated) as caught:
+        verifier.verify_remembered(good)
+    assert caught.value.code == "token-not-yet-valid"
+    clock.seconds = NOW + 600
+    with pytest.raises(Unauthenticated) as caught:
+        verifier.verify_remembered(good)
+    assert caught.value.code == "token-expired"
+    assert verifier.verify_remembered(good) is None
+
+
+def test_a_token_whose_key_is_withdrawn_is_forgotten(clock):
+    keys = dict(KEYS)
+    verifier = make_verifier(clock, keys=keys)
+    good = token()
+    verify(verifier, good)
+    withdrawn = keys.pop("es")
+    assert verifier.verify_remembered(good) is None
+    assert verifier._remembered == {}
+    assert reason(verifier, good) == "key-unknown"
+    keys["es"] = withdrawn
+    verify(verifier, good)
+    keys["es"] = jwt.PyJWK(public_jwk("es"), "ES256")  # the same name for what may be another key
+    assert verifier.verify_remembered(good) is None
+    assert verify(verifier, good).subject == "alice"
