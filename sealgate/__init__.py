@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         InferenceFailed,
         ServiceRefused,
         ServiceUnreachable,
+        TokenUnavailable,
         UnsealedAnswer,
         UsageError,
     )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sealgate.client.metadata import ModelMetadata
     from sealgate.client.results import InferResult
     from sealgate.client.session import AsyncSession, Session
+    from sealgate.client.token_source import ClientCredentials
     from sealgate.client.transport import AsyncSealedTransport, SealedTransport
     from sealgate.errors import (
         CertificateError,
@@ -49,6 +51,7 @@ __all__ = [
     "AuditClient",
     "CertificateError",
     "ClientCertificate",
+    "ClientCredentials",
     "ConfigurationError",
     "DpopKey",
     "EvidenceError",
@@ -69,6 +72,7 @@ __all__ = [
     "ServiceUnreachable",
     "Session",
     "Tensor",
+    "TokenUnavailable",
     "Trust",
     "UnsealedAnswer",
     "UsageError",
@@ -82,11 +86,19 @@ _HOMES = {
     "client.audit": ("AuditClient",),
     "client.credentials": ("ClientCertificate",),
     "client.dpop": ("DpopKey",),
-    "client.errors": ("InferenceFailed", "ServiceRefused", "ServiceUnreachable", "UnsealedAnswer", "UsageError"),
+    "client.errors": (
+        "InferenceFailed",
+        "ServiceRefused",
+        "ServiceUnreachable",
+        "TokenUnavailable",
+        "UnsealedAnswer",
+        "UsageError",
+    ),
     "client.exchange": ("SealedAnswer",),
     "client.metadata": ("ModelMetadata",),
     "client.results": ("InferResult",),
     "client.session": ("AsyncSession", "Session"),
+    "client.token_source": ("ClientCredentials",),
     "client.transport": ("AsyncSealedTransport", "SealedTransport"),
     "errors": (
         "CertificateError",

@@ -6,10 +6,11 @@ Trusts: the caller for the token and the files. Never: prints a token, takes one
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from sealgate.client.dpop import Prover, wants_nonce
 from sealgate.client.errors import UsageError
@@ -43,6 +44,31 @@ class ClientCertificate:
             raise ConfigurationError(f"{self.certificate} is not a PEM certificate") from error
         return found[0].public_bytes(Encoding.DER)
 
+    def load_into(self, context: ssl.SSLContext) -> None:
+        """Show it on connections of this context; raises ConfigurationError."""
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"client certificate {self.certificate} or its key {self.key} cannot be used"
+            ) from error
+
+
+@runtime_checkable
+class RenewingSource(Protocol):
+    """A source of tokens that sometimes waits for the network: programs with an event loop ask it in a thread then."""
+
+    def held(self) -> str | None:
+        """The token, if none has to be waited for."""
+
+    def __call__(self) -> str: ...
+
+
+def check_token(token: str) -> None:
+    """Raises UsageError for what cannot stand in a header line as a token."""
+    if len(token) > MAX_TOKEN or not _TOKEN.match(token):
+        raise UsageError("the token is empty, too long, or has characters that a bearer token may not have")
+
 
 class Credential:
     """The credential of one request. Its representation never shows the token. With a `prover` the token goes as DPoP
@@ -51,8 +77,8 @@ class Credential:
     __slots__ = ("_certificate", "_prover", "_token")
 
     def __init__(self, *, token: str | None, certificate: bytes | None, prover: Prover | None = None) -> None:
-        if token is not None and (len(token) > MAX_TOKEN or not _TOKEN.match(token)):
-            raise UsageError("the token is empty, too long, or has characters that a bearer token may not have")
+        if token is not None:
+            check_token(token)
         self._token = token
         self._certificate = certificate
         self._prover = prover

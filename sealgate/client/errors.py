@@ -3,6 +3,7 @@
 SealgateError
 ├── ConfigurationError
 │   └── UsageError             a request that this transport cannot seal: no model in its path, no purpose, bad token
+├── TokenUnavailable           no token could be had from the identity provider
 ├── ServiceUnreachable         no answer at all: refused, timed out, broken off, TLS or proxy failure
 ├── ProtocolError
 │   └── UnsealedAnswer         the gateway answered something that is neither sealed nor a problem document
@@ -33,6 +34,7 @@ __all__ = [
     "ReceiptRefused",
     "ServiceRefused",
     "ServiceUnreachable",
+    "TokenUnavailable",
     "UnsealedAnswer",
     "UsageError",
 ]
@@ -48,6 +50,12 @@ class ServiceUnreachable(SealgateError):
     """No answer came. Whether the request was executed is unknown; the service's log knows."""
 
     code = "unreachable"
+
+
+class TokenUnavailable(SealgateError):
+    """No access token could be had. The text names the provider's error code at most."""
+
+    code = "token-unavailable"
 
 
 class UnsealedAnswer(ProtocolError):

@@ -45,8 +45,8 @@ class Session:
     """Sealed inference for threads and plain programs. One connection pool, one evidence; safe to share by threads.
 
     `purpose` is what every request is for unless a call says otherwise. Give a `token` (text, or a function that
-    returns the current one), a client `certificate`, or both; `dpop_key` is the key that the token is bound to, if there
-    is one. `proxy`, `trust_env` and `timeout` are httpx's.
+    returns the current one, such as `ClientCredentials`), a client `certificate`, or both; `dpop_key` is the key that
+    the token is bound to, if it is. `proxy`, `trust_env` and `timeout` are httpx's.
     """
 
     def __init__(

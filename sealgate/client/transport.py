@@ -25,9 +25,10 @@ from types import TracebackType
 from typing import Any, TypeAlias, TypeVar, cast
 
 import httpx
+from anyio import to_thread
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
-from sealgate.client.credentials import ClientCertificate, Credential, TokenSource, take_token
+from sealgate.client.credentials import ClientCertificate, Credential, RenewingSource, TokenSource, take_token
 from sealgate.client.dpop import DpopKey, Prover
 from sealgate.client.errors import UsageError
 from sealgate.client.exchange import SealedAnswer, SealedChannel
@@ -73,12 +74,7 @@ def tls_context(trust: Trust, certificate: ClientCertificate | None, *, trust_en
             raise ConfigurationError(f"{trust.ca_file} is not a readable PEM file of certificates") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_3
     if certificate is not None:
-        try:
-            context.load_cert_chain(certificate.certificate, certificate.key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigurationError(
-                f"client certificate {certificate.certificate} or its key {certificate.key} cannot be used"
-            ) from error
+        certificate.load_into(context)
     return context
 
 
@@ -253,6 +249,9 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         return _opened(await self._drive(flow, request.extensions.get("timeout")), request)
 
     async def _take_token(self) -> str | None:
+        if isinstance(self._token, RenewingSource):
+            held = self._token.held()
+            return take_token(await to_thread.run_sync(self._token) if held is None else held)
         found = self._token() if callable(self._token) else self._token
         if inspect.isawaitable(found):
             found = await found
