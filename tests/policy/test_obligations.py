@@ -10,18 +10,26 @@ from policy.entities import Action, Role
 from policy.obligations import merge
 from sealgate.protocol.frames import Obligations
 
-demands = st.builds(
-    Obligations,
-    round_digits=st.none() | st.integers(0, 15),
-    top_k=st.none() | st.integers(1, 100),
-    hide_scores=st.booleans(),
+reducing = {
+    "round_digits": st.none() | st.integers(0, 15),
+    "top_k": st.none() | st.integers(1, 100),
+    "hide_scores": st.booleans(),
+    "receipt_required": st.booleans(),
+    "single_use": st.booleans(),
+}
+demands = st.builds(Obligations, **reducing) | st.builds(
+    Obligations, **reducing, noise_epsilon_micro=st.integers(1, 10**8), noise_rows=st.integers(1, 4096)
 )
 
 
 def _at_least_as_strict(left: Obligations, right: Obligations) -> bool:
     digits = right.round_digits is None or (left.round_digits is not None and left.round_digits <= right.round_digits)
     scores = right.top_k is None or (left.top_k is not None and left.top_k <= right.top_k)
-    return digits and scores and (left.hide_scores or not right.hide_scores)
+    noise = not right.noise_epsilon_micro or (
+        0 < left.noise_epsilon_micro <= right.noise_epsilon_micro and 0 < left.noise_rows <= right.noise_rows
+    )
+    flags = ("hide_scores", "receipt_required", "single_use")
+    return digits and scores and noise and all(getattr(left, flag) >= getattr(right, flag) for flag in flags)
 
 
 @settings(max_examples=200)
@@ -31,7 +39,11 @@ def test_merge_is_the_least_that_satisfies_all(items, random):
     assert all(_at_least_as_strict(merged, item) for item in items)
     assert merged.round_digits in {None, *(item.round_digits for item in items)}
     assert merged.top_k in {None, *(item.top_k for item in items)}
-    assert merged.hide_scores == any(item.hide_scores for item in items)
+    assert merged.noise_epsilon_micro in {0, *(item.noise_epsilon_micro for item in items)}
+    assert merged.noise_rows in {0, *(item.noise_rows for item in items)}
+    assert bool(merged.noise_rows) == bool(merged.noise_epsilon_micro)
+    for flag in ("hide_scores", "receipt_required", "single_use"):
+        assert getattr(merged, flag) == any(getattr(item, flag) for item in items)
     shuffled = list(items)
     random.shuffle(shuffled)
     assert merge(shuffled) == merged
@@ -70,3 +82,16 @@ def test_more_determining_policies_than_a_record_has_room_for(policy_dir, princi
     assert len(answer.decision.policy_ids) == 32
     assert answer.decision.policy_ids[-1] == "and-more"
     assert answer.decision.obligations.top_k == 1  # those that are not named oblige all the same
+
+
+def test_noise_receipts_and_single_use_as_annotations(policy_dir, principal, model, context):
+    scope = 'permit (principal is Client, action == Action::"infer", resource is Model);'
+    (policy_dir / "own.cedar").write_text(
+        f'@id("noisy") @noise_epsilon("0.5") @receipt_required("true") {scope}\n'
+        f'@id("noisier") @noise_epsilon("0.25") @noise_rows("100") {scope}\n'
+        f'@id("alone") @single_use("true") {scope}\n'
+    )
+    answer = load_policy(policy_dir).decide(principal(), Action.INFER, model(), context())
+    assert answer.decision.obligations == Obligations(
+        round_digits=6, noise_epsilon_micro=250_000, noise_rows=32, receipt_required=True, single_use=True
+    )
