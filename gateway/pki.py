@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -59,13 +61,80 @@ def make_server(authority: Authority, hosts: tuple[str, ...], *, now_us: int, en
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
             names.append(x509.DNSName(host))
-    return _leaf(authority, hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, now_us=now_us, entropy=entropy)
+    return _leaf(
+        authority, hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, days=LEAF_DAYS, now_us=now_us, entropy=entropy
+    )
 
 
-def make_client(authority: Authority, name: str, *, now_us: int, entropy: Entropy) -> Leaf:
-    """A client certificate; what it stands for is decided by its alternative name in `tenants.toml`."""
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(CLIENT_URI + name)]
-    return _leaf(authority, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, now_us=now_us, entropy=entropy)
+def make_client(
+    authority: Authority,
+    name: str,
+    *,
+    names: tuple[str, ...] = (),
+    days: int = LEAF_DAYS,
+    now_us: int,
+    entropy: Entropy,
+) -> Leaf:
+    """A client certificate; what it stands for is decided by its alternative names in `tenants.toml`.
+
+    `names` are these, as `certificate_names` writes them ("URI:...", "DNS:...", "email:..."); ValueError if one cannot
+    stand in a certificate. Left out, the certificate gets a URI of this project's with `name` in it.
+    """
+    alternative = [_general_name(item) for item in names or (f"URI:{CLIENT_URI}{name}",)]
+    return _leaf(
+        authority, name, alternative, ExtendedKeyUsageOID.CLIENT_AUTH, days=days, now_us=now_us, entropy=entropy
+    )
+
+
+def renew(authority: Authority, old: x509.Certificate, *, days: int = LEAF_DAYS, now_us: int, entropy: Entropy) -> Leaf:
+    """A certificate with a new key for the same names and use as one that this authority issued.
+
+    Raises ValueError for a certificate of somebody else's, or one that has no alternative names.
+    """
+    require_issued(authority, old)
+    try:
+        names = list(old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+        (purpose,) = old.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        common = old.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+    except (x509.ExtensionNotFound, IndexError) as error:
+        raise ValueError("not a certificate as this authority issues them") from error
+    return _leaf(authority, str(common), names, purpose, days=days, now_us=now_us, entropy=entropy)
+
+
+def require_issued(authority: Authority, certificate: x509.Certificate) -> None:
+    """Raises ValueError unless this authority signed the certificate."""
+    try:
+        certificate.verify_directly_issued_by(authority.certificate)
+    except (InvalidSignature, TypeError) as error:
+        raise ValueError("not issued by this authority") from error
+
+
+def make_revocation_list(
+    authority: Authority, revoked: Iterable[x509.RevokedCertificate], *, number: int, now_us: int
+) -> x509.CertificateRevocationList:
+    """A complete revocation list (RFC 5280 section 5). Good until the authority ends: it is not fetched from afar, its
+    place is beside the authority, where a newer one takes effect at once."""
+    identifier = authority.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    builder = x509.CertificateRevocationListBuilder(
+        authority.certificate.subject,
+        datetime.datetime.fromtimestamp(now_us // 1_000_000, datetime.UTC),
+        authority.certificate.not_valid_after_utc,
+        revoked_certificates=list(revoked),
+    )
+    builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+    builder = builder.add_extension(
+        x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
+    )
+    return builder.sign(authority.key, hashes.SHA256())
+
+
+def revoked_entry(serial: int, reason: x509.ReasonFlags | None, *, now_us: int) -> x509.RevokedCertificate:
+    """One line of a revocation list; `unspecified` is said by saying nothing (section 5.3.1)."""
+    moment = datetime.datetime.fromtimestamp(now_us // 1_000_000, datetime.UTC)
+    builder = x509.RevokedCertificateBuilder(serial, moment)
+    if reason is not None and reason is not x509.ReasonFlags.unspecified:
+        builder = builder.add_extension(x509.CRLReason(reason), critical=False)
+    return builder.build()
 
 
 def certificate_names(certificate: x509.Certificate) -> tuple[str, ...]:
@@ -96,15 +165,14 @@ def _leaf(
     names: list[x509.GeneralName],
     purpose: x509.ObjectIdentifier,
     *,
+    days: int,
     now_us: int,
     entropy: Entropy,
 ) -> Leaf:
     key = ec.generate_private_key(ec.SECP256R1())
     issuer = authority.certificate
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    builder = _builder(
-        _name(common_name), issuer.subject, key.public_key(), days=LEAF_DAYS, now_us=now_us, entropy=entropy
-    )
+    builder = _builder(_name(common_name), issuer.subject, key.public_key(), days=days, now_us=now_us, entropy=entropy)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(_usage(authority=False), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -114,6 +182,19 @@ def _leaf(
         x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
     )
     return builder.sign(authority.key, hashes.SHA256()), key
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    kind, _, value = name.partition(":")
+    if not value:
+        raise ValueError("a name without a value")
+    if kind == "URI":
+        return x509.UniformResourceIdentifier(value)
+    if kind == "DNS":
+        return x509.DNSName(value)
+    if kind == "email":
+        return x509.RFC822Name(value)
+    raise ValueError("a name of a certificate is URI:..., DNS:... or email:...")
 
 
 def _builder(

@@ -26,6 +26,7 @@ _ORDER = (
     "infer",
     "audit",
     "token",
+    "certificate",
     "policy",
     "gateway",
     "runtime",

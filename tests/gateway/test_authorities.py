@@ -16,7 +16,7 @@ from sealgate.ambient import now_us, random_bytes
 from sealgate.errors import ConfigurationError
 from sealgate.protocol import frames
 from tests.gateway.conftest import Running, hosted, post_sealed
-from tests.gateway.issuing import DAY, Ca, accept, install, key_pem, now, pem
+from tests.gateway.issuing import DAY, Ca, accept, install, key_pem, map_any_authority, now, pem
 from tests.gateway.test_certificates import authority_of
 
 REFUSED = (httpx.ReadError, httpx.RemoteProtocolError, httpx.ConnectError)
@@ -43,11 +43,7 @@ def serving(deployment, host):
 
 @pytest.fixture(autouse=True)
 def clients_of_any_authority(deployment):
-    """By the shipped rules only pki/ca.pem makes clients. Here others make the integration too."""
-    tenants = deployment.policy / "tenants.toml"
-    tenants.write_text(
-        tenants.read_text().replace(f'certificate = "{URI}"\n', f'certificate = "{URI}"\nauthority = "*"\n')
-    )
+    map_any_authority(deployment)
 
 
 # While the gateway runs ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from sealgate.ambient import now_us
 from sealgate.errors import ConfigurationError
 from sealgate.protocol import frames
 from tests.gateway.conftest import post_sealed
-from tests.gateway.issuing import DAY, Ca, accept, install, key_pem, now, pem, publish
+from tests.gateway.issuing import DAY, Ca, accept, install, key_pem, map_any_authority, now, pem, publish
 
 URI = "URI:urn:sealgate:client:integration"
 HOUR = DAY / 24
@@ -284,10 +284,15 @@ def test_a_file_may_hold_several_lists(root):
     assert len(parse_lists(root.crl().public_bytes(Encoding.DER))) == 1
 
 
+@pytest.fixture
+def mapped(deployment):
+    map_any_authority(deployment)
+
+
 # At a gateway --------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_is_effective_on_an_open_connection(gateway):
+def test_a_list_is_effective_on_an_open_connection(mapped, gateway):
     pki = gateway.deployment.pki
     partner = Ca("Partner")
     accept(pki, "partner", partner)
