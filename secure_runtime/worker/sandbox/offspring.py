@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import select
@@ -78,8 +79,15 @@ def become_zygote(worker: int) -> socket.socket:
     # A handler, because an ignored signal would not end `wait_for`; blocked, so that it arrives only there.
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    once_program()
     bpf.install(filters.program_for(filters.ZYGOTE_RULES, machine=MACHINE))
     return channel
+
+
+@functools.cache
+def once_program() -> bytes:
+    """The filter of the last stage: assembled by the zygote, so that no child spends time on it."""
+    return filters.program_for(filters.ONCE_RULES, machine=MACHINE)
 
 
 def wait_for(channel: socket.socket) -> None:
@@ -109,7 +117,7 @@ def become_single_use(zygote: int, *, lifetime_ns: int) -> None:
     for descriptor in range(SOCKET + 1):
         os.close(descriptor)
     _end_after(lifetime_ns)
-    bpf.install(filters.program_for(filters.ONCE_RULES, machine=MACHINE))
+    bpf.install(once_program())
 
 
 def _end_after(lifetime_ns: int) -> None:

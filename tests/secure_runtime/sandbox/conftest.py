@@ -40,6 +40,7 @@ class Ended:
     code: int
     host: dict[str, Layer]
     attacked: Any = None
+    sealed_pid: int = 0
 
     def must(self) -> Any:
         """What it said; fails with its reason if it said nothing."""
@@ -48,9 +49,9 @@ class Ended:
         return self.told
 
 
-def _ended(data: bytes, code: int, host: dict[str, Layer], attacked: Any = None) -> Ended:
+def _ended(data: bytes, code: int, host: dict[str, Layer], attacked: Any = None, sealed_pid: int = 0) -> Ended:
     if data.startswith(b"JSON"):
-        return Ended(json.loads(data[4:]), None, code, host, attacked)
+        return Ended(json.loads(data[4:]), None, code, host, attacked, sealed_pid)
     frames = FrameReader(WorkerToHost).feed(data)
     return Ended(None, frames[0][0] if frames else None, code, host, attacked)
 
@@ -105,8 +106,9 @@ def boot(start: Callable[..., spawn.SpawnedWorker]) -> Callable[..., Ended]:
         worker = start(payload, **changes)
         with worker.sock:
             data = _hear(worker.sock)
-            host = inspect.read_layers(worker.sealed_pid())
-        return _ended(data, worker.wait(), host)
+            sealed_pid = worker.sealed_pid()
+            host = inspect.read_layers(sealed_pid)
+        return _ended(data, worker.wait(), host, sealed_pid=sealed_pid)
 
     return run
 
@@ -115,14 +117,14 @@ def boot(start: Callable[..., spawn.SpawnedWorker]) -> Callable[..., Ended]:
 def boot_as(boot: Callable[..., Ended]) -> Callable[..., Ended]:
     """Runs a payload in a named situation: "here", or one of situations.py, which need root to be set up."""
 
-    def run(situation: str, payload: str, *, attacker: Path | None = None, **changes: Any) -> Ended:
+    def run(situation: str, payload: str, *, attacker: Path | None = None, depth: int = 0, **changes: Any) -> Ended:
         if situation == "here" and attacker is None:
             return boot(payload, **changes)
         if os.geteuid() != 0:
             pytest.skip(f"NOT TESTED: situation '{situation}' needs root to be set up")
         order: dict[str, Any] = {"plan": plan_for(payload, **changes), "boot": str(BOOT)}
         if attacker is not None:
-            order["attacker"] = str(attacker)
+            order |= {"attacker": str(attacker), "depth": depth}
         done = subprocess.run(
             [sys.executable, str(SITUATIONS), situation],
             input=json.dumps(order),
@@ -133,7 +135,7 @@ def boot_as(boot: Callable[..., Ended]) -> Callable[..., Ended]:
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
         host = {name: Layer(state=state, detail=detail) for name, (state, detail) in told["host"].items()}
-        return _ended(told["data"].encode("latin-1"), told["code"], host, told["attacked"])
+        return _ended(told["data"].encode("latin-1"), told["code"], host, told["attacked"], told["sealed"])
 
     return run
 

@@ -8,7 +8,8 @@
     root-no-admin        root with Docker's default capabilities
     root-no-namespaces   the same, and namespaces forbidden
 
-With `attacker` in the order, that program is run beside the live worker, as the worker's own user.
+With `attacker` in the order, that program is run beside the live worker, as the worker's own user, against the worker
+or, by `depth`, against its child or grandchild.
 
 Everything happens in a mount namespace of its own, in which Python can be reached by anybody even if it lives in
 root's home. Only tests start it.
@@ -73,10 +74,18 @@ def main() -> None:
         if len(data) > 4 and data[4:].endswith(b"\n"):
             break
     host = {name: [layer.state, layer.detail] for name, layer in inspect.read_layers(worker.sealed_pid()).items()}
-    attacked = attack(order["attacker"], worker.sealed_pid()) if "attacker" in order else None
+    sealed = worker.sealed_pid()
+    attacked = attack(order["attacker"], descendant(sealed, order["depth"])) if "attacker" in order else None
     worker.sock.close()
-    told = {"data": data.decode("latin-1"), "host": host, "code": worker.wait(), "attacked": attacked}
+    told = {"data": data.decode("latin-1"), "host": host, "code": worker.wait(), "attacked": attacked, "sealed": sealed}
     print(json.dumps(told))
+
+
+def descendant(pid: int, depth: int) -> int:
+    """The process itself, its only child, or that one's only child."""
+    for _ in range(depth):
+        (pid,) = (int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return pid
 
 
 def attack(program: str, worker: int) -> object:

@@ -60,11 +60,25 @@ SEAL_ALLOWS = """
     getppid getuid geteuid getgid getegid uname getrusage sysinfo poll ppoll close
 """
 
+ONCE_ALLOWS = SEAL_ALLOWS
+ZYGOTE_ALLOWS = ONCE_ALLOWS + "wait4 timer_create timer_settime"
+
 LOAD, SEAL = filters.load_rules(OWN_PID), filters.seal_rules(OWN_PID)
+FORKING_LOAD, CHANNEL_SEAL = filters.load_rules(OWN_PID, forks=True), filters.seal_rules(OWN_PID, channel=True)
+ZYGOTE, ONCE = filters.ZYGOTE_RULES, filters.ONCE_RULES
+EVERY = {
+    "load": LOAD,
+    "seal": SEAL,
+    "reaper": filters.REAPER_RULES,
+    "forking load": FORKING_LOAD,
+    "channel seal": CHANNEL_SEAL,
+    "zygote": ZYGOTE,
+    "once": ONCE,
+}
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-@pytest.mark.parametrize("rules", [LOAD, SEAL, filters.REAPER_RULES], ids=["load", "seal", "reaper"])
+@pytest.mark.parametrize("rules", EVERY.values(), ids=EVERY.keys())
 def test_every_hostile_call_kills_in_every_stage(rules: tuple[bpf.Rule, ...], machine: str) -> None:
     for name in filters._HOSTILE:
         if name in numbers_of(machine):
@@ -161,6 +175,83 @@ def test_loading_looks_at_arguments(machine: str, name: str, arguments: tuple[in
 
 
 @pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("rules", "listed"), [(CHANNEL_SEAL, SEAL_ALLOWS), (ZYGOTE, ZYGOTE_ALLOWS), (ONCE, ONCE_ALLOWS)],
+    ids=["channel seal", "zygote", "once"],
+)  # fmt: skip
+def test_with_single_use_processes_exactly_this_is_allowed(
+    rules: tuple[bpf.Rule, ...], listed: str, machine: str
+) -> None:
+    allowed = {name for name in numbers_of(machine) if verdict(rules, machine, name) == ALLOW}
+    assert allowed == (set(listed.split()) | {"prlimit64"}) & set(numbers_of(machine))
+
+
+FORK = 0x01200011  # of glibc's fork(), read off a trace
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize(
+    ("name", "arguments", "zygote", "once"),
+    [
+        ("clone", (FORK,), ALLOW, EPERM),
+        ("clone", (17,), EPERM, EPERM),
+        ("clone", (FORK | 1 << 32,), EPERM, EPERM),
+        ("clone", (FORK | 0x10000000,), EPERM, EPERM),
+        ("clone", (FORK | 0x20000000,), EPERM, EPERM),
+        ("clone", (FORK | 0x100,), EPERM, EPERM),
+        ("clone", (FORK | 0x2000,), EPERM, EPERM),
+        ("clone", (THREAD_FLAGS,), EPERM, EPERM),
+        ("clone3", (0,), ENOSYS, ENOSYS),
+        ("wait4", (-1,), ALLOW, EPERM),
+        ("timer_create", (), ALLOW, EPERM),
+        ("timer_settime", (), ALLOW, EPERM),
+        ("seccomp", (1, 1), ALLOW, EPERM),
+        ("seccomp", (1, 9), EPERM, EPERM),
+        ("seccomp", (2, 1), EPERM, EPERM),
+        ("prctl", (1, 9), ALLOW, EPERM),
+        ("prctl", (1, 0), EPERM, EPERM),
+        ("prctl", (4, 1), EPERM, EPERM),
+        ("recvfrom", (3,), ALLOW, EPERM),
+        ("recvfrom", (4,), EPERM, EPERM),
+        ("sendto", (3,), ALLOW, EPERM),
+        ("sendmsg", (3,), EPERM, EPERM),
+        ("read", (3,), EPERM, EPERM),
+        ("write", (1,), EPERM, EPERM),
+        ("tgkill", (OWN_PID, OWN_PID, 9), EPERM, EPERM),
+        ("kill", (1, 9), EPERM, EPERM),
+        ("mmap", (0, 4096, 3, 0x21, -1, 0), ALLOW, ALLOW),
+        ("mmap", (0, 4096, 1, 0x01, 3, 0), EPERM, EPERM),
+        ("prlimit64", (0, 7, 0), ALLOW, ALLOW),
+        ("prlimit64", (0, 7, 1 << 32), EPERM, EPERM),
+    ],
+)
+def test_zygote_and_child_look_at_arguments(
+    machine: str, name: str, arguments: tuple[int, ...], zygote: str, once: str
+) -> None:
+    assert (verdict(ZYGOTE, machine, name, *arguments), verdict(ONCE, machine, name, *arguments)) == (zygote, once)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_the_channel_adds_one_descriptor_to_the_seal_and_nothing_else(machine: str) -> None:
+    for name in numbers_of(machine):
+        for first in range(8):
+            expected = ALLOW if first == 4 and name in ("recvfrom", "sendto") else verdict(SEAL, machine, name, first)
+            assert verdict(CHANNEL_SEAL, machine, name, first) == expected, (name, first)
+    assert verdict(CHANNEL_SEAL, machine, "clone", FORK) == EPERM
+
+
+@settings(max_examples=300)
+@given(machine=st.sampled_from(MACHINES), name=st.sampled_from(sorted(numbers_of("aarch64"))),
+       arguments=st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), min_size=6, max_size=6))  # fmt: skip
+def test_each_stage_allows_nothing_that_the_one_before_did_not(machine: str, name: str, arguments: list[int]) -> None:
+    """Filters add up: what an earlier stage denies would not work in a later one, and nobody would know why."""
+    chains = ((LOAD, SEAL), (FORKING_LOAD, CHANNEL_SEAL), (FORKING_LOAD, ZYGOTE), (ZYGOTE, ONCE))
+    for earlier, later in chains:
+        if verdict(later, machine, name, *arguments) == ALLOW:
+            assert verdict(earlier, machine, name, *arguments) == ALLOW, name
+
+
+@pytest.mark.parametrize("machine", MACHINES)
 def test_the_seal_allows_nothing_that_loading_did_not(machine: str) -> None:
     for name in numbers_of(machine):
         if verdict(SEAL, machine, name) == ALLOW:
@@ -177,7 +268,7 @@ def test_the_seal_allows_nothing_that_loading_did_not(machine: str) -> None:
 def test_any_call_gets_an_answer_and_foreign_interfaces_die(
     machine: str, arch: int, number: int, arguments: list[int]
 ) -> None:
-    for rules in (LOAD, SEAL, filters.REAPER_RULES):
+    for rules in EVERY.values():
         program = filters.program_for(rules, machine=machine)
         if arch != AUDIT_ARCH[machine]:
             assert interpret(program, arch=arch, number=number, arguments=tuple(arguments)) == KILL
@@ -192,16 +283,18 @@ def test_any_call_gets_an_answer_and_foreign_interfaces_die(
 
 @settings(max_examples=300)
 @given(machine=st.sampled_from(MACHINES), flags=st.integers(0, 2**32 - 1))
-def test_clone_makes_threads_only(machine: str, flags: int) -> None:
+def test_clone_makes_threads_only_and_in_the_zygote_processes_only(machine: str, flags: int) -> None:
     answer = verdict(SEAL, machine, "clone", flags)
     a_thread = flags & 0x10F00 == 0x10F00 and flags & ~0x7D0F00 == 0
-    assert answer == (ALLOW if a_thread else EPERM)
+    assert answer == verdict(CHANNEL_SEAL, machine, "clone", flags) == (ALLOW if a_thread else EPERM)
+    assert verdict(ZYGOTE, machine, "clone", flags) == (ALLOW if flags == FORK else EPERM)
+    assert verdict(ONCE, machine, "clone", flags) == EPERM
 
 
 def test_no_filter_kills_only_a_thread() -> None:
     """SECCOMP_RET_KILL_THREAD is zero: it would leave a process that neither answers nor ends."""
     for machine in MACHINES:
-        for rules in (LOAD, SEAL, filters.REAPER_RULES):
+        for rules in EVERY.values():
             program = filters.program_for(rules, machine=machine)
             returned = {k for code, _, _, k in struct.iter_unpack("=HBBI", program) if code == 0x06}
             assert 0 not in returned
@@ -252,7 +345,7 @@ def test_a_number_stands_for_one_call(machine: str) -> None:
 
 def test_every_name_in_a_rule_is_in_the_table() -> None:
     known = set(numbers_of("x86_64")) | set(numbers_of("aarch64"))
-    for rules in (LOAD, SEAL, filters.REAPER_RULES):
+    for rules in EVERY.values():
         assert {name for rule in rules for name in rule.calls} - known == set()
 
 
