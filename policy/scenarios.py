@@ -181,6 +181,21 @@ class Scenarios:
     digest: str
 
 
+class _Known:
+    """The models that a file may name: those that it states, then bundles. These are looked up one by one: to verify
+    a bundle takes a while."""
+
+    def __init__(self, stated: Mapping[str, ModelFacts], bundles: Mapping[str, ModelFacts]) -> None:
+        self._stated = stated
+        self._bundles = bundles
+
+    def find(self, name: str) -> ModelFacts | None:
+        return self._stated.get(name) or self._bundles.get(name)
+
+    def names(self) -> list[str]:
+        return sorted({*self._stated, *self._bundles})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What was answered, and in which words it differs from what was expected; none if it does not."""
@@ -206,15 +221,16 @@ def parse_scenarios(
     seen: dict[str, str] = {}
     for name, data in contents.items():
         file = parse_toml(data, _File, name=str(where / name))
-        known = dict(bundles or {}) | {model: stated.facts(model) for model, stated in file.model.items()}
+        stated = {model: facts.facts(model) for model, facts in file.model.items()}
+        known = _Known(stated, bundles or {})
         for index, scenario in enumerate(file.scenario):
             place = f"{where / name}: scenario[{index}]"
             if scenario.name in seen:
                 raise PolicyFileError(f"{place}.name: '{scenario.name}' is also in {seen[scenario.name]}")
             seen[scenario.name] = name
-            _require_sense(scenario, known, place=place)
-            facts = known.get(scenario.model) if scenario.model else None
-            questions.append(Question(file=name, scenario=scenario, model=facts))
+            model = known.find(scenario.model) if scenario.model else None
+            _require_sense(scenario, model, known, place=place)
+            questions.append(Question(file=name, scenario=scenario, model=model))
     if len(questions) > MAX_SCENARIOS:
         raise PolicyFileError(f"{where}: more than {MAX_SCENARIOS} scenarios")
     return Scenarios(questions=tuple(questions), digest=digest_of_scenarios(dict(contents)))
@@ -231,15 +247,15 @@ def run_scenarios(policies: PolicySet, questions: Iterable[Question]) -> list[Re
     return results
 
 
-def _require_sense(scenario: Scenario, known: Mapping[str, ModelFacts], *, place: str) -> None:
+def _require_sense(scenario: Scenario, model: ModelFacts | None, known: _Known, *, place: str) -> None:
     """Refuse what could never be answered as it is written; a typing mistake must not look like a passed test."""
     of_model = scenario.action in MODEL_ACTIONS
     if of_model and scenario.model is None:
         raise PolicyFileError(f"{place}.model: say which model to {scenario.action.value}")
     if not of_model and (scenario.model is not None or scenario.obligations is not None):
         raise PolicyFileError(f"{place}.model: {scenario.action.value} is not about a model")
-    if of_model and scenario.model not in known and scenario.reason != "unknown-model":
-        names = ", ".join(sorted(known)) or "none"
+    if of_model and model is None and scenario.reason != "unknown-model":
+        names = ", ".join(known.names()) or "none"
         raise PolicyFileError(
             f"{place}.model: there is no model '{scenario.model}' (known: {names}); state one: [model.{scenario.model}]"
         )
