@@ -145,6 +145,27 @@ def test_refusals_of_the_runtime_become_problems_with_their_record(shared, code,
     assert ("retry-after" in answer.headers) == (status in (429, 503))
 
 
+@pytest.mark.parametrize(
+    ("code", "status", "renews_us", "renews"),
+    [
+        ("budget-exhausted", 429, 1_796_083_200_000_000, "2026-12-01T00:00:00Z"),
+        ("privacy-budget-exhausted", 403, 0, None),
+    ],
+)
+def test_a_budget_that_is_used_up_is_named_with_its_renewal(shared, code, status, renews_us, renews):
+    refused = frames.Refused(
+        status=status, code=code, log=LOG, record=11, receipt=b"r", retry_after_s=77 if renews_us else 0,
+        budget="clinic-month", renews_us=renews_us,
+    )  # fmt: skip
+    shared.host.script = lambda frame, body: (refused, b"")
+    answer = post_sealed(shared.client(token=shared.token()))
+    document = answer.json()
+    assert (answer.status_code, document["type"]) == (status, f"urn:sealgate:problem:{code}")
+    assert (document["budget"], document["renews"]) == ("clinic-month", renews)
+    assert answer.headers.get("retry-after") == ("77" if renews_us else None)
+    assert answer.headers["audit-record"] == f"{LOG} 11"
+
+
 def test_an_unknown_key_has_the_registered_problem_type(shared):
     shared.host.script = lambda frame, body: (frames.Refused(status=400, code="unknown-key"), b"")
     answer = post_sealed(shared.client(token=shared.token()))

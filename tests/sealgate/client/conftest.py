@@ -18,7 +18,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -161,6 +161,8 @@ class FakeService:
         self.claim_changes: dict[str, Any] = {}
         self.record_changes: dict[str, Any] = {}
         self.inner_response: bhttp.Response | None = None
+        self.obligations = ""  # what the worker says, inside the seal, that it did to an answer
+        self.eps_micro = 0  # what its signed word says that this spent
 
     # What tests hold -------------------------------------------------------------------------------------------------
 
@@ -253,6 +255,8 @@ class FakeService:
         self.gatekeep(inner, operation)
         self.inner.append(inner)
         answer = self.inner_response or self.infer(inner)
+        if self.obligations:
+            answer = replace(answer, fields=(*answer.fields, ("obligations", self.obligations)))
         body, media_type = sealer.seal(bhttp.encode_response(answer))
         outcome = "completed" if answer.status < 400 else "failed"
         end = self.end(draft, intent, outcome, "" if outcome == "completed" else "bad-input", commitment(body))
@@ -358,6 +362,7 @@ class FakeService:
             units=1 if outcome == "completed" else 0,
             req_commit=draft.req_commit,
             resp_commit=resp_commit,
+            eps_micro=self.eps_micro,
         )
         kind = "inference.completed" if outcome == "completed" else "inference.failed"
         return self.stated(draft, statement, kind, intent)
@@ -376,6 +381,7 @@ class FakeService:
             "model_digest": statement.model_digest,
             "certificate_digest": statement.certificate_digest,
             "units": statement.units,
+            "eps_micro": statement.eps_micro,
             "req_commit": statement.req_commit,
             "resp_commit": statement.resp_commit,
             "intent_seq": intent,
@@ -389,9 +395,10 @@ class FakeService:
         index, receipt = self.log.append(end)
         return _answer(200, body, media_type, index, receipt)
 
-    def problem(self, status: int, code: str, record: Record | None = None) -> httpx.Response:
+    def problem(self, status: int, code: str, record: Record | None = None, **members: Any) -> httpx.Response:
         kind = OHTTP_KEY if code == "unknown-key" else f"urn:sealgate:problem:{code}"
-        document = json.dumps({"type": kind, "title": code, "status": status, "detail": "As the gateway words it."})
+        said = {"type": kind, "title": code, "status": status, "detail": "As the gateway words it."}
+        document = json.dumps(said | members)
         index, receipt = self.log.append(record) if record else (-1, b"")
         return _answer(status, document.encode(), "application/problem+json", index, receipt)
 
