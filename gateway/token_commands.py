@@ -10,10 +10,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sealgate.command import Command
 from sealgate.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from sealgate.client.dpop import DpopKey
 
 _ISSUE = "issue"
 
@@ -40,7 +43,11 @@ def _configure_issue(parser: argparse.ArgumentParser) -> None:
         help="date the token back, to try how an expired one is refused",
     )
     parser.add_argument("--certificate", type=Path, metavar="PEM", help="bind it to this client certificate (RFC 8705)")
-    parser.add_argument("--jkt", metavar="THUMBPRINT", help="bind it to the DPoP key of this RFC 7638 thumbprint")
+    key = parser.add_mutually_exclusive_group()
+    key.add_argument("--jkt", metavar="THUMBPRINT", help="bind it to the DPoP key of this RFC 7638 thumbprint")
+    key.add_argument(
+        "--dpop-key", type=Path, metavar="PEM", help="bind it to this DPoP key (RFC 9449); made if it is not there"
+    )
     parser.add_argument("--out", type=Path, help="write to this file (0600) instead of printing")
 
 
@@ -79,7 +86,20 @@ def _confirmation(arguments: argparse.Namespace) -> dict[str, str]:
         members["x5t#S256"] = base64.urlsafe_b64encode(hashlib.sha256(leaf).digest()).rstrip(b"=").decode()
     if arguments.jkt is not None:
         members["jkt"] = arguments.jkt
+    if arguments.dpop_key is not None:
+        members["jkt"] = _dpop_key(arguments.dpop_key).jkt
     return members
+
+
+def _dpop_key(path: Path) -> DpopKey:
+    from sealgate.client.dpop import DpopKey
+
+    if path.exists():
+        return DpopKey.load(path)
+    key = DpopKey.generate()
+    key.write(path)
+    print(f"wrote {path}", file=sys.stderr)
+    return key
 
 
 def _write_private(path: Path, text: str) -> None:
