@@ -6,7 +6,8 @@
     └── PolicyError
         ├── BudgetExhausted     a budget has nothing left for this request until its window renews
         │   └── PrivacyBudgetExhausted  likewise, of epsilon; some never renew
-        └── NoPrivacyBudget     an answer must be noised, but nothing bounds what such answers may cost
+        ├── NoPrivacyBudget     an answer must be noised, but nothing bounds what such answers may cost
+        └── LedgerUnreadable    the log's database does not tell what budgets were used for
 
 A denial is not an error: `PolicySet.decide` returns it.
 """
@@ -52,3 +53,9 @@ class NoPrivacyBudget(PolicyError):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"no privacy budget covers the model '{model}'")
+
+
+class LedgerUnreadable(PolicyError):
+    """What budgets were used for cannot be read."""
+
+    code = "ledger-unreadable"

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, Engine, inspect, text
+from sqlalchemy.exc import DBAPIError
 
 from policy.budgets import Budget, PrivacyBudget, Window
+from policy.errors import LedgerUnreadable
 from policy.windows import window_of
 
 _COUNTED = text("SELECT budget, period, starts_us, requests_used, units_used, units_held FROM budget_use")
@@ -36,6 +38,21 @@ class Usage:
     def left(self) -> int:
         """What may still be asked for; held counts as used until it is settled."""
         return max(0, self.limit - self.used - self.held)
+
+
+def read_ledger(
+    engine: Engine | None, budgets: Sequence[Budget], privacy: Sequence[PrivacyBudget], *, now_us: int
+) -> list[Usage]:
+    """`read_usage` in one snapshot; `engine` is None where there is no log yet. Raises LedgerUnreadable."""
+    if engine is None:
+        return read_usage(None, budgets, privacy, now_us=now_us)
+    try:
+        with engine.begin() as conn:
+            return read_usage(conn, budgets, privacy, now_us=now_us)
+    except DBAPIError as error:
+        raise LedgerUnreadable("the log's database cannot be read; is it there, and may you read it?") from error
+    finally:
+        engine.dispose()
 
 
 def read_usage(

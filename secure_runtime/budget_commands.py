@@ -44,21 +44,16 @@ def _read(deployment: Deployment, *, tenant: str | None, now_us: int) -> list[Us
     from audit.database import open_database
     from policy.history import PolicyHistory
     from policy.store import load_files
-    from policy.usage import read_usage
+    from policy.usage import read_ledger
 
     history = PolicyHistory(deployment.policy_history)
     current = history.current()
     files = load_files(deployment.policy) if current is None else history.load_files(current.digest)
     budgets = [one for one in files.budgets if tenant in (None, one.tenant)]
     privacy = [one for one in files.privacy_budgets if tenant is None or one.tenant in (None, tenant)]
-    if not deployment.database.exists():  # never started: nothing was ever counted
-        return read_usage(None, budgets, privacy, now_us=now_us)
-    engine = open_database(f"sqlite:///{deployment.database}").reader_engine()
-    try:
-        with engine.connect() as connection:
-            return read_usage(connection, budgets, privacy, now_us=now_us)
-    finally:
-        engine.dispose()
+    never_started = deployment.log_url.startswith("sqlite") and not deployment.database.exists()
+    engine = None if never_started else open_database(deployment.log_url).reader_engine()
+    return read_ledger(engine, budgets, privacy, now_us=now_us)
 
 
 def _table(usages: list[Usage]) -> str:
