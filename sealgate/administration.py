@@ -53,7 +53,9 @@ def _connect(sock: socket.socket, path: Path) -> None:
         with socket_address(path) as address:
             sock.connect(address)
     except PermissionError as error:
-        raise HostAway(f"this user may not administer the runtime host: {path} belongs to another user") from error
+        raise HostAway(
+            f"this user may not administer the runtime host: {path} belongs to another user", code="host-not-yours"
+        ) from error
     except OSError as error:
         raise HostAway("no runtime host runs for this deployment") from error
 

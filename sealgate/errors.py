@@ -121,7 +121,8 @@ class RemoteError(SealgateError):
 
 
 class HostAway(SealgateError):
-    """No runtime host listens, or this user may not reach it. The text says which; nothing was said to anybody."""
+    """No runtime host listens ("host-away"), or this user may not tell it ("host-not-yours"). The text says which;
+    nothing was said to anybody."""
 
     code = "host-away"
 

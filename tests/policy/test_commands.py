@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gateway.provisioning import provision
-from policy.commands import POLICY
 from policy.store import load_files
 from sealgate.errors import ConfigurationError
+from secure_runtime.policy_commands import POLICY
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_explain_denials(run):
 
 def test_explain_models(run, monkeypatch, model):
     """The model's facts come from its verified bundle; here they are handed over, the bundle has tests of its own."""
-    monkeypatch.setattr("policy.commands._load_model", lambda *_: model())
+    monkeypatch.setattr("policy.places.Bundles.require", lambda *_: model())
     ask = ("explain", "--tenant", "clinic", "--role", "client", "--model", "tumour")
     out = run(*ask, "--purpose", "treatment", "--subject", "trial-app")
     assert out.startswith("Yes: the client 'trial-app' of tenant 'clinic' may get an answer of the model 'tumour'")
