@@ -19,14 +19,11 @@ to a caller which step failed.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import json
-import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import jwt
 
@@ -39,6 +36,7 @@ from gateway.authentication.claims import (
     parse_registered,
     require_access_token,
 )
+from gateway.authentication.compact import parse_compact
 from gateway.authentication.issuers import TYPES, Issuer
 from gateway.authentication.jwks import ALGORITHMS
 from gateway.authentication.key_sets import KeySet, KeySets
@@ -46,11 +44,11 @@ from gateway.authentication.revocations import Revocations
 from gateway.errors import Unauthenticated
 from gateway.limits import CLOCK_SKEW_S, MAX_TOKEN, MAX_VERIFIED_TOKENS
 from sealgate.ambient import Clock, now_us
+from sealgate.errors import DecodeError
 
 __all__ = ["Confirmation", "TokenVerifier", "VerifiedToken", "parse_unverified"]
 
 _JWS = jwt.PyJWS(algorithms=list(ALGORITHMS))
-_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 # Header parameters that bring a key, an extension or a transformation along. None is understood, so none is accepted.
 _FORBIDDEN = frozenset({"jwk", "jku", "x5u", "x5c", "crit", "b64", "zip", "enc", "cty"})
 
@@ -183,11 +181,13 @@ def parse_unverified(token: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and claims of what has the form of a token. Nothing in them is true yet. Raises Unauthenticated."""
     if len(token) > MAX_TOKEN:
         raise Unauthenticated("token-too-large")
-    if not _COMPACT.fullmatch(token):
+    try:
+        parsed = parse_compact(token)
+    except DecodeError:
+        raise Unauthenticated("token-malformed") from None
+    if not parsed.signature:
         raise Unauthenticated("token-malformed")
-    head, body, signature = token.split(".")
-    _decode(signature)
-    return _parse_object(head), _parse_object(body)
+    return parsed.header, parsed.payload
 
 
 def _times(claims: Registered, *, leeway_s: int) -> tuple[int, int]:
@@ -206,39 +206,3 @@ def _require_plain_header(header: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(alg, str) or alg not in ALGORITHMS:
         raise Unauthenticated("algorithm-refused")
     return alg, TYPES[typ.lower()]
-
-
-def _decode(part: str) -> bytes:
-    """The bytes of a base64url part. Only the canonical form counts (RFC 4648 section 3.5): one token, one text."""
-    try:
-        raw = base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
-    except ValueError:
-        raise Unauthenticated("token-malformed") from None
-    if base64.urlsafe_b64encode(raw).rstrip(b"=") != part.encode():
-        raise Unauthenticated("token-malformed")
-    return raw
-
-
-def _parse_object(part: str) -> dict[str, Any]:
-    """A part as a JSON object without repeated names: two parsers must never read two different tokens."""
-    try:
-        value = json.loads(
-            _decode(part).decode("utf-8"), object_pairs_hook=_unrepeated, parse_constant=_refuse, parse_float=_refuse
-        )
-    except (ValueError, RecursionError):
-        raise Unauthenticated("token-malformed") from None
-    if not isinstance(value, dict):
-        raise Unauthenticated("token-malformed")
-    return value
-
-
-def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError
-    return value
-
-
-def _refuse(text: str) -> NoReturn:
-    """NaN, Infinity and fractions have no place in a token."""
-    raise ValueError
