@@ -208,7 +208,7 @@ def _read_list(path: Path, authority: pki.Authority) -> x509.CertificateRevocati
             return found
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         pass
     raise ConfigurationError(f"{path} is not a revocation list of pki/ca.pem: mend or remove it first")
 
@@ -288,7 +288,7 @@ def _read_certificate(path: Path) -> x509.Certificate:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ConfigurationError(f"{path} is not a certificate in PEM form") from error
 
 

@@ -234,7 +234,7 @@ def _parse_anchors(data: bytes) -> tuple[x509.Certificate, ...]:
     try:
         anchors = tuple(x509.load_pem_x509_certificates(data))
         authorities = [is_authority(anchor) for anchor in anchors]
-    except (ValueError, x509.DuplicateExtension) as error:
+    except (ValueError, x509.DuplicateExtension, x509.InvalidVersion) as error:
         raise ValueError("is not a certificate in PEM form") from error
     if len(anchors) != data.count(b"-----BEGIN "):
         raise ValueError("holds something other than whole certificates")

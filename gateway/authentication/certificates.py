@@ -217,6 +217,6 @@ def _parse(shown: _Shown) -> tuple[x509.Certificate, tuple[x509.Certificate, ...
         if len(ders) > MAX_CHAIN or any(len(der) > MAX_CERTIFICATE for der in ders):
             raise Unauthenticated("certificate-malformed")
         leaf, *others = (x509.load_der_x509_certificate(der) for der in ders)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise Unauthenticated("certificate-malformed") from None
     return leaf, tuple(others)

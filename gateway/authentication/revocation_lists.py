@@ -127,7 +127,7 @@ def _parse(load: Callable[[bytes], x509.CertificateRevocationList], data: bytes)
     try:
         parsed = load(data)
         _ = parsed.extensions, parsed.issuer, parsed.next_update_utc  # what is parsed when it is asked for
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise ValueError("is not a revocation list") from error
     return RevocationList(parsed)
 

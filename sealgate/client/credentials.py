@@ -40,7 +40,7 @@ class ClientCertificate:
             found = x509.load_pem_x509_certificates(self.certificate.read_bytes())
         except OSError as error:
             raise ConfigurationError(f"certificate {self.certificate} cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, x509.InvalidVersion) as error:
             raise ConfigurationError(f"{self.certificate} is not a PEM certificate") from error
         return found[0].public_bytes(Encoding.DER)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import random
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from gateway.errors import AUTHENTICATION_FAILURES
 from sealgate.deployment import open_deployment
 from tests.adversary.conftest import MATRIX, Target, add_realms
 from tests.adversary.forge import b64
@@ -391,6 +393,9 @@ def test_what_a_trusted_proxy_forwards_is_judged_like_what_is_shown_here(site: S
         site.refused(f"proxy: {name}", behind(site, proxy, certificate), *reasons)
 
 
+VERSION = (bytes.fromhex("a003020102"), bytes.fromhex("a003020105"))  # in DER: version 3, and a sixth one
+
+
 def spoiled(good: str, der: bytes) -> dict[str, str]:
     """Ways to write a certificate into the field that RFC 9440 does not know."""
     raw = base64.b64encode(der).decode()
@@ -402,6 +407,7 @@ def spoiled(good: str, der: bytes) -> dict[str, str]:
         "no padding": f":{base64.b64encode(der + b'x' * (1 + (-len(der) - 2) % 3)).decode().rstrip('=')}:",
         "bytes after the certificate": f":{base64.b64encode(der + b'xxx').decode()}:",
         "the certificate cut short": f":{base64.b64encode(der[:-3]).decode()}:",
+        "a version that there is not": f":{base64.b64encode(der.replace(*VERSION, 1)).decode()}:",
         "two certificates": f":{base64.b64encode(der + der).decode()}:",
         "PEM": wrapped,
         "PEM between colons": f":{base64.b64encode(wrapped.encode()).decode()}:",
@@ -430,6 +436,29 @@ def test_a_field_that_is_not_as_the_standard_writes_it_is_nobody(site: Site, pro
     }.items():
         seen = site.ask(fields, wire=proxy)
         site.refused(f"proxy: {name}", seen, "forwarded-malformed", "certificate-malformed")
+
+
+def test_random_mutations_of_a_forwarded_certificate_never_pass(site: Site, proxy: Wire) -> None:
+    """A proxy that does not check what it forwards lets a client send any bytes."""
+    dice = random.Random(9440)
+    certificate, _ = site.stored("integration")
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    for number in range(400):
+        changed = bytearray(der)
+        for _ in range(dice.choice((1, 1, 1, 2, 8))):
+            changed[dice.randrange(len(changed))] = dice.randrange(256)
+        if number % 10 == 0:
+            del changed[dice.randrange(len(changed)) :]
+        if bytes(changed) == der:
+            continue
+        seen = behind(site, proxy, f":{base64.b64encode(changed).decode()}:")
+        assert seen.told == site.nobody.told, changed.hex()
+        assert site.reason() in AUTHENTICATION_FAILURES
+    MATRIX["proxy: 400 random changes of a good certificate"] = (
+        "401",
+        "certificate-malformed, certificate-untrusted, …",
+    )
+    site.served(behind(site, proxy, certificate))
 
 
 def test_a_proxys_own_certificate_never_stands_for_a_client(site: Site, proxy: Wire) -> None:
@@ -498,7 +527,12 @@ def test_revocation_ends_open_connections_and_what_proxies_forward(site: Site, p
         site.refused("a revocation list that is over", site.ask(wire=wire), "crl-stale")
         (site.pki / "crl" / "ca.pem").write_bytes(b"-----BEGIN X509 CRL-----\nhalf")
         site.refused("a revocation list that is half written", site.ask(wire=wire), "crl-unreadable")
+        der = site.ours.crl().public_bytes(serialization.Encoding.DER)
+        version = der.index(bytes.fromhex("020101"))
+        (site.pki / "crl" / "ca.der").write_bytes(der[: version + 2] + b"\x05" + der[version + 3 :])
         publish(site.pki, "ca.pem", site.ours.crl())
+        site.refused("a revocation list of a version that there is not", site.ask(wire=wire), "crl-unreadable")
+        (site.pki / "crl" / "ca.der").unlink()
         site.served(site.ask(wire=wire))
         denied = site.pki / "revoked.txt"
         denied.write_text(leaf[0].fingerprint(hashes.SHA256()).hex() + "\n")

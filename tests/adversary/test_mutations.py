@@ -17,6 +17,7 @@ from gateway.errors import AUTHENTICATION_FAILURES
 from sealgate.protocol import frames
 from tests.adversary.conftest import MATRIX, Target
 from tests.adversary.forge import b64, decoded, part, unb64
+from tests.adversary.test_dpop import Prover
 
 SEED = 9449
 MUTATIONS = 1000
@@ -197,3 +198,26 @@ def test_signed_nonsense_breaks_nothing(target: Target, header: dict[str, object
         else:
             assert seen.told == target.nobody.told
             assert target.reason() in AUTHENTICATION_FAILURES
+
+
+# Proofs of possession ----------------------------------------------------------------------------------------
+
+
+def test_random_mutations_of_good_proofs_never_pass(target: Target) -> None:
+    dice = random.Random(SEED)
+    prover = Prover(target)
+    tried = 0
+    while tried < 300:
+        proof = prover.proof()
+        mutant = WAYS[tried % len(WAYS)](dice, proof)
+        if mutant == proof:
+            continue
+        tried += 1
+        seen = prover.send(mutant.encode("latin-1", "replace"))
+        assert (seen.status, seen.body) == (401, target.nobody.body), mutant
+    assert not target.running.host._of(frames.Submit)
+    reasons = Counter(frame.reason for frame in target.running.host.heard(frames.AuthFailed, tried))
+    assert reasons.keys() <= AUTHENTICATION_FAILURES.keys()
+    MATRIX[f"mutations: {tried} random changes of good proofs"] = ("401", ", ".join(sorted(reasons)))
+    target.running.host.told.clear()
+    target.served(prover.send(prover.proof()))
