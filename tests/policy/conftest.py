@@ -47,6 +47,27 @@ name = "treatment"
 max_epsilon = "8"
 
 [[tenant]]
+name = "bound-any"
+token_binding = "any"
+[[tenant.purpose]]
+name = "treatment"
+max_epsilon = "8"
+
+[[tenant]]
+name = "bound-mtls"
+token_binding = "mtls"
+[[tenant.purpose]]
+name = "treatment"
+max_epsilon = "8"
+
+[[tenant]]
+name = "bound-dpop"
+token_binding = "dpop"
+[[tenant.purpose]]
+name = "treatment"
+max_epsilon = "8"
+
+[[tenant]]
 name = "oversight"
 audits_every_tenant = true
 """

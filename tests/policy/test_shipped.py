@@ -9,6 +9,7 @@ import pytest
 
 from policy.decide import Deny, Permit, load_policy
 from policy.entities import Action, Role
+from policy.errors import PolicyFileError
 from sealgate.protocol.frames import Obligations
 
 A, R = Action, Role
@@ -159,6 +160,43 @@ ALLOWED = [
         ["auditors-read-own-records"],
     ),
 ]
+
+
+BINDINGS = ("none", "mtls", "dpop", "mtls+dpop", "certificate")
+ENOUGH = {  # what each demand is satisfied with
+    "clinic": set(BINDINGS),
+    "bound-any": {"mtls", "dpop", "mtls+dpop", "certificate"},
+    "bound-mtls": {"mtls", "mtls+dpop", "certificate"},
+    "bound-dpop": {"dpop", "mtls+dpop"},
+}
+
+
+@pytest.mark.parametrize("shown", [*BINDINGS, "", "DPOP", "something new"])
+@pytest.mark.parametrize("tenant", list(ENOUGH))
+@pytest.mark.parametrize("action", [Action.INFER, Action.READ_MODEL, Action.QUERY_AUDIT])
+def test_what_a_tenant_demands_of_tokens(policy_set, principal, model, context, tenant, shown, action):
+    role = Role.AUDITOR if action is Action.QUERY_AUDIT else Role.CLIENT
+    answer = policy_set.decide(principal(role, tenant=tenant, token_binding=shown), action, model(), context())
+    if shown in ENOUGH[tenant] or tenant == "clinic":
+        assert isinstance(answer, Permit)
+    else:
+        assert isinstance(answer, Deny)
+        assert answer.decision.policy_ids == ("token-binding-where-demanded",)
+
+
+def test_an_answer_for_a_bound_token_is_not_remembered_for_another(policy_set, principal, model, context):
+    bound, bare = (principal(tenant="bound-dpop", token_binding=shown) for shown in ("dpop", "none"))
+    for _ in range(2):
+        assert isinstance(policy_set.decide(bound, Action.INFER, model(), context()), Permit)
+        assert isinstance(policy_set.decide(bare, Action.INFER, model(), context()), Deny)
+
+
+@pytest.mark.parametrize("demand", ["", "MTLS", "certificate", "dpop ", "mtls+dpop"])
+def test_a_demand_that_nobody_knows_does_not_load(policy_dir, demand):
+    path = policy_dir / "tenants.toml"
+    path.write_text(path.read_text().replace('token_binding = "any"', f'token_binding = "{demand}"'))
+    with pytest.raises(PolicyFileError, match="token_binding"):
+        load_policy(policy_dir)
 
 
 @pytest.mark.parametrize(
