@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384
 from gateway.errors import Unauthenticated
 from gateway.limits import MAX_PROOF_RSA_BITS, MIN_RSA_BITS
 from sealgate.errors import DecodeError
-from sealgate.protocol.dpop import ProofKey, from_base64url, public_jwk, thumbprint
+from sealgate.protocol.dpop import ProofKey, from_base64url, thumbprint
 
 ALGORITHMS = ("ES256", "ES384", "EdDSA", "PS256", "RS256")
 
@@ -58,8 +58,7 @@ def parse_callers_key(jwk: object) -> CallersKey:
         raise Unauthenticated("proof-key-refused")
     try:
         key, algorithms = _parse(jwk)
-        # The thumbprint is of the key as it was understood, in its one form: never of the text that came.
-        name = thumbprint(public_jwk(key))
+        name = thumbprint(jwk)  # `_parse` takes each number in its one form, so this is the key's and not a text's
     except _UNFIT:
         raise Unauthenticated("proof-key-refused") from None
     stated = jwk.get("alg")

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from gateway.authentication.dpop import VerifiedProof, accepted_targets, verify_proof
 from gateway.authentication.nonces import Nonces
-from gateway.authentication.proof_keys import _WEAK_Y, ALGORITHMS
+from gateway.authentication.proof_keys import _WEAK_Y, ALGORITHMS, parse_callers_key
 from gateway.errors import CHALLENGE, CHALLENGE_NONCE, Unauthenticated
 from gateway.limits import NONCE_WINDOW_S, PROOF_AGE_S, PROOF_AHEAD_S
-from sealgate.protocol.dpop import from_base64url, to_base64url
+from sealgate.protocol.dpop import from_base64url, public_jwk, thumbprint, to_base64url
 from tests.gateway.proving import KINDS, Prover, b64
 
 NOW_S = 1_800_000_000
@@ -82,6 +82,13 @@ def test_every_algorithm_that_the_challenge_names(algorithm: str) -> None:
     )
     for challenge in (CHALLENGE, CHALLENGE_NONCE):
         assert f'algs="{" ".join(ALGORITHMS)}"' in challenge
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_key_has_one_name_whatever_else_is_written_beside_it(algorithm: str) -> None:
+    prover = PROVERS[algorithm]
+    found = parse_callers_key({**prover.jwk, "kid": "x", "ext": True})
+    assert found.thumbprint == prover.jkt == thumbprint(public_jwk(found.key))
 
 
 @pytest.mark.parametrize(
