@@ -73,6 +73,7 @@ DENIED = [
     ("suspended auditor", [R.AUDITOR], {"tenant": "suspended"}, A.QUERY_AUDIT, {}, {}, ["tenant-not-suspended"]),
     ("no mTLS", [R.CLIENT], {"tenant": "careful"}, A.INFER, {}, {}, ["mtls-where-demanded"]),
     ("no mTLS, auditor", [R.AUDITOR], {"tenant": "careful"}, A.QUERY_AUDIT, {}, {}, ["mtls-where-demanded"]),
+    ("token not bound", [R.CLIENT], {"tenant": "bound-any"}, A.INFER, {}, {}, ["token-binding-where-demanded"]),
     ("software evidence", [R.CLIENT], {"tenant": "hardened"}, A.INFER, {}, {}, ["evidence-floor"]),
     (
         "unknown assurance",
