@@ -185,6 +185,7 @@ class Committer:
     ) -> Iterable[_Accepted]:
         index = self._frontier.size
         taken = self._taken(connection, batch)
+        effects = False
         for pending in batch:
             try:
                 if pending.draft.id:
@@ -192,6 +193,8 @@ class Committer:
                 if pending.effect is None:
                     record, leaf = self._finish(self._complete(pending.draft))
                 else:
+                    self._rows.savepoint(connection, after=effects)
+                    effects = True
                     record, leaf = self._with_effect(connection, pending.draft, pending.effect)
             except DBAPIError as error:
                 if not isinstance(error, IntegrityError | DataError):
@@ -207,6 +210,8 @@ class Committer:
                 del self._intents[record.grant]
             yield _Accepted(pending, index, record, leaf, leaf_hash(leaf))
             index += 1
+        if effects:
+            connection.exec_driver_sql("RELEASE effect")  # fails if an effect ended the transaction
 
     def _taken(self, connection: Connection, batch: list[Pending]) -> set[str]:
         """The ids of this batch that are not new. Those that callers chose are looked up, all at once: found out here,
@@ -215,19 +220,16 @@ class Committer:
         return self._rows.taken(connection, given) if given else set()
 
     def _with_effect(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
-        connection.exec_driver_sql("SAVEPOINT effect")
+        """Call within the savepoint, which stands afterwards, whatever the effect did."""
         try:
             before = self._complete(draft)
             after = msgspec.structs.replace(
                 effect(connection, before), v=1, log=before.log, id=before.id, ts_us=before.ts_us, salt=before.salt
             )
-            finished = self._finish(after)
+            return self._finish(after)
         except BaseException:
             connection.exec_driver_sql("ROLLBACK TO effect")
-            connection.exec_driver_sql("RELEASE effect")
             raise
-        connection.exec_driver_sql("RELEASE effect")
-        return finished
 
     def _complete(self, draft: Record) -> Record:
         """Fill what the writer answers for: version, origin, id, time, salt."""

@@ -39,16 +39,28 @@ class CopiedRows(Rows):
             connection, _RECORDS, _RECORD_TYPES, (tuple(index_row(index, record).values()) for index, _, record in new)
         )
 
+    def savepoint(self, connection: Connection, *, after: bool) -> None:
+        """The same in one journey to the server: effects are many, and each journey is waited for."""
+        statement = b"RELEASE effect; SAVEPOINT effect" if after else b"SAVEPOINT effect"
+        try:
+            _raw(connection).execute(statement, prepare=False)
+        except psycopg.Error as error:
+            raise OperationalError(statement.decode(), None, error) from error
+
     def end_intents(self, connection: Connection, ended: Sequence[str]) -> None:
         connection.execute(_END_INTENTS, {"ended": list(ended)})
 
 
-def _copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
-    """Errors come out as SQLAlchemy's, as they do from every other statement."""
+def _raw(connection: Connection) -> psycopg.Connection[Any]:
     raw = connection.connection.driver_connection
     assert isinstance(raw, psycopg.Connection)
+    return raw
+
+
+def _copy(connection: Connection, statement: str, types: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> None:
+    """Errors come out as SQLAlchemy's, as they do from every other statement."""
     try:
-        with raw.cursor() as cursor, cursor.copy(statement) as copy:
+        with _raw(connection).cursor() as cursor, cursor.copy(statement) as copy:
             copy.set_types(types)
             for row in rows:
                 copy.write_row(row)

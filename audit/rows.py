@@ -33,6 +33,12 @@ class Rows:
         connection.execute(_ADD_LEAVES, [{"idx": index, "leaf": leaf} for index, leaf, _ in new])
         connection.execute(_ADD_RECORDS, [index_row(index, record) for index, _, record in new])
 
+    def savepoint(self, connection: Connection, *, after: bool) -> None:
+        """Begin what an effect does, so that it can be undone alone; `after` says that another effect went before."""
+        if after:
+            connection.exec_driver_sql("RELEASE effect")
+        connection.exec_driver_sql("SAVEPOINT effect")
+
     def end_intents(self, connection: Connection, ended: Sequence[str]) -> None:
         """These requests are open no more."""
         connection.execute(_END_INTENTS, {"ended": _listed(ended)})
