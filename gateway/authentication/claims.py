@@ -31,9 +31,8 @@ _SCOPES = frozenset({"scope", "scp"})  # RFC 8693 section 4.2: one string, separ
 _Time = Annotated[int, msgspec.Meta(ge=1, lt=2**40)]
 _Name = Annotated[str, msgspec.Meta(pattern=rf"^[\x21-\x7e]{{1,{MAX_NAME}}}\Z")]
 _Names = Annotated[tuple[_Name, ...], msgspec.Meta(max_length=MAX_CLAIM_ITEMS)]
-_Texts = Annotated[
-    tuple[Annotated[str, msgspec.Meta(max_length=MAX_CLAIM_TEXT)], ...], msgspec.Meta(max_length=MAX_CLAIM_ITEMS)
-]
+_Text = Annotated[str, msgspec.Meta(max_length=MAX_CLAIM_TEXT)]  # a provider's own name, which a map turns into ours
+_Texts = Annotated[tuple[_Text, ...], msgspec.Meta(max_length=MAX_CLAIM_ITEMS)]
 _Identifier = Annotated[str, msgspec.Meta(pattern=rf"^[\x20-\x7e]{{1,{MAX_CLAIM_TEXT}}}\Z")]
 _Thumbprint = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{43}\Z")]
 
@@ -137,7 +136,7 @@ def apply_rules(
         subject = msgspec.convert(_at(payload, rules.subject_claim), _Name)
         roles = _listed(payload, rules.roles_claim, rules.role_map)
         purposes = _listed(payload, rules.purposes_claim, rules.purpose_map)
-        tenant = rules.tenant or msgspec.convert(_at(payload, rules.tenant_claim), _Name)
+        tenant = rules.tenant or msgspec.convert(_at(payload, rules.tenant_claim), _Text if rules.tenant_map else _Name)
     except msgspec.ValidationError:
         raise Unauthenticated("claims-invalid") from None
     if rules.tenant_map and not rules.tenant:

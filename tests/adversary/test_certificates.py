@@ -289,6 +289,22 @@ def test_a_partners_authority_cannot_make_our_clients(site: Site, name: str) -> 
         site.refused(f"certificate: {name} by a partner's authority", site.ask(wire=wire), "certificate-unmapped")
 
 
+def test_a_token_beside_another_tenants_certificate_gains_nothing_by_it(site: Site) -> None:
+    """The token stays what it is, the connection does not count as mutual TLS for its tenant, and a token that is
+    bound to a certificate does not go with another one, not even one of the same tenant."""
+    auditor, _ = site.stored("auditor")
+    token = site.forge.token()
+    with site.wire_with(site.stored("auditor")) as wire:
+        caller = site.served(site.bearer(token, wire=wire)).caller
+        assert (caller.tenant, caller.subject, caller.authn) == ("clinic", "alice", "jwt")
+        site.refused("certificate: a bad token beside it", site.bearer("x.y.z", wire=wire), "token-malformed")
+    bound = site.forge.token(cnf={"x5t#S256": thumbprint(auditor)})
+    for leaf in (site.stored("integration"), site.ours.client("URI:urn:sealgate:client:auditor")):
+        with site.wire_with(leaf) as wire:
+            seen = site.bearer(bound, wire=wire)
+            site.refused("certificate: beside a token of another certificate", seen, "token-bound-elsewhere")
+
+
 # Forged fields about a certificate -----------------------------------------------------------------------------------
 
 
