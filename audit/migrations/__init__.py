@@ -16,7 +16,6 @@ from sqlalchemy import Connection
 
 from audit.errors import LogInUse
 
-
 _PLACE = Path(__file__).parent
 
 
