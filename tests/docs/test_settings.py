@@ -28,6 +28,7 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `policy/tenants.toml`", tenants.CertificateClient),
     ("### `policy/tenants.toml`", tenants._File),
     ("### `policy/budgets.toml`", budgets.Budget),
+    ("### `policy/budgets.toml`", budgets.PrivacyBudget),
     ("### `tokens/issuers.toml`", issuers._Issuer),
     ("### `tokens/revoked.toml`", revocations.Revocation),
     ("### `publishers.toml`", publishers._Entry),
