@@ -199,7 +199,7 @@ class Live:
 
 @contextmanager
 def reader(deployment: Deployment) -> Iterator[AuditReader]:
-    found = AuditReader(f"sqlite:///{deployment.database}", origin=deployment.settings.deployment.origin)
+    found = AuditReader(deployment.log_url, origin=deployment.settings.deployment.origin)
     try:
         yield found
     finally:
