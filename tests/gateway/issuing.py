@@ -58,6 +58,13 @@ class Ca:
             .sign(self.parent.key, hashes.SHA256())
         )
 
+    @classmethod
+    def of(cls, authority):
+        """An authority of a deployment, to issue what `sealgate certificate` would not."""
+        made = cls.__new__(cls)
+        made.key, made.certificate, made.name = authority.key, authority.certificate, authority.certificate.subject
+        return made
+
     def identifier(self):
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
 
