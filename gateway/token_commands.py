@@ -87,10 +87,6 @@ def _confirmation(arguments: argparse.Namespace) -> dict[str, str]:
     if arguments.jkt is not None:
         members["jkt"] = arguments.jkt
     if arguments.dpop_key is not None:
-        from sealgate.client.dpop import DpopKey
-
-        members["jkt"] = DpopKey.load(arguments.dpop_key).jkt
-    if arguments.dpop_key is not None:
         members["jkt"] = _dpop_key(arguments.dpop_key).jkt
     return members
 
