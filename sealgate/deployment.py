@@ -3,7 +3,7 @@
     deployment.toml                 settings below
     pki/                            ca.pem ca.key server.pem server.key clients/NAME.pem clients/NAME.key
                                     authorities/NAME.pem (further authorities) crl/*.pem, *.der, *.crl revoked.txt
-    tokens/                         issuers.toml jwks.json issuer.key (a local issuer, for trials)
+    tokens/                         issuers.toml jwks.json revoked.toml issuer.key (a local issuer, for trials)
     policy/                         the working copy: schema and policies (*.cedar*), tenants.toml, budgets.toml
     policy-history/                 every version that was in force, and which one is (see policy.history)
     publishers.toml                 keys whose signature on a model bundle counts

@@ -104,7 +104,9 @@ class FetchedKeySet:
 
     async def find(self, kid: str) -> jwt.PyJWK:
         key = self.usable(self._clock()).get(kid)
-        if key is None and self._may_refresh():
+        for _ in range(2):  # twice: the flight that was under way may have begun before the key was published
+            if key is not None or not self._may_refresh():
+                break
             self._waiting += 1
             try:
                 await asyncio.shield(self._refreshing())

@@ -203,6 +203,34 @@ async def test_a_new_key_is_fetched_when_it_is_first_seen_and_old_ones_stay_usab
 
 
 @story
+async def test_a_flight_that_began_before_the_key_was_published_is_not_the_last_word():
+    clock, provider, pauses = Clock(), Provider(OLD), Pauses()
+    keys = made(provider, clock, pause=pauses)
+    serve = provider.fetch
+
+    async def late():
+        old = provider.signers
+        await provider.open.wait()
+        answer, provider.signers = provider.signers, old  # what was read before the key was there
+        try:
+            return await serve()
+        finally:
+            provider.signers = answer
+
+    provider.open.clear()
+    provider.fetch = late
+    keys.start()
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(keys.find("new"))
+    await asyncio.sleep(0)
+    provider.signers = (OLD, NEW)
+    provider.open.set()
+    assert await waiting
+    assert provider.fetches == 2
+    await keys.close()
+
+
+@story
 async def test_a_withdrawn_key_ends_with_the_refresh():
     clock, provider = Clock(), Provider(OLD, NEW)
     keys = made(provider, clock)
