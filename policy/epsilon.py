@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text, text
 
 from policy.budgets import PrivacyBudget
-from policy.errors import NoPrivacyBudget, PolicyError, PrivacyBudgetExhausted
+from policy.errors import NoPrivacyBudget, PolicyError, PrivacyBudgetExhausted, PrivacyBudgetHeld
 from policy.limits import MAX_AMOUNT
 from policy.windows import window_of
 
@@ -61,6 +61,7 @@ _TAKE = text("""
     WHERE ledger.starts_us < excluded.starts_us OR ledger.spent_micro + ledger.held_micro <= :total - :hold
     RETURNING starts_us, spent_micro + held_micro
 """)
+_SPENT = text("SELECT spent_micro FROM privacy_use WHERE budget = :budget AND period = :period")
 _HOLD = text("""
     INSERT INTO privacy_hold (grant_id, budget, period, starts_us, held_micro)
     VALUES (:grant, :budget, :period, :starts_us, :hold)
@@ -108,7 +109,8 @@ class EpsilonBook:
     ) -> Left:
         """Hold `micro` of every budget that applies, or of none.
 
-        Raises PrivacyBudgetExhausted, naming the budget, or NoPrivacyBudget; then nothing is held.
+        Raises PrivacyBudgetExhausted (PrivacyBudgetHeld if only what others hold is in the way), naming the budget, or
+        NoPrivacyBudget; then nothing is held.
         """
         if not 0 < micro <= MAX_AMOUNT:
             raise PolicyError("what a noised request may spend is a whole number above 0", code="budget-amount")
@@ -135,7 +137,9 @@ class EpsilonBook:
             if row is None:
                 if taken:
                     conn.execute(_GIVE_BACK, taken)
-                raise PrivacyBudgetExhausted(budget.name, renews_us=renews_us)
+                spent = conn.execute(_SPENT, entry).scalar_one_or_none() or 0
+                refusal = PrivacyBudgetHeld if spent + micro <= total else PrivacyBudgetExhausted
+                raise refusal(budget.name, renews_us=renews_us)
             entry["starts_us"] = row[0]
             taken.append(entry)
             least = _least(least, Left(budget.name, total - row[1]))

@@ -6,6 +6,7 @@
     └── PolicyError
         ├── BudgetExhausted     a budget has nothing left for this request until its window renews
         │   └── PrivacyBudgetExhausted  likewise, of epsilon; some never renew
+        │       └── PrivacyBudgetHeld   what is left is held for requests that are under way
         ├── NoPrivacyBudget     an answer must be noised, but nothing bounds what such answers may cost
         └── LedgerUnreadable    the log's database does not tell what budgets were used for
 
@@ -44,6 +45,13 @@ class PrivacyBudgetExhausted(BudgetExhausted):
     """The privacy budget `name` has too little epsilon left for this request; `renews_us` is 0 if it never renews."""
 
     code = "privacy-budget-exhausted"
+
+
+class PrivacyBudgetHeld(PrivacyBudgetExhausted):
+    """What was spent leaves enough for this request, but the rest is held for others that are under way. They mostly
+    spend less than is held for them, so asking again soon may succeed."""
+
+    code = "privacy-budget-held"
 
 
 class NoPrivacyBudget(PolicyError):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from policy.budget import BudgetBook, BudgetExhausted, Ended, Left, NoPrivacyBudget
+from policy.errors import PrivacyBudgetHeld
 from policy.limits import MAX_NOISE_EPSILON_MICRO, MAX_NOISE_ROWS
 from sealgate.ambient import Clock
 from sealgate.errors import DecodeError
@@ -108,6 +109,8 @@ def refusal(denied: Appended) -> Refused:
     told = Refused(status=403, code="forbidden", log=record.log, record=denied.index, receipt=denied.receipt)
     if "budget" not in record.detail:
         return told
+    if record.reason == PrivacyBudgetHeld.code:
+        return msgspec.structs.replace(told, status=503, code="busy", retry_after_s=1)
     renews_us = int(record.detail["renews_us"])
     told = msgspec.structs.replace(told, budget=record.detail["budget"], renews_us=renews_us)
     if not renews_us:

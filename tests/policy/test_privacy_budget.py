@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 
 from policy.budget import BudgetBook, BudgetExhausted, Left, NoPrivacyBudget, PrivacyBudgetExhausted, Reserved
 from policy.budgets import Budget, PrivacyBudget, Window, parse_budgets
-from policy.errors import PolicyError, PolicyFileError
+from policy.errors import PolicyError, PolicyFileError, PrivacyBudgetHeld
 from policy.usage import Usage, read_usage
 
 NOON = int(datetime(2026, 11, 18, 12, 0, 30, tzinfo=UTC).timestamp()) * 1_000_000
@@ -119,13 +119,25 @@ def test_more_than_was_held_is_refused_and_stays_held(engine: Engine) -> None:
 def test_an_exhausted_budget_is_named_and_never_renews(conn: Connection) -> None:
     book = BudgetBook([], [whole(epsilon="1.5")])
     reserve(book, conn)
+    book.settle(conn, grant="g", units=0, eps_micro=500_001, now_us=NOON)
     with pytest.raises(PrivacyBudgetExhausted) as caught:
         reserve(book, conn, "h")
     assert (caught.value.name, caught.value.renews_us, caught.value.code) == ("p", 0, "privacy-budget-exhausted")
     assert isinstance(caught.value, BudgetExhausted)
-    assert (use(conn), holds(conn)) == ((0, 1_000_000), 1)
+    assert (use(conn), holds(conn)) == ((500_001, 0), 0)
     with pytest.raises(PrivacyBudgetExhausted):
         reserve(book, conn, "i", now_us=NOON + 10_000 * DAY)
+
+
+def test_what_others_hold_is_told_apart_from_what_is_spent(conn: Connection) -> None:
+    book = BudgetBook([], [whole(epsilon="1.5")])
+    reserve(book, conn)
+    with pytest.raises(PrivacyBudgetHeld) as caught:
+        reserve(book, conn, "h")
+    assert (caught.value.name, caught.value.code) == ("p", "privacy-budget-held")
+    assert (use(conn), holds(conn)) == ((0, 1_000_000), 1)
+    book.settle(conn, grant="g", units=0, eps_micro=500_000, now_us=NOON)
+    assert reserve(book, conn, "i").privacy == Left("p", 0)
 
 
 def test_a_first_request_above_the_whole_is_refused(conn: Connection) -> None:
