@@ -44,7 +44,7 @@ class _Opened:
 
     def tls(self, *_: Any) -> Any:
         """The `ssl_context_factory` of uvicorn."""
-        return make_tls_context(open_deployment(self.root))
+        return make_tls_context(open_deployment(self.root), telemetry=Telemetry())
 
 
 def server_config(app: Any, tls: Any, **more: Any) -> uvicorn.Config:

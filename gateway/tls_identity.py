@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -34,6 +35,7 @@ from gateway.limits import (
     MAX_HEAD,
     WRITE_STALL_S,
 )
+from gateway.telemetry import Telemetry
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError
@@ -42,12 +44,13 @@ _DER = 2  # X509_FILETYPE_ASN1, as the private chain of Python before 3.13 takes
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
-def make_tls_context(deployment: Deployment) -> ssl.SSLContext:
+def make_tls_context(deployment: Deployment, *, telemetry: Telemetry | None = None) -> ssl.SSLContext:
     """The server's context: TLS 1.3 only, no session tickets; every handshake uses the files as they are then.
 
     Raises ConfigurationError if they cannot be used now.
     """
-    return TlsIdentity(deployment).context
+    log = telemetry or Telemetry()
+    return TlsIdentity(deployment, report=lambda text: log.event("server-certificate", detail=text)).context
 
 
 class TlsIdentity:
@@ -56,7 +59,10 @@ class TlsIdentity:
     Files that cannot be used leave the context before in force: a half-written certificate must not end the service.
     """
 
-    def __init__(self, deployment: Deployment, *, clock: Clock = now_us) -> None:
+    def __init__(
+        self, deployment: Deployment, *, clock: Clock = now_us, report: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._report = report
         self._settings = deployment.settings.gateway
         self._server = (deployment.pki / "server.pem", deployment.pki / "server.key")
         self._unfinished = False  # what changed could not be used yet: the next handshake tries again
@@ -90,8 +96,13 @@ class TlsIdentity:
             return
         try:
             self._newest = self._make(generation)
-            self._generation, self._unfinished = generation, False
+            self._generation = generation
+            if self._unfinished:
+                self._report("server.pem and server.key are as they should be")
+            self._unfinished = False
         except (OSError, ValueError):
+            if not self._unfinished:
+                self._report("server.pem and server.key do not fit or cannot be read: those before stay")
             self._unfinished = True
 
     def _make(self, generation: Generation) -> ssl.SSLContext:

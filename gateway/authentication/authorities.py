@@ -168,7 +168,7 @@ def judge(
     if not _us(leaf.not_valid_before_utc) <= now_us < _us(leaf.not_valid_after_utc):
         raise Unauthenticated("certificate-expired")
     found: list[Judgement] = []
-    reason = "certificate-untrusted"
+    refused: Unauthenticated | None = None
     for authority in generation.authorities:
         chain = _chain(authority, leaf, others, now_us=now_us)
         if chain is None:
@@ -178,7 +178,7 @@ def judge(
         except Unauthenticated as refusal:
             if refusal.code == "certificate-revoked":
                 raise
-            reason = refusal.code
+            refused = refusal
             continue
         found.append(
             Judgement(
@@ -189,7 +189,7 @@ def judge(
             )
         )
     if not found:
-        raise Unauthenticated(reason)
+        raise refused or Unauthenticated("certificate-untrusted")
     return Judgement(
         authorities=frozenset[str]().union(*(item.authorities for item in found)),
         path=frozenset[str]().union(*(item.path for item in found)),
