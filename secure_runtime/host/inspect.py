@@ -15,10 +15,37 @@ from sealgate.protocol.frames import Layer
 
 _NAMESPACES = {"mnt": "mount", "net": "network", "ipc": "ipc", "uts": "uts", "cgroup": "cgroup", "user": "user"}
 _STAGES = 2
+_ON = Layer(state="on")
 
 
 def read_layers(pid: int) -> dict[str, Layer]:
-    """What the kernel says of process `pid`; empty when it is gone."""
+    """What the kernel says of process `pid`; empty when it is gone. `zygote` is there when it has a child."""
+    own = _read(pid)
+    read = dict(own)
+    for child in _children(pid) if own else ():
+        lacking = sorted(
+            name
+            for name, layer in _read(child).items()
+            if layer.state == "failed" and own.get(name, _ON).state != "failed"
+        )
+        read["zygote"] = _layer(not lacking, f"lacks {' '.join(lacking)}" if lacking else "as the worker itself")
+        if lacking:
+            break
+    return read
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            if f"\nPPid:\t{pid}\n" in status.read_text("ascii", "replace"):
+                found.append(int(status.parent.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def _read(pid: int) -> dict[str, Layer]:
     try:
         text = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
         owner = os.stat(f"/proc/{pid}/status").st_uid

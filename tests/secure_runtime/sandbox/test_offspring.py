@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from sealgate.protocol.frames import Layer
 from secure_runtime.worker.sandbox import offspring
 from tests.secure_runtime.sandbox import test_red_team as red_team
 from tests.secure_runtime.sandbox.test_red_team import LOUD, MEMORY, QUIET, context
@@ -76,8 +77,17 @@ def test_both_layers_close_in_every_situation_and_the_worker_loses_nothing(
     assert {entry["state"] for entry in probes.values()} == {"on"}, "the worker itself can no more than without"
     assert missing == []
     assert ended.host["seccomp"].state == "on"
+    assert ended.host["zygote"] == Layer(state="on", detail="as the worker itself")
     if situation.endswith("no-namespaces"):
         assert ended.sealed_pid == pid, "the host looks at the worker, not at its zygote"
+
+
+def test_the_host_sees_a_zygote_that_is_not_closed(boot: Callable[..., Any]) -> None:
+    """It forked, and forgot its stage: a filter is missing."""
+    forget = "if os.fork() == 0:\n    sock.recv(1)\n    os._exit(0)\nsandbox.seal(report)"
+    ended = boot(payload(forget, "tell('up')"), single_use=True)
+    assert ended.must() == "up"
+    assert ended.host["zygote"] == Layer(state="failed", detail="lacks seccomp")
 
 
 def test_a_probe_that_gets_through_in_a_child_is_reported(boot: Callable[..., Any]) -> None:
