@@ -5,10 +5,12 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
+IDLE_S = 5.0  # a connection that was idle for longer is made anew: the server closes it some time
 # What may differ between two answers that tell a caller the same.
 _VARYING = {"date", "dpop-nonce"}
 
@@ -31,14 +33,18 @@ class Seen:
 
 
 class Wire:
-    """One TLS connection, made again when the server has closed it."""
+    """One TLS connection, made again when the server said that it closes it, or after a while without use."""
 
     def __init__(self, port: int, context: ssl.SSLContext) -> None:
         self._port = port
         self._context = context
         self._connection: ssl.SSLSocket | None = None
+        self._used = 0.0
 
     def _connected(self) -> ssl.SSLSocket:
+        if time.monotonic() - self._used > IDLE_S:
+            self.close()
+        self._used = time.monotonic()
         if self._connection is None:
             plain = socket.create_connection(("127.0.0.1", self._port), timeout=20)
             self._connection = self._context.wrap_socket(plain, server_hostname="localhost")
