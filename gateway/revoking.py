@@ -32,7 +32,7 @@ from sealgate.client.times import parse_moment
 from sealgate.deployment import Deployment, open_deployment
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.administration import CredentialRevoked
-from sealgate.terminal import printable, render_table
+from sealgate.terminal import printable, printable_json, render_table
 
 # No token that exists now is accepted later than this, whatever its issuer's settings are.
 _LONGEST_S = MAX_LIFETIME_S + 2 * MAX_LEEWAY_S
@@ -79,7 +79,8 @@ def show(arguments: argparse.Namespace) -> int:
     entries = read_revocations(open_deployment(arguments.state).tokens)
     now = now_us()
     if arguments.json:
-        print(json.dumps([_plain(entry) | {"over": entry.is_over(now)} for entry in entries], indent=2))
+        listed = [_plain(entry) | {"over": entry.is_over(now)} for entry in entries]
+        print(printable_json(json.dumps(listed, indent=2)))
     elif not entries:
         print("nothing is revoked")
     else:

@@ -24,7 +24,7 @@ from gateway.limits import MAX_TOKEN
 from sealgate.client.times import utc_text
 from sealgate.deployment import Deployment, open_deployment
 from sealgate.errors import ConfigurationError
-from sealgate.terminal import render_pairs
+from sealgate.terminal import printable_json, render_pairs
 
 TOKEN_VARIABLE = "SEALGATE_TOKEN"  # noqa: S105 - the name of a variable
 
@@ -46,7 +46,7 @@ def inspect(arguments: argparse.Namespace) -> int:
             "claims": payload,
             "understood": asdict(verified) if verified else None,
         }
-        print(json.dumps(document, indent=2))
+        print(printable_json(json.dumps(document, indent=2)))
     else:
         print(render_pairs(_lines(header, payload, verified, reason)))
     return 0 if verified is not None else 1

@@ -35,6 +35,8 @@ _P = 2**255 - 19
 _ORDER_8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022
 _LOW_ORDER_Y = frozenset({0, 1, _P - 1, _P, _P + 1, _ORDER_8, _P - _ORDER_8})
 
+_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})  # RFC 7518 sections 6.2.2, 6.3.2, 6.4
+
 Keys = Mapping[str, jwt.PyJWK]
 
 
@@ -72,7 +74,7 @@ def parse_jwks(data: bytes, *, algorithms: Sequence[str], where: str) -> Keys:
 
 def _parse_key(member: dict[str, Any], *, algorithms: Sequence[str], where: str) -> jwt.PyJWK | None:
     kty = member.get("kty")
-    if kty == "oct" or any(name in member for name in ("d", "k", "p", "q")):
+    if kty == "oct" or not _PRIVATE.isdisjoint(member):
         raise UnfitKeySet(f"{where}: is a private or symmetric key; a JWK set for verifying holds public keys only")
     able = _ALGORITHMS_OF.get((str(kty), None if kty == "RSA" else _text(member.get("crv"))), ())
     wanted = [name for name in able if name in algorithms and member.get("alg", name) == name]

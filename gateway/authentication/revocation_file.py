@@ -12,8 +12,9 @@ import datetime
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.authentication.issuers import FILE as ISSUERS_FILE
@@ -91,15 +92,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, data: bytes, *, entropy: Entropy) -> None:
-    model = path if path.exists() else path.with_name(ISSUERS_FILE)
-    status = model.stat()
+    status = _model_status(path)
     draft = path.with_name(f".{path.name}.{entropy(8).hex()}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-                with suppress(PermissionError):  # not root: the folder's owner decides who reads it, as before
-                    os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            _keep_owner(file.fileno(), status, path)
             os.fchmod(file.fileno(), status.st_mode & 0o666)
             file.write(data)
             file.flush()
@@ -109,6 +107,25 @@ def _replace(path: Path, data: bytes, *, entropy: Entropy) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def _model_status(path: Path) -> os.stat_result:
+    """Whose owner and mode the new file takes: the old one's, or those of the file beside it that gateways read."""
+    return (path if path.exists() else path.with_name(ISSUERS_FILE)).stat()
+
+
+def _keep_owner(descriptor: int, status: os.stat_result, path: Path) -> None:
+    """Whoever read the file must go on reading it: a gateway that cannot refuses every token."""
+    mine = os.fstat(descriptor)
+    if (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid):
+        return
+    try:
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    except PermissionError as error:
+        if not status.st_mode & stat.S_IROTH:
+            raise ConfigurationError(
+                f"{path} must be written by its owner, user {status.st_uid}, or by root"
+            ) from error
 
 
 def _sync(folder: Path) -> None:

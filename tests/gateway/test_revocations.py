@@ -246,6 +246,24 @@ def test_who_may_read_the_file_stays_as_it_was(path, mode):
     assert sorted(item.name for item in path.parent.iterdir()) == ["issuers.toml", "revoked.toml"]
 
 
+def test_a_file_that_its_reader_would_lose_is_not_replaced(path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(revocation_file.os, "fchown", denied)
+    own = os.stat(path.parent / "issuers.toml")
+    for mode, replaced in ((0o644, True), (0o640, False)):
+        os_stat = os.stat_result((mode | stat.S_IFREG, *own[1:4], own.st_uid + 1, *own[5:]))
+        monkeypatch.setattr(revocation_file, "_model_status", lambda _, found=os_stat: found)
+        if replaced:
+            change_revocations(path.parent, lambda old: (entry("a"),), now=0)
+        else:
+            with pytest.raises(ConfigurationError, match="must be written by its owner"):
+                change_revocations(path.parent, lambda old: (entry("b"),), now=0)
+    assert read_revocations(path.parent) == (entry("a"),)
+    assert sorted(item.name for item in path.parent.iterdir()) == ["issuers.toml", "revoked.toml"]
+
+
 def test_a_broken_file_is_not_written_over(path):
     path.write_text("[[revoked")
     with pytest.raises(ConfigurationError, match=r"revoked\.toml"):
