@@ -21,7 +21,7 @@ from policy.tenants import FILE as TENANTS
 from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError
 from sealgate.protocol import frames
-from tests.gateway.conftest import Running, sealed_request
+from tests.gateway.conftest import Running, plain_answer, sealed_request
 from tests.gateway.proving import Prover
 
 PATH = "/sealed/wine"
@@ -246,6 +246,24 @@ def test_a_certificate_with_a_proof_but_no_token_is_nobody(shared: Running, call
     fields = {"Content-Type": media_type, "Purpose": "treatment", "DPoP": caller.proof()}
     assert shared.client(certificate="integration").post(PATH, content=raw, headers=fields).status_code == 401
     assert reasons(shared) == ["proof-unexpected"]
+
+
+def test_a_request_that_is_decided_twice_has_used_its_proof_itself(gateway: Running) -> None:
+    """The host changes its policy between our decision and its record: the caller is authenticated again."""
+    caller = Caller(gateway)
+    caller.learn()
+    sent_back = [frames.Refused(status=503, code="policy-changed")]
+
+    def script(frame: Any, body: bytes) -> Any:
+        if isinstance(frame, frames.Submit) and sent_back:
+            return sent_back.pop(), b""
+        return plain_answer(frame, body)
+
+    gateway.host.script = script
+    proof = caller.proof()
+    assert caller.post(proof).status_code == 200
+    assert sent_back == []
+    assert caller.post(proof).status_code == 401
 
 
 # What a tenant demands ----------------------------------------------------------------------------------------------
