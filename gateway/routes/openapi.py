@@ -76,7 +76,7 @@ class SealedOperation(Operation):
         if not self.parameters:
             fields.append(_text_field("Sealed-Model", "The model; must equal the one inside", required=True))
         self.parameters = [*(self.parameters or []), *fields]
-        self.security = [{"token": []}, {"certificate": []}]
+        self.security = [{"token": []}, {"bound-token": []}, {"certificate": []}]
 
 
 def openapi_config(version: str) -> OpenAPIConfig:
@@ -91,6 +91,11 @@ def openapi_config(version: str) -> OpenAPIConfig:
         components=Components(
             security_schemes={
                 "token": SecurityScheme(type="http", scheme="bearer", bearer_format="JWT (RFC 9068, at+jwt)"),
+                "bound-token": SecurityScheme(
+                    type="http",
+                    scheme="dpop",
+                    description="A token whose cnf names a key, with a proof by that key in the field DPoP (RFC 9449)",
+                ),
                 "certificate": SecurityScheme(type="mutualTLS", description="A client certificate of the deployment"),
             }
         ),
