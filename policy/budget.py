@@ -152,19 +152,22 @@ class BudgetBook:
             conn.execute(_HOLD, holds)
         return Reserved(left, privacy)
 
-    def settle(self, conn: Connection, *, grant: str, units: int, eps_micro: int = 0, now_us: int) -> Ended | None:
+    def settle(
+        self, conn: Connection, *, grant: str, units: int, eps_micro: int | None = None, now_us: int
+    ) -> Ended | None:
         """Replace what was held for `grant` by what it cost. Doing so again, or for no hold, changes nothing.
 
         The window that was charged at the reservation is the one that pays, even if `now_us` lies in a later one: a new
         window starts unburdened. Units above the hold are charged in full, and the budget may then stand below zero by
         that much: `units_per_request` must be what one request may cost at most. Epsilon above the hold raises.
-        Returns what was spent of privacy budgets, if anything was held of one.
+        `eps_micro` is None for a request that nothing was held for, which saves looking. Returns what was spent of
+        privacy budgets, if anything was held of one.
         """
         if not 0 <= units <= MAX_AMOUNT or now_us < 0:
             raise PolicyError("units and times are whole numbers of at least 0", code="budget-amount")
         for entry in _release(conn, grant):
             conn.execute(_CHARGE, {**entry, "units": units})
-        return self._epsilon.settle(conn, grant=grant, micro=eps_micro)
+        return None if eps_micro is None else self._epsilon.settle(conn, grant=grant, micro=eps_micro)
 
     def abandon(self, conn: Connection, *, grant: str) -> Ended | None:
         """The request ended without anybody knowing what it cost: all that was held counts as spent."""

@@ -171,7 +171,7 @@ class Admission:
             ended = await self._fail(intent, error.code)
             status, code = (504, "timed-out") if error.code == "worker-hung" else (503, "unavailable")
             return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
-        ended = await self._append(_ended(end, outcome), spending.settle(self._budgets, clock=self._clock))
+        ended = await self._append(_ended(end, outcome), spending.settle(self._budgets, granted, clock=self._clock))
         done = outcome.done
         if done.problem:
             return _refused(ended, status=_STATUS[done.problem], code=done.problem, retry_after_s=_retry(done.problem))

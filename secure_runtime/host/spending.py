@@ -78,13 +78,13 @@ def reserve(budgets: BudgetBook, frame: Submit, *, clock: Clock) -> Effect:
     return reserved
 
 
-def settle(budgets: BudgetBook, *, clock: Clock) -> Effect:
-    """The end that the worker signed: what it cost replaces what was held."""
+def settle(budgets: BudgetBook, granted: Record, *, clock: Clock) -> Effect:
+    """The end that the worker signed: what it cost replaces what was held for the authorization `granted`."""
+    noised = granted.eps_micro > 0
 
     def settled(connection: Connection, draft: Record) -> Record:
-        ended = budgets.settle(
-            connection, grant=draft.grant, units=draft.units, eps_micro=draft.eps_micro, now_us=clock()
-        )
+        spent_micro = draft.eps_micro if noised else None
+        ended = budgets.settle(connection, grant=draft.grant, units=draft.units, eps_micro=spent_micro, now_us=clock())
         return _with_left(draft, ended.left if ended else None)
 
     return settled

@@ -101,7 +101,7 @@ def test_what_nobody_knows_is_spent_whole_and_only_once(conn: Connection) -> Non
     assert ended is not None
     assert ended.spent_micro == 1_000_000
     assert book.abandon(conn, grant="g") is None
-    assert book.settle(conn, grant="g", units=0, now_us=NOON) is None
+    assert book.settle(conn, grant="g", units=0, eps_micro=0, now_us=NOON) is None
     assert use(conn) == (1_000_000, 0)
 
 
