@@ -204,12 +204,6 @@ class OneSecret:
             raise ValueError("this secret came from another encapsulation")
         return self._secret.reveal()
 
-    def __repr__(self) -> str:
-        return f"<OneSecret {self.kem.name}>"
-
-    def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("OneSecret is neither copied nor serialised")
-
 
 # Sequences of messages under one key (RFC 9180 section 5.2) -----------------------------------------------------------
 
