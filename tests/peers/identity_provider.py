@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gateway import pki
@@ -146,7 +147,7 @@ class IdentityProvider:
     ) -> httpx.Response:
         """One token request, by hand."""
         form = {"grant_type": "client_credentials", "resource": self.resource, **parameters}
-        auth = (client_id, SECRET) if credentials is None else None
+        auth = httpx.BasicAuth(client_id, SECRET) if credentials is None else httpx.Auth()
         if credentials is not None:
             form["client_id"] = client_id
         with httpx.Client(verify=self.tls(credentials), trust_env=False, timeout=20) as client:
@@ -177,10 +178,11 @@ class IdentityProvider:
 
 def certificate_jwk(leaf: pki.Leaf) -> dict[str, Any]:
     """A public key with its certificate, as a client registers it (RFC 8705 section 2.2.2)."""
-    numbers = leaf[0].public_key().public_numbers()  # type: ignore[union-attr]
-    x, y = (
-        base64.urlsafe_b64encode(value.to_bytes(32, "big")).rstrip(b"=").decode() for value in (numbers.x, numbers.y)
-    )
+    public = leaf[0].public_key()
+    assert isinstance(public, ec.EllipticCurvePublicKey)
+    point = public.public_numbers()
+    raw = (number.to_bytes(32, "big") for number in (point.x, point.y))
+    x, y = (base64.urlsafe_b64encode(number).rstrip(b"=").decode() for number in raw)
     der = base64.b64encode(leaf[0].public_bytes(Encoding.DER)).decode()
     return {"kty": "EC", "crv": "P-256", "x": x, "y": y, "x5c": [der]}
 

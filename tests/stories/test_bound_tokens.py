@@ -37,7 +37,11 @@ class Site:
         self.provider = provider
 
     def source(self, client_id: str, **more: Any) -> ClientCredentials:
-        settings = {"ca_file": self.provider.ca, "resources": [self.provider.resource], "trust_env": False}
+        settings: dict[str, Any] = {
+            "ca_file": self.provider.ca,
+            "resources": [self.provider.resource],
+            "trust_env": False,
+        }
         return ClientCredentials(self.provider.token_endpoint, client_id=client_id, **settings, **more)
 
 

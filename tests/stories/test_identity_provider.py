@@ -123,7 +123,7 @@ def test_a_provider_at_another_name_than_it_says_is_not_believed(company: Compan
     path.write_text(path.read_text().replace('"\ndiscovery', '/"\ndiscovery'))
     with company.gateway() as gateway:
         assert status(gateway.client(), company.provider.token()) == 401  # the token's iss is not the configured one
-        gateway.until(lambda: gateway.events("issuer-keys"))
+        gateway.until(lambda: bool(gateway.events("issuer-keys")))
         assert "another issuer's" in gateway.events("issuer-keys")[0]["detail"]
 
 
