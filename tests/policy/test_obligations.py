@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,3 +97,16 @@ def test_noise_receipts_and_single_use_as_annotations(policy_dir, principal, mod
     assert answer.decision.obligations == Obligations(
         round_digits=6, noise_epsilon_micro=250_000, noise_rows=32, receipt_required=True, single_use=True
     )
+
+
+def test_the_example_of_private_answers(policy_dir, principal, model, context):
+    example = resources.files("policy.shipped.examples") / "private-answers.cedar"
+    (policy_dir / "private-answers.cedar").write_bytes(example.read_bytes())
+    policy_set = load_policy(policy_dir)
+    special = policy_set.decide(principal(), Action.INFER, model(sensitivity="special-category"), context())
+    assert special.decision.policy_ids == ("clients-infer", "private-answers")
+    assert special.decision.obligations == Obligations(
+        round_digits=6, noise_epsilon_micro=500_000, noise_rows=32, receipt_required=True
+    )
+    personal = policy_set.decide(principal(), Action.INFER, model(sensitivity="personal"), context())
+    assert personal.decision.obligations == Obligations(round_digits=6)
