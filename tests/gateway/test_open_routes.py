@@ -204,7 +204,8 @@ def test_the_openapi_document_names_every_route(shared):
     sealed = document["paths"]["/sealed/{model}"]["post"]
     assert set(sealed["requestBody"]["content"]) == {"message/ohttp-req", "message/ohttp-chunked-req"}
     assert {parameter["name"] for parameter in sealed["parameters"]} == {"model", "Purpose", "Sealed-Operation"}
-    assert sealed["security"] == [{"token": []}, {"certificate": []}]
+    assert sealed["security"] == [{"token": []}, {"bound-token": []}, {"certificate": []}]
+    assert document["components"]["securitySchemes"]["bound-token"]["scheme"] == "dpop"
     assert set(sealed["responses"]) == {"200", "400", "401", "403", "408", "413", "415", "429", "503", "504"}
     generic = document["paths"]["/.well-known/ohttp-gateway"]["post"]
     assert "Sealed-Model" in {parameter["name"] for parameter in generic["parameters"]}
