@@ -37,6 +37,7 @@ class WatchedFiles:
         self._bytes_max = bytes_max
         self._clock = clock
         self._known: tuple[Path, ...] = ()
+        self._watched = self._paths()
         self._stamp: _Stamp | None = None  # None: the next question reads
         self._fresh = False
         self._digest = b""
@@ -51,6 +52,7 @@ class WatchedFiles:
         known = self._list()
         if known != self._known:
             self._known = known
+            self._watched = self._paths()
             stamp = self._look()
         contents = {path: self._read(path) for path in known}
         now = self._clock() * 1000
@@ -59,13 +61,16 @@ class WatchedFiles:
         self._digest = _digest(contents)
         return None if self._digest == before else contents
 
-    def _look(self) -> _Stamp:
+    def _paths(self) -> tuple[str, ...]:
         folder = () if self._folder is None else (self._folder,)
-        return tuple(_mark(path) for path in (*self._files, *folder, *self._known))
+        return tuple(dict.fromkeys(os.fspath(path) for path in (*self._files, *folder, *self._known)))
+
+    def _look(self) -> _Stamp:
+        return tuple([_mark(path) for path in self._watched])
 
     def _list(self) -> tuple[Path, ...]:
-        found = [path for path in self._files if _mark(path) is not None]
-        if self._folder is not None and _mark(self._folder) is not None:
+        found = [path for path in self._files if _mark(os.fspath(path)) is not None]
+        if self._folder is not None and _mark(os.fspath(self._folder)) is not None:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
                     if entry.name.endswith(self._suffixes) and not entry.name.startswith("."):
@@ -82,9 +87,9 @@ class WatchedFiles:
         return data
 
 
-def _mark(path: Path) -> tuple[int, ...] | None:
+def _mark(path: str) -> tuple[int, ...] | None:
     try:
-        status = path.stat()
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

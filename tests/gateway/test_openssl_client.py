@@ -153,7 +153,7 @@ def test_certificates_that_do_not_pass_the_handshake(gateway, kind):
     install(gateway.deployment.pki, "bad", leaf)
     said = ask(gateway, certificate="bad")
     assert b"HTTP/1.1" not in said
-    assert b"error:" in said  # the connection was cut
+    assert b"error:" in said or b"errno=" in said  # the connection was cut
     assert gateway.host.told == []
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 from http.client import HTTPSConnection
 
+import httpx
 import pytest
 
 from gateway.serve import serve
@@ -116,6 +117,28 @@ def test_the_gateway_command_serves_and_stops_in_order(settled, host, workers):
     events = [json.loads(line)["event"] for line in errors.splitlines()]
     assert events[0] == "listening"
     assert "runtime-state" in events
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_proxys_socket_is_served_beside_tls_and_gone_afterwards(settled, host, workers):
+    path, local = settled.root / "deployment.toml", settled.root / "run" / "gateway.sock"
+    more = f'[gateway]\nworkers = {workers}\nunix_socket = "run/gateway.sock"\n'
+    path.write_text(path.read_text().replace("[gateway]\n", more))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sealgate", "gateway", str(settled.root)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        Running.until(lambda: answer_of(settled, "/health/ready") == 200)
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(local))) as client:
+            for _ in range(4):
+                assert client.get("http://localhost/health/live", headers={"Connection": "close"}).status_code == 200
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 0
+    addresses = [line["address"] for line in map(json.loads, errors.splitlines()) if line["event"] == "listening"]
+    assert addresses == [f"127.0.0.1:{settled.settings.gateway.port}", "run/gateway.sock"]
+    assert not local.exists()
 
 
 def test_a_deployment_that_is_wrong_is_said_in_one_line(settled, capsys):
