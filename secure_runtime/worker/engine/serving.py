@@ -245,7 +245,11 @@ def _stated(answer: EngineAnswer, admitted: Admitted) -> EngineAnswer:
     """The answer, saying inside the seal what was done to it and what its reader owes."""
     obligations = admitted.grant.obligations
     if answer.outcome != "completed" or admitted.target.operation != "infer":  # nothing of an inference is in it
-        obligations = Obligations(receipt_required=obligations.receipt_required, single_use=obligations.single_use)
+        obligations = Obligations(
+            noise_epsilon_micro=obligations.noise_epsilon_micro if answer.eps_micro else 0,
+            receipt_required=obligations.receipt_required,
+            single_use=obligations.single_use,
+        )
     stated = encode_obligations(obligations)
     if not stated:
         return answer

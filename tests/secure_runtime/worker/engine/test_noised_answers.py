@@ -178,9 +178,11 @@ def test_what_fails_after_the_draw_has_spent(
 
     asker_works = asker.work(1, template.rows[:2], NOISE), asker.work(2, template.rows[:2], Obligations())
     monkeypatch.setattr(serving, "from_torch", fail)
-    noisy, plain = (done.completion.statement for done, _ in asker.sweep(*asker_works))
-    assert (noisy.outcome, noisy.eps_micro) == ("failed", 1_000_000)
-    assert (plain.outcome, plain.eps_micro) == ("failed", 0)
+    [(noisy, told), (plain, silent)] = asker.sweep(*asker_works)
+    assert (noisy.completion.statement.outcome, noisy.completion.statement.eps_micro) == ("failed", 1_000_000)
+    assert stated(told) == ['noise-epsilon="0.5"'], "the record says that it was spent: clients compare"
+    assert (plain.completion.statement.outcome, plain.completion.statement.eps_micro) == ("failed", 0)
+    assert stated(silent) == []
 
 
 def test_each_noised_request_fetches_bytes_of_its_own(model: LoadedModel, bench: Any, template: Any) -> None:
