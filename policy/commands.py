@@ -158,13 +158,15 @@ def _test(place: Place, *, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def results_table(results: list[Result]) -> str:
-    """A row for each scenario, and below it in which words the answer differs."""
+def results_table(results: list[Result], *, failed_only: bool = False) -> str:
+    """A row for each scenario, and below in which words answers differ."""
     from policy.scenarios import demanded
     from sealgate.terminal import printable, render_table
 
     rows = []
     for result in results:
+        if failed_only and not result.differences:
+            continue
         asked, decision = result.question.scenario, result.answer.decision
         by = ", ".join(decision.policy_ids) or decision.reason
         answer = "permit" if not decision.reason else "deny"

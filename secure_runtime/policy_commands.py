@@ -86,8 +86,8 @@ def _apply(deployment: Deployment, arguments: argparse.Namespace) -> int:
         raise ConfigurationError(f"{place.path / FILE} is missing; it says what the policy is called: name and version")
     scenarios = load_scenarios(place.path, bundles=place.bundles)
     results = run_scenarios(policy_set, scenarios.questions)
-    if failed := [result for result in results if result.differences]:
-        print(commands.results_table(failed), file=sys.stderr)
+    if any(result.differences for result in results):
+        print(commands.results_table(results, failed_only=True), file=sys.stderr)
         raise ConfigurationError("not applied: the policy does not answer its own scenarios as it should")
     history = PolicyHistory(deployment.policy_history)
     kept = history.store(place.path)
