@@ -203,9 +203,8 @@ def test_versions_are_shown_by_digest(state: Path, history: PolicyHistory, capsy
     assert run("apply", state) == 0
     first = history.current()
     bump(state, "2")
-    (state / "policy" / "own.cedar").write_text(
-        '// \x1b[2J\n@id("own") forbid (principal is Operator, action, resource);'
-    )
+    harmless = '@id("own") forbid (principal, action, resource) when { context.hour > 23 };'
+    (state / "policy" / "own.cedar").write_text(f"// \x1b[2J\n{harmless}")
     assert run("apply", state) == 0
     capsys.readouterr()
     assert run("show", state) == 0
