@@ -113,4 +113,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if terminalreporter.config.get_verbosity() > 0:
         terminalreporter.write_line("| attack | the caller sees | the host is told |\n|---|---|---|")
         for attack, (status, reason) in sorted(MATRIX.items()):
-            terminalreporter.write_line(f"| {attack} | {status} | {reason} |")
+            name = ascii(attack)[1:-1].replace("|", "/").replace("Ellipsis", "left out")
+            terminalreporter.write_line(f"| {name} | {status} | {reason} |")

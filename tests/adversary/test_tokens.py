@@ -242,7 +242,7 @@ def around(audience: str) -> list[object]:
 def test_the_near_misses_of_the_audience(target: Target) -> None:
     for aud in around(target.forge.audience):
         seen = target.bearer(target.forge.token(aud=aud))
-        target.refused(f"aud {aud!r}", seen, "audience-mismatch", "claims-invalid")
+        target.refused(f"audience: {aud!r}", seen, "audience-mismatch", "claims-invalid")
 
 
 ISSUERS: dict[str, Attack] = {
@@ -498,6 +498,9 @@ def test_nothing_of_a_refused_token_is_in_the_gateways_log(target: Target) -> No
 def test_a_good_caller_is_served_between_bad_ones_on_one_connection(target: Target) -> None:
     for _ in range(5):
         target.refused(
-            "between good requests", target.bearer(target.forge.token(exp=1)), "claims-invalid", "lifetime-too-long"
+            "claims: between good requests",
+            target.bearer(target.forge.token(exp=1)),
+            "claims-invalid",
+            "lifetime-too-long",
         )
         assert target.served(target.bearer(target.forge.token())).caller.subject == "alice"
