@@ -113,9 +113,11 @@ class FetchedKeySet:
             finally:
                 self._waiting -= 1
             key = self.usable(self._clock()).get(kid)
-        if key is None:
-            raise Unauthenticated("key-unknown" if self.usable(self._clock()) else "keys-unavailable")
-        return key
+        if key is not None:
+            return key
+        if not self.usable(self._clock()):
+            raise Unauthenticated("keys-unavailable")
+        raise Unauthenticated("key-unknown")
 
     def detail(self) -> str:
         """What is wrong with these keys, for the readiness report; "" if nothing is."""

@@ -150,6 +150,6 @@ def test_a_token_is_revoked_and_restored_on_an_open_connection(deployment, run_g
 
     (deployment.tokens / "revoked.toml").write_text("[[revoked")
     assert post_sealed(client).status_code == 401
-    assert gateway.host.heard(frames.AuthFailed)[-1].reason == "revocations-unreadable"
+    assert gateway.host.heard(frames.AuthFailed, 3)[-1].reason == "revocations-unreadable"
     assert post_sealed(client).content == refused.content
     assert token not in "".join(capsys.readouterr())

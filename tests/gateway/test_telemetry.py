@@ -190,5 +190,5 @@ def test_every_reason_of_a_failed_authentication_is_explained_and_used():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Unauthenticated":
                 (reason,) = node.args
-                used.add(reason.value)
+                used |= {item.value for item in ast.walk(reason) if isinstance(item, ast.Constant)}
     assert used == set(AUTHENTICATION_FAILURES)
