@@ -64,7 +64,7 @@ def test_every_test_that_is_named_exists(root: Path, page: Path) -> None:
 def test_every_source_that_is_named_exists(root: Path, page: Path) -> None:
     packages = "sealgate|gateway|secure_runtime|training|policy|audit|deploy|examples|benchmarks"
     for path in re.findall(rf"`((?:{packages})/[\w/.-]*)`", page.read_text()):
-        in_state = re.match(r"policy/(tenants|budgets)\.toml$", path)
+        in_state = re.match(r"policy/(tenants|budgets|manifest|scenarios/NAME)\.toml$", path)
         assert in_state or (root / path).exists(), f"{page.name} names {path}"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.authentication import issuers, revocations
 from gateway.telemetry import FIELDS
-from policy import budgets, tenants
+from policy import budgets, manifest, scenarios, tenants
 from sealgate import deployment
 from sealgate.certificate import publishers
 from sealgate.evidence import trust
@@ -29,6 +29,13 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `policy/tenants.toml`", tenants._File),
     ("### `policy/budgets.toml`", budgets.Budget),
     ("### `policy/budgets.toml`", budgets.PrivacyBudget),
+    ("### `policy/manifest.toml`", manifest.Manifest),
+    ("### `policy/scenarios/NAME.toml`", scenarios.Model),
+    ("### `policy/scenarios/NAME.toml`", scenarios.Caller),
+    ("### `policy/scenarios/NAME.toml`", scenarios.Circumstances),
+    ("### `policy/scenarios/NAME.toml`", scenarios.Demands),
+    ("### `policy/scenarios/NAME.toml`", scenarios.Scenario),
+    ("### `policy/scenarios/NAME.toml`", scenarios._File),
     ("### `tokens/issuers.toml`", issuers._Issuer),
     ("### `tokens/revoked.toml`", revocations.Revocation),
     ("### `publishers.toml`", publishers._Entry),
@@ -57,8 +64,8 @@ def section(text: str, heading: str) -> str:
 
 
 def settings_of(struct: type[msgspec.Struct]) -> list[msgspec.structs.FieldInfo]:
-    nested = {"tenant", "client", "purpose", "models"}
-    owners = {tenants._File, tenants._Tenant, trust._TrustTable}
+    nested = {"tenant", "client", "purpose", "models", "scenario", "caller", "circumstances", "obligations"}
+    owners = {tenants._File, tenants._Tenant, trust._TrustTable, scenarios._File, scenarios.Scenario}
     if struct is configuration.Configuration:
         return [field for field in msgspec.structs.fields(struct) if field.name == "columns"]
     return [field for field in msgspec.structs.fields(struct) if not (struct in owners and field.name in nested)]
