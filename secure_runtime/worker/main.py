@@ -137,7 +137,7 @@ class Worker:
         answers = iter(self._engine.run([place for place in places if isinstance(place, Admitted)]))
         for (work, raw, _), place in zip(works, places, strict=True):
             if isinstance(place, _Turned):
-                self._refuse(work, raw, place.why)
+                self._refuse(work, raw, reason=place.why.code, problem=place.why.problem)
             elif place is not None:
                 self._answer(work, raw, place, next(answers))
 
@@ -164,8 +164,8 @@ class Worker:
     def _close(self, ends: list[Ended]) -> None:
         for end in ends:
             result = end.result
-            if isinstance(result, TurnedAway):
-                self._refuse(end.work, end.raw, result)
+            if result.outcome == "refused":
+                self._refuse(end.work, end.raw, reason=result.reason, problem=result.problem)
                 continue
             completion = self._sign(
                 end.work.grant,
@@ -215,9 +215,9 @@ class Worker:
         )
         self._send(Done(id=work.id, completion=completion, media_type=media_type), sealed)
 
-    def _refuse(self, work: Work, raw: bytes, why: TurnedAway) -> None:
-        completion = self._sign(work.grant, raw, outcome="refused", reason=why.code)
-        self._send(Done(id=work.id, completion=completion, problem=why.problem), b"")
+    def _refuse(self, work: Work, raw: bytes, *, reason: str, problem: str) -> None:
+        completion = self._sign(work.grant, raw, outcome="refused", reason=reason)
+        self._send(Done(id=work.id, completion=completion, problem=problem), b"")
 
     def _sign(self, grant: Grant, raw: bytes, *, outcome: str, reason: str, **rest: Any) -> Any:
         self._seq += 1

@@ -24,7 +24,6 @@ from sealgate.protocol.ohttp import (
     MEDIA_CHUNKED_RESPONSE,
     MEDIA_REQUEST,
     MEDIA_RESPONSE,
-    SealedRequest,
 )
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, TurnedAway
 from secure_runtime.limits import MAX_UNITS
@@ -49,12 +48,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """A task's end: a result that was checked, with the sealed response, or why there is none."""
+    """A task's end: a result that was checked, with the sealed response, or a refusal."""
 
     work: Work
-    raw: bytes
-    result: Result | TurnedAway
-    sealed: bytes = b""
+    raw: bytes = field(repr=False)
+    result: Result
+    sealed: bytes = field(default=b"", repr=False)
 
 
 class SingleUse:
@@ -137,18 +136,17 @@ class SingleUse:
         if how != WELL:
             slot.wipe()
             if self._clock() >= task.work.grant.expires_us:
-                return Ended(task.work, task.raw, TurnedAway("single-use-timed-out", problem="timed-out"))
-            return Ended(task.work, task.raw, TurnedAway("single-use-died"))
+                return _refused(task, TurnedAway("single-use-timed-out", problem="timed-out"))
+            return _refused(task, TurnedAway("single-use-died"))
         try:
             result, sealed = slot.take(Result)
         except DecodeError:
-            return Ended(task.work, task.raw, TurnedAway("single-use-died"))
+            return _refused(task, TurnedAway("single-use-died"))
         if not self._fits(result, sealed, task):
-            return Ended(task.work, task.raw, TurnedAway("single-use-died"))
-        if result.outcome != "refused":
-            return Ended(task.work, task.raw, result, sealed)
-        why = TurnedAway(result.reason, problem=result.problem)
-        return Ended(task.work, task.raw, why) if result.opened else _unopened(task, why)
+            return _refused(task, TurnedAway("single-use-died"))
+        if not result.opened:
+            _forget(task)
+        return Ended(task.work, task.raw, result, sealed)
 
     def _fits(self, result: Result, sealed: bytes, task: Task) -> bool:
         """Whether the worker may sign this."""
@@ -181,8 +179,17 @@ def _epsilon_fits(result: Result, grant: Grant) -> bool:
     return least <= result.eps_micro <= one_row * grant.obligations.noise_rows and result.eps_micro % one_row == 0
 
 
+def _refused(task: Task, why: TurnedAway) -> Ended:
+    result = Result(opened=True, outcome="refused", reason=why.code, problem=why.problem)
+    return Ended(task.work, task.raw, result)
+
+
 def _unopened(task: Task, why: TurnedAway) -> Ended:
-    """Refused before anybody saw inside: the sealed request is not used up."""
-    sealed: SealedRequest = task.accepted.sealed
-    task.accepted.key.replay.forget(sealed.enc)
-    return Ended(task.work, task.raw, why)
+    """Refused before anybody saw inside."""
+    _forget(task)
+    return _refused(task, why)
+
+
+def _forget(task: Task) -> None:
+    """The sealed request was not opened, so it is not used up."""
+    task.accepted.key.replay.forget(task.accepted.sealed.enc)

@@ -547,8 +547,18 @@ def test_a_worker_whose_zygote_dies_ends_and_so_does_all_else(own: Callable[...,
         ({"payload": "import os\nfrom secure_runtime.worker import main, zygote\n"
                      "zygote._be_single_use = lambda *given, **more: os._exit(1)\n"
                      "main.run(sock, {k: v for k, v in plan.items() if k != 'payload'}, report)"}, "could not answer"),
+        ({"payload": "import os, types\nfrom secure_runtime.worker import main, zygote\n"
+                     "calls = []\n"
+                     "def fork():\n"
+                     "    calls.append(1)\n"
+                     "    if len(calls) > 1:\n"
+                     "        raise BlockingIOError(11, 'too many processes')\n"
+                     "    return os.fork()\n"
+                     "zygote.os = types.SimpleNamespace(fork=fork, getpid=os.getpid, _exit=os._exit)\n"
+                     "main.run(sock, {k: v for k, v in plan.items() if k != 'payload'}, report)"},
+         "could not answer: single-use-not-made"),
     ],
-    ids=["threads", "no zygote", "no child"],
+    ids=["threads", "no zygote", "no child", "no room for a child"],
 )  # fmt: skip
 def test_a_worker_that_cannot_do_what_was_asked_does_not_start(
     folder: Path, context: dict[str, Any], changes: dict[str, Any], text: str
