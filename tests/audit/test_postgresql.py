@@ -172,6 +172,8 @@ def test_an_idle_writer_notices_too(postgres_bench, monkeypatch: Any, until: Cal
     monkeypatch.setattr(PostgresqlDatabase, "idle_check_s", 0.02)
     log = postgres_bench.open()
     log.append(postgres_bench.draft()).result()
+    until(lambda: not log._committer.unpublished)  # from here on it has nothing to write
+    assert log.state.ok
     kill_sessions(postgres_bench)
     until(lambda: not log.state.ok)
     failed_for_good(postgres_bench, log)
