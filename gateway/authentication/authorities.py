@@ -17,7 +17,7 @@ from __future__ import annotations
 import datetime
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -132,6 +132,8 @@ class Authorities:
             self._anchors_trouble = f"authorities stay as they were: {words_of(error)}"
         try:
             if (contents := self._changed_lists()) is not None:
+                # Whatever comes of reading them: what was said before does not count any more.
+                self._generation = before = replace(before, number=before.number + 1, lists=None)
                 lists = self._parse_lists(contents)
                 self._lists_trouble = ""
         except (OSError, ValueError) as error:

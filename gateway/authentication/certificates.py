@@ -29,7 +29,7 @@ from gateway.authentication.watched_files import WatchedFiles
 from gateway.errors import Unauthenticated
 from gateway.limits import MAX_CERTIFICATE, MAX_CERTIFICATES, MAX_CHAIN, MAX_DENY_LIST
 from gateway.pki import certificate_names
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Telemetry, quoted
 from policy.clients import CertificateClient
 from policy.tenants import Tenants
 from sealgate.ambient import Clock, now_us
@@ -197,7 +197,7 @@ def make_certificate_reader(
     settings = deployment.settings.gateway
 
     def report(text: str) -> None:
-        telemetry.event("client-certificates", detail=text)
+        telemetry.event("client-certificates", detail=quoted(text))
 
     return CertificateReader(
         tenants,

@@ -24,6 +24,7 @@ from gateway.limits import CRL_SKEW_S
 
 _PEM = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 _BEGIN = b"-----BEGIN "
+_STRANGE = (x509.DuplicateExtension, x509.UnsupportedGeneralNameType, x509.InvalidVersion)
 _UNDERSTOOD = frozenset({x509.IssuingDistributionPoint.oid, x509.AuthorityKeyIdentifier.oid, x509.CRLNumber.oid})
 
 

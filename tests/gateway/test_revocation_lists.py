@@ -240,6 +240,22 @@ def test_a_folder_in_the_place_of_a_list_closes_the_door(make, tmp_path, root):
     assert why(authorities, leaf) == "good"  # and what could be read before is read again
 
 
+def test_a_fault_while_lists_are_read_leaves_the_door_closed(make, tmp_path, root, monkeypatch):
+    """What nobody expected must not leave the lists before in force: they may lack what the new ones say."""
+    leaf = root.client(URI)[0]
+    publish(tmp_path, "root.pem", root.crl())
+    authorities = make()
+    assert why(authorities, leaf) == "good"
+    with monkeypatch.context() as patch:
+        patch.setattr("gateway.authentication.authorities.parse_lists", lambda data: 1 // 0)
+        publish(tmp_path, "root.pem", root.crl(leaf))
+        with pytest.raises(ZeroDivisionError):
+            authorities.current()
+    assert why(authorities, leaf) == "crl-unreadable"
+    publish(tmp_path, "root.pem", root.crl(leaf, begins=now()))
+    assert why(authorities, leaf) == "certificate-revoked"
+
+
 def test_an_authority_that_may_not_sign_lists(tmp_path):
     """The key usage of an authority says whether it may (RFC 5280 section 6.3.3 (f))."""
     root = Ca("Root", signs_lists=False)
