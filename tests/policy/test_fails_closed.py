@@ -32,6 +32,14 @@ HOLES: dict[str, tuple[str, dict[str, Any], bool]] = {
     "wrong type": ('principal.level > 3 && principal.level like "x"', {"level": "9"}, False),
     "integer overflow": ("principal.level + 1 > 3", {"level": 2**63 - 1}, True),
     "negation overflow": ("-principal.level > 3", {"level": -(2**63)}, True),
+    "multiplication overflow": ("principal.level * 2 > 3", {"level": 2**62}, True),
+    "optional attribute": ("principal.flag", {"level": 1}, True),
+    "date overflow": (
+        'datetime("2026-01-01").offset(duration("9223372036854775807ms")) > datetime("2026-01-01")',
+        {"level": 1},
+        True,
+    ),
+    "malformed decimal": ('decimal("1.00001").lessThan(decimal("2.0"))', {"level": 1}, True),
     "missing entity": ('U::"nobody".level > 3 || principal.level > 3', {"level": 9}, True),
 }
 

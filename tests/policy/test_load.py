@@ -11,6 +11,9 @@ from sealgate.errors import ConfigurationError
 
 GOOD = '@id("extra") permit (principal is Client, action == Action::"infer", resource is Model);'
 
+OF_LOG = '@id("extra") permit (principal, action == Action::"query-audit", resource is Log)'
+TOO_LATE = 'datetime("2026-01-01").offset(duration("9223372036854775807ms")) > datetime("2026-01-01")'
+
 
 @pytest.mark.parametrize(
     ("text", "says"),
@@ -27,6 +30,10 @@ GOOD = '@id("extra") permit (principal is Client, action == Action::"infer", res
         (GOOD[:-1] + " when { resource.epsilon_micro - 1 > 5 };", r"arithmetic"),
         (GOOD[:-1] + " when { resource.epsilon_micro * 2 > 5 };", r"arithmetic"),
         (GOOD[:-1] + " when { if context.sealed then -resource.epsilon_micro > 5 else false };", r"arithmetic"),
+        (OF_LOG + " when { resource.tenant.suspended };", r"optional attribute"),
+        (GOOD[:-1] + ' when { decimal("1.00001").lessThan(decimal("2.0")) };', r"failed to parse as a decimal"),
+        (GOOD[:-1] + " when { ip(principal.subject).isLoopback() };", r"non-literal"),
+        (GOOD[:-1] + f" when {{ {TOO_LATE} }};", r"asking whether a client may infer fails: .*overflow"),
         ('@round_digit("4")' + GOOD, r'policy "extra": unknown annotation @round_digit'),
         ('@round_digits("four")' + GOOD, r"@round_digits is a whole number from 0 to 15"),
         ('@round_digits("16")' + GOOD, r"@round_digits is a whole number from 0 to 15"),
