@@ -513,6 +513,40 @@ def test_a_partners_authority_cannot_make_a_proxy(site: Site) -> None:
         site.refused("proxy: a proxy by a partner's authority", behind(site, wire, auditor), "certificate-unmapped")
 
 
+class Constrained(Ca):
+    """Below another authority, and allowed names of one kind and place only (RFC 5280 section 4.2.1.10)."""
+
+    def __init__(self, parent: Ca, permitted: x509.GeneralName) -> None:
+        super().__init__("Branch", parent=parent)
+        usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+        self.certificate = (
+            x509.CertificateBuilder(parent.name, self.name, self.key.public_key(), x509.random_serial_number())
+            .not_valid_before(self.certificate.not_valid_before_utc)
+            .not_valid_after(self.certificate.not_valid_after_utc)
+            .add_extension(x509.BasicConstraints(True, 0), critical=True)
+            .add_extension(usage, critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
+            .add_extension(parent.identifier(), critical=False)
+            .add_extension(x509.NameConstraints([permitted], None), critical=True)
+            .sign(parent.key, hashes.SHA256())
+        )
+
+
+def test_an_authority_that_may_name_its_own_place_names_no_other(site: Site, proxy: Wire) -> None:
+    own = x509.DNSName("branch.example")
+    for name, permitted, leaf_name, reason in (
+        ("its own place", own, "DNS:robot.branch.example", "certificate-unmapped"),  # good, and nobody here
+        ("another host", own, "DNS:robot.hospital.example", "certificate-untrusted"),
+        ("a place that ends like it", own, "DNS:robot-branch.example", "certificate-untrusted"),
+        ("a SPIFFE ID", x509.UniformResourceIdentifier("branch.example"), f"{WARD}/robot", "certificate-untrusted"),
+        ("a mailbox", x509.RFC822Name("branch.example"), "email:robot@hospital.example", "certificate-untrusted"),
+    ):
+        branch = Constrained(site.partner, permitted)
+        leaf, _ = branch.client(leaf_name)
+        seen = behind(site, proxy, leaf, Client_Cert_Chain=forwarded(branch.certificate))
+        site.refused(f"proxy: a constrained authority names {name}", seen, reason)
+
+
 # Revocation ----------------------------------------------------------------------------------------------------------
 
 
