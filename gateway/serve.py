@@ -8,6 +8,7 @@ believes forwarding headers about addresses, or writes an access log of its own 
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 import socket
@@ -22,6 +23,7 @@ from uvicorn.supervisors import Multiprocess
 
 from gateway.app import build_server, make_gate
 from gateway.limits import GOODBYE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, SHUTDOWN_S
+from gateway.parent_death import end_with
 from gateway.telemetry import Telemetry, capture_libraries
 from gateway.tls_identity import SealedHttpProtocol, make_tls_context
 from sealgate.deployment import Deployment, open_deployment
@@ -36,8 +38,11 @@ class _Opened:
     """Makes the application in the process that will serve it; several processes get this by pickle."""
 
     root: Path
+    parent: int = 0  # of a process that is one of several: it ends with that one
 
     def __call__(self) -> Any:
+        if self.parent:
+            end_with(self.parent)
         telemetry = Telemetry()
         capture_libraries(telemetry)
         return build_server(open_deployment(self.root), telemetry=telemetry)
@@ -147,7 +152,7 @@ def serve(deployment: Deployment) -> int:
 
 def _serve(deployment: Deployment, sockets: list[socket.socket]) -> int:
     settings = deployment.settings.gateway
-    opened = _Opened(deployment.root)
+    opened = _Opened(deployment.root, parent=os.getpid() if settings.workers > 1 else 0)
     config = server_config(opened, opened.tls, workers=settings.workers)
     # uvicorn raises the signal again when it has stopped in order; then it has done its work.
     for number in (signal.SIGTERM, signal.SIGINT):

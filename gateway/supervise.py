@@ -7,7 +7,6 @@ Trusts: the two commands to say by their exit and by /health/ready how they are.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from threading import Event
 
 from gateway.limits import SHUTDOWN_S
+from gateway.parent_death import end_with_parent
 from sealgate.ambient import monotonic_ns
 from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError, SealgateError
@@ -29,7 +29,6 @@ from sealgate.terminal import say
 READY_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = SHUTDOWN_S + 10.0
 _POLL_S = 0.1
-_PR_SET_PDEATHSIG = 1
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
@@ -42,17 +41,12 @@ class Child:
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def start(self) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-
-        def die_with_parent() -> None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
         # In this process there is one thread, so a function may run between fork and exec.
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=end_with_parent,
         )
 
     def ended(self) -> int | None:

@@ -119,6 +119,18 @@ def test_the_gateway_command_serves_and_stops_in_order(settled, host, workers):
     assert "runtime-state" in events
 
 
+def test_workers_of_a_killed_gateway_do_not_go_on_listening(settled, host):
+    path = settled.root / "deployment.toml"
+    path.write_text(path.read_text().replace("[gateway]\n", "[gateway]\nworkers = 2\n"))
+    process = subprocess.Popen([sys.executable, "-m", "sealgate", "gateway", str(settled.root)])
+    try:
+        Running.until(lambda: answer_of(settled, "/health/ready") == 200)
+    finally:
+        process.kill()
+        process.wait()
+    Running.until(lambda: answer_of(settled) is None)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_proxys_socket_is_served_beside_tls_and_gone_afterwards(settled, host, workers):
     path, local = settled.root / "deployment.toml", settled.root / "run" / "gateway.sock"
