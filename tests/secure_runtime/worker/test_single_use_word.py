@@ -1,0 +1,144 @@
+"""What the worker signs for a single-use process is what its host takes: a child's word never ends the worker."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sealgate.protocol.frames import BootPlan, Done, ModelFacts, Obligations, Work
+from sealgate.protocol.ohttp import commitment
+from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS
+from secure_runtime.host.admission import Admission, LiveWorker
+from secure_runtime.host.worker_link import Outcome
+from secure_runtime.worker.gatekeeper import accept
+from secure_runtime.worker.main import Worker
+from secure_runtime.worker.single_use import SingleUse
+from secure_runtime.worker.slots import Result, Slot
+from secure_runtime.worker.zygote import BEGIN, ENDED, WELL
+
+DIGESTS = ("a" * 64, "b" * 64)
+FACTS = ModelFacts(
+    name="tumour", version="1", model_digest=DIGESTS[0], certificate_digest=DIGESTS[1], epsilon_micro=1, delta="0.1",
+    privacy_unit="example", sensitivity="public", purposes=("treatment",),
+)  # fmt: skip
+PLAN = BootPlan(
+    profile="dev", audience="gateway.test:8443", models_dir="", publishers_file="", sys_path=(), uid=0, gid=0,
+    torch_threads=1, memory_limit_bytes=0,
+)  # fmt: skip
+WORDS = st.builds(
+    Result,
+    opened=st.booleans(),
+    outcome=st.sampled_from(["completed", "failed", "refused", ""]),
+    reason=st.sampled_from(["", "bad-input", "replayed", *sorted(ENGINE_REASONS | GATEKEEPER_REASONS), "x"]),
+    problem=st.sampled_from(["", "sealed-request-refused", "unknown-key", "busy", "timed-out", "x"]),
+    media_type=st.sampled_from(["", "message/ohttp-res", "message/ohttp-chunked-res"]),
+    units=st.sampled_from([0, 1, 2**52, 2**52 + 1, -1]),
+    eps_micro=st.sampled_from([0, 1, 500_000, 1_000_000, 2_000_000, 2_500_000, -500_000]),
+    model_digest=st.sampled_from(["", DIGESTS[0], DIGESTS[1]]),
+    certificate_digest=st.sampled_from(["", DIGESTS[1], DIGESTS[0]]),
+)
+
+
+class Desk:
+    """A worker whose zygote is the test."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench = bench
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        self.zygote, self.channel = ours, theirs
+        self.slot = Slot()
+        self.sent: list[tuple[Any, bytes]] = []
+        single_use = SingleUse(theirs, [self.slot], models={"tumour": FACTS}, clock=bench.clock)
+        self.worker = Worker(
+            PLAN, SimpleNamespace(run=lambda admitted: []), send=lambda *sent: self.sent.append(sent),  # type: ignore[arg-type]
+            single_use=single_use, clock=bench.clock,
+        )  # fmt: skip
+        bench.keys = self.worker.keys
+        self.live = LiveWorker(
+            link=SimpleNamespace(abort=lambda why: None),  # type: ignore[arg-type]
+            instance=self.worker.instance,
+            completion_key=Ed25519PublicKey.from_public_bytes(self.worker.completion_key),
+            degraded=True,
+            assurance="software",
+            evidence_digest="",
+            models={"tumour": DIGESTS},
+            single_use=True,
+        )
+
+    def close(self) -> None:
+        self.zygote.close()
+        self.channel.close()
+        self.slot.close()
+
+    def say(self, word: Result, sealed: bytes, obligations: Obligations) -> str:
+        """Let a child say this of a request; the host must take what comes of it. Returns the reason."""
+        raw, media_type, _ = self.bench.seal(self.bench.inner())
+        grant = self.bench.grant(obligations=obligations)
+        self.worker.sweep([(Work(id=1, grant=grant, media_type=media_type), raw, False)])
+        index, lifetime_ms = BEGIN.unpack(self.zygote.recv(BEGIN.size))
+        assert lifetime_ms == 10_000
+        self.slot.put(word, sealed)
+        self.zygote.sendall(ENDED.pack(index, WELL))
+        self.worker.advance()
+        ((done, body),) = self.sent
+        self.sent.clear()
+        assert isinstance(done, Done)
+        outcome = Outcome(done, body)
+        Admission._require_honest(outcome, grant, commitment(raw), self.live, media_type="message/ohttp-res")
+        return done.completion.statement.reason
+
+
+@pytest.fixture
+def desk(bench: Any) -> Any:
+    made = Desk(bench)
+    yield made
+    made.close()
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    word=WORDS,
+    sealed=st.sampled_from([b"", b"sealed"]),
+    noise=st.sampled_from([(0, 0), (500_000, 4), (500_000, 1)]),
+)
+def test_whatever_a_child_says_the_host_takes_what_the_worker_signs(
+    desk: Desk, word: Result, sealed: bytes, noise: tuple[int, int]
+) -> None:
+    epsilon, rows = noise
+    desk.say(word, sealed, Obligations(single_use=True, noise_epsilon_micro=epsilon, noise_rows=rows))
+
+
+def test_an_honest_word_passes_as_it_is(desk: Desk) -> None:
+    """Otherwise the property above could hold by refusing everything."""
+    honest = Result(opened=True, outcome="completed", reason="", media_type="message/ohttp-res", units=3,
+                    eps_micro=1_500_000, model_digest=DIGESTS[0], certificate_digest=DIGESTS[1])  # fmt: skip
+    noised = Obligations(single_use=True, noise_epsilon_micro=500_000, noise_rows=4)
+    assert desk.say(honest, b"sealed", noised) == ""
+    assert desk.say(honest, b"sealed", Obligations(single_use=True)) == "single-use-died"
+    refused = Result(opened=True, outcome="refused", reason="date-missing", problem="sealed-request-refused")
+    assert desk.say(refused, b"", noised) == "date-missing"
+
+
+def test_a_request_that_did_not_open_may_come_again_and_one_that_did_may_not(desk: Desk) -> None:
+    for opened in (True, False):
+        raw, media_type, _ = desk.bench.seal(desk.bench.inner())
+        grant = desk.bench.grant(obligations=Obligations(single_use=True))
+        desk.worker.sweep([(Work(id=1, grant=grant, media_type=media_type), raw, False)])
+        index, _ = BEGIN.unpack(desk.zygote.recv(BEGIN.size))
+        word = Result(opened=opened, outcome="refused", reason="cannot-open", problem="sealed-request-refused")
+        desk.slot.put(word, b"")
+        desk.zygote.sendall(ENDED.pack(index, WELL))
+        desk.worker.advance()
+        desk.sent.clear()
+        if opened:
+            desk.worker.sweep([(Work(id=2, grant=grant, media_type=media_type), raw, False)])
+            assert desk.sent.pop()[0].completion.statement.reason == "replayed"
+        else:
+            assert accept(grant, raw, media_type, keys=desk.worker.keys, now_us=desk.bench.now_us)
