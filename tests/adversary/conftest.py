@@ -31,7 +31,7 @@ class Target:
         self.body = raw
         self.plain_fields: tuple[tuple[str, str], ...] = (("Content-Type", media_type), ("Purpose", "treatment"))
         self.nobody = self.ask()
-        assert self.nobody.status == 401
+        assert (self.nobody.status, self.reason()) == (401, "no-credential")
 
     @property
     def deployment(self) -> Deployment:

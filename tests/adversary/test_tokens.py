@@ -504,3 +504,16 @@ def test_a_good_caller_is_served_between_bad_ones_on_one_connection(target: Targ
             "lifetime-too-long",
         )
         assert target.served(target.bearer(target.forge.token())).caller.subject == "alice"
+
+
+def test_an_upgrade_is_no_way_around_the_door(target: Target) -> None:
+    upgrade: list[tuple[str, str | bytes]] = [
+        ("Connection", "Upgrade, HTTP2-Settings"),
+        ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ("Sec-WebSocket-Version", "13"),
+        ("HTTP2-Settings", "AAMAAABkAARAAAAAAAIAAAAA"),
+    ]
+    for kind in ("websocket", "h2c", "TLS/1.3"):
+        seen = target.ask([("Upgrade", kind), *upgrade])
+        target.refused(f"sent as: an upgrade to {kind}", seen, "no-credential")
+        target.wire.close()
