@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The foreign programs that the tests meet: HAProxy, nginx and OpenSSL from Debian, an OpenID provider from npm.
+# The foreign programs that the tests meet: HAProxy, nginx, OpenSSL and PostgreSQL from Debian, an OpenID provider from
+# npm.
 # What is there already is left alone. What cannot be had is named, and the exit status is 1: the tests that need it
 # skip, and say so.
 set -uo pipefail
@@ -9,6 +10,7 @@ export PATH="$PATH:/usr/sbin:/sbin"
 missing() {
   local name
   for name in haproxy nginx openssl node npm; do command -v "$name" >/dev/null || echo "$name"; done
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
 }
 
 wanted=$(missing)
