@@ -31,6 +31,7 @@ KINDS: dict[str, str] = {
     "worker.stop": "a worker ended, as asked or not",
     "audit.query": "an auditor read records",
     "audit.export": "an auditor exported records",
+    "audit.review": "an auditor states that somebody looked at a range of records",
     "log.opened": "the writer started",
     "log.closed": "the writer stopped in order",
 }
