@@ -1,32 +1,24 @@
 """`sealgate policy`: what `policy.commands` offers, and `apply`, `history` and `show`, which need the host and its log.
 
-Light at import. What is in force is said by the log's `policy.change` records; what it was, by `policy-history/`.
-Trusts: the state directory and the log's database. Never: applies what does not validate, or what a scenario fails.
+Light at import. Trusts: the state directory. Never: applies what does not validate, or what a scenario fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from policy import commands
 from sealgate.command import Command
+from secure_runtime.policy_versions import list_history, show_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from audit.query import Entry
     from policy.history import PolicyHistory
     from sealgate.deployment import Deployment
     from sealgate.protocol.administration import ApplyPolicy
 
-_DIGEST = re.compile(r"[0-9a-f]{8,64}")
-_PAGE = 500
 _SHORT = 16  # characters of a digest that people are shown
 
 
@@ -62,7 +54,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from sealgate.deployment import open_deployment
 
-    run = {"apply": _apply, "history": _history, "show": _show}.get(arguments.policy_command)
+    run = {"apply": _apply, "history": list_history, "show": show_version}.get(arguments.policy_command)
     if run is None:
         return commands.run(arguments)
     return run(open_deployment(arguments.state), arguments)
@@ -115,190 +107,6 @@ def _put_in_force(deployment: Deployment, history: PolicyHistory, frame: ApplyPo
         print(f"No runtime host runs. {called} will be in force, and on record, from the next start on.")
     else:
         print(f"{called} is in force, as record {recorded.record} says.")
-
-
-# history -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Version:
-    """One `policy.change`, for people and machines. `content` is "kept", "missing" or "changed"."""
-
-    record: int
-    time: str
-    digest: str
-    name: str
-    version: str
-    reason: str
-    by: str
-    scenarios: str
-    note: str
-    content: str
-    in_force: bool
-
-
-def _history(deployment: Deployment, arguments: argparse.Namespace) -> int:
-    from policy.history import PolicyHistory
-    from sealgate.terminal import render_table
-
-    history = PolicyHistory(deployment.policy_history)
-    versions = list(_versions(deployment, history, every_start=arguments.all))
-    stated = history.current()
-    pending = stated.digest if stated is not None and (not versions or versions[-1].digest != stated.digest) else ""
-    if arguments.json:
-        print(json.dumps({"versions": [asdict(version) for version in versions], "pending": pending}, indent=2))
-        return 0
-    rows = [
-        (
-            one.record,
-            one.time,
-            one.name,
-            one.version,
-            one.digest[:_SHORT],
-            one.reason,
-            one.by,
-            one.scenarios,
-            one.content,
-            "in force" if one.in_force else "",
-            one.note,
-        )
-        for one in versions
-    ]
-    headings = ("record", "since (UTC)", "name", "version", "digest", "how", "by", "scenarios", "content", "", "note")
-    print(render_table(headings, rows) if rows else "No policy was ever in force here: nothing was started yet.")
-    if pending:
-        print(f"{pending[:_SHORT]} is in force from the next start on.")
-    return 0
-
-
-def _versions(deployment: Deployment, history: PolicyHistory, *, every_start: bool) -> Iterator[_Version]:
-    from sealgate.client.times import utc_text
-
-    entries = list(_changes(deployment))
-    contents: dict[str, str] = {}
-    before = ""
-    for place, entry in enumerate(entries):
-        record, newest = entry.record, place == len(entries) - 1
-        digest, detail = record.policy_digest, record.detail
-        repeated, before = digest == before and record.reason == "start", digest
-        if repeated and not every_start and not newest:
-            continue
-        if digest not in contents:
-            contents[digest] = _content(history, digest)
-        yield _Version(
-            record=entry.index,
-            time=utc_text(record.ts_us),
-            digest=digest,
-            name=detail.get("name", ""),
-            version=detail.get("version", ""),
-            reason=record.reason,
-            by=detail.get("by", ""),
-            scenarios=detail.get("scenarios", ""),
-            note=detail.get("note", ""),
-            content=contents[digest],
-            in_force=newest,
-        )
-
-
-def _content(history: PolicyHistory, digest: str) -> str:
-    from policy.errors import PolicyFileError
-
-    try:
-        history.require_whole(digest)
-    except PolicyFileError:
-        return "changed" if history.path(digest).is_dir() else "missing"
-    return "kept"
-
-
-def _changes(deployment: Deployment) -> Iterator[Entry]:
-    """Every `policy.change` on record, oldest first."""
-    from contextlib import closing
-
-    from audit.query import AuditReader, RecordFilter
-
-    if not _has_log(deployment):
-        return
-    wanted = RecordFilter(kind="policy.change", oldest_first=True)
-    with closing(AuditReader(deployment.log_url, origin=deployment.settings.deployment.origin)) as reader:
-        cursor: str | None = None
-        while True:
-            page = reader.records(wanted, cursor, _PAGE)
-            yield from page.records
-            cursor = page.cursor
-            if cursor is None:
-                return
-
-
-def _has_log(deployment: Deployment) -> bool:
-    """Whether there may be one: a deployment that was never started has no file, or (under two users) an empty one."""
-    if not deployment.log_url.startswith("sqlite:"):
-        return True
-    return deployment.database.exists() and deployment.database.stat().st_size > 0
-
-
-# show ----------------------------------------------------------------------------------------------------------------
-
-
-def _show(deployment: Deployment, arguments: argparse.Namespace) -> int:
-    from policy.history import PolicyHistory
-    from policy.store import read_contents
-    from sealgate.errors import ConfigurationError
-    from sealgate.terminal import render_pairs, render_table
-
-    history = PolicyHistory(deployment.policy_history)
-    digest = _digest_at(deployment, history, arguments.at)
-    path = history.require_whole(digest)
-    contents = read_contents(path, stored=True)
-    if arguments.file is not None:
-        if arguments.file not in contents:
-            raise ConfigurationError(f"that policy has no file {arguments.file!r}; it has: {', '.join(contents)}")
-        sys.stdout.write(_printable_lines(contents[arguments.file]))
-        return 0
-    manifest = history.load_files(digest).manifest
-    print(
-        render_pairs(
-            [
-                ("name", manifest.name),
-                ("version", manifest.version),
-                ("description", manifest.description),
-                ("owner", manifest.owner),
-                ("digest", digest),
-                ("where", path),
-            ]
-        )
-    )
-    print()
-    print(render_table(("file", "bytes"), [(name, len(data)) for name, data in contents.items()]))
-    return 0
-
-
-def _digest_at(deployment: Deployment, history: PolicyHistory, at: str | None) -> str:
-    """The digest that is meant: of a version, of a time, or of now."""
-    from policy.errors import PolicyFileError
-    from sealgate.ambient import now_us
-    from sealgate.client.times import parse_moment
-
-    if at is None:
-        stated = history.current()
-        if stated is None:
-            raise PolicyFileError("no policy is in force yet: the first start takes the working copy")
-        return stated.digest
-    if _DIGEST.fullmatch(at):
-        return history.find(at)
-    moment = parse_moment(at, now_us=now_us())
-    found = [entry.record.policy_digest for entry in _changes(deployment) if entry.record.ts_us <= moment]
-    if not found:
-        raise PolicyFileError(f"the log has no policy in force at {at}")
-    return found[-1]
-
-
-def _printable_lines(data: bytes) -> str:
-    from sealgate.terminal import printable
-
-    text = data.decode("utf-8", "replace")
-    return "".join(
-        "\t".join(printable(part) for part in line.split("\t")) + "\n" for line in text.removesuffix("\n").split("\n")
-    )
 
 
 POLICY = Command(
