@@ -100,6 +100,7 @@ class Bench:
     workers: list[Scripted] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     host_layers: dict[str, Layer] = field(default_factory=lambda: dict(ISOLATED))
+    profile: str = "strict"
 
     def __post_init__(self) -> None:
         self.monkeypatch.setattr(module, "spawn_worker", self.spawn)
@@ -107,7 +108,7 @@ class Bench:
         self.supervisor = Supervisor(
             log=self.log,
             plan=lambda avoid: BootPlan(
-                profile="strict",
+                profile=self.profile,
                 audience="a",
                 models_dir="",
                 publishers_file="",
@@ -247,6 +248,33 @@ def test_a_worker_that_the_host_cannot_read_as_isolated_is_not_live(bench: Bench
     bench.play(act)
     assert bench.workers[0].killed
     assert "worker.start" not in {record.kind for record in bench.records()}
+
+
+@pytest.mark.parametrize(
+    ("profile", "said", "live"),
+    [
+        ("container", "failed", True),  # the machine forbids them, and the worker says so
+        ("container", "on", False),  # it says that it has what it has not
+        ("container", None, False),
+        ("strict", "failed", False),
+    ],
+)
+def test_a_missing_namespace_is_no_contradiction_where_the_profile_does_without(
+    bench: Bench, profile: str, said: str | None, live: bool
+) -> None:
+    bench.profile = profile
+    bench.host_layers = ISOLATED | {"pid-namespace": Layer(state="failed")}
+    layers = {} if said is None else {"pid-namespace": Layer(state=said)}
+
+    async def act(bench: Bench) -> None:
+        (await bench.worker(0)).say(Hello(facts=facts(profile=profile, layers=layers)))
+        if not live:
+            await bench.worker(1)
+        else:
+            await bench.until(lambda: bench.supervisor.published is not None)
+
+    bench.play(act)
+    assert ("worker.start" in {record.kind for record in bench.records()}) == live
 
 
 @pytest.mark.parametrize(
