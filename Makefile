@@ -28,3 +28,6 @@ slow:
 
 bench:
 	$(PYTHON) -m benchmarks.sealed_path
+	$(PYTHON) -m benchmarks.identity
+	$(PYTHON) -m benchmarks.single_use
+	$(PYTHON) -m benchmarks.audit_log
