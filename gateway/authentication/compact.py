@@ -1,5 +1,5 @@
 """The compact form of a signed JSON object (JWS, RFC 7515 section 3.1), read in the one way that is left when every
-doubtful one is refused: no padding, no stray bits, no repeated names, no fractions, no NaN.
+doubtful one is refused: no padding, no stray bits, no repeated names, no fractions, no NaN, no half characters.
 
 Two parsers must never read two different objects from the same signed text. Pure. Trusts nothing. Never: looks at a
 signature; what comes out of here is what somebody says.
@@ -40,11 +40,13 @@ def parse_compact(text: str) -> SignedText:
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """A JSON object without repeated names, fractions or constants that are not JSON. Raises DecodeError."""
+    """A JSON object without repeated names, fractions, constants that are not JSON, or escapes that stand for half a
+    character (RFC 8259 section 8.2: what becomes of those differs from reader to reader). Raises DecodeError."""
     try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_unrepeated, parse_constant=_refuse, parse_float=_refuse
-        )
+        text = data.decode("utf-8")
+        value = json.loads(text, object_pairs_hook=_unrepeated, parse_constant=_refuse, parse_float=_refuse)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise DecodeError("not a strict JSON object") from error
     if not isinstance(value, dict):

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -221,3 +222,37 @@ def test_random_mutations_of_good_proofs_never_pass(target: Target) -> None:
     MATRIX[f"mutations: {tried} random changes of good proofs"] = ("401", ", ".join(sorted(reasons)))
     target.running.host.told.clear()
     target.served(prover.send(prover.proof()))
+
+
+# Half characters -----------------------------------------------------------------------------------------------------
+
+HALF = "\ud800"  # JSON can write it, and no text has it: whatever turns it into bytes fails
+HALVES: list[object] = [HALF, [HALF], {HALF: HALF}]
+
+
+@pytest.mark.parametrize("where", ["iss", "aud", "sub", "iat", "jti", "client_id", "tenant", "roles", "purposes", "cnf"])
+def test_half_a_character_in_a_token_breaks_nothing(target: Target, where: str) -> None:
+    for token in [target.forge.token(**{where: half}) for half in HALVES]:
+        target.refused(f"mutations: half a character in {where}", target.bearer(token), "token-malformed")
+
+
+@pytest.mark.parametrize("where", ["typ", "alg", "kid", "other"])
+def test_half_a_character_in_a_tokens_header_breaks_nothing(target: Target, where: str) -> None:
+    for token in [target.forge.headed(**{where: half}) for half in HALVES]:
+        target.refused(f"mutations: half a character in the header's {where}", target.bearer(token), "token-malformed")
+
+
+@pytest.mark.parametrize("where", ["jti", "htm", "htu", "iat", "ath", "nonce", "other"])
+def test_half_a_character_in_a_proof_breaks_nothing(target: Target, where: str) -> None:
+    prover = Prover(target)
+    for half in HALVES:
+        seen = prover.send(prover.proof(**{where: half}))
+        target.refused(f"mutations: half a character in a proof's {where}", seen, "proof-malformed")
+
+
+def test_half_a_character_in_a_proofs_key_breaks_nothing(target: Target) -> None:
+    prover = Prover(target)
+    for member in ("kty", "crv", "x", "y", "alg", "use"):
+        seen = prover.send(prover.headed(jwk=prover.public | {member: HALF}))
+        target.refused(f"mutations: half a character in {member} of a proof's key", seen, "proof-malformed")
+    target.served(prover.send(prover.proof(other="\N{LINEAR B SYLLABLE B008 A}")))  # in two escapes, and whole
