@@ -1,11 +1,12 @@
 """The tables of one log. `leaf` is the evidence; `record`, `open_intent` and `tile` can be rebuilt from it.
 
-    head         one row: origin, size, root; every transaction moves it by compare-and-set
+    head         one row: origin, size, root, the writer's seal; every transaction moves it by compare-and-set
     leaf         canonical bytes by index; may be pruned from below, later, while `tile` stays
     record       an index of leaves for queries: few columns, few B-trees, all but `actor` written in order
     open_intent  authorized records whose end has not come
     tile         hashes of the tree, 256 to a row (level 0 when full; higher levels as they grow)
-    checkpoint   signed notes, newest and a thinned history
+    checkpoint   signed notes as they are published, newest and a thinned history
+    cosigned     the same with the cosignatures of a quorum of witnesses, newest and a thinned history
     subject      pseudonym to sealed identity; rows may be deleted, leaves never name a person
 
 Plain column types: SQLite and PostgreSQL carry the same tables. A change here needs a migration in `audit.migrations`
@@ -18,7 +19,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 
 METADATA = MetaData()
 SCHEMA_VERSION = 1  # of what rows mean: a reader of another one must not guess
-REVISION = "0001"  # the newest migration: what METADATA is
+REVISION = "0002"  # the newest migration: what METADATA is
 
 _Big = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -31,6 +32,7 @@ head = Table(
     Column("size", _Big, nullable=False),
     Column("root", LargeBinary, nullable=False),
     Column("cursor_key", LargeBinary, nullable=False),  # shared by readers, unknown to those who query through them
+    Column("seal", LargeBinary, nullable=True),  # see audit.sealing; NULL in a log from before there were seals
     sqlite_strict=True,
 )
 
@@ -85,6 +87,15 @@ tile = Table(
 
 checkpoint = Table(
     "checkpoint",
+    METADATA,
+    Column("size", _Big, primary_key=True, autoincrement=False),
+    Column("ts_us", _Big, nullable=False),
+    Column("note", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+cosigned = Table(
+    "cosigned",
     METADATA,
     Column("size", _Big, primary_key=True, autoincrement=False),
     Column("ts_us", _Big, nullable=False),

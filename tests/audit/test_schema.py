@@ -24,11 +24,11 @@ LATER = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "7000", "NEWEST"
 
 
 def upgrade():
-    op.add_column("checkpoint", sa.Column("cosigned", sa.Integer, nullable=True))
+    op.add_column("checkpoint", sa.Column("later", sa.Integer, nullable=True))
     op.execute("UPDATE head SET schema_version = 1")
     BREAK
 """
@@ -66,6 +66,12 @@ def stamp(bench: Any) -> list[tuple[str]]:
     return [tuple(row) for row in bench.sql("SELECT version_num FROM alembic_version")]
 
 
+def back_to_the_first_layout(bench: Any) -> None:
+    """As a release from before there were migrations left it."""
+    for statement in ("ALTER TABLE head DROP COLUMN seal", "DROP TABLE cosigned", "DROP TABLE alembic_version"):
+        bench.sql(statement)
+
+
 def test_created_and_migrated_are_the_same(tmp_path: Path, make_bench) -> None:
     found = []
     for name, make in (("created", schema.bring_up_to_date), ("migrated", lambda c: upgrade(c, None))):
@@ -89,7 +95,7 @@ def test_a_log_from_before_there_were_migrations_is_recognised_and_goes_on(bench
     bench.start_worker(log)
     done = bench.request(log)
     log.close()
-    bench.sql("DROP TABLE alembic_version")
+    back_to_the_first_layout(bench)
     again = bench.open()
     assert stamp(bench) == [(REVISION,)]
     again.append(bench.draft()).result()
@@ -130,20 +136,20 @@ def test_an_older_log_is_migrated_whole_or_not_at_all(bench, tmp_path: Path, mon
     log.close()
     place = tmp_path / "migrations"
     shutil.copytree(Path(migrations.__file__).parent, place, ignore=shutil.ignore_patterns("__pycache__"))
-    later = LATER.replace("BREAK", "raise ZeroDivisionError" if breaks else "")
-    (place / "versions" / "r0002_later.py").write_text(later)
+    later = LATER.replace("NEWEST", REVISION).replace("BREAK", "raise ZeroDivisionError" if breaks else "")
+    (place / "versions" / "r7000_later.py").write_text(later)
     monkeypatch.setattr(migrations, "_PLACE", place)
-    monkeypatch.setattr(schema, "REVISION", "0002")
+    monkeypatch.setattr(schema, "REVISION", "7000")
     if breaks:
         with pytest.raises(ZeroDivisionError):
             bench.open()
-        assert stamp(bench) == [("0001",)]
+        assert stamp(bench) == [(REVISION,)]
         monkeypatch.undo()
         bench.open()
         return
     bench.open().append(bench.draft()).result()
-    assert stamp(bench) == [("0002",)]
-    assert bench.sql("SELECT count(cosigned) FROM checkpoint") == [(0,)]
+    assert stamp(bench) == [("7000",)]
+    assert bench.sql("SELECT count(later) FROM checkpoint") == [(0,)]
     report = bench.audit(receipts=[done.receipt])
     assert report.ok, report.lines()
 
