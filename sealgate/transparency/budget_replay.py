@@ -1,0 +1,173 @@
+"""Privacy budgets, replayed: every change of what is left of a budget has a request that explains it.
+
+A noised request holds epsilon when it is authorized and spends some of it when it ends; both records name the budget
+that has least left, and what is left of it then. Between two records that name the same budget:
+
+    left after = left before - held by authorizations + given back by ends
+
+where requests that name another budget may or may not have counted against this one too. A budget begins anew when
+a UTC day began in between, or when another policy came into force; nothing else may raise it.
+
+Pure. Trusts nothing. Never: knows the whole of a budget, which stands in the policy; nor that a window was a day's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sealgate.transparency.checks import Problems, Range, Verdict
+from sealgate.transparency.record import ENDS, Record
+
+_DAY_US = 86_400_000_000
+_CLOCKS_APART_US = 60_000_000  # a record's time is read a moment before its budget's
+
+
+@dataclass
+class Book:
+    """What is known of one budget. `low` and `high` bound what requests that named others may have changed since."""
+
+    left: int
+    at_us: int
+    index: int
+    low: int = 0
+    high: int = 0
+    requests: int = 0
+    spent: int = 0
+    renewals: int = 0
+    full: int = 0  # what a renewal set it to, 0 until one was seen
+
+    def renews_by(self, ts_us: int) -> bool:
+        """Whether a UTC midnight lies between the last record that named the budget and now."""
+        return (self.at_us - _CLOCKS_APART_US) // _DAY_US < (ts_us + _CLOCKS_APART_US) // _DAY_US
+
+
+class BudgetReplay:
+    """A check of the offline verifier, and the heart of the report on budgets."""
+
+    name = "privacy budgets add up"
+
+    def __init__(self) -> None:
+        self.books: dict[str, Book] = {}
+        self.held: dict[str, tuple[str, int]] = {}  # open authorizations: the budget they named, and millionths
+        self.noised = 0
+        self.spent = 0
+        self.problems = Problems()
+        self._first = -1
+        self._digest = ""
+        self._reopened = False  # the policy may have changed while the host was down: the next record of it says
+        self._deferred: list[str] = []
+        self._other_policy = False  # of an earlier policy more may have been spent than this one allows
+        self._undecided = 0
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None:
+        if self._first < 0:
+            self._first = index
+            self._other_policy = index > 0
+        if record.kind == "policy.change":
+            self._policy(record)
+        elif record.kind == "log.opened":
+            self._reopened = True
+        elif record.kind == "inference.authorized":
+            self._hold(index, record)
+        elif record.kind in ENDS:
+            self._end(index, record)
+
+    def _policy(self, record: Record) -> None:
+        before = self._digest or record.detail.get("previous", "")
+        if before and before != record.policy_digest:
+            self.books.clear()
+            self._deferred.clear()
+            self._other_policy = True
+        for text in self._deferred:
+            self.problems.add(text)
+        self._deferred.clear()
+        self._digest, self._reopened = record.policy_digest, False
+
+    def _hold(self, index: int, record: Record) -> None:
+        held, budget = record.eps_micro, record.detail.get("privacy_budget", "")
+        self.held[record.id] = (budget, held)
+        if not held:
+            return
+        self.noised += 1
+        if not budget or held < 0:
+            self.problems.add(f"record {index} authorizes noise that no privacy budget pays for")
+            return
+        self._change(index, record, budget, low=-held, high=-held)
+
+    def _end(self, index: int, record: Record) -> None:
+        budget, spent = record.detail.get("privacy_budget", ""), record.eps_micro
+        begun = self.held.pop(record.grant, None)
+        self.spent += spent
+        if begun is None:
+            if budget or spent:  # Reconcile says whether it may begin before the range
+                self._undecided += 1
+                self.books.pop(budget, None)
+            return
+        held = begun[1]
+        if not 0 <= spent <= held:
+            self.problems.add(f"record {index} spends {spent} millionths of epsilon where {held} were held")
+        elif not record.runtime_sig and spent != held:
+            self.problems.add(f"record {index} gives back epsilon although no worker signed what was spent")
+        if budget:
+            self._change(index, record, budget, low=held - spent, high=held - spent)
+
+    def _change(self, index: int, record: Record, budget: str, *, low: int, high: int) -> None:
+        """`budget` is named with what is left of it; the request changed it by `low` to `high`."""
+        left = record.budget_after_micro
+        book = self.books.get(budget)
+        if left < 0:
+            self.problems.add(f"record {index} leaves less than nothing of budget {budget}")
+        if book is None:
+            book = self.books[budget] = Book(left, record.ts_us, index)
+        else:
+            self._compare(
+                index, record, budget, book, low=book.left + book.low + low, high=book.left + book.high + high
+            )
+        book.left, book.at_us, book.index, book.low, book.high = left, max(book.at_us, record.ts_us), index, 0, 0
+        if record.kind == "inference.authorized":
+            book.requests += 1
+        else:
+            book.spent += record.eps_micro
+        for name, other in self.books.items():
+            if name != budget:
+                other.low, other.high = other.low + min(0, low), other.high + max(0, high)
+
+    def _compare(self, index: int, record: Record, budget: str, book: Book, *, low: int, high: int) -> None:
+        left = record.budget_after_micro
+        if self._other_policy and book.left == 0:
+            low = 0
+        if low <= left <= high or (self._other_policy and left == 0 and high >= 0):
+            return
+        if left > high and book.renews_by(record.ts_us):
+            self._renew(index, record, budget, book)
+            return
+        text = f"record {index} says {left} left of budget {budget}, the records say {_between(low, high)}"
+        if self._reopened:
+            self._deferred.append(text)
+        else:
+            self.problems.add(text)
+
+    def _renew(self, index: int, record: Record, budget: str, book: Book) -> None:
+        book.renewals += 1
+        book.spent = 0
+        if record.kind != "inference.authorized" or book.low or book.high:
+            return  # not the first request of the new window
+        whole = record.budget_after_micro + record.eps_micro
+        if book.full and whole != book.full:
+            self.problems.add(f"record {index} renews budget {budget} to {whole}, before it was {book.full}")
+        book.full = whole
+
+    def verdict(self, part: Range) -> Verdict:
+        """Contradictions, or how much was replayed."""
+        if self.problems.count:
+            return self.problems.verdict()
+        done = f"{self.noised} noised requests, {len(self.books)} budgets"
+        if self._undecided or self._deferred:
+            waiting = [f"{self._undecided} ends belong to requests before the range"] if self._undecided else []
+            waiting += ["the policy after a restart stands beyond the range"] if self._deferred else []
+            return Verdict("skipped", f"{done}; " + "; ".join(waiting))
+        return Verdict("ok", done)
+
+
+def _between(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"

@@ -1,0 +1,123 @@
+"""What privacy and use cost: spent by whom, left of which budget, under which policy, and whether it adds up.
+
+    spent        units and epsilon of ends, by tenant, model and purpose: exact, whoever paid for it
+    budgets      what records say is left of each privacy budget, replayed (sealgate.transparency.budget_replay)
+    refusals     requests that found a budget exhausted, by budget
+    grants       every policy that came into force: budgets stand in it, under the digest that is named
+
+Trusts: the records. Never: knows the whole of a budget; the policy of that digest does.
+"""
+
+from __future__ import annotations
+
+from sealgate.limits import MAX_REPORT_GROUPS
+from sealgate.transparency.budget_replay import BudgetReplay
+from sealgate.transparency.checks import Range
+from sealgate.transparency.record import ENDS, Record
+from sealgate.transparency.reports.access import Counts
+from sealgate.transparency.reports.counting import Counted, Tallies
+from sealgate.transparency.reports.form import Answer, Cell, Column, Part, Table
+from sealgate.transparency.reports.question import Question
+
+_LEAST = (
+    "a record names only the budget with least left: what others have left may stand in no record; "
+    "`sealgate budget show` knows"
+)
+
+
+class Budget(Counts):
+    """Spending can be counted in whole groups (`take`); the replay needs every record of a range (`replay`)."""
+
+    kinds = tuple(sorted(ENDS))
+
+    def __init__(self, question: Question) -> None:
+        super().__init__(question)
+        self._spent = Tallies(lambda one: (one.tenant, one.model, one.purpose))
+        self._replay = BudgetReplay()
+        self._refused: dict[str, tuple[int, int]] = {}  # budget: how often, newest
+        self._policies: list[tuple[int, Record]] = []
+        self._left_out = 0
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None:
+        super().see(index, record, leaf)
+        self.replay(index, record, leaf)
+
+    def replay(self, index: int, record: Record, leaf: bytes) -> None:
+        """Show a record to everything but the sums of spending."""
+        self._replay.see(index, record, leaf)
+        budget = record.detail.get("budget", "")
+        if record.kind == "inference.denied" and budget:
+            count, newest = self._refused.get(budget, (0, 0))
+            if budget in self._refused or len(self._refused) < MAX_REPORT_GROUPS:
+                self._refused[budget] = (count + 1, max(newest, record.ts_us))
+        elif record.kind == "policy.change":
+            self.grant(index, record)
+
+    def grant(self, index: int, record: Record) -> None:
+        """Show a `policy.change`."""
+        if len(self._policies) < MAX_REPORT_GROUPS:
+            self._policies.append((index, record))
+        else:
+            self._left_out += 1
+
+    def _add(self, one: Counted) -> None:
+        self._spent.take(one)
+
+    def answer(self, part: Part) -> Answer:
+        verdict = self._replay.verdict(Range(part.first, part.last, part.last + 1))
+        limits = [_LEAST]
+        if verdict.status == "skipped":
+            limits.append(f"not decided: {verdict.detail}")
+        return Answer(
+            (self._spending(), self._budgets(), self._refusals(), self._grants()),
+            findings=(f"{self._replay.name}: {verdict.detail}",) if verdict.status == "failed" else (),
+            limits=tuple(limits),
+        )
+
+    def _spending(self) -> Table:
+        return Table(
+            title="spent",
+            columns=(
+                *(Column(name) for name in ("tenant", "model", "purpose")),
+                *(Column(name, "number") for name in ("requests", "units")),
+                Column("epsilon", "epsilon"),
+            ),
+            rows=tuple((*key, row.count, row.units, row.eps_micro) for key, row in self._spent.rows()),
+            left_out=self._spent.left_out,
+        )
+
+    def _budgets(self) -> Table:
+        held: dict[str, int] = {}
+        for name, micro in self._replay.held.values():
+            held[name] = held.get(name, 0) + micro
+        rows = tuple(
+            (name, book.requests, book.renewals, book.spent, held.get(name, 0), book.left, book.index)
+            for name, book in sorted(self._replay.books.items())
+        )
+        columns = (
+            Column("privacy budget"),
+            Column("requests that name it", "number"),
+            Column("renewals", "number"),
+            *(Column(name, "epsilon") for name in ("spent by these", "held", "left")),
+            Column("left at record", "number"),
+        )
+        return Table(title="privacy budgets", columns=columns, rows=rows[:MAX_REPORT_GROUPS])
+
+    def _refusals(self) -> Table:
+        columns = (Column("budget"), Column("refused", "number"), Column("last (UTC)", "time"))
+        rows = tuple((name, count, newest) for name, (count, newest) in sorted(self._refused.items()))
+        return Table(title="exhausted", columns=columns, rows=rows)
+
+    def _grants(self) -> Table:
+        columns = (
+            Column("record", "number"),
+            Column("time (UTC)", "time"),
+            *(Column(name) for name in ("policy", "version", "reason", "by", "digest")),
+        )
+        rows = tuple(_granted(index, record) for index, record in self._policies)
+        return Table(title="granted by policies", columns=columns, rows=rows, left_out=self._left_out)
+
+
+def _granted(index: int, policy: Record) -> tuple[Cell, ...]:
+    name, version, by = (policy.detail.get(key, "") for key in ("name", "version", "by"))
+    return (index, policy.ts_us, name, version, policy.reason, by, policy.policy_digest)

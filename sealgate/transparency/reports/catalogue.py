@@ -1,0 +1,83 @@
+"""The reports by name: what each answers, what it may be asked, and the fold that answers it.
+
+Trusts nothing. Never: begins a report with a parameter that it would ignore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sealgate.errors import DecodeError
+from sealgate.transparency.reports.access import Access, Denials
+from sealgate.transparency.reports.budget import Budget
+from sealgate.transparency.reports.form import Fold
+from sealgate.transparency.reports.in_force import InForce
+from sealgate.transparency.reports.oversight import BreakGlass, Review
+from sealgate.transparency.reports.question import FILTERS, MOMENT, RANGE, SPAN, Question
+from sealgate.transparency.reports.ranges import Completeness, Reconciled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A report. `of_one_tenant`: an auditor who may read one tenant's records only may ask for it, about that one."""
+
+    summary: str
+    parameters: tuple[str, ...]
+    begin: Callable[[Question], Fold]
+    of_one_tenant: bool = False
+
+
+REPORTS: dict[str, Kind] = {
+    "access": Kind(
+        summary="who used which model for which purpose, and how it ended",
+        parameters=(*FILTERS, *SPAN),
+        begin=Access,
+        of_one_tenant=True,
+    ),
+    "denials": Kind(
+        summary="what was refused and why",
+        parameters=(*FILTERS, *SPAN),
+        begin=Denials,
+        of_one_tenant=True,
+    ),
+    "budget": Kind(
+        summary="what was spent, what is left, what the policies granted, and whether it adds up",
+        parameters=(*FILTERS, *SPAN),
+        begin=Budget,
+    ),
+    "in-force": Kind(
+        summary="policy, worker, models, their epsilon and keys at a moment",
+        parameters=MOMENT,
+        begin=InForce,
+    ),
+    "reconcile": Kind(
+        summary="every authorized request has exactly one end, and workers signed it",
+        parameters=RANGE,
+        begin=Reconciled,
+    ),
+    "completeness": Kind(
+        summary="nothing is missing in a range",
+        parameters=RANGE,
+        begin=Completeness,
+    ),
+    "break-glass": Kind(
+        summary="administrative and key operations, and auditors' own reads",
+        parameters=("tenant", "actor", *SPAN),
+        begin=BreakGlass,
+    ),
+    "review": Kind(
+        summary="who looked at which records, and what nobody looked at",
+        parameters=("tenant", "actor", *SPAN),
+        begin=Review,
+    ),
+}
+
+
+def require_report(name: str, question: Question) -> Kind:
+    """The report of this name, if it may be asked that; raises DecodeError."""
+    kind = REPORTS.get(name)
+    if kind is None:
+        raise DecodeError(f"there is no such report; there are: {', '.join(REPORTS)}", code="report-unknown")
+    question.require_only(kind.parameters, report=name)
+    return kind
