@@ -8,8 +8,9 @@
     6. every authorized request has exactly one end
     7. workers signed what is said of them
     8. workers' counters have no gap
-    9. given receipts are in this log, under checkpoints of its tree (only if receipts were given)
-    10. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
+    9. what is left of privacy budgets changes only as requests explain
+    10. given receipts are in this log, under checkpoints of its tree (only if receipts were given)
+    11. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
 
 A step that cannot be decided is `skipped` and says why; in strict mode that is a failure. Trusts: the keys in
 `LogTrust` and SHA-256. Never: stops at the first failure, or calls verified what was not checked.
@@ -20,9 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from sealgate.errors import ConfigurationError, DecodeError, LogError
+from sealgate.transparency.budget_replay import BudgetReplay
 from sealgate.transparency.bundle import Bundle
 from sealgate.transparency.checks import (
     Check,
@@ -38,7 +40,7 @@ from sealgate.transparency.checks import (
 from sealgate.transparency.merkle import Frontier, leaf_hash, verify_consistency
 from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoint
 from sealgate.transparency.ranges import range_root
-from sealgate.transparency.record import parse_leaf
+from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.witness_policy import NONE, WitnessedCheckpoint, WitnessPolicy
 
 _FORM = "bundle has its exact form"
@@ -108,17 +110,27 @@ class Report:
 
 
 def verify_bundle(
-    path: Path | BinaryIO, trust: LogTrust, strict: bool = False, receipts: Sequence[bytes] = ()
+    path: Path | BinaryIO,
+    trust: LogTrust,
+    strict: bool = False,
+    receipts: Sequence[bytes] = (),
+    onlookers: Sequence[Onlooker] = (),
 ) -> Report:
+class Onlooker(Protocol):
+    """Is shown every record of a bundle while that is verified: nothing that it saw is proven before the report is."""
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None: ...
+
+
     """Check a bundle. Failed steps are in the report and raise nothing; a file that cannot be opened raises
     ConfigurationError, and so does a trust without keys."""
     if not trust.verifiers:
         raise ConfigurationError("no log key is trusted: name at least one")
     if not isinstance(path, Path):
-        return _Verification(trust, strict, receipts).run(path)
+        return _Verification(trust, strict, receipts, onlookers).run(path)
     try:
         with path.open("rb") as stream:
-            return _Verification(trust, strict, receipts).run(stream)
+            return _Verification(trust, strict, receipts, onlookers).run(stream)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -131,6 +143,7 @@ class _Verification:
     steps: list[Step] = field(default_factory=list)
     unreadable: Problems = field(default_factory=Problems)
 
+    onlookers: Sequence[Onlooker]
     def run(self, stream: BinaryIO) -> Report:
         try:
             bundle = Bundle(stream)  # 1
@@ -140,7 +153,7 @@ class _Verification:
         self._add(_FORM, Verdict("ok", f"records {part.first} to {part.last}"))
         checkpoint, signature = self._checkpoint(bundle)  # 2
         self._add(_SIGNED, signature)
-        checks: list[Check] = [Reconcile(part), Signatures(), Counters()]
+        checks: list[Check] = [Reconcile(part), Signatures(), Counters(), BudgetReplay()]
         given = Receipts(self.receipts, self.trust.verifiers, origin=bundle.manifest.origin)
         if self.receipts:
             checks.append(given)
@@ -160,11 +173,11 @@ class _Verification:
                 roots.setdefault(known.size, known.root)
         for size, shown in roots.items():
             given.compare(size, shown)
-        for check in checks:  # 6 to 9
+        for check in checks:  # 6 to 10
             self._add(check.name, check.verdict(part))
         if witnessed is None:
             return Report(self.steps, self.strict, checkpoint, part.first, part.last)
-        self._add(_WITNESSED, self._saw_this_log(bundle, witnessed, roots))  # 10
+        self._add(_WITNESSED, self._saw_this_log(bundle, witnessed, roots))  # 11
         return Report(self.steps, self.strict, checkpoint, part.first, part.last, limits=())
 
     def _add(self, name: str, verdict: Verdict) -> None:
@@ -172,7 +185,16 @@ class _Verification:
 
     def _unread(self, why: str) -> Report:
         self._add(_FORM, Verdict("failed", why))
-        for name in (_SIGNED, _ENTRIES, _ROOT, _GROWTH, Reconcile.name, Signatures.name, Counters.name):
+        for name in (
+            _SIGNED,
+            _ENTRIES,
+            _ROOT,
+            _GROWTH,
+            Reconcile.name,
+            Signatures.name,
+            Counters.name,
+            BudgetReplay.name,
+        ):
             self._add(name, Verdict("skipped", "the bundle cannot be read"))
         if self.trust.witnesses is not None:
             self._add(_WITNESSED, Verdict("skipped", "the bundle cannot be read"))
@@ -244,7 +266,7 @@ class _Verification:
             else:
                 if record.log != origin:
                     self.unreadable.add(f"record {index} belongs to another log")
-                for check in checks:
+                for check in (*checks, *self.onlookers):
                     check.see(index, record, leaf)
             yield hashed
 
