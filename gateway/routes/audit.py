@@ -9,12 +9,11 @@ Trusts: the policy's permit; readers verify what they get. Never: reads before t
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Annotated, Any, BinaryIO, TypeVar
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Annotated, Any, BinaryIO
 
 import msgspec
 from litestar import Response, get
@@ -22,28 +21,20 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 
-from audit.errors import LogUnavailable, QueryRefused
+from audit.errors import QueryRefused
 from audit.limits import MAX_PAGE, TILE_WIDTH
 from audit.query import AuditReader, Entry, RecordFilter
+from gateway.audit_reading import answerable, authorise_reading, read_log
 from gateway.errors import Problem
-from gateway.gate import Asked, Asking, Gate, audit_headers, caller_of
+from gateway.gate import Asking, Gate
 from gateway.limits import MAX_AUDIT_TEXT
 from gateway.routes.openapi import answers
 from gateway.thread_stream import stream_from_thread
 from policy.decide import Permit
-from policy.entities import Action, Principal
-from sealgate.errors import DecodeError, SealgateError
-from sealgate.limits import MAX_NAME
-from sealgate.protocol.frames import AuditKind, AuditRead
 
-_T = TypeVar("_T")
-_ASKED = {"audit.query": Action.QUERY_AUDIT, "audit.export": Action.EXPORT_AUDIT}
 _REFUSALS = (400, 401, 403, 404, 503)
 _JSON = "application/json"
-_NOT_FOUND = frozenset({"not-found", "range"})
-_TOO_WIDE = "export-needs-every-tenant"
 _TILE = re.compile(r"((?:x[0-9]{3}/){0,3}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _RECORDED = frozenset(
     {"tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason", "from_us", "to_us", "limit"}
     | {"order", "identifier", "index", "size", "first", "second", "last", "consistent_with", "level", "tile"}
@@ -174,14 +165,14 @@ async def export(
     consistent_with: Number = None,
 ) -> Stream:
     """Records `first` to `last` with everything that proves them; checked offline by `sealgate audit verify`."""
-    _, headers = await _authorise(request, gate, "export", kind="audit.export")
+    may = await authorise_reading(request, gate, "export", kind="audit.export", said=_said(request))
 
     def write(out: BinaryIO) -> None:
         gate.audit.export(first, last, out, consistent_with=consistent_with)
 
     pieces = _exported(gate, write)
-    head = await _answerable(anext(pieces))  # what cannot be exported is refused before the answer begins
-    headers["Content-Disposition"] = f'attachment; filename="audit-{first}-{last}.zip"'
+    head = await answerable(anext(pieces))  # what cannot be exported is refused before the answer begins
+    headers = may.headers | {"Content-Disposition": f'attachment; filename="audit-{first}-{last}.zip"'}
     return Stream(_joined(head, pieces), media_type="application/zip", headers=headers)
 
 
@@ -194,62 +185,15 @@ ROUTES = (records, record, checkpoint, inclusion, consistency, tile, export)
 async def _read(
     request: Asking, gate: Gate, question: str, read: Callable[[AuditReader, Permit], bytes], media_type: str = _JSON
 ) -> Response[bytes]:
-    permit, headers = await _authorise(request, gate, question, kind="audit.query")
-    with gate.reading.slot():
-        content = await _answerable(asyncio.to_thread(read, gate.audit, permit))
-    return Response(content=content, media_type=media_type, headers=headers)
+    may = await authorise_reading(request, gate, question, kind="audit.query", said=_said(request))
+    content = await read_log(gate, may, read)
+    return Response(content=content, media_type=media_type, headers=may.headers)
 
 
-async def _authorise(request: Asking, gate: Gate, question: str, *, kind: AuditKind) -> tuple[Permit, dict[str, str]]:
-    """The permit to read, once the read is a durable record."""
-    principal = await gate.authenticate(request)
-    _require_said_once(request)
-    asked = Asked(action=_ASKED[kind], model="", purpose="")
-    # Callers without any right to read get this far: they may not fill the way to the host.
-    with gate.asking.slot((principal.tenant, principal.subject)):
-
-        async def put_on_record(principal: Principal) -> tuple[Permit, dict[str, str]]:
-            permit = await gate.authorise(request, principal, asked)
-            if kind == "audit.export" and permit.records_of is not None:
-                await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)
-            frame = AuditRead(
-                caller=caller_of(principal), decision=permit.decision, kind=kind, detail=_detail(request, question)
-            )
-            return permit, audit_headers(await gate.record_read(request, frame))
-
-        return await gate.under_one_policy(request, principal, put_on_record)
-
-
-def _require_said_once(request: Asking) -> None:
-    """A repeated parameter is refused: the first might be recorded and the last be read."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    if len(set(names)) != len(names):
-        raise Problem("malformed-request", detail="A parameter may be given once only.")
-
-
-def _detail(request: Asking, question: str) -> dict[str, str]:
-    """What was asked, for the record: known parameters only, short, printable."""
+def _said(request: Asking) -> dict[str, str]:
+    """What was asked, for the record: known parameters only."""
     given = {name: str(value) for name, value in {**request.query_params, **request.path_params}.items()}
-    known = {name: value for name, value in given.items() if name in _RECORDED}
-    return {"question": question} | {name: _UNPRINTABLE.sub("?", value)[:MAX_NAME] for name, value in known.items()}
-
-
-async def _answerable(work: Awaitable[_T]) -> _T:
-    """The result of a read; what the log cannot answer becomes a problem."""
-    try:
-        return await work
-    except QueryRefused as error:
-        raise Problem("not-found" if error.code in _NOT_FOUND else "malformed-request", detail=_said(error)) from None
-    except DecodeError as error:
-        raise Problem("malformed-request", detail=_said(error)) from None
-    except LogUnavailable as error:
-        raise Problem("unavailable", retry_after_s=error.retry_after_s) from None
-
-
-def _said(error: SealgateError) -> str:
-    """The public text of a refusal, as a sentence."""
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}."
+    return {name: value for name, value in given.items() if name in _RECORDED}
 
 
 async def _exported(gate: Gate, write: Callable[[BinaryIO], None]) -> AsyncIterator[bytes]:

@@ -1,0 +1,99 @@
+"""The one way to the log for whoever reads it: authenticate, ask the policy, put the reading on record, then read.
+
+The auditor's API and the console both come through here, so neither can read what the other could not, or unrecorded.
+Trusts: the gate. Never: reads before the record of the reading is durable; holds up inference: reads have their own,
+few, places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import msgspec
+
+from audit.errors import LogUnavailable, QueryRefused
+from audit.query import AuditReader
+from gateway.errors import Problem
+from gateway.gate import Asked, Asking, Gate, audit_headers, caller_of
+from policy.decide import Permit
+from policy.entities import Action, Principal
+from sealgate.errors import DecodeError, SealgateError
+from sealgate.limits import MAX_NAME
+from sealgate.protocol.frames import AuditKind, AuditRead
+
+_T = TypeVar("_T")
+_ASKED = {"audit.query": Action.QUERY_AUDIT, "audit.export": Action.EXPORT_AUDIT}
+_NOT_FOUND = frozenset({"not-found", "range"})
+_TOO_WIDE = "export-needs-every-tenant"
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MayRead:
+    """Holding one proves: `principal` may read the log now, within `permit`, and that it does so is on record.
+
+    `headers` say where that record stands.
+    """
+
+    principal: Principal
+    permit: Permit
+    headers: dict[str, str]
+
+
+async def authorise_reading(
+    request: Asking, gate: Gate, question: str, *, kind: AuditKind, said: Mapping[str, str]
+) -> MayRead:
+    """The right to read. `question` and `said` (what was asked, by name) go into the record."""
+    principal = await gate.authenticate(request)
+    _require_said_once(request)
+    asked = Asked(action=_ASKED[kind], model="", purpose="")
+    detail = {"question": question} | {name: _UNPRINTABLE.sub("?", value)[:MAX_NAME] for name, value in said.items()}
+    # Callers without any right to read get this far: they may not fill the way to the host.
+    with gate.asking.slot((principal.tenant, principal.subject)):
+
+        async def put_on_record(principal: Principal) -> MayRead:
+            permit = await gate.authorise(request, principal, asked)
+            if kind == "audit.export" and permit.records_of is not None:
+                await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)
+            frame = AuditRead(caller=caller_of(principal), decision=permit.decision, kind=kind, detail=detail)
+            recorded = await gate.record_read(request, frame)
+            return MayRead(principal=principal, permit=permit, headers=audit_headers(recorded))
+
+        return await gate.under_one_policy(request, principal, put_on_record)
+
+
+async def read_log(gate: Gate, may: MayRead, read: Callable[[AuditReader, Permit], _T]) -> _T:
+    """What `read` gives, in a thread, within the places that readers have."""
+    with gate.reading.slot():
+        return await answerable(asyncio.to_thread(read, gate.audit, may.permit))
+
+
+async def answerable(work: Awaitable[_T]) -> _T:
+    """The result of a read; what the log cannot answer becomes a problem."""
+    try:
+        return await work
+    except QueryRefused as error:
+        raise Problem(
+            "not-found" if error.code in _NOT_FOUND else "malformed-request", detail=_sentence(error)
+        ) from None
+    except DecodeError as error:
+        raise Problem("malformed-request", detail=_sentence(error)) from None
+    except LogUnavailable as error:
+        raise Problem("unavailable", retry_after_s=error.retry_after_s) from None
+
+
+def _require_said_once(request: Asking) -> None:
+    """A repeated parameter is refused: the first might be recorded and the last be read."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) != len(names):
+        raise Problem("malformed-request", detail="A parameter may be given once only.")
+
+
+def _sentence(error: SealgateError) -> str:
+    """The public text of a refusal, as a sentence."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}."
