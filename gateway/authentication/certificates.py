@@ -7,11 +7,13 @@ its revocation list (`gateway.authentication.authorities`), not in `revoked_cert
 it was judged by, so most requests cost a few stats.
 
 Trusts: the TLS library for the proof of the key, the files. Never: accepts a certificate while the deny list or the
-revocation lists cannot be read; takes a trusted proxy's own certificate for its client's.
+revocation lists cannot be read; takes a trusted proxy's own certificate for its client's; keeps what else was shown
+beside a certificate, which its sender may make as large as a handshake allows.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import ssl
 from collections import OrderedDict
@@ -52,10 +54,8 @@ class CertificateIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class _Judged:
-    """A certificate, and what was made of it by these very authorities, lists and tenants."""
+    """What was made of a certificate by these very authorities, lists and tenants."""
 
-    leaf: x509.Certificate
-    others: tuple[x509.Certificate, ...]
     generation: Generation
     judgement: Judgement
     tenants: Tenants
@@ -112,6 +112,7 @@ class CertificateReader:
         proxies: TrustedProxies,
         clock: Clock = now_us,
         remembered_max: int = MAX_CERTIFICATES,
+        required: bool = False,
     ) -> None:
         self._tenants = tenants
         self._authorities = authorities
@@ -119,7 +120,8 @@ class CertificateReader:
         self._proxies = proxies
         self._clock = clock
         self._remembered_max = remembered_max
-        self._remembered: OrderedDict[_Shown, _Judged] = OrderedDict()
+        self._required = required
+        self._remembered: OrderedDict[bytes, _Judged] = OrderedDict()
 
     def read(self, scope: Mapping[str, Any]) -> CertificateIdentity | None:
         """The client's certificate, None if there is none. Raises Unauthenticated if it does not count now."""
@@ -128,20 +130,27 @@ class CertificateReader:
         if not forwarded.local:
             chain: tuple[str, ...] = extensions.get("tls", {}).get("client_cert_chain", ())
             if not chain:
+                self._allow_none()
                 return None
             shown = self._judged(chain)
             if not shown.proxy:
                 return shown.identity
         if not forwarded.certificate and not forwarded.chain:
+            self._allow_none()
             return None
         behind = self._judged(forwarded)
         if behind.proxy:
             raise Unauthenticated("certificate-of-proxy")
         return behind.identity
 
+    def _allow_none(self) -> None:
+        """TLS itself insists on one where one is required; a proxy may have let its client come without."""
+        if self._required:
+            raise Unauthenticated("certificate-missing")
+
     def _judged(self, shown: _Shown) -> _Judged:
-        found = self._remembered.get(shown)
-        leaf, others = _parse(shown) if found is None else (found.leaf, found.others)
+        name = hashlib.sha256(repr(shown).encode("ascii")).digest()
+        found = self._remembered.get(name)
         generation, tenants, now = self._authorities.current(), self._tenants(), self._clock()
         if (
             found is None
@@ -149,12 +158,12 @@ class CertificateReader:
             or found.tenants is not tenants
             or not found.judgement.from_us <= now < found.judgement.until_us
         ):
-            found = self._judge(leaf, others, generation, tenants, now)
+            found = self._judge(*_parse(shown), generation, tenants, now)
         self._deny.require_accepted(found.judgement.path)
         if not tenants.revoked_certificates.isdisjoint(found.judgement.path):
             raise Unauthenticated("certificate-revoked")
-        self._remembered[shown] = found
-        self._remembered.move_to_end(shown)
+        self._remembered[name] = found
+        self._remembered.move_to_end(name)
         if len(self._remembered) > self._remembered_max:
             self._remembered.popitem(last=False)
         return found
@@ -180,8 +189,6 @@ class CertificateReader:
         )
         proxy = self._proxies.include(fingerprint=identity.fingerprint, names=names, authorities=judgement.authorities)
         return _Judged(
-            leaf=leaf,
-            others=others,
             generation=generation,
             judgement=judgement,
             tenants=tenants,
@@ -205,6 +212,7 @@ def make_certificate_reader(
         DenyList(deployment.pki / "revoked.txt", clock=clock),
         proxies=TrustedProxies(settings.trusted_proxies),
         clock=clock,
+        required=settings.client_certificates == "required",
     )
 
 

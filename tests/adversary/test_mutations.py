@@ -230,7 +230,9 @@ HALF = "\ud800"  # JSON can write it, and no text has it: whatever turns it into
 HALVES: list[object] = [HALF, [HALF], {HALF: HALF}]
 
 
-@pytest.mark.parametrize("where", ["iss", "aud", "sub", "iat", "jti", "client_id", "tenant", "roles", "purposes", "cnf"])
+@pytest.mark.parametrize(
+    "where", ["iss", "aud", "sub", "iat", "jti", "client_id", "tenant", "roles", "purposes", "cnf"]
+)
 def test_half_a_character_in_a_token_breaks_nothing(target: Target, where: str) -> None:
     for token in [target.forge.token(**{where: half}) for half in HALVES]:
         target.refused(f"mutations: half a character in {where}", target.bearer(token), "token-malformed")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import datetime
+import gc
 import hashlib
 import os
 import ssl
+import types
 
 import httpx
 import jwt
@@ -23,6 +25,7 @@ from sealgate.ambient import now_us, random_bytes
 from sealgate.errors import ConfigurationError
 from sealgate.protocol import frames
 from tests.gateway.conftest import post_sealed
+from tests.gateway.issuing import Ca
 
 
 def der_of(gateway, name):
@@ -277,3 +280,19 @@ def test_certificates_are_remembered_within_bounds(gateway):
     assert len(reader._remembered) <= 2
     with pytest.raises(Unauthenticated):
         reader.read({"extensions": {"tls": {"client_cert_chain": ("nonsense",)}}})
+
+
+def test_what_is_shown_beside_a_certificate_is_not_kept(gateway):
+    """Its sender chooses it, as large as a handshake may be, and other with each connection."""
+    reader = gateway.gate.authenticator._certificates
+    pem = (gateway.deployment.pki / "clients" / "integration.pem").read_text()
+    beside = Ca("Beside").client(*(f"DNS:{number}.{'x' * 50}.example" for number in range(200)))[0]
+    large = beside.public_bytes(serialization.Encoding.PEM).decode()
+    reader.read({"extensions": {"tls": {"client_cert_chain": (pem, large)}}})
+    found, queue = {}, [reader._remembered]
+    while queue:
+        new = {id(item): item for item in gc.get_referents(*queue) if id(item) not in found}
+        found |= new
+        queue = [item for item in new.values() if not isinstance(item, type | types.ModuleType | types.FunctionType)]
+    assert large not in [item for item in found.values() if isinstance(item, str)]
+    assert beside not in [item for item in found.values() if isinstance(item, x509.Certificate)]

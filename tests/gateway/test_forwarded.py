@@ -180,6 +180,22 @@ def test_over_the_socket_the_fields_say_who_is_calling(run_gateway):
     ]
 
 
+def test_a_proxy_lets_nobody_come_without_a_certificate_where_one_is_required(deployment, run_gateway):
+    """Over TLS the handshake insists; behind a proxy the handshake is the proxy's."""
+    proxy = issue(deployment, "proxy", names=("DNS:proxy.internal",), days=1)
+    gateway = run_gateway(
+        unix_socket="run/gateway.sock", client_certificates="required", trusted_proxies=(proxy.fingerprint,)
+    )
+    forwarded = field(der_of(gateway, "integration")).decode()
+    with as_proxy(gateway) as client:
+        for proxied in (client, gateway.client(certificate="proxy")):
+            proxied.headers["Authorization"] = f"Bearer {gateway.token()}"
+            assert post_sealed(proxied).status_code == 401
+            assert post_sealed(proxied, Client_Cert=forwarded).status_code == 200
+    reasons = [frame.reason for frame in gateway.host.heard(frames.AuthFailed, 2)]
+    assert reasons == ["certificate-missing"] * 2
+
+
 def test_a_forwarded_certificate_is_judged_like_any_other(run_gateway, deployment):
     gateway = run_gateway(unix_socket="run/gateway.sock")
     stranger = Ca().client("URI:urn:sealgate:client:integration")[0].public_bytes(Encoding.DER)
