@@ -71,7 +71,7 @@ def kill_and_check(bench: Any, rounds: int, seed: int, end: Callable[..., None] 
     assert sorted(ends) == sorted(begun)  # exactly one end each
     report = bench.audit(kept=None)
     assert report.ok, report.lines()
-    assert [step.status for step in report.steps[5:]] == ["ok"] * 3, report.lines()
+    assert [step.status for step in report.steps[5:]] == ["ok"] * 4, report.lines()
 
 
 def kill_session(bench: Any) -> Callable[[subprocess.Popen[str]], None]:

@@ -330,7 +330,7 @@ def test_threads_that_begin_and_end_requests(bench, log) -> None:
     report = bench.audit()
     assert report.ok
     assert "320 paired" in report.steps[5].detail
-    assert [step.status for step in report.steps[5:]] == ["ok"] * 3
+    assert [step.status for step in report.steps[5:]] == ["ok"] * 4
 
 
 def test_cancelling_changes_nothing(bench, log) -> None:

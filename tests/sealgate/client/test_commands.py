@@ -283,7 +283,7 @@ def test_an_export_is_verified_offline_and_a_flipped_byte_refused(
 
     assert verify(site, bundle, "--strict", "--kept", tmp_path / "kept", "--receipt", tmp_path / "receipt") == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(r"VERIFIED: all 9 steps hold for records 0 to (\d+) of the (\d+) of \S+", last)
+    assert re.fullmatch(r"VERIFIED: all 10 steps hold for records 0 to (\d+) of the (\d+) of \S+", last)
     assert verify(site, bundle) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert "skipped" in last

@@ -48,7 +48,7 @@ def test_an_honest_log_verifies_in_strict_mode(log) -> None:
     report = check(log, log.bundle(), kept=log.checkpoint(4), strict=True, receipts=[log.receipt(3), log.receipt(7)])
     assert report.ok, report.lines()
     assert set(statuses(report).values()) == {"ok"}
-    assert len(report.steps) == 9
+    assert len(report.steps) == 10
     assert report.require().size == len(log.leaves)
     assert "witness" in report.lines()[-1]  # what is not proven is said
 
@@ -307,17 +307,17 @@ def test_a_counter_that_repeats(log) -> None:
     assert "repeats counter 3" in only(check(log, log.bundle()), 8)
 
 
-# 9: receipts
+# 10: receipts
 
 
 def test_receipts_of_this_log_and_of_a_rewritten_one(log) -> None:
     receipt = log.receipt(3)
     part = check(log, log.bundle(4, 6), receipts=[receipt])
-    assert statuses(part)[9] == "skipped"
+    assert statuses(part)[10] == "skipped"
     log.leaves[3] = leaf_bytes(msgspec.structs.replace(log.records[3], salt="e" * 32))
     log.records[3] = msgspec.structs.replace(log.records[3], salt="e" * 32)
-    assert "another record" in only(check(log, log.bundle(), receipts=[receipt]), 9)
-    assert "receipt 1" in only(check(log, log.bundle(), receipts=[b"garbage"]), 9)
+    assert "another record" in only(check(log, log.bundle(), receipts=[receipt]), 10)
+    assert "receipt 1" in only(check(log, log.bundle(), receipts=[b"garbage"]), 10)
 
 
 def _shown_to_a_client(log: Any, size: int) -> bytes:
@@ -331,21 +331,21 @@ def _shown_to_a_client(log: Any, size: int) -> bytes:
 @pytest.mark.parametrize(("first", "size"), [(0, 9), (0, 6), (2, 9)])
 def test_a_receipt_from_another_tree_is_noticed_though_its_record_is_the_same(log, first: int, size: int) -> None:
     report = check(log, log.bundle(first), receipts=[log.receipt(3), _shown_to_a_client(log, size)])
-    assert f"another tree of {size} records" in only(report, 9)
+    assert f"another tree of {size} records" in only(report, 10)
 
 
 def test_a_kept_checkpoint_and_a_receipt_that_contradict_each_other(log) -> None:
     report = check(log, log.bundle(2), kept=log.checkpoint(6), receipts=[_shown_to_a_client(log, 6)])
-    assert "another tree of 6 records" in only(report, 9)
+    assert "another tree of 6 records" in only(report, 10)
 
 
 def test_two_receipts_of_different_trees_contradict_each_other_wherever_they_stand(log) -> None:
     smaller = copy.deepcopy(log)
     del smaller.leaves[6:], smaller.records[6:]
     report = check(log, log.bundle(2), receipts=[smaller.receipt(3), _shown_to_a_client(log, 6)])
-    assert "receipts 1 and 2" in only(report, 9)
+    assert "receipts 1 and 2" in only(report, 10)
     alone = check(log, log.bundle(2), receipts=[_shown_to_a_client(log, 6)])
-    assert "cannot tell" in alone.steps[8].detail
+    assert "cannot tell" in alone.steps[9].detail
 
 
 def test_a_receipt_of_another_log_is_not_held_against_this_one(log) -> None:
@@ -357,7 +357,7 @@ def test_a_receipt_of_another_log_is_not_held_against_this_one(log) -> None:
     trust = LogTrust(verifiers=(log.signer.verifier, other.signer.verifier))
     report = verify_bundle(log.bundle(), trust, receipts=[log.receipt(3), other.receipt(2)])
     assert report.ok
-    assert (report.steps[8].status, report.steps[8].detail) == (
+    assert (report.steps[9].status, report.steps[9].detail) == (
         "skipped",
         "1 match; 0 are outside the range, 1 of another log",
     )
