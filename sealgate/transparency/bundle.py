@@ -1,7 +1,8 @@
 """The evidence bundle: records first..last of a log, with all that proves them against one signed checkpoint.
 
     checkpoint                the signed note
-    entries/00000000.ndjson   leaves, one a line, in order; a new file every so many
+    entries/00000000.ndjson   leaves, one a line, in order; a new file every so many. For a record that is no longer
+                              kept (see sealgate.transparency.pruned) "-" and its hash in base64
     range-proof               hashes outside the range, one a line (base64): see sealgate.transparency.ranges
     consistency-proof         optional: that the log grew out of a smaller checkpoint that the auditor kept
     manifest.json             what the bundle is, and the SHA-256 of every other member
@@ -17,6 +18,7 @@ import binascii
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import msgspec
@@ -30,6 +32,14 @@ from sealgate.transparency.merkle import HASH_SIZE
 FORMAT = "sealgate-evidence-bundle@v1"
 _CHECKPOINT, _RANGE, _CONSISTENCY, _MANIFEST = "checkpoint", "range-proof", "consistency-proof", "manifest.json"
 _MAX_PROOF = 2 * MAX_PROOF_HASHES
+_GONE = b"-"  # no leaf begins with it
+
+
+@dataclass(frozen=True)
+class PrunedEntry:
+    """The place of a record of which only the hash is kept. Nothing says yet that it was pruned rightly."""
+
+    hashed: bytes
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,9 +66,9 @@ class BundleWriter:
         self._chunks = 0
         self._add(_CHECKPOINT, note)
 
-    def entries(self, leaves: Sequence[bytes]) -> None:
+    def entries(self, leaves: Sequence[bytes | PrunedEntry]) -> None:
         """The next leaves, in order: one file of the bundle."""
-        self._add(f"entries/{self._chunks:08d}.ndjson", b"".join(leaf + b"\n" for leaf in leaves))
+        self._add(f"entries/{self._chunks:08d}.ndjson", b"".join(_line(leaf) + b"\n" for leaf in leaves))
         self._chunks += 1
         self._written += len(leaves)
 
@@ -113,7 +123,14 @@ class Bundle:
         return self.manifest.last - self.manifest.first + 1
 
     def entries(self) -> Iterator[bytes]:
-        """The leaves in order: exactly `count` of them, or DecodeError."""
+        """The leaves in order: exactly `count` of them, or DecodeError. For who needs every record to be there."""
+        for entry in self.items():
+            if isinstance(entry, PrunedEntry):
+                raise DecodeError("records of this range are no longer kept: only their hashes are")
+            yield entry
+
+    def items(self) -> Iterator[bytes | PrunedEntry]:
+        """The leaves in order, or what stands for those that are no longer kept: exactly `count`, or DecodeError."""
         given = 0
         for name in self._entry_files():
             content = self._read(name, None)
@@ -125,7 +142,7 @@ class Bundle:
                 given += 1
                 if given > self.count:
                     raise DecodeError("the bundle holds more entries than it announces")
-                yield line[:-1]
+                yield _parse_line(line[:-1])
         if given != self.count:
             raise DecodeError("the bundle does not hold the entries that it announces")
 
@@ -151,6 +168,22 @@ class Bundle:
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
             raise DecodeError(f"the bundle's member '{name}' does not have the digest in its manifest")
         return content
+
+
+def _line(entry: bytes | PrunedEntry) -> bytes:
+    return _GONE + base64.b64encode(entry.hashed) if isinstance(entry, PrunedEntry) else entry
+
+
+def _parse_line(line: bytes) -> bytes | PrunedEntry:
+    if not line.startswith(_GONE):
+        return line
+    try:
+        entry = PrunedEntry(base64.b64decode(line[1:], validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise DecodeError("an entry stands for no record") from error
+    if len(entry.hashed) != HASH_SIZE or _line(entry) != line:
+        raise DecodeError("an entry stands for no record")
+    return entry
 
 
 def _encode_hashes(hashes: Sequence[bytes]) -> bytes:

@@ -32,6 +32,12 @@ KINDS: dict[str, str] = {
     "audit.query": "an auditor read records",
     "audit.export": "an auditor exported records",
     "audit.review": "an auditor states that somebody looked at a range of records",
+    "subject.report": "an operator asked what the log holds about one person",
+    "erasure.completed": "a person's name was deleted; a pseudonym is left that nobody can resolve",
+    "erasure.refused": "a person's name was to be deleted and is held",
+    "hold.placed": "records, and who they are about, must be kept until further notice",
+    "hold.released": "a hold was lifted",
+    "retention.pruned": "records whose time is over are deleted; their hashes stay",
     "log.opened": "the writer started",
     "log.closed": "the writer stopped in order",
 }
