@@ -35,6 +35,7 @@ _TokenBinding = Literal["none", "mtls", "dpop", "mtls+dpop", "certificate"]
 _HOUR_US = 3_600_000_000
 _EPOCH_WEEKDAY = 4  # the epoch began on a Thursday
 _DIGEST = "0" * 64  # of weights and certificates that no policy asks about
+_BY_POLICIES = ("policy-forbids", "no-policy-permits")  # denials that say something of the policies
 
 
 class Caller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -275,6 +276,9 @@ def _differences(scenario: Scenario, answer: Permit | Deny) -> Iterable[str]:
         yield f"decided by {_listed(decision.policy_ids)}, not by {_listed(sorted(set(scenario.by)))}"
     if scenario.reason is not None and scenario.reason != decision.reason:
         yield f"the reason is {decision.reason or 'none'}, not {scenario.reason}"
+    if scenario.reason is None and scenario.expect == got == "deny" and decision.reason not in _BY_POLICIES:
+        # Whoever misspells a tenant is denied too: that must not look like a rule at work.
+        yield f'denied before any policy decided ({decision.reason}); if that is meant: reason = "{decision.reason}"'
     if not isinstance(answer, Permit) or got != scenario.expect:
         return
     if scenario.obligations is not None and scenario.obligations.obligations() != decision.obligations:

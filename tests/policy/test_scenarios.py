@@ -93,6 +93,29 @@ def test_what_differs_is_said(policy_set: PolicySet, change: tuple[str, str], sa
     assert all(found.startswith(said) for found, said in zip(result.differences, says, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("mistake", "reason"),
+    [('tenant = "clinc"', "unknown-tenant"), ('tenant = "clinic"\nroles = []', "no-role")],
+)
+def test_a_denial_for_a_mistake_in_the_question_is_no_pass(policy_set: PolicySet, mistake: str, reason: str) -> None:
+    text = PLAIN.replace('tenant = "clinic"', mistake).replace('"permit"', '"deny"')
+    (result,) = run(policy_set, text)
+    assert result.answer.decision.reason == reason
+    assert len(result.differences) == 1
+    assert f"denied before any policy decided ({reason})" in result.differences[0]
+    assert run(policy_set, text.replace('"deny"', f'"deny"\nreason = "{reason}"'))[0].differences == ()
+
+
+def test_a_denial_because_a_policy_erred_is_no_pass(policy_set: PolicySet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("engine")
+
+    monkeypatch.setattr(policy_set, "_ask", fail)
+    (result,) = run(policy_set, PLAIN.replace('"permit"', '"deny"'))
+    assert result.answer.decision.reason == "policy-error"
+    assert result.differences, "the engine broke, and a scenario that expects a denial would have passed"
+
+
 def test_records_that_may_be_read(policy_set: PolicySet) -> None:
     ask = '[[scenario]]\nname = "r"\naction = "query-audit"\nexpect = "permit"\nrecords_of = "%s"\n'
     who = '[scenario.caller]\ntenant = "%s"\nroles = ["auditor"]\n'
