@@ -69,7 +69,7 @@ class DenyList:
     def __init__(self, path: Path, *, clock: Clock = now_us) -> None:
         self._file = WatchedFiles(path, files_max=1, bytes_max=MAX_DENY_LIST, clock=clock)
         self._listed: frozenset[str] | None = frozenset()  # None: the list cannot be read
-        self._there = False
+        self._there = self._listed_before = False
 
     def require_accepted(self, fingerprints: Iterable[str]) -> None:
         """Raises Unauthenticated if one of them is denied, or if the list cannot be read."""
@@ -88,11 +88,14 @@ class DenyList:
     def _parse(self, data: bytes, *, there: bool) -> frozenset[str]:
         if self._there and not there:
             raise ValueError("the deny list was there: its absence now is a fault, not an amnesty")
+        if self._listed_before and not data:
+            raise ValueError("the deny list was emptied, as an editor that writes in place does for a moment")
         self._there = there
         lines = (line.split("#")[0].strip() for line in data.decode("ascii").splitlines())
         listed = frozenset(line for line in lines if line)
         if not all(_FINGERPRINT.fullmatch(line) for line in listed):
             raise ValueError("the deny list has a line that is not a fingerprint")
+        self._listed_before = bool(listed)
         return listed
 
 

@@ -14,13 +14,12 @@ An entry refuses the tokens that everything in it is true of: `issuer`, `tenant`
 change is effective at once, for remembered tokens too.
 
 Trusts: whoever may write the file. Never: accepts a token while the file cannot be read, or forgets an entry that was
-there because the file went away.
+there because the file went away or was emptied: an editor that writes in place does that for a moment.
 """
 
 from __future__ import annotations
 
 import datetime
-import os
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Annotated
 import msgspec
 
 from gateway.authentication.claims import VerifiedToken
+from gateway.authentication.watched_files import WatchedFiles
 from gateway.errors import Unauthenticated
 from gateway.limits import MAX_CLAIM_TEXT, MAX_REASON, MAX_REVOCATIONS, MAX_REVOKED_FILE, MAX_URL
 from sealgate.ambient import Clock, now_us
@@ -93,9 +93,10 @@ class Revocations:
     """What is revoked now. One per process; a question costs a stat, and a search only after a change."""
 
     def __init__(self, path: Path, *, clock: Clock = now_us) -> None:
-        self._name = os.fspath(path)
+        self._path = path
+        self._file = WatchedFiles(path, files_max=1, bytes_max=MAX_REVOKED_FILE, clock=clock)
         self._clock = clock
-        self._stamp: tuple[int, int, int] | None = None
+        self._there = self._unreadable = False
         self._generation = 1
         self._by_jti: dict[str, list[Revocation]] = {}
         self._others: list[Revocation] = []
@@ -107,8 +108,10 @@ class Revocations:
         """
         try:
             self._refresh()
-        except (OSError, ConfigurationError):
-            raise Unauthenticated("revocations-unreadable") from None
+        except (OSError, ValueError, ConfigurationError):
+            self._unreadable = True
+        if self._unreadable:
+            raise Unauthenticated("revocations-unreadable")
         if accepted_by != self._generation:
             self._search(token)
         return self._generation
@@ -120,20 +123,18 @@ class Revocations:
                     raise Unauthenticated("token-revoked")
 
     def _refresh(self) -> None:
-        try:
-            status = os.stat(self._name)
-        except FileNotFoundError:
-            if self._stamp is not None:
-                raise  # it was there: its absence now is a fault, not an amnesty
+        contents = self._file.changed()
+        if contents is None:
             return
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if stamp == self._stamp:
-            return
-        self._stamp = (0, 0, 0)  # until the new file is read whole, every question reads it again
-        with open(self._name, "rb") as file:
-            entries = parse_revocations(file.read(MAX_REVOKED_FILE + 1), name=self._name)
-        self._take(entries)
-        self._stamp = stamp
+        self._unreadable = True  # until it is read whole; what is wrong is not read again before it changes
+        if self._there and not contents:
+            raise FileNotFoundError  # it was there: its absence now is a fault, not an amnesty
+        data = contents.get(self._path, b"")
+        if not data and (self._by_jti or self._others):
+            raise ValueError("emptied")
+        self._there = bool(contents)
+        self._take(parse_revocations(data, name=str(self._path)))
+        self._unreadable = False
 
     def _take(self, entries: Iterable[Revocation]) -> None:
         self._by_jti, self._others = {}, []

@@ -56,7 +56,9 @@ class WatchedFiles:
             stamp = self._look()
         contents = {path: self._read(path) for path in known}
         now = self._clock() * 1000
-        self._fresh = any(mark is not None and abs(now - mark[0]) < FRESH_FILE_US * 1000 for mark in stamp)
+        self._fresh = any(
+            abs(now - moment) < FRESH_FILE_US * 1000 for mark in stamp if mark is not None for moment in mark[:2]
+        )
         self._stamp = stamp
         self._digest = _digest(contents)
         return None if self._digest == before else contents

@@ -258,6 +258,26 @@ def test_a_deny_list_that_vanishes_refuses_everybody(tmp_path):
         deny.require_accepted({ONE})
 
 
+def test_a_deny_list_that_was_emptied_refuses_everybody(tmp_path):
+    """An editor that writes in place empties it for a moment."""
+    path = tmp_path / "revoked.txt"
+    path.write_text("")
+    deny = DenyList(path)
+    deny.require_accepted({ONE})
+    path.write_text(ONE)
+    path.write_text("")
+    deny.require_accepted({ONE})  # nobody saw a line in it
+    path.write_text(ONE)
+    with pytest.raises(Unauthenticated, match="could not"):
+        deny.require_accepted({ONE})
+    path.write_text("")
+    with pytest.raises(Unauthenticated) as caught:
+        deny.require_accepted({ONE})
+    assert caught.value.code == "deny-list-unreadable"
+    path.write_text("# nobody\n")
+    deny.require_accepted({ONE})
+
+
 def test_a_deny_list_that_is_too_large_refuses_everybody(tmp_path):
     path = tmp_path / "revoked.txt"
     path.touch()

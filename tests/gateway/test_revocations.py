@@ -116,7 +116,7 @@ def test_what_passed_is_judged_again_after_a_change_only(path, monkeypatch):
     path.write_text('[[revoked]]\njti = "one" # now this\n')
     with pytest.raises(Unauthenticated):
         revocations.require_accepted(token(), accepted_by=passed)
-    path.write_text("")
+    path.write_text("# nothing\n")
     revocations.require_accepted(token(), accepted_by=passed)
 
 
@@ -206,6 +206,59 @@ def test_a_file_that_is_gone_refuses_everybody_and_one_that_never_was_nobody(pat
     revocations.require_accepted(token())
     path.unlink()
     assert refused(revocations) == "revocations-unreadable"
+
+
+def test_an_emptied_file_is_no_amnesty(path):
+    """An editor that writes in place empties the file first, and whoever holds a revoked token may ask then."""
+    path.write_text('[[revoked]]\njti = "one"\n')
+    revocations = Revocations(path, clock=Clock())
+    assert refused(revocations) == "token-revoked"
+    path.write_text("")
+    assert refused(revocations) == "revocations-unreadable"
+    path.write_text('[[revoked]]\njti = "two"\n')
+    revocations.require_accepted(token())
+    path.write_text("")
+    assert refused(revocations) == "revocations-unreadable"
+    path.write_text("# nothing is revoked\n")
+    revocations.require_accepted(token())
+    path.write_text("")
+    revocations.require_accepted(token())
+
+
+def test_a_change_that_keeps_size_and_time_is_seen(path):
+    """As `cp -p` and tools that install files with their times do, over the file that is there."""
+    path.write_text('[[revoked]]\njti = "two"\n')
+    os.utime(path, (NOW, NOW))
+    revocations = Revocations(path, clock=Clock())
+    revocations.require_accepted(token())
+    path.write_text('[[revoked]]\njti = "one"\n')
+    os.utime(path, (NOW, NOW))
+    assert refused(revocations) == "token-revoked"
+
+
+def test_two_changes_between_two_ticks_of_the_file_systems_clock_are_seen(path, monkeypatch):
+    path.write_text('[[revoked]]\njti = "two"\n')
+    frozen = path.stat()
+    monkeypatch.setattr(os, "stat", lambda _: frozen)
+    revocations = Revocations(path, clock=lambda: frozen.st_ctime_ns // 1000)
+    revocations.require_accepted(token())
+    with path.open("r+") as file:
+        file.write('[[revoked]]\njti = "one"\n')
+    assert refused(revocations) == "token-revoked"
+
+
+def test_a_file_that_is_wrong_is_read_once(path, monkeypatch):
+    """Reading it takes a while on the event loop: callers must not make every request wait for it."""
+    parsed = []
+    monkeypatch.setattr(
+        "gateway.authentication.revocations.parse_revocations",
+        lambda data, name: parsed.append(name) or parse_revocations(data, name=name),
+    )
+    path.write_text("[[revoked")
+    revocations = Revocations(path, clock=Clock())
+    for _ in range(5):
+        assert refused(revocations) == "revocations-unreadable"
+    assert len(parsed) == 1
 
 
 def test_a_folder_in_its_place_refuses_everybody(path):
