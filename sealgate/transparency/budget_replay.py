@@ -27,7 +27,7 @@ class Book:
     """What is known of one budget. `low` and `high` bound what requests that named others may have changed since."""
 
     left: int
-    at_us: int
+    asked_us: int  # when its window was surely in force: windows begin with an authorization, ends belong to the old one
     index: int
     low: int = 0
     high: int = 0
@@ -37,8 +37,8 @@ class Book:
     full: int = 0  # what a renewal set it to, 0 until one was seen
 
     def renews_by(self, ts_us: int) -> bool:
-        """Whether a UTC midnight lies between the last record that named the budget and now."""
-        return (self.at_us - _CLOCKS_APART_US) // _DAY_US < (ts_us + _CLOCKS_APART_US) // _DAY_US
+        """Whether a UTC midnight lies between the last authorization in the budget's window and now."""
+        return (self.asked_us - _CLOCKS_APART_US) // _DAY_US < (ts_us + _CLOCKS_APART_US) // _DAY_US
 
 
 class BudgetReplay:
@@ -53,6 +53,7 @@ class BudgetReplay:
         self.spent = 0
         self.problems = Problems()
         self._first = -1
+        self._asked_us = 0  # the newest authorization of noise, whatever it named
         self._digest = ""
         self._reopened = False  # the policy may have changed while the host was down: the next record of it says
         self._deferred: list[str] = []
@@ -89,6 +90,7 @@ class BudgetReplay:
         if not held:
             return
         self.noised += 1
+        self._asked_us = max(self._asked_us, record.ts_us)
         if not budget or held < 0:
             self.problems.add(f"record {index} authorizes noise that no privacy budget pays for")
             return
@@ -118,14 +120,15 @@ class BudgetReplay:
         if left < 0:
             self.problems.add(f"record {index} leaves less than nothing of budget {budget}")
         if book is None:
-            book = self.books[budget] = Book(left, record.ts_us, index)
+            book = self.books[budget] = Book(left, 0, index)
         else:
             self._compare(
                 index, record, budget, book, low=book.left + book.low + low, high=book.left + book.high + high
             )
-        book.left, book.at_us, book.index, book.low, book.high = left, max(book.at_us, record.ts_us), index, 0, 0
+        book.left, book.index, book.low, book.high = left, index, 0, 0
         if record.kind == "inference.authorized":
             book.requests += 1
+            book.asked_us = max(book.asked_us, record.ts_us)
         else:
             book.spent += record.eps_micro
         for name, other in self.books.items():
@@ -150,6 +153,7 @@ class BudgetReplay:
     def _renew(self, index: int, record: Record, budget: str, book: Book) -> None:
         book.renewals += 1
         book.spent = 0
+        book.asked_us = self._asked_us
         if record.kind != "inference.authorized" or book.low or book.high:
             return  # not the first request of the new window
         whole = record.budget_after_micro + record.eps_micro
