@@ -3,7 +3,8 @@
     1. pseudonyms that the records use are written
     2. each record is completed, its effect runs in a SAVEPOINT, its rules are checked; a refusal fails it alone
     3. leaves, index rows, tree rows and open requests are written
-    4. the head moves from the size we know to the new one; if it is elsewhere, somebody else wrote: fatal
+    4. the head moves from the size we know to the new one, under the writer's seal; if it is elsewhere, somebody else
+       wrote: fatal
     5. commit, which returns when the disk has it
     6. only now the new root is signed and receipts are built
 
@@ -26,14 +27,17 @@ from audit.database import WriterHold
 from audit.errors import AppendRefused, LogDamaged
 from audit.limits import CHECKPOINT_HISTORY_US, MAX_INDEXED_TEXT
 from audit.opening import Intent, Opened
+from audit.sealing import HeadSeal
 from audit.subjects import Subjects
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import head as head_table
 from audit.tables import open_intent as intent_table
 from sealgate.ambient import Clock, Entropy, uuid7
 from sealgate.errors import DecodeError
+from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.merkle import inclusion_proof, leaf_hash
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
+from sealgate.transparency.published import sign_published
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import ENDS, Record, leaf_bytes
 
@@ -89,7 +93,7 @@ _STILL_THERE = text("SELECT 1")
 _MOVE_HEAD = (
     update(head_table)
     .where(head_table.c.id == 1, head_table.c.size == bindparam("expected"), head_table.c.origin == bindparam("ours"))
-    .values(size=bindparam("new_size"), root=bindparam("new_root"))
+    .values(size=bindparam("new_size"), root=bindparam("new_root"), seal=bindparam("new_seal"))
 )
 
 
@@ -102,6 +106,8 @@ class Committer:
         opened: Opened,
         *,
         signer: NoteSigner,
+        mldsa: Cosigner | None,
+        seal: HeadSeal,
         subjects: Subjects,
         clock: Clock,
         entropy: Entropy,
@@ -112,6 +118,8 @@ class Committer:
         self._tiles = opened.tiles
         self._intents = opened.intents
         self._signer = signer
+        self._mldsa = mldsa
+        self._seal = seal
         self._subjects = subjects
         self._clock = clock
         self._entropy = entropy
@@ -290,8 +298,9 @@ class Committer:
         self._tiles.append([item.hashed for item in accepted], connection)
 
     def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
-        place = {"expected": expected, "ours": self._signer.name, "new_size": self._frontier.size, "new_root": root}
-        moved = connection.execute(_MOVE_HEAD, place)
+        size = self._frontier.size
+        new = {"new_size": size, "new_root": root, "new_seal": self._seal.over(size, root)}
+        moved = connection.execute(_MOVE_HEAD, {"expected": expected, "ours": self._signer.name, **new})
         if moved.rowcount != 1:
             raise LogDamaged("the log's head is not where its only writer left it")
 
@@ -300,6 +309,8 @@ class Committer:
             return
         size, note = self._note
         now = self._clock()
+        if self._mldsa is not None:
+            note = sign_published(note, self._mldsa, timestamp_s=now // 1_000_000)
         if self._stored_us // CHECKPOINT_HISTORY_US == now // CHECKPOINT_HISTORY_US:
             connection.execute(delete(checkpoint_table).where(checkpoint_table.c.size == self._stored_size))
         connection.execute(insert(checkpoint_table).values(size=size, ts_us=now, note=note))

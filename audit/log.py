@@ -35,10 +35,12 @@ from audit.limits import (
 )
 from audit.opening import Intent, read_log
 from audit.schema import bring_up_to_date
+from audit.sealing import HeadSeal
 from audit.subjects import Subjects
 from sealgate.ambient import Clock, Entropy, monotonic_ns, now_us, random_bytes
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.secrets import Secret
+from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import ENDS, Record
 
@@ -100,6 +102,7 @@ class AuditLog:
         origin: str,
         extra_tables: Sequence[MetaData] = (),
         on_abort: Effect | None = None,
+        mldsa: Cosigner | None = None,
         disk_free: Callable[[], int] | None = None,
         disk_reserve_bytes: int = DISK_RESERVE_BYTES,
         clock: Clock = now_us,
@@ -107,12 +110,16 @@ class AuditLog:
     ) -> AuditLog:
         """Open (or create) the log, check it, record that it was opened, and end what a crash cut off.
 
+        With `mldsa`, the log's own ML-DSA-44 key, published checkpoints carry that signature too.
         Raises LogInUse if another writer holds it, LogDamaged if it contradicts itself or its newest checkpoint,
         ConfigurationError if the database cannot be had.
         When this returns, every `inference.authorized` in the log has its end, durably.
         """
         if signer.name != origin:
             raise ConfigurationError(f"the log key is for '{signer.name}', but the log's origin is '{origin}'")
+        if mldsa is not None and mldsa.public.name != origin:
+            raise ConfigurationError(f"the ML-DSA key is for '{mldsa.public.name}', but the log's origin is '{origin}'")
+        seal = HeadSeal(signer)
         database = open_database(url)
         hold = database.open_writer()
         reader = database.reader_engine()
@@ -120,9 +127,18 @@ class AuditLog:
             try:
                 with hold.engine.begin() as connection:
                     bring_up_to_date(connection, extra_tables=extra_tables)
-                    opened = read_log(connection, origin=origin, verifier=signer.verifier, entropy=entropy)
+                    opened = read_log(connection, verifier=signer.verifier, seal=seal, mldsa=mldsa, entropy=entropy)
                 subjects = Subjects(subjects_key, reader=reader, clock=clock, entropy=entropy)
-                committer = Committer(hold, opened, signer=signer, subjects=subjects, clock=clock, entropy=entropy)
+                committer = Committer(
+                    hold,
+                    opened,
+                    signer=signer,
+                    mldsa=mldsa,
+                    seal=seal,
+                    subjects=subjects,
+                    clock=clock,
+                    entropy=entropy,
+                )
                 _recover(committer, on_abort)
             except DBAPIError as error:
                 raise database.refusal(error) from error

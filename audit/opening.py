@@ -4,7 +4,9 @@
     2. the newest leaves re-hash to the stored hashes, and the right edge to the root in `head`
     3. the newest stored checkpoint was signed by this log's key, and its root is the root the tree had at that size;
        only a log that holds nothing but openings may have none
-    4. the requests that were under way when the last writer stopped are found
+    4. every record was written by this log's writer: the seal over size and root is the writer's. A log from before
+       there were seals has none: then its newest checkpoint must be of all its records
+    5. the requests that were under way when the last writer stopped are found
 
 Trusts: nothing on disk beyond what it recomputes. Never: repairs; a contradiction raises LogDamaged for a person.
 It does not re-read the whole log: the offline verifier does that.
@@ -18,6 +20,7 @@ from sqlalchemy import Connection, func, insert, select
 
 from audit.errors import LogDamaged, LogInUse
 from audit.limits import TILE_HEIGHT, TILE_WIDTH
+from audit.sealing import HeadSeal
 from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import head as head_table
@@ -27,6 +30,7 @@ from audit.tables import record as record_table
 from audit.tree import StoredTree, TileWriter, read_tile
 from sealgate.ambient import Entropy
 from sealgate.errors import DecodeError, LogError
+from sealgate.transparency.cosignatures import Cosigner, verify_cosignatures
 from sealgate.transparency.merkle import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash, root_at
 from sealgate.transparency.notes import NoteVerifier, VerifiedCheckpoint, open_checkpoint
 from sealgate.transparency.record import Record, parse_leaf
@@ -50,20 +54,23 @@ class Opened:
     checkpoint: VerifiedCheckpoint | None
 
 
-def read_log(connection: Connection, *, origin: str, verifier: NoteVerifier, entropy: Entropy) -> Opened:
-    """Check and load; creates the head of an empty log. Raises LogInUse or LogDamaged."""
-    size, root = _head(connection, origin, entropy)  # 1
+def read_log(
+    connection: Connection, *, verifier: NoteVerifier, seal: HeadSeal, mldsa: Cosigner | None, entropy: Entropy
+) -> Opened:
+    """Check and load the log of the verifier's name; creates the head of an empty one. Raises LogInUse, LogDamaged."""
+    size, root, sealed = _head(connection, verifier.name, seal, entropy)  # 1
     tree = StoredTree(connection, size)
     _check_newest_leaves(connection, size)  # 2
     frontier = Frontier.restore(size, tree)
     if frontier.root() != root:
         raise LogDamaged("the log's hashes do not lead to its stored root")
-    checkpoint = _check_checkpoint(connection, size, tree, verifier)  # 3
+    checkpoint = _check_checkpoint(connection, size, tree, verifier, mldsa)  # 3
+    _check_seal(seal, sealed, size=size, root=root, signed=checkpoint)  # 4
     tiles = TileWriter(size, lambda level, index, width: read_tile(connection, level, index, width))
-    return Opened(frontier, tiles, _open_intents(connection), checkpoint)  # 4
+    return Opened(frontier, tiles, _open_intents(connection), checkpoint)  # 5
 
 
-def _head(connection: Connection, origin: str, entropy: Entropy) -> tuple[int, bytes]:
+def _head(connection: Connection, origin: str, seal: HeadSeal, entropy: Entropy) -> tuple[int, bytes, bytes | None]:
     row = connection.execute(select(head_table)).one_or_none()
     leaves, records = (
         connection.execute(select(func.max(table.c.idx))).scalar_one() for table in (leaf_table, record_table)
@@ -71,6 +78,7 @@ def _head(connection: Connection, origin: str, entropy: Entropy) -> tuple[int, b
     if row is None:
         if leaves is not None or records is not None:
             raise LogDamaged("the log has leaves but no head")
+        sealed = seal.over(0, EMPTY_ROOT)
         connection.execute(
             insert(head_table).values(
                 id=1,
@@ -79,9 +87,10 @@ def _head(connection: Connection, origin: str, entropy: Entropy) -> tuple[int, b
                 size=0,
                 root=EMPTY_ROOT,
                 cursor_key=entropy(32),
+                seal=sealed,
             )
         )
-        return 0, EMPTY_ROOT
+        return 0, EMPTY_ROOT, sealed
     if row.schema_version != SCHEMA_VERSION:
         raise LogInUse("the log was written by another release; its tables have another layout")
     if row.origin != origin:
@@ -89,7 +98,7 @@ def _head(connection: Connection, origin: str, entropy: Entropy) -> tuple[int, b
     expected = row.size - 1 if row.size else None
     if leaves != expected or records != expected:
         raise LogDamaged("the log's head does not name its newest leaf")
-    return row.size, row.root
+    return row.size, row.root, row.seal
 
 
 def _check_newest_leaves(connection: Connection, size: int) -> None:
@@ -111,22 +120,40 @@ def _check_newest_leaves(connection: Connection, size: int) -> None:
 
 
 def _check_checkpoint(
-    connection: Connection, size: int, tree: StoredTree, verifier: NoteVerifier
+    connection: Connection, size: int, tree: StoredTree, verifier: NoteVerifier, mldsa: Cosigner | None
 ) -> VerifiedCheckpoint | None:
-    note = connection.execute(
-        select(checkpoint_table.c.note).order_by(checkpoint_table.c.size.desc()).limit(1)
-    ).scalar_one_or_none()
-    if note is None:
+    row = connection.execute(
+        select(checkpoint_table.c.size, checkpoint_table.c.note).order_by(checkpoint_table.c.size.desc()).limit(1)
+    ).one_or_none()
+    if row is None:
         _require_nothing_recorded(connection)
         return None
     try:
-        verified = open_checkpoint(note, [verifier])
+        verified = open_checkpoint(row.note, [verifier])
+        verify_cosignatures(row.note, [] if mldsa is None else [mldsa.public])  # none from before there was a key
     except LogError as error:
         raise LogDamaged("the newest checkpoint is not signed by this log's key") from error
     signed = verified.checkpoint
-    if signed.size > size or root_at(signed.size, tree) != signed.root:
+    if signed.size != row.size or signed.size > size or root_at(signed.size, tree) != signed.root:
         raise LogDamaged("the log is not the one that its newest checkpoint was signed over")
     return verified
+
+
+def _check_seal(
+    seal: HeadSeal, sealed: bytes | None, *, size: int, root: bytes, signed: VerifiedCheckpoint | None
+) -> None:
+    """Records beyond the newest checkpoint are a crash's, or somebody else's: only the writer can have sealed them."""
+    if sealed is None:
+        if size and (signed is None or signed.checkpoint.size != size):
+            raise LogDamaged(
+                "the newest records have no seal and no checkpoint covers them; if the release that wrote this log "
+                "had no seals, start it once more and stop it in order"
+            )
+        return
+    try:
+        seal.require(sealed, size=size, root=root)
+    except LogError as error:
+        raise LogDamaged("the newest records were not written by this log's writer") from error
 
 
 def _require_nothing_recorded(connection: Connection) -> None:
@@ -144,13 +171,13 @@ def _require_nothing_recorded(connection: Connection) -> None:
 def _open_intents(connection: Connection) -> dict[str, Intent]:
     rows = connection.execute(
         select(intent_table.c.grant_id, intent_table.c.idx, leaf_table.c.leaf)
-        .join(leaf_table, leaf_table.c.idx == intent_table.c.idx)
+        .join(leaf_table, leaf_table.c.idx == intent_table.c.idx, isouter=True)
         .order_by(intent_table.c.idx)
     )
     intents: dict[str, Intent] = {}
     for grant, index, leaf in rows:
         try:
-            record = parse_leaf(leaf)
+            record = parse_leaf(leaf or b"")
         except DecodeError as error:
             raise LogDamaged("an open request's leaf is not a record") from error
         if record.id != grant or record.kind != "inference.authorized":

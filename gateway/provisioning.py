@@ -30,6 +30,7 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from gateway import pki
 from gateway.limits import MAX_LIFETIME_S
@@ -40,6 +41,7 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.deployment import Deployment, open_deployment
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
+from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.notes import NoteSigner
 
 CLIENT_CERTIFICATES = ("integration", "auditor", "operator")  # the names that the shipped tenants.toml maps
@@ -219,6 +221,8 @@ def _plan_keys(plan: _Files, *, audience: str, origin: str, profile: str, entrop
     plan.private["evidence/operator.key"] = _pem(operator)
     plan.private["publisher.key"] = _pem(publisher)
     plan.private["log/log.key"] = _pem(log)
+    mldsa = MLDSA44PrivateKey.generate()
+    plan.private["log/mldsa.key"] = _pem(mldsa)
     plan.private["log/subjects.key"] = base64.b64encode(entropy(32)) + b"\n"
     plan.public["publishers.toml"] = f"""\
 # Keys whose signature on a model bundle counts. The key is a raw Ed25519 public key in base64.
@@ -243,6 +247,11 @@ profiles = {json.dumps(_PROFILES[: _PROFILES.index(profile) + 1])}
 
 operator_keys = ["{_raw(operator)}"]
 log_keys = ["{NoteSigner.from_seed(origin, log.private_bytes_raw()).vkey}"]
+
+# The log's ML-DSA-44 key, which a quantum computer does not forge: it must have signed what the log publishes too.
+log_mldsa_keys = [
+  "{Cosigner(origin, mldsa).public.vkey}",
+]
 
 # Pins, if you want them: one table for each model that you use.
 # [models.NAME]
@@ -298,7 +307,7 @@ def _parse_audience(audience: str) -> tuple[str, int]:
     return host, port
 
 
-def _pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+def _pem(key: Ed25519PrivateKey | MLDSA44PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

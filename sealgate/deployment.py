@@ -9,7 +9,7 @@
     publishers.toml                 keys whose signature on a model bundle counts
     models/NAME/                    bundles
     evidence/operator.key           signs software evidence
-    log/log.key, log/subjects.key, log/audit.sqlite
+    log/log.key, log/mldsa.key, log/subjects.key, log/audit.sqlite
     run/runtime.sock, run/admin.sock
     client/trust.toml, client/ca.pem   what a client needs: hand these out
 
@@ -141,6 +141,11 @@ class Deployment:
     @property
     def log_key(self) -> Path:
         return self.root / "log" / "log.key"
+
+    @property
+    def log_mldsa_key(self) -> Path:
+        """Signs published checkpoints beside the log's key; a deployment may have none."""
+        return self.root / "log" / "mldsa.key"
 
     @property
     def subjects_key(self) -> Path:

@@ -30,6 +30,7 @@ from sealgate.errors import DecodeError, LogError
 from sealgate.limits import MAX_LEAF, MAX_NAME, MAX_NOTE, MAX_PROOF_HASHES
 from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
 from sealgate.transparency.notes import VerifiedCheckpoint, open_checkpoint
+from sealgate.transparency.published import open_published
 from sealgate.transparency.record import Record, parse_leaf
 
 MAX_PAGE = 1000
@@ -115,9 +116,11 @@ class AuditClient:
             raise LogError("the service answered with another record than was asked for", code="other-record")
         return entry
 
-    def checkpoint(self) -> VerifiedCheckpoint:
-        """The newest checkpoint, its signature verified; raises LogError."""
-        return open_checkpoint(self._bytes("/audit/v1/checkpoint", {}, MAX_NOTE), self.trust.log_keys)
+    def checkpoint(self, *, cosigned: bool = False) -> VerifiedCheckpoint:
+        """The newest checkpoint, its signatures verified; raises LogError. With `cosigned`, the newest one that the
+        log's own choice of witnesses cosigned: whether those are yours, a `WitnessPolicy` says."""
+        note = self._bytes("/audit/v1/checkpoint", {"cosigned": "1"} if cosigned else {}, MAX_NOTE)
+        return open_published(note, self.trust.log_keys, self.trust.log_mldsa_keys)
 
     def prove(self, entry: AuditEntry) -> VerifiedCheckpoint:
         """That the entry stands at its index in the tree behind the newest checkpoint; raises LogError.

@@ -193,6 +193,7 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
     from sealgate.client.errors import UsageError
     from sealgate.limits import MAX_NOTE
     from sealgate.terminal import render_pairs
+    from sealgate.transparency.published import strength
 
     if arguments.out is not None and arguments.out.exists():
         raise UsageError(f"{arguments.out} exists; a kept checkpoint is never replaced: name another file")
@@ -210,7 +211,8 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(_format(document | ({"grown": grown} if grown else {})))
     else:
-        pairs = [*document.items(), ("signed by", ", ".join(verified.signers))]
+        signed = f"{', '.join(verified.signers)} ({strength(checkpoint.origin, client.trust.log_mldsa_keys)})"
+        pairs = [*document.items(), ("signed by", signed)]
         pairs += [("proven", grown)] if grown else []
         print(render_pairs([*pairs, *([("kept in", str(arguments.out))] if arguments.out is not None else [])]))
     return 0
@@ -278,6 +280,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     receipts = [_read(path, MAX_RECEIPT) for path in arguments.receipt]
     log_trust = LogTrust(
         verifiers=trust.log_keys,
+        mldsa_keys=trust.log_mldsa_keys,
         kept_checkpoint=kept,
         witnesses=None if arguments.witness_policy is None else load_witness_policy(arguments.witness_policy),
         cosigned_checkpoint=None if arguments.cosigned is None else _read(arguments.cosigned, MAX_NOTE),

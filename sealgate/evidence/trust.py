@@ -5,6 +5,7 @@
     accept_software = true               opt in to evidence that only an operator's key vouches for (default: refuse)
     operator_keys = ["base64 Ed25519"]   whose word on evidence counts
     log_keys = ["C2SP vkey"]             whose signature on checkpoints counts
+    log_mldsa_keys = ["C2SP vkey"]       optional: the logs' ML-DSA-44 keys, which must sign what is published too
     profiles = ["strict"]                optional: sandbox profiles that are acceptable
     strict = false                       optional: treat every check that has nothing to compare with as a failure
     [models.NAME]                        optional pins: model_digest, certificate_digest, max_epsilon
@@ -30,7 +31,9 @@ import msgspec
 
 from sealgate.errors import ConfigurationError, SealgateError
 from sealgate.limits import MAX_NAME, MAX_TRUST_FILE
+from sealgate.transparency.cosignatures import CosignerKey
 from sealgate.transparency.notes import NoteVerifier
+from sealgate.transparency.published import parse_mldsa_log_key
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _EPSILON = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,6}))?\Z")
@@ -54,6 +57,7 @@ class Trust:
     url: str
     operator_keys: tuple[bytes, ...]
     log_keys: tuple[NoteVerifier, ...]
+    log_mldsa_keys: tuple[CosignerKey, ...] = ()
     accept_software: bool = False
     profiles: tuple[str, ...] | None = None
     strict: bool = False
@@ -77,6 +81,7 @@ class _TrustTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     url: str
     operator_keys: tuple[str, ...]
     log_keys: tuple[str, ...]
+    log_mldsa_keys: tuple[str, ...] | None = None
     accept_software: bool = False
     profiles: tuple[str, ...] | None = None
     strict: bool = False
@@ -113,6 +118,7 @@ def parse_trust(data: bytes, *, source: str, ca_file: Path | None = None) -> Tru
             url=_url(table.url),
             operator_keys=tuple(_operator_key(text) for text in _not_empty(table.operator_keys, "operator_keys")),
             log_keys=tuple(_log_key(text) for text in _not_empty(table.log_keys, "log_keys")),
+            log_mldsa_keys=_log_mldsa_keys(table),
             accept_software=table.accept_software,
             profiles=_profiles(table.profiles),
             strict=table.strict,
@@ -177,6 +183,17 @@ def _log_key(text: str) -> NoteVerifier:
         return NoteVerifier.parse(text)
     except SealgateError as error:
         raise ConfigurationError("log_keys must be verifier keys of the form NAME+HASH+KEY") from error
+
+
+def _log_mldsa_keys(table: _TrustTable) -> tuple[CosignerKey, ...]:
+    if table.log_mldsa_keys is None:
+        return ()
+    keys = tuple(parse_mldsa_log_key(text) for text in _not_empty(table.log_mldsa_keys, "log_mldsa_keys"))
+    logs = {_log_key(text).name for text in table.log_keys}
+    for key in keys:
+        if key.name not in logs:
+            raise ConfigurationError(f"log_mldsa_keys has a key for '{key.name}', of which log_keys has none")
+    return keys
 
 
 def _profiles(profiles: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sealgate.errors import ConfigurationError, LogError
@@ -113,6 +115,10 @@ class NoteSigner:
     @property
     def vkey(self) -> str:
         return self.verifier.vkey
+
+    def derive_key(self, purpose: bytes) -> bytes:
+        """32 secret bytes for another use, from which the signing key does not follow (HKDF, RFC 5869)."""
+        return HKDF(hashes.SHA256(), length=32, salt=None, info=purpose).derive(self._key.private_bytes_raw())
 
     def sign_line(self, text: bytes) -> bytes:
         """The signature line over note text."""

@@ -1,7 +1,7 @@
 """The offline verifier of evidence bundles. Needs no network, no database and none of the code that wrote the log.
 
     1. the bundle has its one exact form, and its members their digests
-    2. a trusted log key signed the checkpoint, of the log that the manifest names
+    2. a trusted log key signed the checkpoint, of the log that the manifest names; its ML-DSA-44 key too, if trusted
     3. every entry is a record of this log in canonical form
     4. the entries are exactly records first..last of the tree behind the checkpoint
     5. the log grew out of the checkpoint that the auditor kept, if one was kept
@@ -37,8 +37,10 @@ from sealgate.transparency.checks import (
     Status,
     Verdict,
 )
+from sealgate.transparency.cosignatures import CosignerKey
 from sealgate.transparency.merkle import Frontier, leaf_hash, verify_consistency
 from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoint
+from sealgate.transparency.published import open_published, strength
 from sealgate.transparency.ranges import range_root
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.witness_policy import NONE, WitnessedCheckpoint, WitnessPolicy
@@ -58,6 +60,7 @@ class LogTrust:
     optionally witnesses, with the cosigned checkpoint that they gave (the bundle's own, if none is given)."""
 
     verifiers: tuple[NoteVerifier, ...]
+    mldsa_keys: tuple[CosignerKey, ...] = ()
     kept_checkpoint: bytes | None = None
     witnesses: WitnessPolicy | None = None
     cosigned_checkpoint: bytes | None = None
@@ -109,6 +112,12 @@ class Report:
         return [*(str(step) for step in self.steps), *(f"note: {text}" for text in self.limits)]
 
 
+class Onlooker(Protocol):
+    """Is shown every record of a bundle while that is verified: nothing that it saw is proven before the report is."""
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None: ...
+
+
 def verify_bundle(
     path: Path | BinaryIO,
     trust: LogTrust,
@@ -116,12 +125,6 @@ def verify_bundle(
     receipts: Sequence[bytes] = (),
     onlookers: Sequence[Onlooker] = (),
 ) -> Report:
-class Onlooker(Protocol):
-    """Is shown every record of a bundle while that is verified: nothing that it saw is proven before the report is."""
-
-    def see(self, index: int, record: Record, leaf: bytes) -> None: ...
-
-
     """Check a bundle. Failed steps are in the report and raise nothing; a file that cannot be opened raises
     ConfigurationError, and so does a trust without keys."""
     if not trust.verifiers:
@@ -140,10 +143,10 @@ class _Verification:
     trust: LogTrust
     strict: bool
     receipts: Sequence[bytes]
+    onlookers: Sequence[Onlooker]
     steps: list[Step] = field(default_factory=list)
     unreadable: Problems = field(default_factory=Problems)
 
-    onlookers: Sequence[Onlooker]
     def run(self, stream: BinaryIO) -> Report:
         try:
             bundle = Bundle(stream)  # 1
@@ -202,12 +205,13 @@ class _Verification:
 
     def _checkpoint(self, bundle: Bundle) -> tuple[Checkpoint | None, Verdict]:
         try:
-            checkpoint = open_checkpoint(bundle.note, self.trust.verifiers).checkpoint
+            checkpoint = open_published(bundle.note, self.trust.verifiers, self.trust.mldsa_keys).checkpoint
         except LogError as error:
             return None, Verdict("failed", str(error))
         if (checkpoint.origin, checkpoint.size) != (bundle.manifest.origin, bundle.manifest.size):
             return None, Verdict("failed", "the checkpoint is not the one that the manifest names")
-        return checkpoint, Verdict("ok", f"{checkpoint.origin}, {checkpoint.size} records")
+        signed = strength(checkpoint.origin, self.trust.mldsa_keys)
+        return checkpoint, Verdict("ok", f"{checkpoint.origin}, {checkpoint.size} records, {signed}")
 
     def _kept(self) -> Checkpoint | LogError | None:
         if self.trust.kept_checkpoint is None:

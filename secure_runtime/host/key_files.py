@@ -11,10 +11,12 @@ import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.secrets import Secret
+from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.notes import NoteSigner
 
 _MAX_KEY_FILE = 16 * 1024
@@ -48,6 +50,19 @@ def load_ed25519(path: Path) -> Ed25519PrivateKey:
 def load_note_signer(path: Path, origin: str) -> NoteSigner:
     """The log's signer under its origin's name."""
     return NoteSigner.from_seed(origin, Secret(load_ed25519(path).private_bytes_raw()))
+
+
+def load_log_cosigner(path: Path, origin: str) -> Cosigner | None:
+    """The log's ML-DSA-44 signer under its origin's name, from PKCS#8 PEM; None if there is no such file."""
+    if not path.exists():
+        return None
+    try:
+        key = load_pem_private_key(_read_private(path), password=None)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"{path} is not an unencrypted PEM private key") from error
+    if not isinstance(key, MLDSA44PrivateKey):
+        raise ConfigurationError(f"{path} is not an ML-DSA-44 key")
+    return Cosigner(origin, key)
 
 
 def load_subjects_key(path: Path) -> Secret:

@@ -41,7 +41,7 @@ from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
 from secure_runtime.host.administration import AdminServer
 from secure_runtime.host.admission import Admission
-from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
+from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.policies import HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.spawn import python_paths
@@ -308,6 +308,9 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
     budgets = policy.policy.budgets
     origin = deployment.settings.deployment.origin
     url = deployment.log_url
+    mldsa = load_log_cosigner(deployment.log_mldsa_key, origin)
+    if mldsa is None:
+        tell(f"{deployment.log_mldsa_key} is not there: what the log publishes is signed with Ed25519 only")
     log = AuditLog.open(
         url,
         signer=load_note_signer(deployment.log_key, origin),
@@ -315,6 +318,7 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
         origin=origin,
         extra_tables=(budgets.tables,),
         on_abort=spending.abandon(budgets),
+        mldsa=mldsa,
         disk_reserve_bytes=deployment.settings.runtime.disk_reserve_mb * 1024 * 1024,
     )
     try:

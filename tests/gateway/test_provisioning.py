@@ -33,6 +33,7 @@ from sealgate.certificate.publishers import load_publishers
 from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError
 from sealgate.evidence.trust import load_trust
+from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.notes import NoteSigner
 
 PRIVATE = {
@@ -45,6 +46,7 @@ PRIVATE = {
     "publisher.key",
     "evidence/operator.key",
     "log/log.key",
+    "log/mldsa.key",
     "log/subjects.key",
 }
 WANTED = {"audience": "localhost:8443", "origin": "localhost/sealgate", "profile": "container"}
@@ -87,6 +89,7 @@ def test_everything_is_there_with_its_modes(deployment):
         "models",
         "operator_key",
         "log_key",
+        "log_mldsa_key",
         "subjects_key",
         "trust",
     ):
@@ -153,6 +156,8 @@ def test_trust_file_names_the_keys_that_sign(deployment):
     assert trust["operator_keys"] == [base64.b64encode(operator.public_key().public_bytes_raw()).decode()]
     assert trust["log_keys"] == [NoteSigner.from_seed("localhost/sealgate", log.private_bytes_raw()).vkey]
     assert trust["log_keys"] == [NoteSigner.from_pem("localhost/sealgate", deployment.log_key.read_bytes()).vkey]
+    mldsa = load_pem_private_key(deployment.log_mldsa_key.read_bytes(), None)
+    assert trust["log_mldsa_keys"] == [Cosigner("localhost/sealgate", mldsa).public.vkey]
     assert (trust["audience"], trust["url"]) == ("localhost:8443", "https://localhost:8443")
     assert trust["accept_software"] is True
     assert (deployment.root / "client" / "ca.pem").read_bytes() == (deployment.pki / "ca.pem").read_bytes()

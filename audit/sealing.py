@@ -1,0 +1,37 @@
+"""The writer's seal over the head: nobody else can put records into the database that the next start would take over.
+
+A checkpoint is signed after each batch, but stored once a second: what a crash leaves may be newer than the newest one.
+Without more, whoever can write the database while no runtime holds it could append records there, consistent in every
+hash, and the next start would sign them. So each transaction also writes a keyed hash of origin, size and root beside
+them. It is no signature: it convinces nobody but the writer, so a transaction that never became durable leaves nothing
+behind that could be held against the log.
+
+Trusts: the log's key, which the database does not hold. Never: decides what to do about a wrong seal; `opening` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from sealgate.errors import LogError
+from sealgate.transparency.notes import Checkpoint, NoteSigner
+
+_PURPOSE = b"sealgate audit head seal v1"
+
+
+class HeadSeal:
+    """Makes and checks seals for one log."""
+
+    def __init__(self, signer: NoteSigner) -> None:
+        self._origin = signer.name
+        self._key = signer.derive_key(_PURPOSE)
+
+    def over(self, size: int, root: bytes) -> bytes:
+        """The seal of a tree that this log's writer made."""
+        return hmac.digest(self._key, Checkpoint(self._origin, size, root).text(), hashlib.sha256)
+
+    def require(self, seal: bytes, *, size: int, root: bytes) -> None:
+        """Raise LogError (`seal`) unless this log's writer made the seal for this very tree."""
+        if not hmac.compare_digest(seal, self.over(size, root)):
+            raise LogError("the head was not written by this log's writer", code="seal")
