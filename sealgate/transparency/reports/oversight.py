@@ -159,7 +159,9 @@ def _between(ranges: list[tuple[int, int]], part: Part) -> list[tuple[int, int]]
     """What is left of first..last without the ranges."""
     left, at = [], part.first
     for first, last in ranges:
-        if at < first <= part.last:
+        if first > part.last:
+            break
+        if at < first:
             left.append((at, first - 1))
         at = max(at, last + 1)
     if at <= part.last:
