@@ -4,9 +4,10 @@
     pki/authorities/NAME.pem    further ones: each file holds one certificate or several, each of them an anchor
     pki/crl/                    revocation lists: *.pem, *.crl, *.der
 
-All of them are read again when they change, without a restart; what was read together is one `Generation`. Authorities
-that cannot be read, or are none, leave the ones before in force and are reported: a slip in adding one must not lock
-everybody out. To take one away is to remove its file. Revocation lists that cannot be read mean that nobody's
+All of them are read again when they change, without a restart; what was read together is one `Generation`. A file of
+authorities that cannot be read, or holds none, leaves what it held before in force and is reported: a slip in adding
+one must not lock everybody out. To take one away is to remove its file, which counts whatever is wrong with others.
+Revocation lists that cannot be read mean that nobody's
 certificate counts until they can: what they would have said is not known.
 
 Trusts: whoever may write these files. Never: takes an end certificate for an authority, or asks the network.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +92,7 @@ class Authorities:
         self, pki: Path, *, crl: str, clock: Clock = now_us, report: Callable[[str], None] = lambda _: None
     ) -> None:
         """Raises ConfigurationError: nothing starts without authorities and lists that can be read."""
+        self._pki = pki
         self._crl = crl
         self._report = report
         self._anchors_trouble = self._lists_trouble = self._told = ""
@@ -106,7 +109,7 @@ class Authorities:
             folder=pki / "crl", suffixes=LIST_SUFFIXES, files_max=MAX_CRL_FILES, bytes_max=MAX_CRL_FILE, clock=clock
         )
         try:
-            authorities = _parse_authorities(self._anchors.changed() or {})
+            authorities = tuple(_parse_authority(*file) for file in (self._anchors.changed() or {}).items())
         except (OSError, ValueError) as error:
             raise ConfigurationError(
                 f"the authorities for client certificates cannot be used: {words_of(error)}"
@@ -126,10 +129,12 @@ class Authorities:
         authorities, lists = before.authorities, before.lists
         try:
             if (contents := self._anchors.changed()) is not None:
-                authorities = _parse_authorities(contents)
                 self._anchors_trouble = ""
+                authorities = tuple(self._reread(contents, before.authorities))
         except (OSError, ValueError) as error:
             self._anchors_trouble = f"authorities stay as they were: {words_of(error)}"
+            left = tuple(item for item in before.authorities if not _is_gone(self._file_of(item)))
+            authorities = authorities if len(left) == len(authorities) else left
         try:
             if (contents := self._changed_lists()) is not None:
                 # Whatever comes of reading them: what was said before does not count any more.
@@ -145,6 +150,20 @@ class Authorities:
             self._generation = Generation(number=before.number + 1, authorities=authorities, lists=lists)
         self._tell()
         return self._generation
+
+    def _reread(self, contents: Contents, before: tuple[Authority, ...]) -> Iterator[Authority]:
+        """What is in the files now; of a file that cannot be used, what was in it before."""
+        kept = {self._file_of(authority): authority for authority in before}
+        for path, data in contents.items():
+            try:
+                yield _parse_authority(path, data)
+            except ValueError as error:
+                self._anchors_trouble = f"authorities stay as they were: {error}"
+                if path in kept:
+                    yield kept[path]
+
+    def _file_of(self, authority: Authority) -> Path:
+        return self._pki / "ca.pem" if authority.name == BUILT_IN else self._pki / FOLDER / f"{authority.name}.pem"
 
     def _changed_lists(self) -> Contents | None:
         return None if self._crl == "off" else self._lists.changed()
@@ -222,14 +241,23 @@ def _listed_until(lists: RevocationLists, chain: list[x509.Certificate], *, now_
     return until_us
 
 
-def _parse_authorities(contents: Contents) -> tuple[Authority, ...]:
-    authorities: list[Authority] = []
-    for path, anchors in _each(contents, _parse_anchors):
-        further = path.parent.name == FOLDER
-        if further and path.stem == BUILT_IN:
-            raise ValueError(f"{path} has the name that stands for pki/ca.pem")
-        authorities.append(Authority(path.stem if further else BUILT_IN, anchors, verification.Store(list(anchors))))
-    return tuple(authorities)
+def _parse_authority(path: Path, data: bytes) -> Authority:
+    further = path.parent.name == FOLDER
+    if further and path.stem == BUILT_IN:
+        raise ValueError(f"{path} has the name that stands for pki/ca.pem")
+    ((_, anchors),) = _each({path: data}, _parse_anchors)
+    return Authority(path.stem if further else BUILT_IN, anchors, verification.Store(list(anchors)))
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether the file is not there. One that may not be looked at is."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _parse_anchors(data: bytes) -> tuple[x509.Certificate, ...]:

@@ -274,6 +274,26 @@ def test_without_any_authority_nothing_starts(tmp_path):
         Authorities(tmp_path, crl="off")
 
 
+@pytest.mark.parametrize("other", [b"nothing", "unreadable"])
+def test_a_removed_authority_is_gone_whatever_is_wrong_with_another(tmp_path, root, other):
+    """Else a slip in one file would keep an authority in force that was taken away because its key was stolen."""
+    for name in ("root", "other", "stolen"):
+        accept(tmp_path, name, root if name == "root" else Ca())
+    authorities = Authorities(tmp_path, crl="off", report=(told := []).append)
+    file = tmp_path / "authorities" / "other.pem"
+    if other == "unreadable":
+        file.unlink()
+        file.mkdir()  # what root cannot read either
+    else:
+        file.write_bytes(other)
+    (tmp_path / "authorities" / "stolen.pem").unlink()
+    for _ in range(2):
+        assert [authority.name for authority in authorities.current().authorities] == ["other", "root"]
+    assert "other.pem" in told[-1]
+    accept(tmp_path, "added", Ca())
+    assert "stolen" not in {authority.name for authority in authorities.current().authorities}
+
+
 def test_too_many_authorities_leave_those_before_in_force(tmp_path, root):
     accept(tmp_path, "root", root)
     authorities = Authorities(tmp_path, crl="off")
