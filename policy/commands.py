@@ -98,19 +98,20 @@ def _check(place: Place) -> int:
     from policy.decide import load_policy
     from policy.explanation import reduction
     from policy.scenarios import load_scenarios
+    from sealgate.terminal import printable
 
     policy_set = load_policy(place.path)
     scenarios = load_scenarios(place.path, bundles=place.bundles)
     tenants, manifest = policy_set.tenants, policy_set.manifest
     print(f"The policy in {place.path} is sound.")
-    said = f": {manifest.description}" if manifest.description else ""
+    said = f": {printable(manifest.description)}" if manifest.description else ""
     print(f"  name      {manifest.name}, version {manifest.version}{said}")
     print(f"  digest    {policy_set.digest}")
     print(f"  policies  {len(policy_set.rules)}")
     width = max(len(name) for name in policy_set.rules)
     for rule in policy_set.rules.values():
         effect = "forbids" if rule.forbids else "permits"
-        print(f"            {effect}  {rule.id:{width}}  {rule.says}{reduction(rule.obligations, '; ')}")
+        print(f"            {effect}  {rule.id:{width}}  {printable(rule.says)}{reduction(rule.obligations, '; ')}")
     print(f"  tenants   {', '.join(tenants.tenants)}")
     print(f"  mappings  {len(tenants.clients)} client certificates, {len(tenants.revoked_certificates)} revoked")
     budgets = [budget.name for budget in policy_set.budgets] + [budget.name for budget in policy_set.privacy_budgets]

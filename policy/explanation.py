@@ -16,6 +16,7 @@ from policy.places import Bundles
 from sealgate.ambient import now_us
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.frames import Obligations
+from sealgate.terminal import printable
 
 _Choice = TypeVar("_Choice", bound=Enum)
 
@@ -70,7 +71,7 @@ def _print_reasons(policy_set: PolicySet, answer: Permit | Deny) -> None:
         print(f"  because    {REASONS[answer.decision.reason]} ({answer.decision.reason})")
     for name in answer.decision.policy_ids:
         rule = policy_set.rules.get(name)
-        print(f"  decided by {name}{f' in {rule.file}: {rule.says}' if rule else ''}")
+        print(f"  decided by {name}{f' in {rule.file}: {printable(rule.says)}' if rule else ''}")
 
 
 def _print_permit(policy_set: PolicySet, answer: Permit, arguments: argparse.Namespace, action: Action) -> None:

@@ -96,6 +96,8 @@ class PolicyHistory:
             if scenarios:
                 self._keep(self.scenarios_path(digest_of_scenarios(scenarios)), scenarios)
         self.require_whole(digest)
+        if scenarios:
+            self.scenarios(digest_of_scenarios(scenarios))
         return digest
 
     def require_whole(self, digest: str) -> Path:

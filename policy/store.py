@@ -12,13 +12,16 @@
 Any other name is refused: a policy in a file with a misspelt name would silently not be in force. The digest covers the
 very bytes that are parsed, so that what a record names is what decided.
 
-Trusts: whoever may write the directory. Never: looks outside it, or reads a file twice.
+Trusts: whoever may write the directory. Never: looks outside it (a symbolic link in it is refused), waits for a file
+that is no plain one, or reads a file twice.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +100,10 @@ def read_contents(path: Path, *, stored: bool = False) -> dict[str, bytes]:
 
 def read_scenarios(path: Path) -> dict[str, bytes]:
     """The scenario files of a policy directory, by name; none if it has no such folder. Raises PolicyFileError."""
-    return read_scenario_folder(path / SCENARIOS) if (path / SCENARIOS).is_dir() else {}
+    folder = path / SCENARIOS
+    if folder.is_symlink():
+        raise PolicyFileError(f"{folder}: a symbolic link; a policy directory has its scenarios in itself")
+    return read_scenario_folder(folder) if folder.is_dir() else {}
 
 
 def read_scenario_folder(folder: Path) -> dict[str, bytes]:
@@ -138,13 +144,24 @@ def _read_folder(
                 raise PolicyFileError(f"{item}: not a file of a policy directory; {hint}. Rename or move it")
             if len(contents) == MAX_POLICY_FILES:
                 raise PolicyFileError(f"{path}: more than {MAX_POLICY_FILES} files")
-            with item.open("rb") as file:
-                contents[item.name] = file.read(MAX_POLICY_FILE + 1)
-            if len(contents[item.name]) > MAX_POLICY_FILE:
-                raise PolicyFileError(f"{item}: larger than {MAX_POLICY_FILE} bytes")
+            contents[item.name] = _read_plain(item)
     except OSError as error:
         raise PolicyFileError(f"{error.filename or path} cannot be read: {error.strerror}") from error
     return contents
+
+
+def _read_plain(path: Path) -> bytes:
+    """A plain file's bytes. Opened without following links or waiting, then judged by what was opened."""
+    if path.is_symlink():
+        raise PolicyFileError(f"{path}: a symbolic link; a policy directory has its files in itself")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise PolicyFileError(f"{path}: not a plain file")
+        data = file.read(MAX_POLICY_FILE + 1)
+    if len(data) > MAX_POLICY_FILE:
+        raise PolicyFileError(f"{path}: larger than {MAX_POLICY_FILE} bytes")
+    return data
 
 
 def _text(path: Path, data: bytes) -> str:

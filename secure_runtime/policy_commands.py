@@ -83,7 +83,8 @@ def _apply(deployment: Deployment, arguments: argparse.Namespace) -> int:
         raise ConfigurationError("not applied: the policy does not answer its own scenarios as it should")
     history = PolicyHistory(deployment.policy_history)
     kept = history.store(place.path)
-    if kept != policy_set.digest:
+    tested = not scenarios.digest or history.scenarios_path(scenarios.digest).is_dir()
+    if kept != policy_set.digest or not tested:
         raise ConfigurationError(f"not applied: {place.path} was changed in the meantime; try again")
     frame = ApplyPolicy(digest=kept, note=arguments.note, scenarios=len(results), scenarios_digest=scenarios.digest)
     manifest = policy_set.manifest

@@ -98,6 +98,43 @@ def test_a_version_that_is_not_what_its_name_says_does_not_load(
             history.store(source)  # it is not quietly made whole either
 
 
+@pytest.mark.parametrize("place", ["own.cedar", "tenants.toml", "scenarios/b.toml"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_only_plain_files_of_the_directory_itself_are_read(
+    history: PolicyHistory, source: Path, tmp_path: Path, place: str, kind: str
+) -> None:
+    path, outside = source / place, tmp_path / "outside"
+    outside.write_bytes((source / "tenants.toml").read_bytes())
+    path.unlink(missing_ok=True)
+    {"pipe": os.mkfifo, "link": lambda at: at.symlink_to(outside), "folder": Path.mkdir}[kind](path)
+    reader = threading.Thread(target=_refused, args=(history, source), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert not reader.is_alive(), "a pipe that nobody writes to holds up whoever reads the policy"
+    assert history.versions() == []
+
+
+def _refused(history: PolicyHistory, source: Path) -> None:
+    with pytest.raises(PolicyFileError, match=r"symbolic link|not a plain file|Is a directory"):
+        history.store(source)
+
+
+def test_a_folder_of_scenarios_elsewhere_is_not_read(history: PolicyHistory, source: Path, tmp_path: Path) -> None:
+    shutil.move(source / "scenarios", tmp_path / "elsewhere")
+    (source / "scenarios").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PolicyFileError, match="symbolic link"):
+        history.store(source)
+
+
+def test_scenarios_that_are_kept_and_were_changed_are_not_kept_again(history: PolicyHistory, source: Path) -> None:
+    history.store(source)
+    kept = history.scenarios_path(digest_of_scenarios(read_scenarios(source))) / "a.toml"
+    kept.chmod(0o644)
+    kept.write_text(SCENARIO.replace("deny", "permit"))
+    with pytest.raises(PolicyFileError, match="has been changed"):
+        history.store(source)
+
+
 def test_scenarios_that_were_changed_are_not_given_out(history: PolicyHistory, source: Path) -> None:
     history.store(source)
     digest = digest_of_scenarios(read_scenarios(source))

@@ -146,6 +146,34 @@ def test_a_policy_that_changes_while_it_is_applied_is_not(
     assert history.current() is None
 
 
+def test_scenarios_that_change_while_a_policy_is_applied_are_not_those_that_passed(
+    state: Path, history: PolicyHistory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = PolicyHistory.store
+
+    def late(self: PolicyHistory, source: Path) -> str:
+        path = source / "scenarios" / "oversight.toml"
+        path.write_text(path.read_text().replace('"deny"', '"permit"'))
+        return store(self, source)
+
+    monkeypatch.setattr(PolicyHistory, "store", late)
+    with pytest.raises(ConfigurationError, match="changed in the meantime"):
+        run("apply", state)
+    assert history.current() is None
+
+
+def test_a_policy_from_elsewhere_says_nothing_to_the_terminal(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd, forbid = '@id("odd") @says("\\u{1b}[2J\\u{202e}")', FORBID.partition("forbid")[2]
+    (state / "policy" / "own.cedar").write_text(f"{odd} forbid{forbid}")
+    (state / "policy" / "manifest.toml").write_text('name = "own"\nversion = "2"\ndescription = "\u202edetsurt"\n')
+    assert run("check", state) == 0
+    asking = ("explain", state, "--tenant", "clinic", "--role", "client", "--action", "query-audit")
+    assert run(*asking) == 0
+    said = capsys.readouterr().out
+    assert "odd" in said
+    assert all(char == "\n" or char.isprintable() for char in said)
+
+
 def test_a_host_that_is_starting_or_another_users_is_not_taken_for_none(
     state: Path, history: PolicyHistory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
