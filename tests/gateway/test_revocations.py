@@ -239,7 +239,9 @@ def test_a_change_that_keeps_size_and_time_is_seen(path):
 def test_two_changes_between_two_ticks_of_the_file_systems_clock_are_seen(path, monkeypatch):
     path.write_text('[[revoked]]\njti = "two"\n')
     frozen = path.stat()
-    monkeypatch.setattr(os, "stat", lambda _: frozen)
+    stat_of = os.stat
+    name = os.fspath(path)
+    monkeypatch.setattr(os, "stat", lambda place, **more: frozen if place == name else stat_of(place, **more))
     revocations = Revocations(path, clock=lambda: frozen.st_ctime_ns // 1000)
     revocations.require_accepted(token())
     with path.open("r+") as file:
