@@ -24,6 +24,7 @@ RETRY_AFTER_FAILED_S = 60
 # Pseudonyms ----------------------------------------------------------------------------------------------------------
 MAX_CACHED_SUBJECTS = 65_536
 MAX_SUBJECT = 1024  # characters of a subject's name
+SUBJECT_DELETION_WAIT_S = 5.0  # a pseudonym whose row is being deleted is waited for no longer
 
 # Tree ----------------------------------------------------------------------------------------------------------------
 TILE_HEIGHT = 8  # C2SP tlog-tiles
@@ -32,6 +33,16 @@ TILE_WIDTH = 1 << TILE_HEIGHT
 # Failed authentication -----------------------------------------------------------------------------------------------
 AUTH_FAILURE_KEYS = 64  # distinct (reason, source) counted apart in one minute; the rest are counted together
 AUTH_FAILURE_SPAN_US = 60_000_000
+
+# Retention -----------------------------------------------------------------------------------------------------------
+MAX_RETENTION_FILE = 256 * 1024
+MAX_RETENTION_RULES = 4096
+MAX_RETENTION_DAYS = 36525  # a century
+MAX_HOLDS = 4096  # in force at once
+PRUNE_SCAN = 8192  # index rows that are looked at for one answer
+PRUNE_RECORDS = 2048  # records that one `retention.pruned` announces: bounds how long the writer is busy with them
+PRUNE_TEXT = 6000  # characters of their indices: the record must be a leaf
+PRUNE_SUBJECTS = 1024  # pseudonyms that are looked at for one answer
 
 # Reading -------------------------------------------------------------------------------------------------------------
 MAX_PAGE = 1000

@@ -1,7 +1,8 @@
 """Pseudonyms: a random name per (tenant, subject), and the sealed identity behind it.
 
 Leaves carry only the pseudonym. The row that links it to a person is found by a keyed hash, its content is AES-GCM
-sealed under a key that the database does not hold, and deleting it leaves a name that nobody can resolve.
+sealed under a key that the database does not hold, and deleting it leaves a name that nobody can resolve. A pseudonym
+whose row is being deleted is given to nobody: who asks for it waits for the commit, and gets a new one.
 Trusts: the subjects key. Never: writes an identity in clear, or a guessable hash of one.
 """
 
@@ -11,6 +12,7 @@ import hashlib
 import hmac
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,8 +20,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, Engine, delete, insert, select
 
-from audit.errors import LogDamaged, QueryRefused
-from audit.limits import MAX_CACHED_SUBJECTS, MAX_SUBJECT
+from audit.errors import LogDamaged, LogUnavailable, QueryRefused
+from audit.limits import MAX_CACHED_SUBJECTS, MAX_SUBJECT, RETRY_AFTER_S, SUBJECT_DELETION_WAIT_S
+from audit.tables import record as record_table
 from audit.tables import subject as table
 from sealgate.ambient import Clock, Entropy
 from sealgate.errors import ConfigurationError, LogError
@@ -49,8 +52,9 @@ class _Row:
 class Subjects:
     """The pseudonyms of one log. `pseudonym` may be called from any thread; `flush` only by the writer.
 
-    `_cache` and `_unwritten` are guarded by `_lock`. A row stays in `_unwritten` until the transaction that carries it
-    is durable, so no second pseudonym can be made for the same subject meanwhile.
+    `_cache`, `_unwritten` and `_leaving` are guarded by `_lock`, whose condition is `_settled`. A row stays in
+    `_unwritten` until the transaction that carries it is durable, so no second pseudonym can be made for the same
+    subject meanwhile; and in `_leaving` until the one that deletes it is.
     """
 
     def __init__(self, key: Secret | bytes, *, reader: Engine, clock: Clock, entropy: Entropy) -> None:
@@ -63,16 +67,18 @@ class Subjects:
         self._clock = clock
         self._entropy = entropy
         self._lock = threading.Lock()
+        self._settled = threading.Condition(self._lock)
         self._cache: OrderedDict[bytes, str] = OrderedDict()
         self._unwritten: dict[bytes, _Row] = {}
+        self._leaving: set[bytes] = set()
 
     def pseudonym(self, tenant: str, subject: str) -> str:
-        """The stable pseudonym of a subject. A new one is durable no later than the next append. Raises LogDamaged."""
-        if not subject or len(subject) > MAX_SUBJECT or len(tenant) > MAX_SUBJECT:
-            raise LogError("a subject must have a name of bounded length", code="subject")
-        content = canonical_json(Identity(tenant=tenant, subject=subject))
-        lookup = hmac.digest(self._lookup_key, content, hashlib.sha256)
-        with self._lock:
+        """The stable pseudonym of a subject. A new one is durable no later than the next append. Raises LogDamaged, and
+        LogUnavailable if the row is being deleted and that does not come to its end."""
+        content, lookup = self._name(tenant, subject)
+        with self._settled:
+            if not self._settled.wait_for(lambda: lookup not in self._leaving, SUBJECT_DELETION_WAIT_S):
+                raise LogUnavailable("the subject is being erased", code="subject-leaving", retry_after_s=RETRY_AFTER_S)
             known = self._cache.get(lookup)
             if known is not None:
                 self._cache.move_to_end(lookup)
@@ -90,13 +96,31 @@ class Subjects:
                 self._remember(lookup, ref)
             return ref
 
+    def known(self, tenant: str, subject: str) -> str | None:
+        """The pseudonym that a subject has, durably, if it has one. Raises LogDamaged."""
+        content, lookup = self._name(tenant, subject)
+        return self._stored(lookup, content)
+
+    def find(self, connection: Connection, tenant: str, subject: str) -> str | None:
+        """The same, as the caller's transaction sees it."""
+        content, lookup = self._name(tenant, subject)
+        return self._row(connection, lookup, content)
+
+    def _name(self, tenant: str, subject: str) -> tuple[bytes, bytes]:
+        """What is sealed of an identity, and what it is looked up by."""
+        if not subject or len(subject) > MAX_SUBJECT or len(tenant) > MAX_SUBJECT:
+            raise LogError("a subject must have a name of bounded length", code="subject")
+        content = canonical_json(Identity(tenant=tenant, subject=subject))
+        return content, hmac.digest(self._lookup_key, content, hashlib.sha256)
+
     def _stored(self, lookup: bytes, content: bytes) -> str | None:
+        with self._reader.begin() as connection:
+            return self._row(connection, lookup, content)
+
+    def _row(self, connection: Connection, lookup: bytes, content: bytes) -> str | None:
         """The pseudonym on disk, once its sealed identity proves to be this subject's: whoever can write the database
         could else exchange the lookups of two people, and have one's doings recorded under the other's name."""
-        with self._reader.begin() as connection:
-            found = connection.execute(
-                select(table.c.ref, table.c.sealed).where(table.c.lookup == lookup)
-            ).one_or_none()
+        found = connection.execute(select(table.c.ref, table.c.sealed).where(table.c.lookup == lookup)).one_or_none()
         if found is None:
             return None
         if self._opened(found.sealed, found.ref) != content:
@@ -126,12 +150,16 @@ class Subjects:
         return [row.lookup for row in rows]
 
     def written(self, lookups: list[bytes]) -> None:
-        """The transaction that carried these rows is durable."""
-        if not lookups:
+        """The transaction that carried these rows is durable, and with it what was deleted in it."""
+        if not lookups and not self._leaving:  # only the writer, who calls this, adds to it
             return
-        with self._lock:
+        with self._settled:
             for lookup in lookups:
                 self._remember(lookup, self._unwritten.pop(lookup).ref)
+            for lookup in self._leaving:
+                self._cache.pop(lookup, None)
+            self._leaving.clear()
+            self._settled.notify_all()
 
     def resolve(self, connection: Connection, ref: str) -> Identity:
         """Who a pseudonym stands for; raises QueryRefused if it was deleted, LogDamaged if the row was altered."""
@@ -141,8 +169,32 @@ class Subjects:
         return msgspec.json.decode(self._opened(sealed, ref), type=Identity)
 
     def delete(self, connection: Connection, ref: str) -> None:
-        """Delete the link to a person, in the caller's transaction. The same person then gets a new pseudonym."""
-        connection.execute(delete(table).where(table.c.ref == ref))
-        with self._lock:
-            for lookup in [lookup for lookup, known in self._cache.items() if known == ref]:
-                del self._cache[lookup]
+        """Delete the link to a person, in the writer's transaction. The same person then gets a new pseudonym."""
+        self.delete_all(connection, [ref])
+
+    def delete_all(self, connection: Connection, refs: Sequence[str]) -> None:
+        """The same for several."""
+        for ref in refs:
+            lookup = connection.execute(select(table.c.lookup).where(table.c.ref == ref)).scalar_one_or_none()
+            if lookup is None:
+                continue
+            connection.execute(delete(table).where(table.c.ref == ref))
+            with self._settled:
+                self._leaving.add(bytes(lookup))
+
+    def unused(self, connection: Connection, *, after: str, before_us: int, limit: int) -> tuple[list[str], str | None]:
+        """Of the next `limit` pseudonyms after one, those made before a time that no record carries and nobody used
+        since the writer started; and where to go on."""
+        page = connection.execute(
+            select(table.c.ref, table.c.lookup, table.c.created_us)
+            .where(table.c.ref > after)
+            .order_by(table.c.ref)
+            .limit(limit)
+        ).all()
+        with self._settled:
+            candidates = [row.ref for row in page if row.created_us < before_us and row.lookup not in self._cache]
+        carried = select(record_table.c.idx).limit(1)
+        found = [
+            ref for ref in candidates if connection.execute(carried.where(record_table.c.actor == ref)).first() is None
+        ]
+        return found, page[-1].ref if len(page) == limit else None

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audit import subjects as subjects_module
-from audit.errors import LogDamaged, QueryRefused
+from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.subjects import Subjects
 from sealgate.errors import LogError
 
@@ -84,6 +84,7 @@ def test_identities_resolve_until_deleted(bench, log) -> None:
         subjects.delete(connection, ref)
         with pytest.raises(QueryRefused):
             subjects.resolve(connection, ref)
+    subjects.written([])
     assert stored(bench) == []
     assert log.actor("clinic", "alice") != ref
 
@@ -151,3 +152,54 @@ def test_names_are_bounded(log) -> None:
     for tenant, subject in (("t", ""), ("t", "x" * 1025), ("x" * 1025, "s")):
         with pytest.raises(LogError):
             log.actor(tenant, subject)
+
+
+def test_who_is_being_deleted_is_waited_for_and_gets_a_new_name(bench, log, until: Any) -> None:
+    old = log.actor("clinic", "alice")
+    log.append(bench.draft(actor=old)).result()
+    subjects: Subjects = log._subjects
+    found: list[str] = []
+    asking = threading.Thread(target=lambda: found.append(log.actor("clinic", "alice")))
+    with log._hold.engine.begin() as connection:
+        assert subjects.find(connection, "clinic", "alice") == subjects.known("clinic", "alice") == old
+        subjects.delete(connection, old)
+        assert subjects.find(connection, "clinic", "alice") is None
+        asking.start()
+        until(lambda: bool(subjects._settled._waiters))  # type: ignore[attr-defined]
+        assert log.actor("clinic", "bob") != old  # nobody else waits
+        assert not found
+    subjects.written([])
+    asking.join()
+    assert found
+    assert old not in found
+    assert subjects.known("clinic", "alice") is None  # not on disk yet
+    log.append(bench.draft(actor=found[0])).result()
+    assert subjects.known("clinic", "alice") == found[0]
+
+
+def test_a_deletion_that_never_ends_is_not_waited_for(bench, log, monkeypatch: Any) -> None:
+    monkeypatch.setattr(subjects_module, "SUBJECT_DELETION_WAIT_S", 0.01)
+    ref = log.actor("clinic", "alice")
+    log.append(bench.draft(actor=ref)).result()
+    with log._hold.engine.begin() as connection:
+        log._subjects.delete(connection, ref)
+    with pytest.raises(LogUnavailable):
+        log.actor("clinic", "alice")
+
+
+def test_pseudonyms_that_no_record_carries_are_found_page_by_page(bench, log) -> None:
+    kept = log.actor("clinic", "kept")
+    refs = [log.actor("clinic", f"person {number}") for number in range(5)]
+    log.append(bench.draft(actor=kept)).result()
+    log.close()
+    again = bench.open()
+    used = again.actor("clinic", "person 0")  # somebody is using it: a record may be on its way
+    found: list[str] = []
+    after: str | None = ""
+    with again._hold.engine.begin() as connection:
+        young, _ = again._subjects.unused(connection, after="", before_us=0, limit=100)
+        while after is not None:
+            some, after = again._subjects.unused(connection, after=after, before_us=2**53, limit=2)
+            found += some
+    assert sorted(found) == sorted(set(refs) - {used})
+    assert young == []
