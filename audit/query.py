@@ -25,6 +25,7 @@ from audit.database import open_database
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
 from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
+from audit.line_export import write_lines
 from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import head as head_table
@@ -34,6 +35,7 @@ from audit.tree import StoredTree, read_tile
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.canonical import canonical_json
+from sealgate.transparency.exports.formats import ExportFormat
 from sealgate.transparency.merkle import consistency_proof, inclusion_proof
 from sealgate.transparency.record import KINDS, Record, parse_leaf
 
@@ -177,6 +179,15 @@ class AuditReader:
         """
         with self._guard():
             write_export(self._engine, first=first, last=last, out=out, consistent_with=consistent_with)
+
+    def export_lines(self, first: int, last: int, out: BinaryIO, *, form: ExportFormat) -> None:
+        """Write records first..last, a line each in the given form, its header before them.
+
+        Proves nothing; each line is a pure function of its leaf. `out` may have been written to when this raises: what
+        whole lines it has are good, and the rest can be asked for from the next record on.
+        """
+        with self._guard():
+            write_lines(self._engine, first=first, last=last, out=out, form=form)
 
     # Inside ----------------------------------------------------------------------------------------------------------
 

@@ -3,33 +3,30 @@
     authenticate, ask the policy (query-audit or export-audit), record the read, read, answer
 
 Records are of the caller's own tenant unless the policy says otherwise (`Permit.records_of`); proofs, tiles and
-checkpoints are hashes, the same for everybody. An export holds a whole range, so it needs the right to all records.
+checkpoints are hashes, the same for everybody. Exports stand in `audit_exports`.
 Trusts: the policy's permit; readers verify what they get. Never: reads before the read is on record; changes the log.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Annotated, Any, BinaryIO
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, QueryParameter
-from litestar.response import Stream
 
 from audit.errors import QueryRefused
 from audit.limits import MAX_PAGE, TILE_WIDTH
 from audit.query import AuditReader, Entry, RecordFilter
-from gateway.audit_reading import answerable, authorise_reading, read_log
+from gateway.audit_reading import authorise_reading, read_log
 from gateway.errors import Problem
 from gateway.gate import Asking, Gate
 from gateway.limits import MAX_AUDIT_TEXT
 from gateway.routes.openapi import answers
-from gateway.thread_stream import stream_from_thread
 from policy.decide import Permit
 
 _REFUSALS = (400, 401, 403, 404, 503)
@@ -37,7 +34,7 @@ _JSON = "application/json"
 _TILE = re.compile(r"((?:x[0-9]{3}/){0,3}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 _RECORDED = frozenset(
     {"tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason", "from_us", "to_us", "limit"}
-    | {"order", "identifier", "index", "size", "first", "second", "last", "consistent_with", "level", "tile"}
+    | {"order", "identifier", "index", "size", "first", "second", "level", "tile"}
 )
 
 Text = Annotated[str | None, QueryParameter(max_length=MAX_AUDIT_TEXT)]
@@ -94,7 +91,7 @@ async def records(
     A record is a leaf: its canonical JSON is what is hashed into the tree."""
 
     def read(reader: AuditReader, permit: Permit) -> bytes:
-        allowed = _own(wanted, permit)
+        allowed = own_records(wanted, permit)
         if allowed is None:
             return _encode({"records": [], "cursor": None, "tree_size": reader.size()})
         page = reader.records(allowed, cursor, limit)
@@ -156,27 +153,7 @@ async def tile(
     )
 
 
-@get("/audit/v1/exports", responses=answers("application/zip", *_REFUSALS), summary="An evidence bundle")
-async def export(
-    request: Asking,
-    gate: NamedDependency[Gate],
-    first: Needed,
-    last: Needed,
-    consistent_with: Number = None,
-) -> Stream:
-    """Records `first` to `last` with everything that proves them; checked offline by `sealgate audit verify`."""
-    may = await authorise_reading(request, gate, "export", kind="audit.export", said=_said(request))
-
-    def write(out: BinaryIO) -> None:
-        gate.audit.export(first, last, out, consistent_with=consistent_with)
-
-    pieces = _exported(gate, write)
-    head = await answerable(anext(pieces))  # what cannot be exported is refused before the answer begins
-    headers = may.headers | {"Content-Disposition": f'attachment; filename="audit-{first}-{last}.zip"'}
-    return Stream(_joined(head, pieces), media_type="application/zip", headers=headers)
-
-
-ROUTES = (records, record, checkpoint, inclusion, consistency, tile, export)
+ROUTES = (records, record, checkpoint, inclusion, consistency, tile)
 
 
 # The one way to read -------------------------------------------------------------------------------------------------
@@ -196,29 +173,7 @@ def _said(request: Asking) -> dict[str, str]:
     return {name: value for name, value in given.items() if name in _RECORDED}
 
 
-async def _exported(gate: Gate, write: Callable[[BinaryIO], None]) -> AsyncIterator[bytes]:
-    with gate.reading.slot():
-        async with contextlib.aclosing(stream_from_thread(write)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-
-async def _joined(head: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield head
-    async for piece in rest:
-        yield piece
-
-
 # Forms ---------------------------------------------------------------------------------------------------------------
-
-
-def _own(wanted: RecordFilter, permit: Permit) -> RecordFilter | None:
-    """The filter with the tenant that the permit is for; None if it asks for another tenant's records."""
-    if permit.records_of is None:
-        return wanted
-    if wanted.tenant not in (None, permit.records_of):
-        return None
-    return msgspec.structs.replace(wanted, tenant=permit.records_of)
 
 
 def _row(entry: Entry) -> dict[str, Any]:

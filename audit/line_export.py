@@ -1,0 +1,54 @@
+"""Writing a run of records out of the stored log, a line each, in one of the forms of `sealgate.transparency.exports`.
+
+Reads in short transactions, so that a long export never holds the writer's file back; leaves do not change meanwhile.
+A line proves nothing by itself: what must be proven goes into an evidence bundle (`audit.export`).
+Trusts: the database for bytes only; a leaf that is no record ends the export. Never: holds the whole range.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from sqlalchemy import Connection, Engine, select
+
+from audit.errors import LogDamaged, QueryRefused
+from audit.limits import EXPORT_CHUNK_RECORDS, MAX_EXPORT_RECORDS
+from audit.tables import head as head_table
+from audit.tables import leaf as leaf_table
+from sealgate.errors import DecodeError
+from sealgate.transparency.exports.formats import ExportFormat
+from sealgate.transparency.exports.leaves import place
+
+
+def write_lines(engine: Engine, *, first: int, last: int, out: BinaryIO, form: ExportFormat) -> None:
+    """See AuditReader.export_lines."""
+    with engine.begin() as connection:
+        size = connection.execute(select(head_table.c.size)).scalar_one()
+    if not 0 <= first <= last < size:
+        raise QueryRefused(f"the log holds records 0 to {size - 1}; ask for a range of these", code="range")
+    if last - first >= MAX_EXPORT_RECORDS:
+        raise QueryRefused(f"an export holds at most {MAX_EXPORT_RECORDS} records", code="range")
+    for start in range(first, last + 1, EXPORT_CHUNK_RECORDS):
+        stop = min(start + EXPORT_CHUNK_RECORDS, last + 1)
+        with engine.begin() as connection:
+            leaves = _leaves(connection, start, stop)
+        lines = b"".join(_line(form, index, leaf) for index, leaf in enumerate(leaves, start))
+        out.write(form.header + lines if start == first else lines)
+
+
+def _leaves(connection: Connection, start: int, stop: int) -> list[bytes]:
+    rows = connection.execute(
+        select(leaf_table.c.idx, leaf_table.c.leaf)
+        .where(leaf_table.c.idx >= start, leaf_table.c.idx < stop)
+        .order_by(leaf_table.c.idx)
+    ).all()
+    if [row.idx for row in rows] != list(range(start, stop)):
+        raise QueryRefused("leaves of this range are no longer kept", code="range")
+    return [bytes(row.leaf) for row in rows]
+
+
+def _line(form: ExportFormat, index: int, leaf: bytes) -> bytes:
+    try:
+        return form.line(place(index, leaf))
+    except DecodeError as error:
+        raise LogDamaged(f"record {index} is damaged in the database") from error
