@@ -27,7 +27,7 @@ class Book:
     """What is known of one budget. `low` and `high` bound what requests that named others may have changed since."""
 
     left: int
-    asked_us: int  # when its window was surely in force: windows begin with an authorization, ends belong to the old one
+    asked_us: int  # when its window was surely in force: only authorizations begin one, ends may belong to the old one
     index: int
     low: int = 0
     high: int = 0

@@ -1,0 +1,122 @@
+"""`sealgate audit query` and `show`: records that match a filter, and one record with its proof.
+
+Trusts: the log keys of the trust file. Never: calls a filter's answer complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sealgate.client.audit_output import (
+    JSON_HELP,
+    finish,
+    format_json,
+    open_client,
+    print_record,
+    read_bounded,
+    record_row,
+    records_table,
+)
+
+if TYPE_CHECKING:
+    from sealgate.client.audit import AuditEntry
+
+_FILTERS = ("tenant", "actor", "model", "model-digest", "purpose", "kind", "outcome", "reason")
+
+
+def configure(commands: Any) -> None:
+    """Add them."""
+    query = commands.add_parser("query", help="list records that match a filter", description=_query.__doc__)
+    for name in _FILTERS:
+        query.add_argument(f"--{name}", metavar="TEXT", help=f"only records with this {name.replace('-', ' ')}")
+    query.add_argument("--since", metavar="TIME", help="from this time on: 2030-01-31T12:00, or an age as 90m, 12h, 7d")
+    query.add_argument("--until", metavar="TIME", help="before this time")
+    query.add_argument("--limit", type=int, default=100, metavar="N", help="at most N records (default 100)")
+    query.add_argument("--oldest", action="store_true", help="oldest first instead of newest first")
+    query.add_argument("--json", action="store_true", help=JSON_HELP)
+    finish(query, _query, online=True)
+
+    show = commands.add_parser("show", help="one record, proven to be in the log", description=_show.__doc__)
+    show.add_argument("record", nargs="?", metavar="RECORD_ID", help="the id of a record")
+    show.add_argument("--receipt", type=Path, metavar="FILE", help="show the record of a kept receipt; offline")
+    show.add_argument("--json", action="store_true", help=JSON_HELP)
+    finish(show, _show, online=True)
+
+
+def _query(arguments: argparse.Namespace) -> int:
+    """List records. The answer to a filter is not proven complete; export a range and verify it for that."""
+    from sealgate.ambient import now_us
+    from sealgate.client.audit import MAX_PAGE
+    from sealgate.client.errors import UsageError
+    from sealgate.client.times import parse_moment
+
+    if arguments.limit < 1:
+        raise UsageError("--limit must be at least 1")
+    wanted = {name.replace("-", "_"): getattr(arguments, name.replace("-", "_")) for name in _FILTERS}
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    now = now_us()
+    for name, option in (("from_us", arguments.since), ("to_us", arguments.until)):
+        if option is not None:
+            wanted[name] = str(parse_moment(option, now_us=now))
+    _check_question(wanted)
+    if arguments.oldest:
+        wanted["order"] = "oldest"
+    entries: list[AuditEntry] = []
+    cursor: str | None = None
+    with open_client(arguments) as client:
+        while True:
+            page = client.records(wanted, cursor=cursor, limit=min(MAX_PAGE, arguments.limit - len(entries)))
+            entries += page.entries
+            cursor = page.cursor
+            if cursor is None or not page.entries or len(entries) >= arguments.limit:
+                break
+    if arguments.json:
+        print(format_json({"records": [record_row(entry) for entry in entries], "more": cursor is not None}))
+    else:
+        print(records_table(entries))
+        more = "; more match: raise --limit" if cursor is not None else ""
+        print(f"\n{len(entries)} records of a log of {page.tree_size}{more}")
+    return 0
+
+
+def _check_question(wanted: dict[str, str]) -> None:
+    """Refuse what no record can match: an empty answer to a slip looks like a log without such records."""
+    from sealgate.client.errors import UsageError
+    from sealgate.transparency.record import KINDS
+
+    kind = wanted.get("kind")
+    if kind is not None and kind not in KINDS:
+        raise UsageError(f"there is no kind of record '{kind[:40]}'; there are: {', '.join(KINDS)}")
+    if "from_us" in wanted and "to_us" in wanted and int(wanted["from_us"]) >= int(wanted["to_us"]):
+        raise UsageError("--since must be earlier than --until; an age such as 7d is counted back from now")
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    """Show one record with the proof that it is in the log: by its id from the service, or from a kept receipt."""
+    from sealgate.client.errors import UsageError
+
+    if (arguments.record is None) == (arguments.receipt is None):
+        raise UsageError("name one record: its id, or --receipt FILE")
+    if arguments.record is not None and arguments.record.isdecimal():
+        raise UsageError(
+            f"{arguments.record[:20]} is an index; `show` takes the id, the last column of `sealgate audit query`"
+        )
+    if arguments.receipt is not None:
+        return _show_receipt(arguments)
+    with open_client(arguments) as client:
+        entry = client.record(arguments.record)
+        checkpoint = client.prove(entry).checkpoint
+    return print_record(arguments, entry.index, entry.leaf, f"in {checkpoint.origin} at size {checkpoint.size}")
+
+
+def _show_receipt(arguments: argparse.Namespace) -> int:
+    from sealgate.evidence.trust import load_trust
+    from sealgate.limits import MAX_RECEIPT
+    from sealgate.transparency.receipt import verify_receipt
+
+    trust = load_trust(arguments.trust)
+    receipt = verify_receipt(read_bounded(arguments.receipt, MAX_RECEIPT), trust.log_keys)
+    checkpoint = receipt.checkpoint
+    return print_record(arguments, receipt.index, receipt.leaf, f"in {checkpoint.origin} at size {checkpoint.size}")
