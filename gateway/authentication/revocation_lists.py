@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPub
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.errors import Unauthenticated
-from gateway.limits import CRL_SKEW_S
+from gateway.limits import CRL_SKEW_S, MAX_CERTIFICATES
 
 _PEM = re.compile(rb"-----BEGIN X509 CRL-----.+?-----END X509 CRL-----", re.DOTALL)
 _BEGIN = b"-----BEGIN "
@@ -43,6 +43,7 @@ class RevocationList:
         self._scope = _scope(parsed)
         self._key = _key_identifier(parsed)
         self._signed_by: dict[bytes, bool] = {}
+        self._answers: dict[int, bool] = {}
         self.issuer = parsed.issuer.public_bytes()
         self.from_us = _us(parsed.last_update_utc)
         self.until_us = _us(until)
@@ -71,7 +72,14 @@ class RevocationList:
             raise Unauthenticated("crl-unusable")
 
     def lists(self, certificate: x509.Certificate) -> bool:
-        return self._parsed.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+        """The library looks through the whole list, which takes milliseconds for a long one. Whoever is on it may ask
+        as often as it likes, so answers are kept."""
+        serial = certificate.serial_number
+        if serial not in self._answers:
+            if len(self._answers) >= MAX_CERTIFICATES:
+                self._answers.clear()
+            self._answers[serial] = self._parsed.get_revoked_certificate_by_serial_number(serial) is not None
+        return self._answers[serial]
 
     def _holds(self, issuer: x509.Certificate) -> bool:
         try:

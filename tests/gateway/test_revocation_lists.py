@@ -6,6 +6,7 @@ import datetime
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -13,8 +14,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.authentication.authorities import Authorities, judge
-from gateway.authentication.revocation_lists import parse_lists
+from gateway.authentication.revocation_lists import RevocationList, parse_lists
 from gateway.errors import Unauthenticated
+from gateway.limits import MAX_CERTIFICATES
 from sealgate.ambient import now_us
 from sealgate.errors import ConfigurationError
 from sealgate.protocol import frames
@@ -298,6 +300,31 @@ def test_a_file_may_hold_several_lists(root):
     data = root.crl().public_bytes(Encoding.PEM)
     assert len(parse_lists(data + b"a comment\n" + data)) == 2
     assert len(parse_lists(root.crl().public_bytes(Encoding.DER))) == 1
+
+
+def test_a_long_list_is_looked_through_once_for_each_certificate(root):
+    """A revoked client that goes on asking must not make the others wait for it each time."""
+
+    class Counted:
+        def __init__(self, parsed):
+            self.parsed, self.asked = parsed, []
+
+        def __getattr__(self, name):
+            return getattr(self.parsed, name)
+
+        def get_revoked_certificate_by_serial_number(self, serial):
+            self.asked.append(serial)
+            return self.parsed.get_revoked_certificate_by_serial_number(serial)
+
+    bad, good = root.client("URI:urn:a")[0], root.client("URI:urn:b")[0]
+    counted = Counted(root.crl(bad))
+    found = RevocationList(counted)
+    for _ in range(5):
+        assert (found.lists(bad), found.lists(good)) == (True, False)
+    assert counted.asked == [bad.serial_number, good.serial_number]
+    for serial in range(MAX_CERTIFICATES + 5):
+        found.lists(SimpleNamespace(serial_number=serial))
+    assert len(found._answers) <= MAX_CERTIFICATES
 
 
 @pytest.fixture
