@@ -16,7 +16,7 @@ from typing import TypeVar
 import msgspec
 
 from audit.errors import LogUnavailable, QueryRefused
-from audit.query import AuditReader
+from audit.query import AuditReader, RecordFilter
 from gateway.errors import Problem
 from gateway.gate import Asked, Asking, Gate, audit_headers, caller_of
 from policy.decide import Permit
@@ -84,6 +84,15 @@ async def answerable(work: Awaitable[_T]) -> _T:
         raise Problem("malformed-request", detail=_sentence(error)) from None
     except LogUnavailable as error:
         raise Problem("unavailable", retry_after_s=error.retry_after_s) from None
+
+
+def own_records(wanted: RecordFilter, permit: Permit) -> RecordFilter | None:
+    """The filter with the tenant that the permit is for; None if it asks for another tenant's records."""
+    if permit.records_of is None:
+        return wanted
+    if wanted.tenant not in (None, permit.records_of):
+        return None
+    return msgspec.structs.replace(wanted, tenant=permit.records_of)
 
 
 def _require_said_once(request: Asking) -> None:

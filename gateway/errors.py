@@ -108,6 +108,8 @@ AUTHENTICATION_FAILURES: dict[str, str] = {
     "proof-store-full": "no room to remember one more proof, so none is accepted; the caller gets 503",
     "proof-store-unavailable": "used proofs cannot be remembered, so none is accepted; the caller gets 503",
     "certificate-missing": "no client certificate behind a proxy, where client_certificates requires one",
+    "session-invalid": "a session of the console that does not open here, or whose time is over",
+    "sign-in-failed": "a sign-in at the console whose answer from the provider is missing, wrong or another's",
     "certificate-malformed": "a client certificate whose names cannot be read",
     "certificate-expired": "a client certificate outside its time, on a connection that outlived it",
     "certificate-revoked": "a client certificate, or one above it, on the deny list or on a revocation list",

@@ -102,5 +102,16 @@ MAX_AUDIT_TEXT = 1024  # one filter value or cursor
 EXPORT_CHUNK = 64 * 1024
 EXPORT_CHUNKS_AHEAD = 16  # how far an export may run ahead of its reader
 
+# Console -------------------------------------------------------------------------------------------------------------
+SIGN_IN_S = 600  # from the way to the provider to the way back
+MAX_COOKIE = 3800  # of one cookie: browsers take 4096 with its name and attributes
+MAX_SESSION_COOKIES = 3  # a session that needs more is refused: MAX_TOKEN, sealed and in base64url, fits
+MAX_FORM = 4 * 1024
+MAX_CODE = 2048  # the provider's authorization code, and every other parameter that comes back with it
+MAX_TOKEN_ANSWER = 64 * 1024
+PROVIDER_TIMEOUT_S = 10.0
+PROVIDER_FRESH_S = 3600  # how long the provider's addresses are believed
+CONSOLE_PAGE = 50  # records on one page
+
 # Logs ----------------------------------------------------------------------------------------------------------------
 MAX_LOG_TEXT = 256

@@ -62,6 +62,18 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     request_timeout_s: float = 60.0
 
 
+class ConsoleSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[console]`: the auditors' pages, and the OpenID provider that they may sign in with."""
+
+    enabled: bool = True
+    issuer: str = ""  # of tokens/issuers.toml; "": sign-in by client certificate only
+    client_id: str = ""
+    client_secret_file: str = ""  # relative to the state directory; "": a public client
+    scope: str = "openid"
+    send_resource: bool = True  # ask for a token for this audience (RFC 8707)
+    base_url: str = ""  # where browsers find the gateway; "" means https://AUDIENCE
+
+
 class RuntimeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[runtime]`. `profile` is "strict", "container" or "dev" (see docs/operations.md)."""
 
@@ -85,6 +97,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     deployment: DeploymentSection
     log: LogSection = LogSection()
     gateway: GatewaySection = GatewaySection()
+    console: ConsoleSection = ConsoleSection()
     runtime: RuntimeSection = RuntimeSection()
 
 

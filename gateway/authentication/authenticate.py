@@ -50,6 +50,10 @@ class Authenticator:
         """Close what is open without `start`: for who only wanted to know whether everything can be made."""
         self._possession.close()
 
+    def key_for(self, purpose: bytes) -> bytes:
+        """A key that all gateway processes of the deployment share, for one purpose."""
+        return self._possession.key_for(purpose)
+
     def details(self) -> tuple[str, ...]:
         """What operators should know; nothing if all is well."""
         return self._tokens.details()

@@ -10,6 +10,8 @@ but that a fresh nonce is needed, and that only to who has the token and its key
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Collection, MutableMapping
 from typing import Any
 
@@ -36,7 +38,12 @@ class Possession:
         self._store = store
         self._base_urls = tuple(base_urls)
         self._nonces = Nonces(store.nonce_key, clock=clock)
+        self._shared_key: bytes = store.nonce_key
         self._clock = clock
+
+    def key_for(self, purpose: bytes) -> bytes:
+        """A key for another purpose that all gateway processes of the deployment have, and nobody else."""
+        return hmac.digest(self._shared_key, purpose, hashlib.sha256)
 
     def close(self) -> None:
         self._store.close()

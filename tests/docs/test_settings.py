@@ -21,6 +21,7 @@ from training import configuration
 SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `deployment.toml`", deployment.DeploymentSection),
     ("### `deployment.toml`", deployment.LogSection),
+    ("### `deployment.toml`", deployment.ConsoleSection),
     ("### `deployment.toml`", deployment.GatewaySection),
     ("### `deployment.toml`", deployment.RuntimeSection),
     ("### `policy/tenants.toml`", tenants._Purpose),
