@@ -19,11 +19,14 @@ import cedarpy
 
 from policy.errors import PolicyFileError
 from policy.limits import (
+    MAX_NESTING,
     MAX_NOISE_EPSILON_MICRO,
     MAX_NOISE_ROWS,
+    MAX_OPERATORS,
     MAX_POLICIES,
     MAX_ROUND_DIGITS,
     MAX_TOP_K,
+    MAX_TREE,
     NOISE_ROWS,
 )
 from policy.store import SCHEMA_FILE, PolicyFiles
@@ -37,6 +40,8 @@ _DECIMAL = re.compile(r"(?:0|[1-9][0-9]{0,2})(?:\.[0-9]{1,6})?")
 _OBLIGATIONS = ("round_digits", "top_k", "hide_scores", "noise_epsilon", "noise_rows", "receipt_required", "single_use")
 _ANNOTATIONS = frozenset({"id", "says", *_OBLIGATIONS})
 _NAMED = re.compile(r"policy `([^`]*)`")
+_LEXEME = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|[\[({<\])}>;]|&&|\|\||[.*+-]|\bif\b', re.DOTALL)
+_TOO_DEEP = "nests too deeply, or is too long, for the engine; say it in several policies"
 
 Entity = dict[str, Any]
 
@@ -97,6 +102,7 @@ def read_policies(files: PolicyFiles) -> tuple[dict[str, Any], dict[str, Rule]]:
 
     Raises PolicyFileError that names the file and the policy.
     """
+    _require_shallow(files.schema, opening="[({<", closing="])}>", where=str(files.path / SCHEMA_FILE))
     try:
         schema = cedarpy.Schema.from_str(files.schema)
     except ValueError as error:
@@ -120,7 +126,26 @@ def read_policies(files: PolicyFiles) -> tuple[dict[str, Any], dict[str, Rule]]:
     return policies, rules
 
 
+def _require_shallow(text: str, *, opening: str, closing: str, where: str) -> None:
+    """Raise PolicyFileError for what would end this process: the engine's parser uses as much stack as a text asks
+    for. Strings and comments do not count; a policy ends at its semicolon."""
+    depth = operators = 0
+    for match in _LEXEME.finditer(text):
+        lexeme = match[0]
+        if lexeme == ";":
+            operators = 0
+        elif lexeme in opening:
+            depth += 1
+        elif lexeme in closing:
+            depth -= 1
+        elif lexeme[0] not in '"/':
+            operators += 1
+        if depth > MAX_NESTING or operators > MAX_OPERATORS:
+            raise PolicyFileError(f"{where}: a policy or type {_TOO_DEEP}")
+
+
 def _validated(text: str, schema: cedarpy.Schema, *, where: str) -> dict[str, Any]:
+    _require_shallow(text, opening="[({", closing="])}", where=where)
     try:
         result = cedarpy.validate_policies(text, schema)
         if not result.validation_passed:
@@ -129,6 +154,8 @@ def _validated(text: str, schema: cedarpy.Schema, *, where: str) -> dict[str, An
             policy = f' policy "{name}":' if name else ""
             raise PolicyFileError(f"{where}:{policy} {_one_line(first.error if first else 'does not validate')}")
         document: dict[str, Any] = json.loads(cedarpy.policies_to_json_str(text))
+    except RecursionError:
+        raise PolicyFileError(f"{where}: a policy {_TOO_DEEP}") from None
     except ValueError as error:
         raise PolicyFileError(f"{where}: {_one_line(error)}") from error
     return document
@@ -145,7 +172,10 @@ def _rule(policy: dict[str, Any], *, file: str, where: str) -> Rule:
         raise PolicyFileError(
             f"{where}: unknown annotation @{unknown[0]}; known are: {', '.join(sorted(_ANNOTATIONS))}"
         )
-    if _uses_arithmetic(policy):
+    names, depth = _names_and_depth(policy)
+    if depth > MAX_TREE:
+        raise PolicyFileError(f"{where}: it {_TOO_DEEP}")
+    if not _ARITHMETIC.isdisjoint(names):
         raise PolicyFileError(
             f"{where}: arithmetic may overflow at the wrong moment and does not load; compare instead"
         )
@@ -156,10 +186,20 @@ def _rule(policy: dict[str, Any], *, file: str, where: str) -> Rule:
     return Rule(id=identity, file=file, forbids=forbids, says=annotations.get("says", ""), obligations=obligations)
 
 
-def _uses_arithmetic(node: Any) -> bool:
-    if isinstance(node, dict):
-        return not _ARITHMETIC.isdisjoint(node) or any(_uses_arithmetic(item) for item in node.values())
-    return isinstance(node, list) and any(_uses_arithmetic(item) for item in node)
+def _names_and_depth(policy: dict[str, Any]) -> tuple[set[str], int]:
+    """Every name in a policy's JSON form, among them its operators; and how many levels that has."""
+    names: set[str] = set()
+    deepest = 0
+    left: list[tuple[Any, int]] = [(policy, 1)]
+    while left:
+        node, depth = left.pop()
+        deepest = max(deepest, depth)
+        if isinstance(node, dict):
+            names |= node.keys()
+            left += [(item, depth + 1) for item in node.values()]
+        elif isinstance(node, list):
+            left += [(item, depth + 1) for item in node]
+    return names, deepest
 
 
 def _obligations(annotations: dict[str, str], *, where: str) -> Obligations:

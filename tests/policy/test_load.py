@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from policy.decide import load_policy
@@ -13,6 +16,61 @@ GOOD = '@id("extra") permit (principal is Client, action == Action::"infer", res
 
 OF_LOG = '@id("extra") permit (principal, action == Action::"query-audit", resource is Log)'
 TOO_LATE = 'datetime("2026-01-01").offset(duration("9223372036854775807ms")) > datetime("2026-01-01")'
+
+
+DEEP = {
+    "brackets": "(" * 60_000 + "true" + ")" * 60_000,
+    "sets": "[" * 5000 + "1" + "]" * 5000 + ".contains(1)",
+    "records": "{a: " * 5000 + "1" + "}" * 5000 + " == 1",
+    "conditions": "if true then " * 5000 + "true" + " else false" * 5000,
+    "ands": " && ".join(["true"] * 60_000),
+    "ors, fewer": " || ".join(["context.sealed"] * 400),
+    "ors, just too many": " || ".join(["context.sealed"] * 62),
+    "attributes": "context" + ".a" * 30_000 + " == 1",
+    "factors": "*".join(["1"] * 30_000) + " == 1",
+    "behind a quoted quote": '"\\"" == "//" && ' + "(" * 60_000 + "true" + ")" * 60_000,
+    "behind a comment": 'true // "\n && ' + "(" * 60_000 + "true" + ")" * 60_000,
+}
+
+LOADING = """
+import sys
+from pathlib import Path
+from policy.decide import load_policy
+from policy.errors import PolicyFileError
+try:
+    load_policy(Path(sys.argv[1]))
+except PolicyFileError as error:
+    print(error)
+"""
+
+
+def loaded_elsewhere(policy_dir):
+    """What a process says that loads it; the engine's parser could end ours."""
+    done = subprocess.run([sys.executable, "-c", LOADING, str(policy_dir)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr[-300:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("condition", DEEP.values(), ids=DEEP)
+def test_a_policy_that_nests_too_deeply_is_one_refusal_and_not_the_end(policy_dir, condition):
+    (policy_dir / "own.cedar").write_text(f"{GOOD[:-1]} when {{ {condition} }};")
+    assert "own.cedar: " in loaded_elsewhere(policy_dir)
+    assert "for the engine; say it in several policies" in loaded_elsewhere(policy_dir)
+
+
+def test_a_schema_that_nests_too_deeply_is_refused(policy_dir):
+    path = policy_dir / "schema.cedarschema"
+    path.write_text(path.read_text() + "type Deep = " + "Set<" * 60_000 + "Long" + ">" * 60_000 + ";")
+    assert "schema.cedarschema: a policy or type nests too deeply" in loaded_elsewhere(policy_dir)
+
+
+def test_policies_as_large_as_people_write_them_load(policy_dir):
+    terms = " || ".join(f'principal.subject == "caller-{number}"' for number in range(50))
+    names = ", ".join(f'"caller.{number} (a && b)"' for number in range(5000))
+    conditions = (terms, f"[{names}].contains(principal.subject)", "(" * 60 + "context.sealed" + ")" * 60)
+    texts = [f"{GOOD[:-1].replace('extra', f'extra-{at}')} when {{ {one} }};" for at, one in enumerate(conditions)]
+    (policy_dir / "own.cedar").write_text("\n".join(texts) + "// " + "((((" * 100)
+    assert {"extra-0", "extra-1", "extra-2"} <= load_policy(policy_dir).rules.keys()
 
 
 @pytest.mark.parametrize(
