@@ -26,8 +26,9 @@ from gateway.authentication.certificates import DenyList
 from gateway.errors import Unauthenticated
 from gateway.file_changes import locked, make_folder, replace_file
 from policy.clients import CertificateClient
-from policy.tenants import FILE as TENANTS_FILE
-from policy.tenants import Tenants, parse_tenants
+from policy.history import PolicyHistory
+from policy.store import load_files
+from policy.tenants import Tenants
 from sealgate.administration import HostAway, HostRefused, tell_host
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.deployment import Deployment
@@ -147,7 +148,10 @@ def _show(deployment: Deployment, name: str, certificate: x509.Certificate, *, c
             generation = Authorities(deployment.pki, crl=deployment.settings.gateway.crl, clock=clock).current()
             judgement = judge(generation, certificate, (), now_us=clock())
             DenyList(deployment.pki / "revoked.txt", clock=clock).require_accepted(judgement.path)
-            client = _tenants(deployment).client_of(names, judgement.authorities)
+            tenants = _tenants(deployment)
+            if not tenants.revoked_certificates.isdisjoint(judgement.path):
+                raise Unauthenticated("certificate-revoked")
+            client = tenants.client_of(names, judgement.authorities)
             standing = "good"
         except Unauthenticated as refusal:
             standing = refusal.code
@@ -308,8 +312,7 @@ def _check_days(days: int) -> None:
 
 
 def _tenants(deployment: Deployment) -> Tenants:
-    path = deployment.policy / TENANTS_FILE
-    try:
-        return parse_tenants(path.read_bytes(), name=str(path))
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    """Those of the policy in force, which the working copy may be ahead of; its own before the first start."""
+    history = PolicyHistory(deployment.policy_history)
+    stated = history.current()
+    return (load_files(deployment.policy) if stated is None else history.load_files(stated.digest)).tenants

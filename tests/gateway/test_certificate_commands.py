@@ -12,6 +12,7 @@ from cryptography import x509
 
 from gateway import certificate_commands, pki
 from gateway.authentication.authorities import fingerprint_of
+from policy.history import InForce, PolicyHistory
 from sealgate.cli import main
 from tests.gateway.conftest import post_sealed
 from tests.gateway.issuing import Ca, accept, install, map_any_authority, pem
@@ -160,6 +161,25 @@ def test_the_list_shows_who_counts_and_why_not(deployment, capsys):
     table = capsys.readouterr().out
     assert "clinic/hospital-integration" in table
     assert "nobody" in table
+
+
+def test_the_list_goes_by_the_policy_in_force_and_what_it_revokes(deployment, capsys):
+    """As a gateway does: not by what somebody is still writing."""
+
+    def listed():
+        capsys.readouterr()
+        sealgate("list", deployment.root, "--json")
+        return {row["name"]: (row["standing"], row["subject"]) for row in json.loads(capsys.readouterr().out)}
+
+    history = PolicyHistory(deployment.policy_history)
+    tenants = deployment.policy / "tenants.toml"
+    history.replace_current(InForce(digest=history.store(deployment.policy)))
+    text = tenants.read_text().replace('subject = "hospital-integration"', 'subject = "somebody-else"')
+    revoked = fingerprint_of(leaf(deployment, "auditor"))
+    tenants.write_text(text.replace("revoked_certificates = []", f'revoked_certificates = ["{revoked}"]'))
+    assert (listed()["integration"], listed()["auditor"][0]) == (("good", "hospital-integration"), "good")
+    history.replace_current(InForce(digest=history.store(deployment.policy)))
+    assert (listed()["integration"], listed()["auditor"][0]) == (("good", "somebody-else"), "certificate-revoked")
 
 
 def test_a_certificate_of_another_authority_goes_on_the_deny_list(gateway, tmp_path):
