@@ -25,7 +25,7 @@ DEEP = {
     "conditions": "if true then " * 5000 + "true" + " else false" * 5000,
     "ands": " && ".join(["true"] * 60_000),
     "ors, fewer": " || ".join(["context.sealed"] * 400),
-    "ors, just too many": " || ".join(["context.sealed"] * 62),
+    "ors, just too many": " || ".join(["context.sealed"] * 61),
     "attributes": "context" + ".a" * 30_000 + " == 1",
     "factors": "*".join(["1"] * 30_000) + " == 1",
     "behind a quoted quote": '"\\"" == "//" && ' + "(" * 60_000 + "true" + ")" * 60_000,
@@ -65,7 +65,7 @@ def test_a_schema_that_nests_too_deeply_is_refused(policy_dir):
 
 
 def test_policies_as_large_as_people_write_them_load(policy_dir):
-    terms = " || ".join(f'principal.subject == "caller-{number}"' for number in range(50))
+    terms = " || ".join(f'principal.subject == "caller-{number}"' for number in range(59))
     names = ", ".join(f'"caller.{number} (a && b)"' for number in range(5000))
     conditions = (terms, f"[{names}].contains(principal.subject)", "(" * 60 + "context.sealed" + ")" * 60)
     texts = [f"{GOOD[:-1].replace('extra', f'extra-{at}')} when {{ {one} }};" for at, one in enumerate(conditions)]
