@@ -1,4 +1,4 @@
-"""The tables of one log. `leaf` is the evidence; `record`, `open_intent` and `tile` can be rebuilt from it.
+"""The tables of one log. `leaf` is the evidence; all but `head`, the notes and `subject` can be rebuilt from it.
 
     head         one row: origin, size, root, the writer's seal; every transaction moves it by compare-and-set
     leaf         canonical bytes by index; may be pruned from below, later, while `tile` stays
@@ -7,6 +7,8 @@
     tile         hashes of the tree, 256 to a row (level 0 when full; higher levels as they grow)
     checkpoint   signed notes as they are published, newest and a thinned history
     cosigned     the same with the cosignatures of a quorum of witnesses, newest and a thinned history
+    day_count    per day, how many records agree in kind, tenant, actor, model, purpose and reason, and what they cost
+    day_span     per day, between which indices its records stand
     subject      pseudonym to sealed identity; rows may be deleted, leaves never name a person
 
 Plain column types: SQLite and PostgreSQL carry the same tables. A change here needs a migration in `audit.migrations`
@@ -19,7 +21,7 @@ from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData
 
 METADATA = MetaData()
 SCHEMA_VERSION = 1  # of what rows mean: a reader of another one must not guess
-REVISION = "0002"  # the newest migration: what METADATA is
+REVISION = "0003"  # the newest migration: what METADATA is
 
 _Big = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -100,6 +102,36 @@ cosigned = Table(
     Column("size", _Big, primary_key=True, autoincrement=False),
     Column("ts_us", _Big, nullable=False),
     Column("note", LargeBinary, nullable=False),
+    sqlite_strict=True,
+)
+
+day_count = Table(
+    "day_count",
+    METADATA,
+    Column("day", _Big, primary_key=True, autoincrement=False),  # UTC, since 1970
+    Column("kind", Text, primary_key=True),
+    Column("key", LargeBinary, primary_key=True),  # digest of the names below: together they are too long for a B-tree
+    Column("tenant", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("purpose", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("records", _Big, nullable=False),
+    Column("counted", _Big, nullable=False),  # one record of `auth.failed` stands for many
+    Column("units", _Big, nullable=False),
+    Column("eps_micro", _Big, nullable=False),
+    Column("first_us", _Big, nullable=False),
+    Column("last_us", _Big, nullable=False),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+day_span = Table(
+    "day_span",
+    METADATA,
+    Column("day", _Big, primary_key=True, autoincrement=False),
+    Column("first_idx", _Big, nullable=False),
+    Column("last_idx", _Big, nullable=False),
     sqlite_strict=True,
 )
 

@@ -68,7 +68,13 @@ def stamp(bench: Any) -> list[tuple[str]]:
 
 def back_to_the_first_layout(bench: Any) -> None:
     """As a release from before there were migrations left it."""
-    for statement in ("ALTER TABLE head DROP COLUMN seal", "DROP TABLE cosigned", "DROP TABLE alembic_version"):
+    for statement in (
+        "ALTER TABLE head DROP COLUMN seal",
+        "DROP TABLE cosigned",
+        "DROP TABLE day_count",
+        "DROP TABLE day_span",
+        "DROP TABLE alembic_version",
+    ):
         bench.sql(statement)
 
 

@@ -1,0 +1,135 @@
+"""Roll-ups by day: what reports over millions of records add up, and between which indices a day's records stand.
+
+Kept in the writer's transaction, so a reader's snapshot always has both or neither. Derived: `catch_up_days` counts
+what is not counted yet (a log from before there were roll-ups), `rebuild_days` begins again from the leaves.
+
+A record belongs to the day of its own time, whatever the clock did; so a day's span may overlap its neighbours'.
+Trusts: its caller's transaction. Never: commits; is evidence of anything: leaves are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection, delete, func, select, text
+
+from audit.errors import LogDamaged
+from audit.limits import EXPORT_CHUNK_RECORDS
+from audit.tables import day_count, day_span
+from audit.tables import leaf as leaf_table
+from sealgate.errors import DecodeError
+from sealgate.protocol.canonical import canonical_json
+from sealgate.transparency.record import Record, parse_leaf
+from sealgate.transparency.reports.counting import DAY_US, Counted, counted, join
+
+# The same text for SQLite and PostgreSQL.
+_COUNT = text("""
+    INSERT INTO day_count AS known (day, kind, key, tenant, actor, model, purpose, reason,
+                                    records, counted, units, eps_micro, first_us, last_us)
+    VALUES (:day, :kind, :key, :tenant, :actor, :model, :purpose, :reason,
+            :records, :counted, :units, :eps_micro, :first_us, :last_us)
+    ON CONFLICT (day, kind, key) DO UPDATE SET
+        records = known.records + excluded.records,
+        counted = known.counted + excluded.counted,
+        units = known.units + excluded.units,
+        eps_micro = known.eps_micro + excluded.eps_micro,
+        first_us = CASE WHEN excluded.first_us < known.first_us THEN excluded.first_us ELSE known.first_us END,
+        last_us = CASE WHEN excluded.last_us > known.last_us THEN excluded.last_us ELSE known.last_us END
+""")
+_SPAN = text("""
+    INSERT INTO day_span AS known (day, first_idx, last_idx) VALUES (:day, :first_idx, :last_idx)
+    ON CONFLICT (day) DO UPDATE SET
+        first_idx = CASE WHEN excluded.first_idx < known.first_idx THEN excluded.first_idx ELSE known.first_idx END,
+        last_idx = CASE WHEN excluded.last_idx > known.last_idx THEN excluded.last_idx ELSE known.last_idx END
+""")
+_TAKE = text("""
+    UPDATE day_count SET records = records - :records, counted = counted - :counted,
+                         units = units - :units, eps_micro = eps_micro - :eps_micro
+    WHERE day = :day AND kind = :kind AND key = :key
+""")
+_NONE_LEFT = text("DELETE FROM day_count WHERE day = :day AND kind = :kind AND key = :key AND records <= 0")
+
+
+def count_days(connection: Connection, new: Sequence[tuple[int, Record]]) -> None:
+    """Add records that are being written."""
+    if not new:
+        return
+    connection.execute(_COUNT, _rows(record for _, record in new))
+    spans: dict[int, tuple[int, int]] = {}
+    for index, record in new:
+        day = record.ts_us // DAY_US
+        first, last = spans.get(day, (index, index))
+        spans[day] = (min(first, index), max(last, index))
+    connection.execute(
+        _SPAN, [{"day": day, "first_idx": first, "last_idx": last} for day, (first, last) in spans.items()]
+    )
+
+
+def uncount_days(connection: Connection, gone: Iterable[Record]) -> None:
+    """Take away records that are being pruned; spans stay, as indices do."""
+    rows = _rows(gone)
+    if rows:
+        connection.execute(_TAKE, rows)
+        connection.execute(_NONE_LEFT, rows)
+
+
+def catch_up_days(connection: Connection) -> None:
+    """Count what is in the log and not in the roll-ups. Costs nothing where there is nothing to do."""
+    counted_to = connection.execute(select(func.max(day_span.c.last_idx))).scalar_one()
+    at = -1 if counted_to is None else int(counted_to)
+    while True:
+        rows = connection.execute(
+            select(leaf_table.c.idx, leaf_table.c.leaf)
+            .where(leaf_table.c.idx > at)
+            .order_by(leaf_table.c.idx)
+            .limit(EXPORT_CHUNK_RECORDS)
+        ).all()
+        if not rows:
+            return
+        count_days(connection, [(index, _record(index, leaf)) for index, leaf in rows])
+        at = rows[-1][0]
+
+
+def rebuild_days(connection: Connection) -> None:
+    """Throw the roll-ups away and count every leaf that is kept."""
+    connection.execute(delete(day_count))
+    connection.execute(delete(day_span))
+    catch_up_days(connection)
+
+
+def _record(index: int, leaf: bytes) -> Record:
+    try:
+        return parse_leaf(leaf)
+    except DecodeError as error:
+        raise LogDamaged(f"record {index} is damaged in the database") from error
+
+
+def _rows(records: Iterable[Record]) -> list[dict[str, object]]:
+    """One row for each day and group."""
+    sums: dict[tuple[int, tuple[str, ...]], Counted] = {}
+    for record in records:
+        one = counted(record)
+        key = (record.ts_us // DAY_US, one.group)
+        before = sums.get(key)
+        sums[key] = one if before is None else join(before, one)
+    return [_row(day, one) for (day, _), one in sums.items()]
+
+
+def _row(day: int, one: Counted) -> dict[str, object]:
+    return {
+        "day": day,
+        "kind": one.kind,
+        "key": hashlib.sha256(canonical_json(one.group)).digest()[:16],
+        "tenant": one.tenant,
+        "actor": one.actor,
+        "model": one.model,
+        "purpose": one.purpose,
+        "reason": one.reason,
+        "records": one.records,
+        "counted": one.count,
+        "units": one.units,
+        "eps_micro": one.eps_micro,
+        "first_us": one.first_us,
+        "last_us": one.last_us,
+    }
