@@ -24,6 +24,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from audit.database import WriterHold
+from audit.days import count_days
 from audit.errors import AppendRefused, LogDamaged
 from audit.limits import CHECKPOINT_HISTORY_US, MAX_INDEXED_TEXT
 from audit.opening import Intent, Opened
@@ -297,6 +298,7 @@ class Committer:
             self._rows.end_intents(connection, ended)
         self._tiles.append([item.hashed for item in accepted], connection)
 
+        count_days(connection, [(item.index, item.record) for item in accepted])
     def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
         size = self._frontier.size
         new = {"new_size": size, "new_root": root, "new_seal": self._seal.over(size, root)}

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from audit.commit import Appended, Committer, Effect, Pending
 from audit.database import WriterHold, open_database
+from audit.days import catch_up_days
 from audit.errors import AppendRefused, AuditError, LogUnavailable, reason_of
 from audit.limits import (
     DISK_FLOOR_DIVISOR,
@@ -129,6 +130,7 @@ class AuditLog:
                     bring_up_to_date(connection, extra_tables=extra_tables)
                     opened = read_log(connection, verifier=signer.verifier, seal=seal, mldsa=mldsa, entropy=entropy)
                 subjects = Subjects(subjects_key, reader=reader, clock=clock, entropy=entropy)
+                    catch_up_days(connection)
                 committer = Committer(
                     hold,
                     opened,
