@@ -29,6 +29,7 @@ MAX_PARAMETERS = 64
 # Frames between our own processes ------------------------------------------------------------------------------------
 MAX_FRAME_HEADER = 256 * 1024
 MAX_FRAME_BODY = 64 * 1024 * 1024
+MAX_SUBJECT_NAME = 1024  # characters of what a caller is called
 MAX_ADMIN_NOTE = 300  # characters of an operator's words in a record
 ADMIN_ANSWER_S = 60.0  # how long a command waits for the host
 MAX_SOCKET_PATH = 107  # of a UNIX socket's address on Linux (sun_path)
