@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, MetaData
@@ -165,6 +166,17 @@ class AuditLog:
     def actor(self, tenant: str, subject: str) -> str:
         """The pseudonym that stands for a subject in records: random, stable, durable no later than the next append."""
         return self._subjects.pseudonym(tenant, subject)
+
+    @property
+    def subjects(self) -> Subjects:
+        """The pseudonyms, for effects that find or delete one."""
+        return self._subjects
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A snapshot of the log's database, read only."""
+        with self._reader.begin() as connection:
+            yield connection
 
     def append(self, draft: Record, effect: Effect | None = None) -> Future[Appended]:
         """Queue a record. The future resolves when the record is on disk and its checkpoint is signed, not before.
