@@ -42,6 +42,7 @@ MAX_HOLDS = 4096  # in force at once
 PRUNE_SCAN = 8192  # index rows that are looked at for one answer
 PRUNE_RECORDS = 2048  # records that one `retention.pruned` announces: bounds how long the writer is busy with them
 PRUNE_TEXT = 6000  # characters of their indices: the record must be a leaf
+SCRUB_WAIT_S = 1.0  # how long emptying the write-ahead log waits for readers; well below BUSY_TIMEOUT_MS
 MAX_PRUNE_S = 30.0  # one statement of a pruner is cut off after this
 PRUNE_SUBJECTS = 1024  # pseudonyms that are looked at for one answer
 
