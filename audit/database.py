@@ -47,6 +47,14 @@ class Database(Protocol):
     def disk_free(self) -> int:
         """Bytes left for the log. Raises OSError if that cannot be said now."""
 
+    def pruner_engine(self) -> Engine | None:
+        """An engine that may delete records and nothing else; None where the writer does that. Raises
+        ConfigurationError if this user may not."""
+
+    def scrub(self) -> bool:
+        """See that what was deleted cannot be read from the database's own files any more; False if that is not in our
+        hands, or not now."""
+
     def took_too_long(self, error: DBAPIError) -> bool:
         """Whether the error means that a reading was cut off at its bound."""
 

@@ -8,7 +8,8 @@ SealgateError
 └── AuditError
     ├── LogUnavailable      nothing can be recorded now; carries when to try again
     ├── AppendRefused       this one record is not fit to be appended
-    └── QueryRefused        a filter, cursor, limit, range or name that cannot be answered
+    ├── QueryRefused        a filter, cursor, limit, range or name that cannot be answered
+    └── PrivacyRefused      an erasure, hold or pruning that cannot be done as asked
 """
 
 from __future__ import annotations
@@ -52,6 +53,16 @@ class QueryRefused(AuditError):
     """The question cannot be answered as asked. Codes: `cursor`, `limit`, `filter`, `range`, `not-found`."""
 
     code = "query"
+
+
+class PrivacyRefused(AuditError):
+    """An erasure, hold, release or pruning that changes nothing and is no record.
+
+    Codes: `subject-unknown`, `hold-exists`, `hold-unknown`, `too-many-holds`, `pruning-under-way`, `nothing-due`,
+    `not-due`.
+    """
+
+    code = "privacy"
 
 
 class LogInUse(ConfigurationError):

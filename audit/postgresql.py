@@ -28,6 +28,7 @@ from audit.limits import (
     CONNECT_TIMEOUT_S,
     CONNECTION_CHECK_S,
     CONNECTION_LOST_S,
+    MAX_PRUNE_S,
     MAX_QUERY_S,
     MAX_READER_CONNECTIONS,
     READER_IDLE_S,
@@ -112,6 +113,43 @@ class PostgresqlDatabase:
             pool_pre_ping=True,  # a server that was restarted is found again
             use_native_hstore=False,
         )
+
+    def pruner_engine(self) -> Engine | None:
+        """One connection that may delete, for a user who was granted the pruner's role. Raises ConfigurationError."""
+        settings = {
+            **_COMMON,
+            "synchronous_commit": "on",
+            "default_transaction_read_only": "off",
+            "lock_timeout": str(BUSY_TIMEOUT_MS),
+            "statement_timeout": str(int(MAX_PRUNE_S * 1000)),
+        }
+        engine = create_engine(
+            URL.create("postgresql+psycopg"),
+            creator=lambda: self._connect("sealgate audit pruner", settings),
+            poolclass=QueuePool,
+            pool_size=1,
+            max_overflow=0,
+            use_native_hstore=False,
+        )
+        try:
+            with engine.begin() as connection:
+                may = connection.exec_driver_sql(
+                    "SELECT has_table_privilege('leaf', 'DELETE') AND has_table_privilege('record', 'DELETE')"
+                ).scalar_one()
+        except DBAPIError as error:
+            engine.dispose()
+            raise ConfigurationError(f"the log's database cannot be reached ({reason_of(error)})") from error
+        if not may:
+            engine.dispose()
+            raise ConfigurationError(
+                "this user may not delete records: grant the role of the pruner (docs/operations.md), and run it as "
+                "that user (PGUSER)"
+            )
+        return engine
+
+    def scrub(self) -> bool:
+        """Deleted rows stay in the server's files until it vacuums the table, and in its archives."""
+        return False
 
     def disk_free(self) -> int:
         """The server says nothing of its disk: a full one fails a commit, and with it the log."""

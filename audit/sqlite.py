@@ -7,6 +7,7 @@ what the code says is what the database does. Trusts: the file system's fsync. N
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -20,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from audit.errors import LogDamaged, LogInUse, reason_of
-from audit.limits import BUSY_TIMEOUT_MS, MAX_QUERY_S, WAL_AUTOCHECKPOINT_PAGES
+from audit.limits import BUSY_TIMEOUT_MS, MAX_QUERY_S, SCRUB_WAIT_S, WAL_AUTOCHECKPOINT_PAGES
 from audit.rows import Rows
 from sealgate.ambient import monotonic_ns
 from sealgate.errors import ConfigurationError, SealgateError
@@ -55,6 +56,17 @@ class SqliteDatabase:
         """Bytes that an ordinary user may still write where the log is."""
         status = os.statvfs(self._path.parent)
         return status.f_bavail * status.f_frsize
+
+    def pruner_engine(self) -> Engine | None:
+        """None: a file has one writer, and that one deletes."""
+        return None
+
+    def scrub(self) -> bool:
+        """Deleted rows are overwritten in the file; here the write-ahead log, where they also stood, is emptied. Waits for
+        readers for much less time than the writer waits for us."""
+        with contextlib.closing(sqlite3.connect(self._path, timeout=SCRUB_WAIT_S)) as connection:
+            busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
 
     def took_too_long(self, error: DBAPIError) -> bool:
         """Whether the deadline of a reading cut it off."""
