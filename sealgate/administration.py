@@ -7,7 +7,7 @@ the host would not take.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sealgate.deployment import Deployment, socket_address
 from sealgate.errors import ConfigurationError, DecodeError, HostAway, HostRefused
@@ -18,13 +18,21 @@ from sealgate.protocol.frames import FrameReader, Recorded, Refused, encode_fram
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["HostAway", "HostRefused", "tell_host"]
+__all__ = ["HostAway", "HostRefused", "ask_host", "tell_host"]
 
+_Answer = TypeVar("_Answer", bound=HostToAdmin)
 _RECEIVE = 64 * 1024
 
 
 def tell_host(deployment: Deployment, frame: AdminToHost, *, timeout_s: float = ADMIN_ANSWER_S) -> Recorded:
-    """Tell the host; returns once what it was told is a durable record.
+    """Tell the host; returns once what it was told is a durable record. Raises as `ask_host` does."""
+    return ask_host(deployment, frame, Recorded, timeout_s=timeout_s)
+
+
+def ask_host(
+    deployment: Deployment, frame: AdminToHost, kind: type[_Answer], *, timeout_s: float = ADMIN_ANSWER_S
+) -> _Answer:
+    """Ask the host; returns its answer, of the kind that this question has, once it is on record.
 
     Raises ConfigurationError for a frame that the host would not take, HostAway if nothing was said to anybody, and
     HostRefused if the host refused or did not answer in time (then the log says whether it was done).
@@ -45,6 +53,8 @@ def tell_host(deployment: Deployment, frame: AdminToHost, *, timeout_s: float = 
     if isinstance(answer, Refused):
         code = answer.code if answer.code in REFUSALS else "internal"
         raise HostRefused(f"the runtime host refused: {REFUSALS[code]}", code=code)
+    if not isinstance(answer, kind):
+        raise HostRefused("the runtime host gave another answer; the audit log says whether it was done")
     return answer
 
 

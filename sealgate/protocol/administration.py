@@ -1,10 +1,12 @@
 """Frames of the administration socket: what an operator's command tells the runtime host, and what it answers.
 
 The same framing as `sealgate.protocol.frames`. One question on a connection, one answer: `Recorded` once the record is
-durable, or `Refused` with a code of REFUSALS. Who asks is not in a frame: the host reads it off the socket.
+durable (an answer that says more is one of its own kind), or `Refused` with a code of REFUSALS. Who asks is not in a
+frame: the host reads it off the socket.
 
-Pure: parsing and building only. Trusts nothing: the types bound every field. Never: carries an identifier of a person,
-a token or a key; a revoked credential is named by the SHA-256 of its identifier.
+Pure: parsing and building only. Trusts nothing: the types bound every field. Never: carries an identifier of a token or
+a key (a revoked credential is named by the SHA-256 of its identifier), or of a person but in what concerns that person:
+a report, an erasure, a hold. There it ends at the host, which puts a pseudonym on record.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from sealgate.limits import MAX_ADMIN_NOTE, MAX_NAME
+from sealgate.limits import MAX_ADMIN_NOTE, MAX_NAME, MAX_SUBJECT_NAME
 from sealgate.protocol.frames import Frame, Recorded, Refused
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -23,6 +25,12 @@ Note = Annotated[str, msgspec.Meta(pattern=rf"^[^\x00-\x1f\x7f-\x9f]{{0,{MAX_ADM
 """Words of an operator, for the record: one line."""
 
 _Tenant = Annotated[str, msgspec.Meta(pattern=rf"^([A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}})?\Z")]
+Subject = Annotated[str, msgspec.Meta(pattern=rf"^[^\x00-\x1f\x7f-\x9f]{{1,{MAX_SUBJECT_NAME}}}\Z")]
+"""What a token or a certificate mapping calls its caller."""
+
+HoldName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
+"""What a hold is called on record, and when it is released. It should name a case, never a person."""
+
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 
 REFUSALS: dict[str, str] = {
@@ -30,6 +38,13 @@ REFUSALS: dict[str, str] = {
     "policy-missing": "policy-history has no such version that is whole; apply it again",
     "policy-unsound": "the runtime host could not load that version; run: sealgate policy check",
     "policy-not-kept": "policy-history cannot be written by the runtime host's user",
+    "subject-unknown": "the log knows nobody of this name in this tenant, or the name was erased",
+    "legal-hold": "a legal hold keeps this name; that it was to be erased is on record",
+    "hold-exists": "a hold of this name is in force",
+    "hold-unknown": "no hold of this name is in force",
+    "too-many-holds": "too many holds are in force",
+    "pruning-under-way": "records are being deleted this very moment; try again",
+    "retention-unsound": "the runtime host cannot read retention.toml; run: sealgate privacy retention STATE",
     "internal": "the runtime host failed; its own output says where",
 }
 """Every `Refused.code` on this socket, with what it means for whoever asked."""
@@ -57,5 +72,110 @@ class CredentialRevoked(Frame, frozen=True, kw_only=True, tag="credential-revoke
     note: Note = ""
 
 
-AdminToHost: TypeAlias = ApplyPolicy | CredentialRevoked
-HostToAdmin: TypeAlias = Recorded | Refused
+GROUNDS: dict[str, str] = {
+    "no-longer-needed": "(a) not needed any more for what it was collected for",
+    "consent-withdrawn": "(b) consent was withdrawn, and there is no other ground to keep it",
+    "objection": "(c) the person objected, and nothing weighs more",
+    "unlawful": "(d) it was processed unlawfully",
+    "legal-duty": "(e) a law asks for the erasure",
+    "child": "(f) it was collected from a child",
+}
+"""Why a name may be erased: GDPR Article 17(1)."""
+
+OVER = "no-longer-needed"
+"""The ground where the last record about somebody was pruned."""
+
+Ground: TypeAlias = Literal["no-longer-needed", "consent-withdrawn", "objection", "unlawful", "legal-duty", "child"]
+
+
+class AskAboutSubject(Frame, frozen=True, kw_only=True, tag="ask-about-subject"):
+    """Which pseudonym does a person have? Answered by SubjectFound once the question is on record."""
+
+    tenant: _Tenant
+    subject: Subject
+    note: Note = ""
+
+
+class EraseSubject(Frame, frozen=True, kw_only=True, tag="erase-subject"):
+    """Delete the name of a person. Answered by SubjectErased."""
+
+    tenant: _Tenant
+    subject: Subject
+    ground: Ground
+    note: Note = ""
+
+
+class PlaceHold(Frame, frozen=True, kw_only=True, tag="place-hold"):
+    """Keep what is recorded of a person, of a tenant ("" for `subject`), or everything ("" for both)."""
+
+    name: HoldName
+    tenant: _Tenant = ""
+    subject: Subject | Literal[""] = ""
+    note: Note = ""
+
+
+class ReleaseHold(Frame, frozen=True, kw_only=True, tag="release-hold"):
+    """Lift a hold."""
+
+    name: HoldName
+    note: Note = ""
+
+
+class PruneRecords(Frame, frozen=True, kw_only=True, tag="prune-records"):
+    """Announce, and where nobody else does it delete, records whose time is over, from an index on. Answered by
+    RecordsPruned, again and again until its `next` is -1."""
+
+    start: Annotated[int, msgspec.Meta(ge=0, lt=2**53)] = 0
+    note: Note = ""
+
+
+class ForgetUnused(Frame, frozen=True, kw_only=True, tag="forget-unused"):
+    """Delete the names of people of whom no record is left, from a pseudonym on. Answered by UnusedForgotten."""
+
+    after: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")] = ""
+    note: Note = ""
+
+
+class SubjectFound(Frame, frozen=True, kw_only=True, tag="subject-found"):
+    """The person's pseudonym; the question is on record."""
+
+    actor: str
+    record: int
+
+
+class SubjectErased(Frame, frozen=True, kw_only=True, tag="subject-erased"):
+    """The name is deleted, and that is on record. `scrubbed`: no older copy of it is left in the database's files."""
+
+    record: int
+    receipt: bytes
+    scrubbed: bool
+
+
+class RecordsPruned(Frame, frozen=True, kw_only=True, tag="records-pruned"):
+    """What one record announced: the indices (see sealgate.transparency.pruned), "" for none, and whether the host has
+    deleted them already. `next` is where to go on, -1 at the end."""
+
+    indices: str = ""
+    record: int = -1
+    deleted: bool = False
+    next: int = -1
+
+
+class UnusedForgotten(Frame, frozen=True, kw_only=True, tag="unused-forgotten"):
+    """How many names were deleted. `next` is where to go on, "" at the end."""
+
+    count: int
+    next: str
+
+
+AdminToHost: TypeAlias = (
+    ApplyPolicy
+    | CredentialRevoked
+    | AskAboutSubject
+    | EraseSubject
+    | PlaceHold
+    | ReleaseHold
+    | PruneRecords
+    | ForgetUnused
+)
+HostToAdmin: TypeAlias = Recorded | Refused | SubjectFound | SubjectErased | RecordsPruned | UnusedForgotten
