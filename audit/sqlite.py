@@ -62,8 +62,8 @@ class SqliteDatabase:
         return None
 
     def scrub(self) -> bool:
-        """Deleted rows are overwritten in the file; here the write-ahead log, where they also stood, is emptied. Waits for
-        readers for much less time than the writer waits for us."""
+        """Deleted rows are overwritten in the file; here the write-ahead log, where they also stood, is emptied. Waits
+        for readers for much less time than the writer waits for us."""
         with contextlib.closing(sqlite3.connect(self._path, timeout=SCRUB_WAIT_S)) as connection:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not busy
