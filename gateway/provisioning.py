@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
+from audit.retention import SHIPPED as SHIPPED_RETENTION
 from gateway import pki
 from gateway.limits import MAX_LIFETIME_S
 from policy.entities import Role
@@ -265,6 +266,7 @@ def _plan_policy(plan: _Files) -> None:
     shipped = resources.files("policy.shipped")
     for item in _data_files(shipped):
         plan.public[f"policy/{item.name}"] = item.read_bytes()
+    plan.public["retention.toml"] = SHIPPED_RETENTION.encode()
     for folder in ("examples", "scenarios"):
         for item in _data_files(shipped / folder):
             plan.public[f"policy/{folder}/{item.name}"] = item.read_bytes()

@@ -6,6 +6,7 @@
     tokens/                         issuers.toml jwks.json revoked.toml issuer.key (a local issuer, for trials)
     policy/                         the working copy: schema and policies (*.cedar*), tenants.toml, budgets.toml
     policy-history/                 every version that was in force, and which one is (see policy.history)
+    retention.toml                  how long records are kept (see audit.retention)
     publishers.toml                 keys whose signature on a model bundle counts
     models/NAME/                    bundles
     evidence/operator.key           signs software evidence
@@ -138,6 +139,10 @@ class Deployment:
     @property
     def policy_history(self) -> Path:
         return self.root / "policy-history"
+
+    @property
+    def retention(self) -> Path:
+        return self.root / "retention.toml"
 
     @property
     def publishers(self) -> Path:

@@ -44,6 +44,7 @@ from secure_runtime.host.admission import Admission
 from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.policies import HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
+from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.spawn import python_paths
 from secure_runtime.host.supervisor import Published, Supervisor
 from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS
@@ -81,6 +82,7 @@ class RuntimeHost:
         )
         self._policies = PolicyKeeper(deployment, log, policy, put_in_force=self._put_in_force)
         self._policy_before = policy_before
+        self._privacy = Privacy(log, url=deployment.log_url, retention=deployment.retention, clock=clock)
         self._auth_failures = AuthFailures(log, clock=clock)
         self._supervisor = Supervisor(
             log=log,
@@ -219,6 +221,8 @@ class RuntimeHost:
         try:
             if isinstance(frame, ApplyPolicy):
                 return await self._policies.apply(frame, by=by)
+            if not isinstance(frame, CredentialRevoked):
+                return await self._privacy.answer(frame, by=by)
             ended = await asyncio.wrap_future(self._log.append(_revocation(frame, by=by)))
         except LogUnavailable:
             return Refused(id=frame.id, status=503, code="unavailable")
