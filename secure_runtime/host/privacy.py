@@ -1,4 +1,4 @@
-"""What operators owe to the people in the log, done by the host: reports, erasures, holds, pruning. All of it on record.
+"""What operators owe to the people in the log: reports, erasures, holds, pruning. The host does it, and on record.
 
     find the pseudonym, put the question on record -> answer
     delete the name in the transaction of its record -> empty the write-ahead log -> answer
@@ -19,7 +19,7 @@ from audit import erasure, holds, pruning
 from audit.database import open_database
 from audit.errors import PrivacyRefused
 from audit.limits import PRUNE_SUBJECTS
-from audit.log import Appended, AuditLog, Effect
+from audit.log import Appended, AuditLog, Connection, Effect
 from audit.retention import DAY_US, load_retention
 from sealgate.ambient import Clock, now_us
 from sealgate.errors import ConfigurationError
@@ -38,6 +38,7 @@ from sealgate.protocol.administration import (
 )
 from sealgate.protocol.frames import Recorded, Refused
 from sealgate.transparency.pruned import INDICES
+from sealgate.transparency.pruned import KIND as PRUNED
 from sealgate.transparency.record import Record
 
 PrivacyFrame = AskAboutSubject | EraseSubject | PlaceHold | ReleaseHold | PruneRecords | ForgetUnused
@@ -86,8 +87,8 @@ class Privacy:
     async def _find(self, frame: AskAboutSubject, detail: dict[str, str]) -> HostToAdmin:
         subjects = self._log.subjects
 
-        def name_asked(connection: object, draft: Record) -> Record:
-            actor = holds.require_known(subjects, connection, tenant=frame.tenant, subject=frame.subject)  # type: ignore[arg-type]
+        def name_asked(connection: Connection, draft: Record) -> Record:
+            actor = holds.require_known(subjects, connection, tenant=frame.tenant, subject=frame.subject)
             return msgspec.structs.replace(draft, tenant=frame.tenant, actor=actor)
 
         ended = await self._append("subject.report", detail, name_asked)
@@ -123,7 +124,7 @@ class Privacy:
         if not found.records:
             return RecordsPruned(id=frame.id, next=on)
         try:
-            ended = await self._append(pruning.KIND, detail, pruning.pruning(found.records, retention, now_us=now))
+            ended = await self._append(PRUNED, detail, pruning.pruning(found.records, retention, now_us=now))
         except PrivacyRefused as error:
             if error.code != _NOTHING:
                 raise
