@@ -73,12 +73,16 @@ class Gate:
         try:
             principal = await self.authenticator.authenticate(request.scope)  # type: ignore[arg-type]
         except Unauthenticated as error:
-            source = source_class(request.scope.get("client"))
-            self.link.auth_failed(frames.AuthFailed(reason=error.code, source=source))
-            note(request, reason=error.code)
-            raise error.problem() from None
+            raise self.turn_away(request, error) from None
         note(request, authn=principal.authn, tenant=quoted(principal.tenant))
         return principal
+
+    def turn_away(self, request: Asking, error: Unauthenticated) -> Problem:
+        """Count the failure, and give what its caller is told."""
+        source = source_class(request.scope.get("client"))
+        self.link.auth_failed(frames.AuthFailed(reason=error.code, source=source))
+        note(request, reason=error.code)
+        return error.problem()
 
     async def under_one_policy(
         self, request: Asking, principal: Principal, deed: Callable[[Principal], Awaitable[_T]]
