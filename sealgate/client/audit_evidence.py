@@ -1,4 +1,4 @@
-"""`sealgate audit checkpoint`, `export` and `verify`: keep what the log signed, take evidence away, verify it offline.
+"""`sealgate audit checkpoint` and `verify`: keep what the log signed, and verify evidence offline.
 
 `verify` needs no network and no credential: the trust file's log keys decide. Never: prints "verified" for what was
 skipped, or writes over a kept checkpoint.
@@ -7,15 +7,10 @@ skipped, or writes over a kept checkpoint.
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sealgate.client.audit_output import JSON_HELP, finish, format_json, open_client, read_bounded, replace_file
-
-if TYPE_CHECKING:
-    from sealgate.client.audit import AuditClient
-    from sealgate.transparency.notes import VerifiedCheckpoint
 
 
 def configure(commands: Any) -> None:
@@ -25,13 +20,6 @@ def configure(commands: Any) -> None:
     checkpoint.add_argument("--kept", type=Path, metavar="FILE", help="prove that the log only grew since this one")
     checkpoint.add_argument("--json", action="store_true", help=JSON_HELP)
     finish(checkpoint, _checkpoint, online=True)
-
-    export = commands.add_parser("export", help="take an evidence bundle away", description=_export.__doc__)
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write the bundle")
-    export.add_argument("--first", type=int, default=0, metavar="N", help="first record (default 0)")
-    export.add_argument("--last", type=int, metavar="N", help="last record (default: the newest one that is signed)")
-    export.add_argument("--kept", type=Path, metavar="FILE", help="add the proof of growth since a kept checkpoint")
-    finish(export, _export, online=True)
 
     verify = commands.add_parser("verify", help="verify a bundle, offline", description=_verify.__doc__)
     verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="what `sealgate audit export` wrote")
@@ -72,50 +60,6 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
         pairs += [("proven", grown)] if grown else []
         print(render_pairs([*pairs, *([("kept in", str(arguments.out))] if arguments.out is not None else [])]))
     return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    """Write the evidence bundle of a range of records. It proves nothing before `sealgate audit verify`."""
-    from sealgate.limits import MAX_NOTE
-    from sealgate.transparency.notes import open_checkpoint
-
-    kept = None if arguments.kept is None else read_bounded(arguments.kept, MAX_NOTE)
-    with open_client(arguments) as client:
-        since = None if kept is None else open_checkpoint(kept, client.trust.log_keys).checkpoint.size or None
-        last = _newest(client.checkpoint()) if arguments.last is None else arguments.last
-        written = _download(client, arguments.out, first=arguments.first, last=last, since=since)
-    print(f"{arguments.out}: records {arguments.first} to {last}, {written} bytes")
-    words = ["sealgate", "audit", "verify", arguments.out, "--trust", arguments.trust]
-    words += ["--kept", arguments.kept] if arguments.kept is not None else []
-    print("verify it with: " + shlex.join(map(str, words)))
-    return 0
-
-
-def _newest(verified: VerifiedCheckpoint) -> int:
-    return verified.checkpoint.size - 1
-
-
-def _download(client: AuditClient, path: Path, *, first: int, last: int, since: int | None) -> int:
-    """Into a file beside the target, which replaces it only when the export is complete."""
-    import os
-    import tempfile
-
-    from sealgate.errors import ConfigurationError
-
-    try:
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            written = client.export(first, last, out, consistent_with=since)
-            out.flush()
-            os.fsync(out.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return written
 
 
 def _verify(arguments: argparse.Namespace) -> int:

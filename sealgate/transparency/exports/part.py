@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from sealgate.errors import DecodeError
+from sealgate.limits import MAX_EXPORT_LINE
 from sealgate.transparency.exports.formats import ExportFormat
 
 _BLOCK = 1024 * 1024
@@ -40,3 +41,46 @@ def measure(stream: BinaryIO, form: ExportFormat) -> Progress:
             size = at + last + 1
         at += len(block)
     return Progress(records, size)
+
+
+def last_line(stream: BinaryIO, progress: Progress) -> bytes:
+    """The last whole record's line, with its end; raises DecodeError if it is longer than a line can be."""
+    start = max(progress.size - MAX_EXPORT_LINE - 1, 0)
+    stream.seek(start)
+    tail = stream.read(progress.size - start)
+    before = tail.rfind(b"\n", 0, len(tail) - 1)
+    if before < 0 and start:
+        raise DecodeError("a line is longer than any export has")
+    return tail[before + 1 :]
+
+
+class ExportLines:
+    """Checks the form of an export as it comes: its header, then as many lines as records were asked for, whole."""
+
+    def __init__(self, form: ExportFormat, records: int) -> None:
+        self._form = form
+        self._head = b""
+        self._left = records
+        self._line = 0  # bytes of the line that has begun
+
+    def take(self, piece: bytes) -> bytes:
+        """The lines in the next piece, without the header; raises DecodeError for what is no such export."""
+        missing = len(self._form.header) - len(self._head)
+        if missing > 0:
+            self._head += piece[:missing]
+            piece = piece[missing:]
+            if not self._form.header.startswith(self._head):
+                raise DecodeError(f"the service's answer is no {self._form.name} export")
+        ended = piece.count(b"\n")
+        self._left -= ended
+        self._line = len(piece) - piece.rfind(b"\n") - 1 if ended else self._line + len(piece)
+        if self._left < 0 or (self._left == 0 and self._line):
+            raise DecodeError("the service's answer holds more than was asked for")
+        if self._line > MAX_EXPORT_LINE:
+            raise DecodeError("a line is longer than any export has")
+        return piece
+
+    def finish(self) -> None:
+        """Raise DecodeError unless everything came."""
+        if self._left or self._line:
+            raise DecodeError("the service's answer ends early")

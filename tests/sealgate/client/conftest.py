@@ -46,6 +46,8 @@ from sealgate.protocol.frames import Layer, ModelFacts
 from sealgate.protocol.hpke import Kem, KemPrivateKey
 from sealgate.protocol.ohttp import KeyConfig, SealedRequest, commitment, encode_key_configs, open_request
 from sealgate.transparency.bundle import BundleWriter
+from sealgate.transparency.exports.formats import FORMATS
+from sealgate.transparency.exports.leaves import place
 from sealgate.transparency.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from sealgate.transparency.ranges import range_proof
@@ -298,6 +300,10 @@ class FakeService:
             return _hashes(consistency_proof(int(asked["first"]), int(asked["second"]), self.log._hash))
         if path == "exports":
             first, last = int(asked["first"]), int(asked["last"])
+            if asked.get("format", "bundle") in FORMATS:
+                form = FORMATS[asked["format"]]
+                lines = [form.line(place(at, leaf)) for at, leaf in enumerate(leaves[first : last + 1], first)]
+                return _answer(200, form.header + b"".join(lines), form.media_type)
             return _answer(200, self.bundle(first, last, int(asked.get("consistent_with", 0))), "application/zip")
         return self.problem(404, "not-found")
 
