@@ -60,6 +60,13 @@ class BudgetReplay:
         self._other_policy = False  # of an earlier policy more may have been spent than this one allows
         self._undecided = 0
 
+    def miss(self, index: int, hashed: bytes) -> None:
+        """A record is no longer kept: it may have changed any budget."""
+        self._first = min(index, self._first) if self._first >= 0 else index
+        self.books.clear()
+        self._deferred.clear()
+        self._undecided += 1
+
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         if self._first < 0:
             self._first = index

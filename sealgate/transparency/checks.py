@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sealgate.errors import ReceiptError, VerificationError
 from sealgate.protocol.completion import verify_completion
+from sealgate.transparency.merkle import leaf_hash
 from sealgate.transparency.notes import NoteVerifier
 from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
 from sealgate.transparency.record import ENDS, Record, completion_of
@@ -49,6 +50,30 @@ class Range:
     @property
     def from_start(self) -> bool:
         return self.first == 0
+
+
+class Gone(Protocol):
+    """Records of the range that are no longer kept: see sealgate.transparency.pruned, which judges that."""
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def newest(self) -> int: ...
+
+    def __contains__(self, index: int, /) -> bool: ...
+
+
+@dataclass(frozen=True)
+class _NoneGone:
+    count: int = 0
+    newest: int = -1
+
+    def __contains__(self, index: int) -> bool:
+        return False
+
+
+NONE_GONE = _NoneGone()
 
 
 class Check(Protocol):
@@ -83,12 +108,14 @@ class Reconcile:
 
     name = "every authorized request has exactly one end"
 
-    def __init__(self, part: Range) -> None:
+    def __init__(self, part: Range, gone: Gone = NONE_GONE) -> None:
         self._first = part.first
+        self._gone = gone
         self._open: dict[str, tuple[int, Record]] = {}
         self._recent: set[str] = set()  # of these, begun since the log was last opened
         self._overdue: set[str] = set()  # open when the log was opened anew: must end before the next begins
-        self._ended_before: set[str] = set()  # ends of requests that began before the range
+        self._ended_before: set[str] = set()  # ends of requests that began before the range, or whose beginning is gone
+        self._lost = 0  # requests whose end may be gone
         self._pairs = 0
         self._problems = Problems()
 
@@ -98,6 +125,9 @@ class Reconcile:
             self._recent = set()
         elif record.kind == "inference.authorized":
             for grant in self._overdue:
+                if self._gone.newest > self._open[grant][0]:
+                    self._lost += 1
+                    continue
                 self._problems.add(f"record {self._open[grant][0]} has no end although the log was reopened")
             self._overdue.clear()
             if record.id in self._open:
@@ -112,7 +142,8 @@ class Reconcile:
         self._overdue.discard(end.grant)
         self._recent.discard(end.grant)
         if begun is None:
-            if 0 <= end.intent_seq < self._first and end.grant not in self._ended_before:
+            before = 0 <= end.intent_seq < self._first or end.intent_seq in self._gone
+            if before and end.grant not in self._ended_before:
                 self._ended_before.add(end.grant)
             else:
                 self._problems.add(
@@ -137,7 +168,9 @@ class Reconcile:
             at = min(index for index, _ in self._open.values())
             undecided.append(f"{len(self._open)} have no end within the range (the first is record {at})")
         if self._ended_before:
-            undecided.append(f"{len(self._ended_before)} ends belong to requests before the range")
+            undecided.append(f"{len(self._ended_before)} ends belong to requests before the range or pruned ones")
+        if self._lost:
+            undecided.append(f"the ends of {self._lost} may be among the pruned records")
         if undecided:
             return Verdict("skipped", f"{self._pairs} paired; " + "; ".join(undecided))
         return Verdict("ok", f"{self._pairs} paired")
@@ -148,7 +181,8 @@ class Signatures:
 
     name = "workers signed what is said of them"
 
-    def __init__(self) -> None:
+    def __init__(self, gone: Gone = NONE_GONE) -> None:
+        self._gone = gone
         self._keys: dict[str, Ed25519PublicKey] = {}
         self._missing: set[str] = set()
         self._verified = 0
@@ -190,14 +224,14 @@ class Signatures:
         self._verified += 1
 
     def verdict(self, part: Range) -> Verdict:
-        if self._missing and part.from_start:
+        if self._missing and part.from_start and not self._gone.count:
             self._problems.add(f"no start is recorded of worker {_few(self._missing)}")
         if self._problems.count:
             return self._problems.verdict()
         if self._missing:
             return Verdict(
                 "skipped",
-                f"{self._verified} verified; the keys of worker {_few(self._missing)} stand before the range",
+                f"{self._verified} verified; the keys of worker {_few(self._missing)} are not in the range",
             )
         return Verdict("ok", f"{self._verified} verified")
 
@@ -207,7 +241,8 @@ class Counters:
 
     name = "workers' counters have no gap"
 
-    def __init__(self) -> None:
+    def __init__(self, gone: Gone = NONE_GONE) -> None:
+        self._gone = gone
         self._seen: dict[str, set[int]] = {}
         self._started: set[str] = set()
         self._problems = Problems()
@@ -222,17 +257,21 @@ class Counters:
             seen.add(record.runtime_seq)
 
     def verdict(self, part: Range) -> Verdict:
-        partial = 0
+        partial = lost = 0
         for instance, seen in self._seen.items():
             whole = instance in self._started or part.from_start
             low = 1 if whole else min(seen)
             missing = max(seen) - low + 1 - len(seen)
-            if missing:
+            if missing and lost + missing <= self._gone.count:
+                lost += missing
+            elif missing:
                 gap = next(number for number in range(low, max(seen)) if number not in seen)
                 self._problems.add(f"worker {instance} misses {missing} from counter {gap} on")
             partial += not whole
         if self._problems.count:
             return self._problems.verdict()
+        if lost:
+            return Verdict("skipped", f"{lost} counters are missing, as pruned records may have carried them")
         if partial:
             return Verdict("skipped", f"no gap within the range; {partial} workers started before it")
         return Verdict("ok", f"{len(self._seen)} workers, {sum(map(len, self._seen.values()))} records")
@@ -270,6 +309,14 @@ class Receipts:
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         for receipt in self._wanted.pop(index, ()):
             if receipt.leaf == leaf:
+                self._matched += 1
+            else:
+                self._problems.add(f"the receipt for record {index} shows another record than the log")
+
+    def miss(self, index: int, hashed: bytes) -> None:
+        """The record at `index` is no longer kept, its hash is."""
+        for receipt in self._wanted.pop(index, ()):
+            if leaf_hash(receipt.leaf) == hashed:
                 self._matched += 1
             else:
                 self._problems.add(f"the receipt for record {index} shows another record than the log")

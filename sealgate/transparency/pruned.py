@@ -107,7 +107,12 @@ class Pruned:
         """How many records are missing so far."""
         return sum(gap.last - gap.first + 1 for gap in self._gaps)
 
-    def miss(self, index: int) -> None:
+    @property
+    def newest(self) -> int:
+        """The newest record that is missing so far, -1 if none is."""
+        return self._gaps[-1].last if self._gaps else -1
+
+    def miss(self, index: int, hashed: bytes) -> None:
         """The record at `index`, the next one in order, is not there."""
         if self._gaps and self._gaps[-1].last == index - 1:
             self._gaps[-1].last = index

@@ -10,7 +10,8 @@
     8. workers' counters have no gap
     9. what is left of privacy budgets changes only as requests explain
     10. given receipts are in this log, under checkpoints of its tree (only if receipts were given)
-    11. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
+    11. records that are no longer kept were pruned, and the log says so (only if there are some)
+    12. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
 
 A step that cannot be decided is `skipped` and says why; in strict mode that is a failure. Trusts: the keys in
 `LogTrust` and SHA-256. Never: stops at the first failure, or calls verified what was not checked.
@@ -18,14 +19,14 @@ A step that cannot be decided is `skipped` and says why; in strict mode that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from sealgate.errors import ConfigurationError, DecodeError, LogError
 from sealgate.transparency.budget_replay import BudgetReplay
-from sealgate.transparency.bundle import Bundle
+from sealgate.transparency.bundle import Bundle, PrunedEntry
 from sealgate.transparency.checks import (
     Check,
     Counters,
@@ -41,6 +42,7 @@ from sealgate.transparency.cosignatures import CosignerKey
 from sealgate.transparency.merkle import Frontier, leaf_hash, verify_consistency
 from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoint
 from sealgate.transparency.published import open_published, strength
+from sealgate.transparency.pruned import Pruned
 from sealgate.transparency.ranges import range_root
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.witness_policy import NONE, WitnessedCheckpoint, WitnessPolicy
@@ -51,6 +53,7 @@ _ENTRIES = "every entry is a record of this log"
 _ROOT = "entries lead to the checkpoint's root"
 _GROWTH = "log grew out of the kept checkpoint"
 _WITNESSED = "a quorum of witnesses saw this log"
+_PRUNED = "{} records are no longer kept: what they said is not shown, only that they stood where they stood"
 _LIMIT = "no witness cosigned the checkpoint: that everybody was shown the same log is not proven by this bundle"
 
 
@@ -156,7 +159,8 @@ class _Verification:
         self._add(_FORM, Verdict("ok", f"records {part.first} to {part.last}"))
         checkpoint, signature = self._checkpoint(bundle)  # 2
         self._add(_SIGNED, signature)
-        checks: list[Check] = [Reconcile(part), Signatures(), Counters(), BudgetReplay()]
+        gone, budgets = Pruned(), BudgetReplay()
+        checks: list[Check] = [Reconcile(part, gone), Signatures(gone), Counters(gone), budgets]
         given = Receipts(self.receipts, self.trust.verifiers, origin=bundle.manifest.origin)
         if self.receipts:
             checks.append(given)
@@ -166,9 +170,10 @@ class _Verification:
         if isinstance(witnessed, WitnessedCheckpoint):
             watched |= {witnessed.verified.checkpoint.size}
         roots: dict[int, bytes] = {}  # recomputed from the entries, at the sizes that are watched
-        hashes = self._hashes(bundle, checks, watched, roots)
+        seen = [gone, *checks, *self.onlookers]
+        hashes = self._hashes(bundle, seen, [gone.miss, given.miss, budgets.miss], watched, roots)
         root = self._root(bundle, hashes)  # 3 and 4, in one pass over the entries
-        self._add(_ENTRIES, self._entries(bundle))
+        self._add(_ENTRIES, self._entries(bundle, gone.count))
         self._add(_ROOT, _compare(root, checkpoint))
         self._add(_GROWTH, self._growth(bundle, checkpoint, kept, roots))  # 5
         for known in (kept, checkpoint):
@@ -178,10 +183,13 @@ class _Verification:
             given.compare(size, shown)
         for check in checks:  # 6 to 10
             self._add(check.name, check.verdict(part))
+        limits = (_PRUNED.format(gone.count),) if gone.count else ()
+        if gone.count:
+            self._add(gone.name, gone.verdict(part))  # 11
         if witnessed is None:
-            return Report(self.steps, self.strict, checkpoint, part.first, part.last)
-        self._add(_WITNESSED, self._saw_this_log(bundle, witnessed, roots))  # 11
-        return Report(self.steps, self.strict, checkpoint, part.first, part.last, limits=())
+            return Report(self.steps, self.strict, checkpoint, part.first, part.last, limits=(*limits, _LIMIT))
+        self._add(_WITNESSED, self._saw_this_log(bundle, witnessed, roots))  # 12
+        return Report(self.steps, self.strict, checkpoint, part.first, part.last, limits=limits)
 
     def _add(self, name: str, verdict: Verdict) -> None:
         self.steps.append(Step(len(self.steps) + 1, name, verdict.status, verdict.detail))
@@ -250,19 +258,26 @@ class _Verification:
     def _hashes(
         self,
         bundle: Bundle,
-        checks: list[Check],
+        seen: Sequence[Onlooker],
+        missed: Sequence[Callable[[int, bytes], None]],
         watched: frozenset[int],
         roots: dict[int, bytes],
     ) -> Iterator[bytes]:
-        """Leaf hashes in order, showing each record to the checks on the way, and noting roots at watched sizes."""
+        """Leaf hashes in order, showing each record to the checks on the way (or that it is not kept), and noting roots
+        at watched sizes."""
         origin = bundle.manifest.origin
         grown = Frontier() if bundle.manifest.first == 0 and watched else None
-        for index, leaf in enumerate(bundle.entries(), bundle.manifest.first):
-            hashed = leaf_hash(leaf)
+        for index, leaf in enumerate(bundle.items(), bundle.manifest.first):
+            hashed = leaf.hashed if isinstance(leaf, PrunedEntry) else leaf_hash(leaf)
             if grown is not None:
                 grown.append(hashed)
                 if grown.size in watched:
                     roots[grown.size] = grown.root()
+            if isinstance(leaf, PrunedEntry):
+                for miss in missed:
+                    miss(index, hashed)
+                yield hashed
+                continue
             try:
                 record = parse_leaf(leaf)
             except DecodeError as error:
@@ -270,7 +285,7 @@ class _Verification:
             else:
                 if record.log != origin:
                     self.unreadable.add(f"record {index} belongs to another log")
-                for check in (*checks, *self.onlookers):
+                for check in seen:
                     check.see(index, record, leaf)
             yield hashed
 
@@ -291,8 +306,10 @@ class _Verification:
             self.unreadable.add(str(error))
         return result
 
-    def _entries(self, bundle: Bundle) -> Verdict:
-        return self.unreadable.verdict() if self.unreadable.count else Verdict("ok", f"{bundle.count} records")
+    def _entries(self, bundle: Bundle, gone: int) -> Verdict:
+        if self.unreadable.count:
+            return self.unreadable.verdict()
+        return Verdict("ok", f"{bundle.count} records" + (f", of which {gone} are no longer kept" if gone else ""))
 
     def _growth(
         self,
