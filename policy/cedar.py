@@ -29,6 +29,7 @@ from policy.limits import (
     MAX_TREE,
     NOISE_ROWS,
 )
+from policy.literals import first_mistake
 from policy.store import SCHEMA_FILE, PolicyFiles
 from policy.tenants import micro
 from sealgate.protocol.frames import Obligations
@@ -116,6 +117,8 @@ def read_policies(files: PolicyFiles) -> tuple[dict[str, Any], dict[str, Rule]]:
             raise PolicyFileError(f"{where}: templates (?principal, ?resource) are not supported; write the policy out")
         for policy in document["staticPolicies"].values():
             rule = _rule(policy, file=name, where=where)
+            if mistake := first_mistake(policy, tenants=files.tenants.tenants):
+                raise PolicyFileError(f'{where}: policy "{rule.id}": {mistake}')
             if rule.id in rules:
                 raise PolicyFileError(f'{where}: @id("{rule.id}") is also in {rules[rule.id].file}; ids must differ')
             policies[rule.id], rules[rule.id] = policy, rule

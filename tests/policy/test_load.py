@@ -18,6 +18,45 @@ OF_LOG = '@id("extra") permit (principal, action == Action::"query-audit", resou
 TOO_LATE = 'datetime("2026-01-01").offset(duration("9223372036854775807ms")) > datetime("2026-01-01")'
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("principal is Client", 'principal is Client in Tenant::"clinc"', r'Tenant::"clinc" is nobody'),
+        ("principal is Client", 'principal == Client::"clinc/app"', r'Client::"clinc/app" is nobody'),
+        ("principal is Client", 'principal == Client::"clinic"', r'Client::"clinic" is nobody'),
+        ("principal is Client", 'principal == Client::"clinic/\u0430pp"', r'Client::"clinic/.u0430pp" is nobody'),
+        ("resource is Model", 'resource == Model::"m\u043edel"', r'Model::"m.u043edel" is nobody'),
+        (";", ' when { principal.tenant == Tenant::"clinic2" };', r'Tenant::"clinic2" is nobody'),
+        (";", ' when { [Tenant::"clinic", Tenant::"klinik"].contains(principal.tenant) };', r'"klinik" is nobody'),
+        (";", ' when { principal.subject == "m\u0430llory" };', r"equals nothing: names are plain ASCII"),
+        (";", ' when { ["a", "\\u{202e}b"].contains(principal.subject) };', r"equals nothing"),
+        (";", ' when { principal.subject like "\u0430*" };', r"equals nothing"),
+        (";", ' when { principal.tenant.hasTag("treatm\u0435nt") };', r"equals nothing"),
+        (";", ' when { context.purpose == "a\\nb" };', r"equals nothing"),
+    ],
+)
+def test_a_forbid_of_what_there_cannot_be_does_not_load(policy_dir, old, new, says):
+    """Each of these would match nobody, and whoever wrote it would believe to be protected."""
+    forbid = '@id("extra") @says("Ärzte") forbid (principal is Client, action == Action::"infer", resource is Model);'
+    (policy_dir / "own.cedar").write_text(forbid)
+    load_policy(policy_dir)
+    (policy_dir / "own.cedar").write_text(forbid.replace(old, new, 1))
+    with pytest.raises(PolicyFileError, match=rf'own\.cedar: policy "extra": .*{says}') as refusal:
+        load_policy(policy_dir)
+    assert str(refusal.value).isascii()
+
+
+def test_what_may_be_loads(policy_dir):
+    of_log = '@id("logs") forbid (principal, action == Action::"query-audit", resource == Log::"tenant:clinic");'
+    names = """when { principal == Client::"clinic/some/one@example.org" || principal.subject like "dr-*" ||
+    resource == Model::"any-model" || principal.tenant == Tenant::"clinic" };"""
+    (policy_dir / "own.cedar").write_text(f"{GOOD[:-1]} {names}\n{of_log}")
+    load_policy(policy_dir)
+    (policy_dir / "own.cedar").write_text(of_log.replace("tenant:clinic", "tenant:clinc"))
+    with pytest.raises(PolicyFileError, match="is nobody's name here"):
+        load_policy(policy_dir)
+
+
 DEEP = {
     "brackets": "(" * 60_000 + "true" + ")" * 60_000,
     "sets": "[" * 5000 + "1" + "]" * 5000 + ".contains(1)",
