@@ -20,17 +20,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, insert, text, update
+from sqlalchemy import Connection, bindparam, insert, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from audit.database import WriterHold
 from audit.days import count_days
 from audit.errors import AppendRefused, LogDamaged
-from audit.limits import CHECKPOINT_HISTORY_US, MAX_INDEXED_TEXT
+from audit.limits import MAX_INDEXED_TEXT
 from audit.opening import Intent, Opened
+from audit.publishing import PublishedNotes
 from audit.sealing import HeadSeal
 from audit.subjects import Subjects
 from audit.tables import checkpoint as checkpoint_table
+from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
 from audit.tables import open_intent as intent_table
 from sealgate.ambient import Clock, Entropy, uuid7
@@ -124,9 +126,10 @@ class Committer:
         self._subjects = subjects
         self._clock = clock
         self._entropy = entropy
-        self._stored_size = opened.checkpoint.checkpoint.size if opened.checkpoint else -1
-        self._stored_us = 0  # when the newest stored checkpoint was stored; 0 keeps the one of an earlier run
+        self._stored = PublishedNotes(checkpoint_table, opened.checkpoint.checkpoint.size if opened.checkpoint else -1)
+        self._cosigned = PublishedNotes(cosigned_table, opened.cosigned_size)
         self._note: tuple[int, bytes] | None = None  # newest signed checkpoint: size, note
+        self._witnessed: tuple[int, bytes] | None = None  # newest cosigned one, if readers cannot see it yet
 
     @property
     def size(self) -> int:
@@ -143,8 +146,13 @@ class Committer:
 
     @property
     def unpublished(self) -> bool:
-        """A checkpoint was signed that readers cannot see yet."""
-        return self._note is not None and self._note[0] > self._stored_size
+        """A checkpoint was signed, or cosigned, that readers cannot see yet."""
+        return self._witnessed is not None or (self._note is not None and self._note[0] > self._stored.size)
+
+    def take_cosigned(self, size: int, note: bytes) -> None:
+        """Publish this cosigned checkpoint with the next one, unless a newer one is there already."""
+        if size > self._cosigned.size:
+            self._witnessed = (size, note)
 
     def commit(self, batch: list[Pending], *, publish: bool = False) -> Outcome:
         """Write the batch; `publish` also stores the checkpoint signed after the batch before it."""
@@ -177,7 +185,7 @@ class Committer:
         return Outcome(appended, refused)
 
     def publish(self) -> None:
-        """Store the newest signed checkpoint where readers find it."""
+        """Store the newest signed checkpoint, and the newest cosigned one, where readers find them."""
         if self.unpublished:
             with self._engine.begin() as connection:
                 self._store_checkpoint(connection)
@@ -290,6 +298,7 @@ class Committer:
 
     def _write(self, connection: Connection, accepted: list[_Accepted]) -> None:
         self._rows.add(connection, [(item.index, item.leaf, item.record) for item in accepted])
+        count_days(connection, [(item.index, item.record) for item in accepted])
         begun = [item for item in accepted if item.record.kind == "inference.authorized"]
         ended = [item.record.grant for item in accepted if item.record.kind in ENDS]
         if begun:
@@ -298,7 +307,6 @@ class Committer:
             self._rows.end_intents(connection, ended)
         self._tiles.append([item.hashed for item in accepted], connection)
 
-        count_days(connection, [(item.index, item.record) for item in accepted])
     def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
         size = self._frontier.size
         new = {"new_size": size, "new_root": root, "new_seal": self._seal.over(size, root)}
@@ -307,16 +315,16 @@ class Committer:
             raise LogDamaged("the log's head is not where its only writer left it")
 
     def _store_checkpoint(self, connection: Connection) -> None:
-        if self._note is None or not self.unpublished:
-            return
-        size, note = self._note
         now = self._clock()
-        if self._mldsa is not None:
-            note = sign_published(note, self._mldsa, timestamp_s=now // 1_000_000)
-        if self._stored_us // CHECKPOINT_HISTORY_US == now // CHECKPOINT_HISTORY_US:
-            connection.execute(delete(checkpoint_table).where(checkpoint_table.c.size == self._stored_size))
-        connection.execute(insert(checkpoint_table).values(size=size, ts_us=now, note=note))
-        self._stored_size, self._stored_us = size, now
+        if self._note is not None and self._note[0] > self._stored.size:
+            size, note = self._note
+            if self._mldsa is not None:
+                note = sign_published(note, self._mldsa, timestamp_s=now // 1_000_000)
+            self._stored.store(connection, size, note, now_us=now)
+        if self._witnessed is not None:
+            size, note = self._witnessed
+            self._cosigned.store(connection, size, note, now_us=now)
+            self._witnessed = None
 
 
 def _require_unused(given: str, taken: set[str]) -> None:

@@ -1,4 +1,6 @@
-"""Writing an evidence bundle from the stored log: entries, the proof of their range, the newest signed checkpoint.
+"""Writing an evidence bundle from the stored log: entries, the proof of their range, a signed checkpoint over them.
+
+That is the newest one that witnesses cosigned, if it covers the range, and else the newest one.
 
 Reads in short transactions, so that a long export never holds the writer's file back; leaves do not change meanwhile.
 Trusts: the database for bytes only; the bundle's verifier checks them. Never: signs, never holds the whole range.
@@ -14,6 +16,7 @@ from sqlalchemy import Connection, Engine, select
 from audit.errors import LogUnavailable, QueryRefused
 from audit.limits import EXPORT_CHUNK_RECORDS, MAX_EXPORT_RECORDS, PUBLISH_WAIT_S, RETRY_AFTER_S
 from audit.tables import checkpoint as checkpoint_table
+from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tree import StoredTree
@@ -33,7 +36,7 @@ def write_export(engine: Engine, *, first: int, last: int, out: BinaryIO, consis
         raise QueryRefused(f"the log holds records 0 to {head.size - 1}; ask for a range of these", code="range")
     if last - first >= MAX_EXPORT_RECORDS:
         raise QueryRefused(f"a bundle holds at most {MAX_EXPORT_RECORDS} records", code="range")
-    size, note = _covering_checkpoint(engine, last)
+    size, note = _cosigned_checkpoint(engine, last, consistent_with) or _covering_checkpoint(engine, last)
     if consistent_with is not None and not 0 < consistent_with <= size:
         raise QueryRefused("the log has no checkpoint of that size to be consistent with", code="range")
     writer = BundleWriter(out, origin=head.origin, first=first, last=last, size=size, note=note)
@@ -45,6 +48,16 @@ def write_export(engine: Engine, *, first: int, last: int, out: BinaryIO, consis
         proof = range_proof(first, last, size, tree)
         grown = consistency_proof(consistent_with, size, tree) if consistent_with else []
     writer.finish(proof, consistent_with=consistent_with or 0, consistency_proof=grown)
+
+
+def _cosigned_checkpoint(engine: Engine, last: int, consistent_with: int | None) -> tuple[int, bytes] | None:
+    with engine.begin() as connection:
+        row = connection.execute(
+            select(cosigned_table.c.size, cosigned_table.c.note).order_by(cosigned_table.c.size.desc()).limit(1)
+        ).one_or_none()
+    if row is None or row.size <= max(last, (consistent_with or 0) - 1):
+        return None
+    return row.size, bytes(row.note)
 
 
 def _covering_checkpoint(engine: Engine, last: int) -> tuple[int, bytes]:

@@ -54,5 +54,11 @@ MAX_QUERY_S = 10.0  # one statement is cut off after this
 MAX_READER_CONNECTIONS = 16  # to PostgreSQL, for each reading process
 READER_IDLE_S = 60.0  # a reader that hangs inside its transaction is cut off, so that old rows can be vacuumed
 MAX_EXPORT_RECORDS = 1_000_000
+MAX_REPORT_RECORDS = 50_000  # leaves that one report reads
+MAX_REPORT_DAY_GROUPS = 100_000  # groups that one report adds up from the day roll-ups
 PUBLISH_WAIT_S = 5.0  # how long an export waits for a signed checkpoint over its range
 EXPORT_CHUNK_RECORDS = 1024
+
+# Witnesses -----------------------------------------------------------------------------------------------------------
+WITNESS_TIMEOUT_S = 10.0  # of connecting, and of each part of an answer
+MAX_WITNESS_ANSWER = 64 * 1024

@@ -63,8 +63,8 @@ class LogState:
 class AuditLog:
     """A log that is open for appending. Made by `open`; every method may be called from any thread.
 
-    `_queue`, `_failure`, `_closing`, `_size` and `_note` are guarded by `_wake`'s lock. `_committer` belongs to the
-    writer thread.
+    `_queue`, `_cosigned`, `_failure`, `_closing`, `_size` and `_note` are guarded by `_wake`'s lock. `_committer`
+    belongs to the writer thread.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class AuditLog:
         self._disk_reserve = disk_reserve_bytes
         self._wake = threading.Condition()
         self._queue: deque[Pending] = deque()
+        self._cosigned: tuple[int, bytes] | None = None  # for the writer to publish: size, note
         self._failure = ""
         self._closing = False
         self._size = committer.size
@@ -130,8 +131,8 @@ class AuditLog:
                 with hold.engine.begin() as connection:
                     bring_up_to_date(connection, extra_tables=extra_tables)
                     opened = read_log(connection, verifier=signer.verifier, seal=seal, mldsa=mldsa, entropy=entropy)
-                subjects = Subjects(subjects_key, reader=reader, clock=clock, entropy=entropy)
                     catch_up_days(connection)
+                subjects = Subjects(subjects_key, reader=reader, clock=clock, entropy=entropy)
                 committer = Committer(
                     hold,
                     opened,
@@ -236,6 +237,12 @@ class AuditLog:
         with self._wake:
             return self._note
 
+    def publish_cosigned(self, size: int, note: bytes) -> None:
+        """Let readers have this checkpoint of ours, of `size` records, that witnesses cosigned. Does not wait."""
+        with self._wake:
+            self._cosigned = (size, note)
+            self._wake.notify()
+
     def close(self) -> None:
         """Write what is queued, record `log.closed`, publish the checkpoint, let go. Doing so twice is harmless."""
         with self._wake:
@@ -282,8 +289,11 @@ class AuditLog:
         log is closing and all is written."""
         while True:
             with self._wake:
-                if not self._queue and not self._closing:
+                if not self._queue and not self._closing and self._cosigned is None:
                     self._wake.wait(PUBLISH_IDLE_S if self._committer.unpublished else self._idle_check_s)
+                if self._cosigned is not None:
+                    self._committer.take_cosigned(*self._cosigned)
+                    self._cosigned = None
                 if self._queue:
                     return [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
                 if self._closing:

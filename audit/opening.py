@@ -20,9 +20,11 @@ from sqlalchemy import Connection, func, insert, select
 
 from audit.errors import LogDamaged, LogInUse
 from audit.limits import TILE_HEIGHT, TILE_WIDTH
+from audit.publishing import newest_size
 from audit.sealing import HeadSeal
 from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
+from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tables import open_intent as intent_table
@@ -52,6 +54,7 @@ class Opened:
     tiles: TileWriter
     intents: dict[str, Intent]
     checkpoint: VerifiedCheckpoint | None
+    cosigned_size: int  # of the newest checkpoint that witnesses cosigned; -1 if there is none
 
 
 def read_log(
@@ -67,7 +70,7 @@ def read_log(
     checkpoint = _check_checkpoint(connection, size, tree, verifier, mldsa)  # 3
     _check_seal(seal, sealed, size=size, root=root, signed=checkpoint)  # 4
     tiles = TileWriter(size, lambda level, index, width: read_tile(connection, level, index, width))
-    return Opened(frontier, tiles, _open_intents(connection), checkpoint)  # 5
+    return Opened(frontier, tiles, _open_intents(connection), checkpoint, newest_size(connection, cosigned_table))  # 5
 
 
 def _head(connection: Connection, origin: str, seal: HeadSeal, entropy: Entropy) -> tuple[int, bytes, bytes | None]:

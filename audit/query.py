@@ -28,6 +28,7 @@ from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TIL
 from audit.line_export import write_lines
 from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
+from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
@@ -136,12 +137,13 @@ class AuditReader:
         with self._snapshot() as (_connection, size):
             return size
 
-    def checkpoint(self) -> bytes:
-        """The newest signed checkpoint (a note)."""
+    def checkpoint(self, *, cosigned: bool = False) -> bytes:
+        """The newest signed checkpoint (a note); with `cosigned`, the newest one that witnesses cosigned."""
+        table = cosigned_table if cosigned else checkpoint_table
         with self._snapshot() as (connection, _size):
-            note = connection.execute(
-                select(checkpoint_table.c.note).order_by(checkpoint_table.c.size.desc()).limit(1)
-            ).scalar_one_or_none()
+            note = connection.execute(select(table.c.note).order_by(table.c.size.desc()).limit(1)).scalar_one_or_none()
+        if note is None and cosigned:
+            raise QueryRefused("no checkpoint of this log was cosigned by witnesses", code="not-found")
         if note is None:
             raise LogUnavailable("no checkpoint is published yet", code="not-published", retry_after_s=RETRY_AFTER_S)
         return bytes(note)

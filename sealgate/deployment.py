@@ -40,9 +40,12 @@ class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
 
 class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[log]`: where the audit log stands."""
+    """`[log]`: where the audit log stands, and who is asked to cosign it. Files are relative to the state directory."""
 
     database: str = ""  # "" means the SQLite file log/audit.sqlite; or postgresql+psycopg:///NAME?host=FOLDER
+    witness_policy: str = ""  # a C2SP tlog-policy whose witnesses have URLs; "": no witness is asked
+    witness_every_s: float = 60.0
+    witness_ca: str = ""  # the only authority for the witnesses' TLS; "": those of the system
 
 
 class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -117,6 +120,18 @@ class Deployment:
     def log_url(self) -> str:
         """Where the audit log stands, for `AuditLog` and `AuditReader`."""
         return self.settings.log.database or f"sqlite:///{self.database}"
+
+    @property
+    def witness_policy(self) -> Path | None:
+        """Whom the runtime host asks to cosign, if anybody."""
+        setting = self.settings.log.witness_policy
+        return self.root / setting if setting else None
+
+    @property
+    def witness_ca(self) -> Path | None:
+        """The only authority that certifies witnesses, if one is named."""
+        setting = self.settings.log.witness_ca
+        return self.root / setting if setting else None
 
     @property
     def pki(self) -> Path:
@@ -227,6 +242,8 @@ def open_deployment(root: Path) -> Deployment:
     ):
         if value not in allowed:
             raise ConfigurationError(f"{path}: {name} is '{value}', must be one of: {', '.join(allowed)}")
+    if not 1 <= settings.log.witness_every_s <= 86_400:
+        raise ConfigurationError(f"{path}: log.witness_every_s must be from 1 to 86400")
     if settings.runtime.single_use and settings.runtime.torch_threads != 1:
         raise ConfigurationError(f"{path}: runtime.single_use needs runtime.torch_threads = 1")
     return Deployment(root.resolve(), settings)

@@ -34,12 +34,13 @@ _JSON = "application/json"
 _TILE = re.compile(r"((?:x[0-9]{3}/){0,3}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 _RECORDED = frozenset(
     {"tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason", "from_us", "to_us", "limit"}
-    | {"order", "identifier", "index", "size", "first", "second", "level", "tile"}
+    | {"order", "identifier", "index", "size", "first", "second", "level", "tile", "cosigned"}
 )
 
 Text = Annotated[str | None, QueryParameter(max_length=MAX_AUDIT_TEXT)]
 Number = Annotated[int | None, QueryParameter(ge=0, lt=2**53)]
 Needed = Annotated[int, QueryParameter(ge=0, lt=2**53)]
+Cosigned = Annotated[int, QueryParameter(ge=0, le=1)]
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 
 
@@ -115,9 +116,13 @@ async def record(request: Asking, gate: NamedDependency[Gate], identifier: FromP
 
 
 @get("/audit/v1/checkpoint", responses=answers("text/plain", *_REFUSALS), summary="The newest signed checkpoint")
-async def checkpoint(request: Asking, gate: NamedDependency[Gate]) -> Response[bytes]:
-    """A C2SP signed note."""
-    return await _read(request, gate, "checkpoint", lambda reader, _: reader.checkpoint(), media_type="text/plain")
+async def checkpoint(request: Asking, gate: NamedDependency[Gate], cosigned: Cosigned = 0) -> Response[bytes]:
+    """A C2SP signed note; with `cosigned=1`, the newest one that the log's witnesses cosigned."""
+
+    def read(reader: AuditReader, _: Permit) -> bytes:
+        return reader.checkpoint(cosigned=bool(cosigned))
+
+    return await _read(request, gate, "checkpoint", read, media_type="text/plain")
 
 
 @get("/audit/v1/proofs/inclusion", responses=answers(_JSON, *_REFUSALS), summary="Proof that a record is in the log")

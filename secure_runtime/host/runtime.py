@@ -47,6 +47,7 @@ from secure_runtime.host.policies import HostPolicy, OpenedPolicy, PolicyKeeper,
 from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.spawn import python_paths
 from secure_runtime.host.supervisor import Published, Supervisor
+from secure_runtime.host.witnesses import witnessed
 from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS
 
 
@@ -328,7 +329,8 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
     try:
         used, before = _read_back(url, origin)
         host = RuntimeHost(deployment, log, policy=policy, policy_before=before, used_key_ids=used, tell=tell)
-        asyncio.run(_until_signal(host))
+        with witnessed(deployment, log, tell=tell):
+            asyncio.run(_until_signal(host))
     finally:
         log.close()
     return 0

@@ -209,6 +209,15 @@ def test_proofs_and_tiles_hold_against_the_checkpoint(overseer):
     assert (len(tile), tile[:32]) == (256, leaf)
 
 
+def test_without_witnesses_there_is_no_cosigned_checkpoint_and_the_question_is_on_record(logged, overseer):
+    answer = overseer.get("/audit/v1/checkpoint?cosigned=1")
+    assert answer.status_code == 404
+    (frame,) = logged.host.heard(frames.AuditRead)
+    assert frame.detail == {"question": "checkpoint", "cosigned": "1"}
+    assert overseer.get("/audit/v1/checkpoint?cosigned=2").status_code == 400
+    assert overseer.get("/audit/v1/checkpoint?cosigned=0").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
