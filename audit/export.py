@@ -3,6 +3,7 @@
 That is the newest one that witnesses cosigned, if it covers the range, and else the newest one.
 
 Reads in short transactions, so that a long export never holds the writer's file back; leaves do not change meanwhile.
+Of records that are no longer kept the bundle has the hashes.
 Trusts: the database for bytes only; the bundle's verifier checks them. Never: signs, never holds the whole range.
 """
 
@@ -21,7 +22,7 @@ from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tree import StoredTree
 from sealgate.ambient import monotonic_ns
-from sealgate.transparency.bundle import BundleWriter
+from sealgate.transparency.bundle import BundleWriter, PrunedEntry
 from sealgate.transparency.merkle import consistency_proof
 from sealgate.transparency.ranges import range_proof
 
@@ -42,7 +43,8 @@ def write_export(engine: Engine, *, first: int, last: int, out: BinaryIO, consis
     writer = BundleWriter(out, origin=head.origin, first=first, last=last, size=size, note=note)
     for start in range(first, last + 1, EXPORT_CHUNK_RECORDS):
         with engine.begin() as connection:
-            writer.entries(_leaves(connection, start, min(start + EXPORT_CHUNK_RECORDS, last + 1)))
+            tree = StoredTree(connection, size)
+            writer.entries(_leaves(connection, tree, start, min(start + EXPORT_CHUNK_RECORDS, last + 1)))
     with engine.begin() as connection:
         tree = StoredTree(connection, size)
         proof = range_proof(first, last, size, tree)
@@ -79,11 +81,10 @@ def _covering_checkpoint(engine: Engine, last: int) -> tuple[int, bytes]:
         time.sleep(_POLL_S)
 
 
-def _leaves(connection: Connection, start: int, stop: int) -> list[bytes]:
+def _leaves(connection: Connection, tree: StoredTree, start: int, stop: int) -> list[bytes | PrunedEntry]:
+    """The leaves, and the hashes of those that are no longer kept."""
     rows = connection.execute(
-        select(leaf_table.c.leaf).where(leaf_table.c.idx >= start, leaf_table.c.idx < stop).order_by(leaf_table.c.idx)
-    ).scalars()
-    leaves = [bytes(row) for row in rows]
-    if len(leaves) != stop - start:
-        raise QueryRefused("leaves of this range are no longer kept", code="range")
-    return leaves
+        select(leaf_table.c.idx, leaf_table.c.leaf).where(leaf_table.c.idx >= start, leaf_table.c.idx < stop)
+    )
+    kept = {index: bytes(leaf) for index, leaf in rows}
+    return [kept[index] if index in kept else PrunedEntry(tree(0, index)) for index in range(start, stop)]

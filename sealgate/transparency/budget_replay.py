@@ -59,13 +59,14 @@ class BudgetReplay:
         self._deferred: list[str] = []
         self._other_policy = False  # of an earlier policy more may have been spent than this one allows
         self._undecided = 0
+        self._gone = 0  # records that are no longer kept
 
     def miss(self, index: int, hashed: bytes) -> None:
         """A record is no longer kept: it may have changed any budget."""
         self._first = min(index, self._first) if self._first >= 0 else index
         self.books.clear()
         self._deferred.clear()
-        self._undecided += 1
+        self._gone += 1
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         if self._first < 0:
@@ -173,8 +174,9 @@ class BudgetReplay:
         if self.problems.count:
             return self.problems.verdict()
         done = f"{self.noised} noised requests, {len(self.books)} budgets"
-        if self._undecided or self._deferred:
+        if self._undecided or self._deferred or self._gone:
             waiting = [f"{self._undecided} ends belong to requests before the range"] if self._undecided else []
+            waiting += [f"{self._gone} records are no longer kept"] if self._gone else []
             waiting += ["the policy after a restart stands beyond the range"] if self._deferred else []
             return Verdict("skipped", f"{done}; " + "; ".join(waiting))
         return Verdict("ok", done)

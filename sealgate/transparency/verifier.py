@@ -41,8 +41,8 @@ from sealgate.transparency.checks import (
 from sealgate.transparency.cosignatures import CosignerKey
 from sealgate.transparency.merkle import Frontier, leaf_hash, verify_consistency
 from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoint
-from sealgate.transparency.published import open_published, strength
 from sealgate.transparency.pruned import Pruned
+from sealgate.transparency.published import open_published, strength
 from sealgate.transparency.ranges import range_root
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.witness_policy import NONE, WitnessedCheckpoint, WitnessPolicy
