@@ -76,6 +76,7 @@ _TAKE = text("""
        OR (ledger.requests_used < :requests AND ledger.units_used + ledger.units_held <= :units - :hold)
     RETURNING starts_us, requests_used, units_used + units_held
 """)
+_BEGAN = text("SELECT starts_us FROM budget_use WHERE budget = :budget AND period = :period")
 _GIVE_BACK = text("""
     UPDATE budget_use SET requests_used = requests_used - 1, units_held = units_held - :hold
     WHERE budget = :budget AND period = :period AND starts_us = :starts_us
@@ -187,6 +188,9 @@ def _take(conn: Connection, budget: Budget, *, grant: str, now_us: int) -> tuple
     if requests >= 1 and units >= hold:  # the statement checks a row that exists; a first request must fit too
         row = conn.execute(_TAKE, {**entry, "requests": requests, "units": units}).one_or_none()
     if row is None:
+        began_us = conn.execute(_BEGAN, entry).scalar_one_or_none() or 0
+        if began_us > starts_us:  # the clock has gone back: what counts is still the later window, until it ends
+            renews_us = window_of(budget.window, began_us)[1]
         raise BudgetExhausted(budget.name, renews_us=renews_us)
     entry["starts_us"], requests_used, units_taken = row
     remaining = requests - requests_used

@@ -61,7 +61,7 @@ _TAKE = text("""
     WHERE ledger.starts_us < excluded.starts_us OR ledger.spent_micro + ledger.held_micro <= :total - :hold
     RETURNING starts_us, spent_micro + held_micro
 """)
-_SPENT = text("SELECT spent_micro FROM privacy_use WHERE budget = :budget AND period = :period")
+_SPENT = text("SELECT spent_micro, starts_us FROM privacy_use WHERE budget = :budget AND period = :period")
 _HOLD = text("""
     INSERT INTO privacy_hold (grant_id, budget, period, starts_us, held_micro)
     VALUES (:grant, :budget, :period, :starts_us, :hold)
@@ -137,7 +137,9 @@ class EpsilonBook:
             if row is None:
                 if taken:
                     conn.execute(_GIVE_BACK, taken)
-                spent = conn.execute(_SPENT, entry).scalar_one_or_none() or 0
+                spent, began_us = conn.execute(_SPENT, entry).one_or_none() or (0, 0)
+                if began_us > starts_us:  # the clock has gone back: what counts is still the later window
+                    renews_us = window_of(budget.window, began_us)[1]
                 refusal = PrivacyBudgetHeld if spent + micro <= total else PrivacyBudgetExhausted
                 raise refusal(budget.name, renews_us=renews_us)
             entry["starts_us"] = row[0]

@@ -5,7 +5,8 @@ Reserved at `authorized`, settled to the worker's signed word at the end, spent 
 that left in the privacy budget that the detail names, which is the one with least.
 
 Trusts: the gateway's word for the obligations, the signed completion for what was spent, never above what was held.
-Never: lets a noised answer be forwarded that no privacy budget pays for; says more of a budget than name and renewal.
+Never: lets a noised answer be forwarded that no privacy budget pays for; says more of a budget, to who is refused, than
+name and renewal. Who is answered has in the receipt what is left, and so sees what others spend who share the budget.
 """
 
 from __future__ import annotations

@@ -281,6 +281,18 @@ def test_a_clock_that_goes_back_gets_no_second_window(conn):
             _reserve(book, conn, "g2", now_us=moment)
 
 
+def test_after_a_clock_that_went_back_a_refusal_says_when_the_budget_really_renews(conn):
+    ahead = NOON + 3 * 365 * 1440 * MINUTE
+    book = BudgetBook([_budget(window=Window.DAY, requests=1)])
+    _reserve(book, conn, "while the clock was wrong", now_us=ahead)
+    with pytest.raises(BudgetExhausted) as caught:
+        _reserve(book, conn, "afterwards", now_us=NOON)
+    renews_us = caught.value.renews_us
+    with pytest.raises(BudgetExhausted):
+        _reserve(book, conn, "just before", now_us=renews_us - 1)
+    assert _reserve(book, conn, "then", now_us=renews_us) == 0
+
+
 def test_usage_survives_new_limits_and_restarts(engine):
     for requests, left in ((3, 2), (3, 1), (10, 7)):
         with engine.begin() as connection:

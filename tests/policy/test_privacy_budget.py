@@ -166,6 +166,18 @@ def test_windows_renew_and_what_was_held_in_an_old_one_pays_there(
         reserve(book, conn, "back", now_us=NOON)  # a clock that goes back gets no second window
 
 
+def test_after_a_clock_that_went_back_a_refusal_says_when_the_budget_really_renews(conn: Connection) -> None:
+    book = BudgetBook([], [whole(epsilon="1", window=Window.YEAR)])
+    reserve(book, conn, "while the clock was wrong", now_us=NOON + 3 * 365 * DAY)
+    book.settle(conn, grant="while the clock was wrong", units=0, eps_micro=1_000_000, now_us=NOON)
+    with pytest.raises(PrivacyBudgetExhausted) as caught:
+        reserve(book, conn, "afterwards")
+    renews_us = caught.value.renews_us
+    with pytest.raises(PrivacyBudgetExhausted):
+        reserve(book, conn, "just before", now_us=renews_us - 1)
+    assert reserve(book, conn, "then", now_us=renews_us).privacy == Left("p", 0)
+
+
 def test_no_noise_needs_no_budget_and_noise_without_one_is_refused(conn: Connection) -> None:
     book = BudgetBook([Budget(name="r", tenant="clinic", window=Window.DAY, requests=5)], [whole(models=("other",))])
     assert reserve(book, conn, eps_micro=0) == Reserved(4, None)
