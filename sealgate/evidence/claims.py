@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.evidence import cbor
+from sealgate.protocol import cbor
 from sealgate.protocol.frames import Layer, ModelFacts
 
 EAT_PROFILE = "urn:sealgate:evidence:v1"

@@ -20,9 +20,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from sealgate.errors import DecodeError, EvidenceError
-from sealgate.evidence import cbor
 from sealgate.evidence.claims import Claims, encode_claims
 from sealgate.limits import MAX_ENDORSEMENTS, MAX_EVIDENCE
+from sealgate.protocol import cbor
 
 MEDIA_TYPE = "application/eat+cwt"
 SOFTWARE = "software"

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import ConfigurationError, DecodeError
-from sealgate.evidence import cbor
 from sealgate.evidence.claims import Claims, decode_claims, encode_claims, state_digest
 from sealgate.evidence.token import bind_payload, key_id, parse_token
+from sealgate.protocol import cbor
 from sealgate.protocol.frames import Layer
 from secure_runtime.attestation.software import Attester, SoftwareAttester
 

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import EvidenceError
-from sealgate.evidence import cbor
 from sealgate.evidence.claims import Claims, encode_claims
 from sealgate.evidence.token import Endorsement, bind_payload, endorse_software, sign_token
 from sealgate.evidence.transcript import EvidenceRefused
 from sealgate.evidence.trust import Trust
 from sealgate.evidence.verify import VerifiedEvidence, verify_evidence
+from sealgate.protocol import cbor
 from sealgate.protocol.frames import ModelFacts
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from secure_runtime.attestation.software import SoftwareAttester

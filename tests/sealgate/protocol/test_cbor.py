@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import DecodeError
-from sealgate.evidence import cbor
 from sealgate.limits import MAX_CBOR_DEPTH
+from sealgate.protocol import cbor
 
 INTEGERS = st.integers(-(2**64), 2**64 - 1)
 KEYS = st.integers(-(2**40), 2**40) | st.text(max_size=8)

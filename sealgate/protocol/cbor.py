@@ -1,4 +1,4 @@
-"""Strict deterministic CBOR (RFC 8949 section 4.2.1), the subset that evidence needs.
+"""Strict deterministic CBOR (RFC 8949 section 4.2.1), the subset that evidence and receipts need.
 
 Integers of 64 bits, byte and text strings, arrays, maps keyed by integers or text, booleans, null, tags. No floats, no
 indefinite lengths, no other simple values. `decode` accepts only the one encoding that `encode` writes: shortest
