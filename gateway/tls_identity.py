@@ -126,6 +126,7 @@ class SealedHttpProtocol(HttpToolsProtocol):
     _certificate: tuple[bytes, ...] = ()  # fields of the present request that forward a certificate
     _chain: tuple[bytes, ...] = ()
     _in_head = True
+    _ended = False  # the connection is given up: nothing more of it is parsed
     _unproductive = 0  # bytes since the peer last completed a head or sent a byte of a body
     _deadline: asyncio.TimerHandle | None = None  # for the head, or for the rest of a body that was refused
     _stall: asyncio.TimerHandle | None = None
@@ -150,6 +151,12 @@ class SealedHttpProtocol(HttpToolsProtocol):
         self._arm(HEAD_TIMEOUT_S)
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            # The parser would drop what comes with this head, and take what comes next for the next request: the body
+            # of one request, as a proxy sees it, could hold another one.
+            self._ended = True
+            self._refuse("malformed-request")
+            return
         self._disarm()
         self._in_head, self._unproductive = False, 0
         if self._local or self._certificate or self._chain:
@@ -160,6 +167,8 @@ class SealedHttpProtocol(HttpToolsProtocol):
     # Bounds on what the peer sends ------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
         if self._unproductive > MAX_HEAD:
             self._refuse("header-too-large")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import socket
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ from gateway.serve import listen_for_proxy
 from sealgate.deployment import socket_address
 from sealgate.errors import ConfigurationError
 from sealgate.protocol import frames
-from tests.gateway.conftest import Running, hosted, post_sealed
+from tests.gateway.conftest import Running, hosted, post_sealed, sealed_request
 from tests.gateway.issuing import Ca, accept, install, map_any_authority
 from tests.gateway.test_certificates import der_of
 from tests.gateway.test_proxies import changed
@@ -178,6 +179,33 @@ def test_over_the_socket_the_fields_say_who_is_calling(run_gateway):
         "forwarded-malformed",
         "certificate-malformed",
     ]
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "other", "CONNECT"])
+def test_the_body_of_an_upgrade_is_no_request(run_gateway, protocol):
+    """What comes after such a head is not HTTP to our parser, and what comes after that is the next request: a client
+    could write one into its body, with whose certificate it likes, and the proxy would forward it as a body."""
+    gateway = run_gateway(unix_socket="run/gateway.sock")
+    raw, media_type = sealed_request()
+    forged = field(der_of(gateway, "integration"))
+    inside = b"POST /sealed/wine HTTP/1.1\r\nHost: x\r\nPurpose: treatment\r\nClient-Cert: " + forged + b"\r\n"
+    inside += f"Content-Type: {media_type}\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw
+    length = f"Content-Length: {len(inside)}\r\n\r\n"
+    head = f"POST /sealed/wine HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n{length}"
+    if protocol == "CONNECT":
+        head = f"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n{length}"
+    with socket_address(gateway.deployment.gateway_socket) as address, socket.socket(socket.AF_UNIX) as proxy:
+        proxy.settimeout(20)
+        proxy.connect(address)
+        proxy.sendall(head.encode())
+        answer = proxy.recv(65536)
+        with contextlib.suppress(ConnectionError):
+            proxy.sendall(inside)
+            while more := proxy.recv(65536):
+                answer += more
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 400 ") == 1
+    assert b"connection: close" in answer.lower()
+    assert gateway.host.told == []
 
 
 def test_a_proxy_lets_nobody_come_without_a_certificate_where_one_is_required(deployment, run_gateway):

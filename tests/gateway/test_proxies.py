@@ -20,7 +20,7 @@ from gateway import pki as ours
 from gateway.authentication.authorities import fingerprint_of
 from sealgate.ambient import now_us, random_bytes
 from sealgate.protocol import frames
-from tests.gateway.conftest import Running, hosted, post_sealed
+from tests.gateway.conftest import Running, hosted, post_sealed, sealed_request
 from tests.gateway.issuing import Ca, install, key_pem, pem
 from tests.gateway.test_certificates import authority_of, bound_token, der_of
 
@@ -157,7 +157,7 @@ def field(der):
     return f":{base64.b64encode(der).decode()}:"
 
 
-def raw_request(gateway, *lines, certificate=None):
+def raw_request(gateway, *lines, certificate=None, body=b""):
     """What a client that keeps to no rule sends; gives the status line."""
     context = gateway.tls(certificate)
     request = ["POST /sealed/wine HTTP/1.1", "Host: localhost", "Purpose: treatment", *lines]
@@ -165,7 +165,7 @@ def raw_request(gateway, *lines, certificate=None):
         socket.create_connection(("127.0.0.1", gateway.proxy_port), timeout=10) as raw,
         context.wrap_socket(raw, server_hostname="localhost") as secure,
     ):
-        secure.sendall("\r\n".join(request).encode() + b"\r\n\r\n")
+        secure.sendall("\r\n".join(request).encode() + b"\r\n\r\n" + body)
         with contextlib.suppress(ConnectionError, ssl.SSLError):
             return secure.recv(4096).split(b"\r\n")[0]
     return b""
@@ -226,6 +226,21 @@ def test_a_field_that_is_smuggled_does_not_pass(proxied, lines):
     forged = field(der_of(proxied, "integration"))
     status = raw_request(proxied, *(line.format(forged) for line in lines))
     assert status.split(b" ")[1:2] in ([b"401"], [b"400"], []), status
+    assert proxied.host.bodies() == []
+
+
+def test_a_request_in_the_body_of_an_upgrade_does_not_pass(proxied):
+    """The proxy sees one request with a body. A gateway that took what follows such a head for another protocol, and
+    what follows that for the next request, would let the body say who is calling: certificates are no secret."""
+    raw, media_type = sealed_request()
+    inside = (
+        f"POST /sealed/wine HTTP/1.1\r\nHost: localhost\r\nPurpose: treatment\r\nContent-Type: {media_type}\r\n"
+        f"Client-Cert: {field(der_of(proxied, 'integration'))}\r\nContent-Length: {len(raw)}\r\n\r\n"
+    ).encode() + raw
+    body = b"\r\n" * 10_000 + inside
+    lines = ("Connection: Upgrade", "Upgrade: other", f"Content-Length: {len(body)}")
+    assert raw_request(proxied, *lines, body=body).split(b" ")[1:2] in ([b"401"], [b"400"], [])
+    assert post_sealed(proxied.client()).status_code == 401
     assert proxied.host.bodies() == []
 
 
