@@ -40,6 +40,10 @@ class Counts:
         if one.kind in self.kinds and self._question.matches(one):
             self._add(one)
 
+    def answer(self, part: Part) -> Answer:
+        """What was counted."""
+        raise NotImplementedError
+
     def _add(self, one: Counted) -> None:
         raise NotImplementedError
 

@@ -57,7 +57,7 @@ class Completeness:
         self._back_us = 0
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
-        if self._next not in (-1, index):
+        if index < self._next:
             self._problems.add(f"after record {self._next - 1} comes record {index}")
         self._next = index + 1
         self._kinds[record.kind] = self._kinds.get(record.kind, 0) + 1
@@ -72,10 +72,10 @@ class Completeness:
 
     def answer(self, part: Part) -> Answer:
         count = sum(self._kinds.values())
-        if self._next >= 0 and count != part.last - part.first + 1:
-            self._problems.add(f"{part.last - part.first + 1} records were to be seen, and {count} were")
+        missing = part.last - part.first + 1 - count
         numbers = (
             ("records", count),
+            ("records that are no longer kept", missing),
             ("times that went back", self._back),
             ("microseconds back at most", self._back_us),
             ("starts after a stop without order (a crash, a power cut)", self._cuts),
@@ -91,8 +91,7 @@ class Completeness:
             ),
         )
         found = (self._problems.verdict().detail,) if self._problems.count else ()
-        return Answer(
-            tables,
-            findings=found,
-            limits=("what was never written is shown by workers' counters only: see the report 'reconcile'",),
-        )
+        limits = ["what was never written is shown by workers' counters only: see the report 'reconcile'"]
+        if missing:
+            limits.append("whether it was announced which records are no longer kept, `sealgate audit verify` checks")
+        return Answer(tables, findings=found, limits=tuple(limits))

@@ -289,14 +289,19 @@ def test_completeness_says_what_is_there_and_what_jumped(log: Any) -> None:
     log.append(kind="audit.query", ts_us=1_000_000_000_000 - 250)
     answer = over(log, "completeness")
     facts = dict(answer.tables[0].rows)
-    assert list(facts.values()) == [len(log.leaves), 1, 9 * 1000 + 250, 1]
+    assert list(facts.values()) == [len(log.leaves), 0, 1, 9 * 1000 + 250, 1]
     assert sum(count for _, count in answer.tables[2].rows) == len(log.leaves)
-    gap = ask("completeness", log.records[:3])
-    fold = require_report("completeness", Question()).begin(Question())
-    for index in (0, 1, 3):
-        fold.see(index, log.records[index], b"")
-    assert gap.findings == ()
-    assert "after record 1 comes record 3" in fold.answer(Part(0, 3, whole=True)).findings[0]
+    assert answer.findings == ()
+
+
+def test_completeness_counts_what_is_missing_and_finds_what_is_out_of_order(log: Any) -> None:
+    for indices, missing, wrong in (((0, 1, 3), 1, ""), ((0, 2, 1, 3), 0, "after record 2 comes record 1")):
+        fold = require_report("completeness", Question()).begin(Question())
+        for index in indices:
+            fold.see(index, log.records[index], b"")
+        answer = fold.answer(Part(0, 3, whole=True))
+        assert dict(answer.tables[0].rows)["records that are no longer kept"] == missing
+        assert "".join(answer.findings) == wrong
 
 
 # Questions ------------------------------------------------------------------------------------------------------------

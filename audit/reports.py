@@ -1,0 +1,291 @@
+"""Reports over the database: the same folds as over a bundle, shown what the database's indexes find for them.
+
+    counts     access, denials, the spending of budget: day roll-ups for whole days, leaves by kind for the edges
+    lists      break-glass, review: leaves by kind, between the indices of the days that were asked for
+    moments    in-force: the newest policy and opening until then, and what followed the opening
+    ranges     reconcile, completeness, the replay of budget: every leaf between two indices
+
+One snapshot for all of a report. What is not evidence says so: the answer is the database's word, a bundle's is proven.
+Trusts: the database; a leaf that is not of the kind under which its index row stood is an error. Never: scans `record`
+or `leaf`, reads more than MAX_REPORT_RECORDS leaves, or answers for part of what was asked without saying so.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, Select, func, select
+
+from audit.errors import LogDamaged, QueryRefused
+from audit.limits import EXPORT_CHUNK_RECORDS, MAX_REPORT_DAY_GROUPS, MAX_REPORT_RECORDS
+from audit.tables import day_count, day_span
+from audit.tables import head as head_table
+from audit.tables import leaf as leaf_table
+from audit.tables import record as record_table
+from audit.tree import StoredTree
+from sealgate.errors import DecodeError, LogError
+from sealgate.transparency.merkle import leaf_hash
+from sealgate.transparency.ranges import range_proof, range_root
+from sealgate.transparency.record import Record, parse_leaf
+from sealgate.transparency.reports import in_force
+from sealgate.transparency.reports.access import Counts
+from sealgate.transparency.reports.budget import Budget
+from sealgate.transparency.reports.catalogue import require_report
+from sealgate.transparency.reports.counting import DAY_US, Counted
+from sealgate.transparency.reports.form import Basis, Fold, Part, Report
+from sealgate.transparency.reports.oversight import BreakGlass, Review
+from sealgate.transparency.reports.question import FILTERS, Question
+
+_Seen = tuple[int, Record, bytes]
+_ROLLED_UP = "whole days were added up from the database's roll-ups, which are not evidence"
+_TOO_MANY = f"the answer takes more than {MAX_REPORT_RECORDS} records; narrow it, or export a range and ask the bundle"
+_NAMES = (*FILTERS, "reason")
+
+
+def answer_report(connection: Connection, *, name: str, question: Question, origin: str, size: int) -> Report:
+    """The answer in the connection's snapshot of `size` records. Raises DecodeError or QueryRefused for what cannot be
+    asked."""
+    fold = require_report(name, question).begin(question)
+    first, last, root, limits = 0, size - 1, "", []
+    findings: tuple[str, ...] = ()
+    if isinstance(fold, Budget):
+        first, last = _newest_range(size)
+        _show_budget(connection, fold, question, first=first, last=last)
+        limits = [_ROLLED_UP, f"budgets were replayed over records {first} to {last}, policies and spending over all"]
+    elif isinstance(fold, Counts):
+        _count(connection, fold, question)
+        limits = [_ROLLED_UP]
+    elif isinstance(fold, BreakGlass | Review):
+        low, high = _indices(connection, question, size=size)
+        _show(fold, _listed(connection, fold.kinds, low=low, high=high))
+    elif isinstance(fold, in_force.InForce):
+        _show(fold, _until(connection, question, size=size))
+    else:
+        first, last = _range(question, size=size)
+        root, findings, limits = _show_range(connection, fold, first=first, last=last, size=size)
+    answer = fold.answer(Part(first, last, whole=False))
+    return Report(
+        name=name,
+        question=question.given(),
+        basis=Basis(source="database", origin=origin, first=first, last=last, size=size, root=root),
+        tables=answer.tables,
+        findings=(*answer.findings, *findings),
+        limits=(*answer.limits, *limits),
+    )
+
+
+def _show(fold: Fold, seen: Iterable[_Seen]) -> None:
+    for index, record, leaf in seen:
+        fold.see(index, record, leaf)
+
+
+# Counts ---------------------------------------------------------------------------------------------------------------
+
+
+def _count(connection: Connection, fold: Counts, question: Question) -> None:
+    """Whole days from the roll-ups; the days that the span cuts from the leaves."""
+    newest = connection.execute(select(func.max(day_span.c.day))).scalar_one()
+    if newest is None:
+        return
+    low = 0 if question.from_us is None else -(-question.from_us // DAY_US)
+    high = newest if question.to_us is None else min(newest, question.to_us // DAY_US - 1)
+    rows = connection.execute(groups_statement(fold.kinds, question, low=low, high=high)).all()
+    if len(rows) > MAX_REPORT_DAY_GROUPS:
+        raise QueryRefused("the answer has too many groups; narrow it, or ask a bundle", code="range")
+    for row in rows:
+        fold.take(_counted(row))
+    for day in sorted({moment // DAY_US for moment in _edges(question)}):
+        if not low <= day <= high:
+            _show(fold, _of_day(connection, fold.kinds, day))
+
+
+def _edges(question: Question) -> list[int]:
+    """The first and the last moment of the span."""
+    first = [] if question.from_us is None else [question.from_us]
+    return first if question.to_us is None else [*first, question.to_us - 1]
+
+
+def _counted(row: Row[Any]) -> Counted:
+    """A sum is a whole number, whatever type the database gives it."""
+    fields = {str(name): value if isinstance(value, str) else int(value) for name, value in row._asdict().items()}
+    return msgspec.convert(fields, Counted)
+
+
+def groups_statement(kinds: Sequence[str], question: Question, *, low: int, high: int) -> Select[tuple[object, ...]]:
+    """The one statement behind counts: groups of the days low..high."""
+    table = day_count
+    names = (table.c.kind, *(table.c[name] for name in _NAMES))
+    statement = select(
+        *names,
+        func.sum(table.c.records).label("records"),
+        func.sum(table.c.counted).label("count"),
+        func.sum(table.c.units).label("units"),
+        func.sum(table.c.eps_micro).label("eps_micro"),
+        func.min(table.c.first_us).label("first_us"),
+        func.max(table.c.last_us).label("last_us"),
+    ).where(table.c.day >= low, table.c.day <= high, table.c.kind.in_(list(kinds)))
+    for name in FILTERS:
+        if (value := getattr(question, name)) is not None:
+            statement = statement.where(table.c[name] == value)
+    return statement.group_by(*names).limit(MAX_REPORT_DAY_GROUPS + 1)
+
+
+def _of_day(connection: Connection, kinds: Sequence[str], day: int) -> Iterator[_Seen]:
+    span = connection.execute(select(day_span).where(day_span.c.day == day)).one_or_none()
+    if span is None:
+        return
+    for index, record, leaf in _listed(connection, kinds, low=span.first_idx, high=span.last_idx):
+        if record.ts_us // DAY_US == day:
+            yield index, record, leaf
+
+
+# Lists ----------------------------------------------------------------------------------------------------------------
+
+
+def _indices(connection: Connection, question: Question, *, size: int) -> tuple[int, int]:
+    """Between which indices the days of the span stand; the fold looks at each record's time itself."""
+    if question.from_us is None and question.to_us is None:
+        return 0, size - 1
+    statement = select(func.min(day_span.c.first_idx), func.max(day_span.c.last_idx))
+    if question.from_us is not None:
+        statement = statement.where(day_span.c.day >= question.from_us // DAY_US)
+    if question.to_us is not None:
+        statement = statement.where(day_span.c.day <= (question.to_us - 1) // DAY_US)
+    low, high = connection.execute(statement).one()
+    return (0, -1) if low is None else (low, high)
+
+
+def _listed(connection: Connection, kinds: Sequence[str], *, low: int, high: int) -> Iterator[_Seen]:
+    """Records of these kinds between two indices, in the order of the log; at most MAX_REPORT_RECORDS."""
+    by_kind = [_of_kind(connection, kind, low=low, high=high) for kind in kinds]
+    for number, (index, leaf, kind) in enumerate(heapq.merge(*by_kind)):
+        if number >= MAX_REPORT_RECORDS:
+            raise QueryRefused(_TOO_MANY, code="range")
+        yield index, _record(index, leaf, kind), leaf
+
+
+def _of_kind(connection: Connection, kind: str, *, low: int, high: int) -> Iterator[tuple[int, bytes, str]]:
+    at = low
+    while at <= high:
+        rows = connection.execute(kind_statement(kind, low=at, high=high)).all()
+        yield from sorted((row.idx, bytes(row.leaf), kind) for row in rows)
+        if len(rows) < EXPORT_CHUNK_RECORDS:
+            return
+        at = max(row.idx for row in rows) + 1
+
+
+def kind_statement(kind: str, *, low: int, high: int, newest: bool = False) -> Select[tuple[int, bytes]]:
+    """A page of one kind: the index picks it, only then are its leaves read. `newest` takes it from the end."""
+    table = record_table
+    order = table.c.idx.desc() if newest else table.c.idx.asc()
+    page = (
+        select(table.c.idx)
+        .where(table.c.kind == kind, table.c.idx >= low, table.c.idx <= high)
+        .order_by(order)
+        .limit(EXPORT_CHUNK_RECORDS)
+        .subquery("page")
+    )
+    return select(leaf_table.c.idx, leaf_table.c.leaf).join(page, page.c.idx == leaf_table.c.idx)
+
+
+def _record(index: int, leaf: bytes, kind: str | None = None) -> Record:
+    try:
+        record = parse_leaf(leaf)
+    except DecodeError as error:
+        raise LogDamaged(f"record {index} is damaged in the database") from error
+    if kind not in (None, record.kind):
+        raise LogDamaged(f"record {index} is not what the database's index says")
+    return record
+
+
+# Moments --------------------------------------------------------------------------------------------------------------
+
+
+def _until(connection: Connection, question: Question, *, size: int) -> Iterator[_Seen]:
+    """The newest policy until the moment; the newest opening, and what came after it until then."""
+    high = size - 1
+    if question.at_us is not None:
+        until = Question(to_us=question.at_us + 1)
+        _, high = _indices(connection, until, size=size)
+    policy = _newest_of(connection, "policy.change", question.at_us, high=high)
+    opened = _newest_of(connection, "log.opened", question.at_us, high=high)
+    low = opened[0] if opened is not None else 0
+    if policy is not None and policy[0] < low:
+        yield policy
+    yield from _listed(connection, in_force.KINDS, low=low, high=high)
+
+
+def _newest_of(connection: Connection, kind: str, at_us: int | None, *, high: int) -> _Seen | None:
+    read = 0
+    while high >= 0:
+        rows = connection.execute(kind_statement(kind, low=0, high=high, newest=True)).all()
+        for index, leaf in sorted(((row.idx, bytes(row.leaf)) for row in rows), reverse=True):
+            record = _record(index, leaf, kind)
+            if at_us is None or record.ts_us <= at_us:
+                return index, record, leaf
+        read += len(rows)
+        if read >= MAX_REPORT_RECORDS:
+            raise QueryRefused(_TOO_MANY, code="range")
+        high = min((row.idx for row in rows), default=0) - 1
+    return None
+
+
+# Ranges ---------------------------------------------------------------------------------------------------------------
+
+
+def _newest_range(size: int) -> tuple[int, int]:
+    return max(0, size - MAX_REPORT_RECORDS), size - 1
+
+
+def _range(question: Question, *, size: int) -> tuple[int, int]:
+    """What was asked for, or the newest records; raises QueryRefused for what is not there or too much."""
+    last = size - 1 if question.last is None else question.last
+    first = max(0, last - MAX_REPORT_RECORDS + 1) if question.first is None else question.first
+    if not 0 <= first <= last < size:
+        raise QueryRefused(f"the log holds records 0 to {size - 1}; ask for a range of these", code="range")
+    if last - first >= MAX_REPORT_RECORDS:
+        raise QueryRefused(_TOO_MANY, code="range")
+    return first, last
+
+
+def _leaves(connection: Connection, *, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+    for start in range(first, last + 1, EXPORT_CHUNK_RECORDS):
+        stop = min(start + EXPORT_CHUNK_RECORDS, last + 1)
+        rows = connection.execute(
+            select(leaf_table.c.idx, leaf_table.c.leaf)
+            .where(leaf_table.c.idx >= start, leaf_table.c.idx < stop)
+            .order_by(leaf_table.c.idx)
+        ).all()
+        yield from ((row.idx, bytes(row.leaf)) for row in rows)
+
+
+def _show_range(
+    connection: Connection, fold: Fold, *, first: int, last: int, size: int
+) -> tuple[str, tuple[str, ...], list[str]]:
+    """Show every leaf; give the root that the database names, and whether the leaves lead to it."""
+    hashes: list[bytes] = []
+    for index, leaf in _leaves(connection, first=first, last=last):
+        hashes.append(leaf_hash(leaf))
+        fold.see(index, _record(index, leaf), leaf)
+    root = bytes(connection.execute(select(head_table.c.root)).scalar_one())
+    missing = last - first + 1 - len(hashes)
+    if missing:
+        return root.hex(), (), [f"{missing} records of the range are no longer kept; a bundle says which"]
+    try:
+        proof = range_proof(first, last, size, StoredTree(connection, size))
+        leads_to = range_root(first, last, size, iter(hashes), proof)
+    except LogError:
+        leads_to = b""
+    wrong = () if leads_to == root else ("the leaves do not lead to the root of the log",)
+    return root.hex(), wrong, []
+
+
+def _show_budget(connection: Connection, fold: Budget, question: Question, *, first: int, last: int) -> None:
+    _count(connection, fold, question)
+    for index, record, _ in _listed(connection, ("policy.change",), low=0, high=first - 1):
+        fold.grant(index, record)
+    for index, leaf in _leaves(connection, first=first, last=last):
+        fold.replay(index, _record(index, leaf), leaf)
