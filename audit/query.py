@@ -26,6 +26,7 @@ from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
 from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
 from audit.line_export import write_lines
+from audit.reports import answer_report
 from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import cosigned as cosigned_table
@@ -39,6 +40,8 @@ from sealgate.protocol.canonical import canonical_json
 from sealgate.transparency.exports.formats import ExportFormat
 from sealgate.transparency.merkle import consistency_proof, inclusion_proof
 from sealgate.transparency.record import KINDS, Record, parse_leaf
+from sealgate.transparency.reports.form import Report
+from sealgate.transparency.reports.question import Question
 
 
 class RecordFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -129,6 +132,19 @@ class AuditReader:
         if row is None:
             raise QueryRefused("no record has this id", code="not-found")
         return _entry(row.idx, row.leaf)
+
+    def record_at(self, index: int) -> Entry:
+        """The record at this index, if it is still kept."""
+        with self._snapshot() as (connection, _size):
+            leaf = connection.execute(select(leaf_table.c.leaf).where(leaf_table.c.idx == index)).scalar_one_or_none()
+        if leaf is None:
+            raise QueryRefused("no record is kept at this index", code="not-found")
+        return _entry(index, leaf)
+
+    def report(self, name: str, question: Question) -> Report:
+        """A report over the whole log, in one snapshot; DecodeError or QueryRefused for what cannot be asked."""
+        with self._snapshot() as (connection, size):
+            return answer_report(connection, name=name, question=question, origin=self._origin, size=size)
 
     # Tree ------------------------------------------------------------------------------------------------------------
 
