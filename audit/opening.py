@@ -3,7 +3,7 @@
     1. the file is a log of this origin and of a schema that this release knows
     2. the newest leaves re-hash to the stored hashes, and the right edge to the root in `head`
     3. the newest stored checkpoint was signed by this log's key, and its root is the root the tree had at that size;
-       only a log that holds nothing but openings may have none
+       only a log that holds nothing but openings may have none. The newest cosigned one likewise, if there is one
     4. every record was written by this log's writer: the seal over size and root is the writer's. A log from before
        there were seals has none: then its newest checkpoint must be of all its records
     5. the requests that were under way when the last writer stopped are found
@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, Table, func, insert, select
 
 from audit.errors import LogDamaged, LogInUse
 from audit.limits import TILE_HEIGHT, TILE_WIDTH
-from audit.publishing import newest_size
 from audit.sealing import HeadSeal
 from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
@@ -68,13 +67,15 @@ def read_log(
     if frontier.root() != root:
         raise LogDamaged("the log's hashes do not lead to its stored root")
     checkpoint = _check_checkpoint(connection, size, tree, verifier, mldsa)  # 3
+    cosigned = _newest_note(connection, cosigned_table, size, tree, verifier)
     _check_seal(seal, sealed, size=size, root=root, signed=checkpoint)  # 4
     tiles = TileWriter(size, lambda level, index, width: read_tile(connection, level, index, width))
-    return Opened(frontier, tiles, _open_intents(connection), checkpoint, newest_size(connection, cosigned_table))  # 5
+    cosigned_size = cosigned.checkpoint.size if cosigned else -1
+    return Opened(frontier, tiles, _open_intents(connection), checkpoint, cosigned_size)  # 5
 
 
 def _head(connection: Connection, origin: str, seal: HeadSeal, entropy: Entropy) -> tuple[int, bytes, bytes | None]:
-    row = connection.execute(select(head_table)).one_or_none()
+    row = connection.execute(select(head_table).where(head_table.c.id == 1)).one_or_none()
     leaves, records = (
         connection.execute(select(func.max(table.c.idx))).scalar_one() for table in (leaf_table, record_table)
     )
@@ -125,15 +126,26 @@ def _check_newest_leaves(connection: Connection, size: int) -> None:
 def _check_checkpoint(
     connection: Connection, size: int, tree: StoredTree, verifier: NoteVerifier, mldsa: Cosigner | None
 ) -> VerifiedCheckpoint | None:
-    row = connection.execute(
-        select(checkpoint_table.c.size, checkpoint_table.c.note).order_by(checkpoint_table.c.size.desc()).limit(1)
-    ).one_or_none()
-    if row is None:
+    verified = _newest_note(connection, checkpoint_table, size, tree, verifier)
+    if verified is None:
         _require_nothing_recorded(connection)
         return None
     try:
+        # There may be none: the checkpoint may be from before there was a key.
+        verify_cosignatures(verified.note, [] if mldsa is None else [mldsa.public])
+    except LogError as error:
+        raise LogDamaged("the newest checkpoint's ML-DSA-44 signature does not hold") from error
+    return verified
+
+
+def _newest_note(
+    connection: Connection, table: Table, size: int, tree: StoredTree, verifier: NoteVerifier
+) -> VerifiedCheckpoint | None:
+    row = connection.execute(select(table.c.size, table.c.note).order_by(table.c.size.desc()).limit(1)).one_or_none()
+    if row is None:
+        return None
+    try:
         verified = open_checkpoint(row.note, [verifier])
-        verify_cosignatures(row.note, [] if mldsa is None else [mldsa.public])  # none from before there was a key
     except LogError as error:
         raise LogDamaged("the newest checkpoint is not signed by this log's key") from error
     signed = verified.checkpoint

@@ -7,7 +7,7 @@ Never: commits.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, Table, delete, func, insert, select
+from sqlalchemy import Connection, Table, delete, insert
 
 from audit.limits import CHECKPOINT_HISTORY_US
 
@@ -28,9 +28,3 @@ class PublishedNotes:
             connection.execute(self._drop.where(self._table.c.size == self.size))
         connection.execute(self._put.values(size=size, ts_us=now_us, note=note))
         self.size, self._us = size, now_us
-
-
-def newest_size(connection: Connection, table: Table) -> int:
-    """Of the newest note's tree; -1 if there is none."""
-    size = connection.execute(select(func.max(table.c.size))).scalar_one()
-    return -1 if size is None else int(size)
