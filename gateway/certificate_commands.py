@@ -63,6 +63,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     _state(one)
     one.add_argument("--json", action="store_true", help="the same for machines")
 
+    one = what.add_parser("inspect", help="whether a client certificate counts now, for whom, and if not why")
+    _state(one)
+    one.add_argument("target", metavar="NAME|FILE", help="which certificate")
+
 
 def _state(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("state", metavar="STATE", type=Path, help="the deployment's folder")
@@ -73,7 +77,7 @@ def _days(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    work = {"issue": _issue, "renew": _renew, "revoke": _revoke, "list": _list}
+    work = {"issue": _issue, "renew": _renew, "revoke": _revoke, "list": _list, "inspect": _inspect}
     return work[arguments.certificate_command](arguments)
 
 
@@ -85,7 +89,7 @@ def _issue(arguments: argparse.Namespace) -> int:
     shown = issue(deployment, arguments.name, names=tuple(arguments.san), days=arguments.days)
     _print_made(shown, deployment.pki / "clients" / f"{arguments.name}.pem")
     if shown.client is None:
-        print("It stands for nobody yet. To give it a caller, add to policy/tenants.toml:")
+        print("It stands for nobody yet. To give it a caller, add to policy/tenants.toml and apply that:")
         print(f'  [[client]]\n  certificate = "{shown.names[0]}"\n  tenant = "..."\n  subject = "..."')
         print('  roles = ["client"]\n  purposes = ["..."]')
     return 0
@@ -151,6 +155,30 @@ def _list(arguments: argparse.Namespace) -> int:
     ]
     print(render_table(headings, rows))
     return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from gateway.own_authority import explain, find
+    from sealgate.deployment import open_deployment
+    from sealgate.errors import ConfigurationError
+    from sealgate.terminal import render_pairs
+
+    deployment = open_deployment(arguments.state)
+    found = find(deployment, arguments.target)
+    if isinstance(found, str):
+        raise ConfigurationError("a fingerprint says nothing about its certificate: name its file")
+    shown, reasons = explain(deployment, found)
+    pairs: list[tuple[str, object]] = [("counts", "yes" if shown.standing == "good" else "no")]
+    if shown.standing != "good":
+        pairs += [("reason", shown.standing), *(("", reason) for reason in reasons)]
+    pairs += [
+        ("names", ", ".join(shown.names) or "none"),
+        ("stands for", _caller(shown)),
+        ("until", _day(shown.until)),
+        ("fingerprint", shown.fingerprint),
+    ]
+    print(render_pairs(pairs))
+    return 0 if shown.standing == "good" and shown.client is not None else 1
 
 
 def _plain(item: Shown) -> dict[str, object]:

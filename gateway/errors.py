@@ -179,12 +179,15 @@ class Unauthenticated(GatewayError):
     There are two exceptions, and only who holds a good token and its key ever meets them. A proof that lacks nothing
     but a current nonce gets the same 401 with the challenge of RFC 9449 section 9. Where used proofs cannot be
     remembered it is 503, because a new credential would not help.
+
+    `detail` says what about the reason in words (which claim, never what it holds), for the operator's own commands.
     """
 
     code = "unauthenticated"
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, detail: str = "") -> None:
         super().__init__("the caller could not be authenticated", code=reason)
+        self.detail = detail
 
     def problem(self) -> Problem:
         """What the caller is told."""

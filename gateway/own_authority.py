@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway import pki
-from gateway.authentication.authorities import Authorities, fingerprint_of, judge
+from gateway.authentication.authorities import Authorities, fingerprint_of, judge, objections
 from gateway.authentication.certificates import DenyList
-from gateway.errors import Unauthenticated
+from gateway.errors import AUTHENTICATION_FAILURES, Unauthenticated
 from gateway.file_changes import locked, make_folder, replace_file
 from policy.clients import CertificateClient
 from policy.history import PolicyHistory
@@ -138,6 +138,21 @@ def certificates(deployment: Deployment, *, clock: Clock = now_us) -> list[Shown
     for path in sorted(folder.glob("*.pem")):
         shown.append(_show(deployment, path.stem, _read_certificate(path), clock=clock))
     return shown
+
+
+def explain(
+    deployment: Deployment, certificate: x509.Certificate, *, clock: Clock = now_us
+) -> tuple[Shown, tuple[str, ...]]:
+    """How a gateway that starts now would judge this certificate, and in words why it does not count."""
+    shown = _show(deployment, "", certificate, clock=clock)
+    if shown.standing == "good":
+        return shown, ()
+    reasons = [AUTHENTICATION_FAILURES[shown.standing]]
+    if shown.standing == "certificate-untrusted":
+        generation = Authorities(deployment.pki, crl="off", clock=clock).current()
+        found = objections(generation, certificate, now_us=clock())
+        reasons += [f"authority {name}: {printable(why)}" for name, why in found.items()]
+    return shown, tuple(reasons)
 
 
 def _show(deployment: Deployment, name: str, certificate: x509.Certificate, *, clock: Clock) -> Shown:

@@ -133,7 +133,10 @@ def issue_token(
     tenants = parse_tenants(_read(tenants_path), name=str(tenants_path)).tenants
     if tenant not in tenants:
         raise ConfigurationError(f"{tenants_path} has no tenant {tenant!r}; it has: {', '.join(sorted(tenants))}")
-    key = _read_issuer_key(deployment.tokens / "issuer.key")
+    key_path = deployment.tokens / "issuer.key"
+    if not key_path.exists():
+        raise ConfigurationError(f"{key_path} is not there: this deployment's tokens come from its identity providers")
+    key = _read_issuer_key(key_path)
     seconds = now // 1_000_000
     claims: dict[str, object] = {
         "iss": _local_issuer(deployment.tokens / "issuers.toml"),

@@ -66,7 +66,8 @@ def restore(arguments: argparse.Namespace) -> int:
     wanted = _entry(arguments, deployment, now=now)
     if not any(_same(item, wanted) for item in read_revocations(deployment.tokens)):
         raise ConfigurationError(
-            f"nothing is revoked by exactly this: {describe(wanted)}; see: sealgate token revocations STATE"
+            f"nothing is revoked by exactly this: {describe(wanted)}; see: "
+            f"sealgate token revocations {arguments.state} (a time is restored as it is written there)"
         )
     change_revocations(deployment.tokens, lambda old: tuple(item for item in old if not _same(item, wanted)), now=now)
     print(f"restored: {describe(wanted)}")

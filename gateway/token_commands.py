@@ -245,7 +245,12 @@ class _ActionOrIssue(argparse._SubParsersAction):  # type: ignore[type-arg]
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"%(prog)s [-h] {{{','.join(_ACTIONS)}}} STATE ..."
     actions = parser.add_subparsers(
-        action=_ActionOrIssue, dest="token_action", metavar="ACTION", required=True, title="actions"
+        action=_ActionOrIssue,
+        dest="token_action",
+        metavar="ACTION",
+        required=True,
+        title="actions",
+        prog="sealgate token",
     )
     for name, command in _ACTIONS.items():
         command.configure(actions.add_parser(name, help=command.summary, description=command.description))

@@ -77,7 +77,7 @@ async def _judge(deployment: Deployment, text: str) -> tuple[VerifiedToken | Non
     try:
         return await verifier.verify(text), ""
     except Unauthenticated as error:
-        return None, "; ".join([error.code, *said])
+        return None, "; ".join([error.code, *filter(None, [error.detail]), *said])
     finally:
         await verifier.close()
 

@@ -296,6 +296,8 @@ def demanded(obligations: Obligations) -> str:
         value = getattr(obligations, field.name)
         if value is True:
             parts.append(field.name)
+        elif field.name == "noise_epsilon_micro":
+            parts += [f"noise_epsilon={value / 1_000_000:g}"] if value else []
         elif value not in (None, False, 0) or (value == 0 and value is not False and field.default is None):
             parts.append(f"{field.name}={value}")
     return " ".join(parts)

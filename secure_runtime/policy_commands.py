@@ -80,7 +80,10 @@ def _apply(deployment: Deployment, arguments: argparse.Namespace) -> int:
     results = run_scenarios(policy_set, scenarios.questions)
     if any(result.differences for result in results):
         print(commands.results_table(results, failed_only=True), file=sys.stderr)
-        raise ConfigurationError("not applied: the policy does not answer its own scenarios as it should")
+        raise ConfigurationError(
+            "not applied: the policy does not answer its own scenarios as it should; change the policy, or in "
+            "scenarios/ those that do not say any more what you want"
+        )
     history = PolicyHistory(deployment.policy_history)
     kept = history.store(place.path)
     tested = not scenarios.digest or history.scenarios_path(scenarios.digest).is_dir()

@@ -223,13 +223,37 @@ def _chain(
     authority: Authority, leaf: x509.Certificate, others: Sequence[x509.Certificate], *, now_us: int
 ) -> list[x509.Certificate] | None:
     """The path from the certificate to an anchor, if there is one."""
+    try:
+        return _verified(authority, leaf, others, now_us=now_us)
+    except (verification.VerificationError, ValueError, UnsupportedAlgorithm):
+        return None
+
+
+def objections(generation: Generation, leaf: x509.Certificate, *, now_us: int) -> dict[str, str]:
+    """Why no path leads to each authority, in the verifier's words: for the operator's own commands alone."""
+    found: dict[str, str] = {}
+    for authority in generation.authorities:
+        try:
+            _verified(authority, leaf, (), now_us=now_us)
+        except (verification.VerificationError, ValueError, UnsupportedAlgorithm) as error:
+            found[authority.name] = _in_words(str(error))
+    return found
+
+
+def _in_words(said: str) -> str:
+    if "no interior errors" in said:
+        return "is not its issuer"
+    plain = said.partition(" (encountered")[0].replace("validation failed: ", "").replace("candidates exhausted: ", "")
+    return plain.replace("2.5.29.15:", "2.5.29.15 (key usage):")
+
+
+def _verified(
+    authority: Authority, leaf: x509.Certificate, others: Sequence[x509.Certificate], *, now_us: int
+) -> list[x509.Certificate]:
     moment = datetime.datetime.fromtimestamp(now_us // 1_000_000, datetime.UTC)
     builder = verification.PolicyBuilder().store(authority.store).time(moment).max_chain_depth(MAX_CHAIN)
     builder = builder.extension_policies(ca_policy=_AUTHORITY, ee_policy=_ANY_NAME)
-    try:
-        return builder.build_client_verifier().verify(leaf, list(others)).chain
-    except (verification.VerificationError, ValueError, UnsupportedAlgorithm):
-        return None
+    return builder.build_client_verifier().verify(leaf, list(others)).chain
 
 
 def _listed_until(lists: RevocationLists, chain: list[x509.Certificate], *, now_us: int) -> int:

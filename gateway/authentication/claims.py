@@ -10,7 +10,9 @@ Trusts: the rules. Never: guesses a claim from another one, converts between typ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -108,8 +110,8 @@ def parse_registered(payload: dict[str, Any]) -> Registered:
     """The registered claims; raises Unauthenticated for any that is missing or of another type."""
     try:
         return msgspec.convert(payload, Registered)
-    except msgspec.ValidationError:
-        raise Unauthenticated("claims-invalid") from None
+    except msgspec.ValidationError as error:
+        raise Unauthenticated("claims-invalid", detail=_which(payload, error)) from None
 
 
 def require_access_token(payload: dict[str, Any], claims: Registered) -> None:
@@ -132,19 +134,22 @@ def apply_rules(
     rules: ClaimRules, payload: dict[str, Any], claims: Registered, *, not_before_us: int, expires_us: int
 ) -> VerifiedToken:
     """What the token says, in our names; raises Unauthenticated if something that must be there is not."""
-    try:
+    with _reading(payload, rules.subject_claim):
         subject = msgspec.convert(_at(payload, rules.subject_claim), _Name)
+    with _reading(payload, rules.roles_claim):
         roles = _listed(payload, rules.roles_claim, rules.role_map)
+    with _reading(payload, rules.purposes_claim):
         purposes = _listed(payload, rules.purposes_claim, rules.purpose_map)
+    with _reading(payload, rules.tenant_claim):
         tenant = rules.tenant or msgspec.convert(_at(payload, rules.tenant_claim), _Text if rules.tenant_map else _Name)
-    except msgspec.ValidationError:
-        raise Unauthenticated("claims-invalid") from None
     if rules.tenant_map and not rules.tenant:
         if tenant not in rules.tenant_map:
             raise Unauthenticated("tenant-not-of-issuer")
         tenant = rules.tenant_map[tenant]
-    if (rules.require_jti and not claims.jti) or (rules.require_client_id and not claims.client_id):
-        raise Unauthenticated("claims-invalid")
+    if rules.require_jti and not claims.jti:
+        raise Unauthenticated("claims-invalid", detail="jti is missing")
+    if rules.require_client_id and not claims.client_id:
+        raise Unauthenticated("claims-invalid", detail="client_id is missing")
     return VerifiedToken(
         issuer=claims.iss,
         tenant=tenant,
@@ -166,8 +171,27 @@ def _confirmation(cnf: _Cnf | msgspec.UnsetType) -> Confirmation | None:
         return None
     found = Confirmation(x5t_s256=cnf.x5t_s256 or None, jkt=cnf.jkt or None)
     if found == Confirmation():
-        raise Unauthenticated("claims-invalid")
+        raise Unauthenticated("claims-invalid", detail="cnf is empty")
     return found
+
+
+def _which(payload: dict[str, Any], error: msgspec.ValidationError) -> str:
+    """Which registered claim is wrong. The library's text names it; what it holds is never repeated."""
+    missing = [name for name in ("iss", "aud", "sub", "iat", "exp") if name not in payload]
+    if missing:
+        return f"{missing[0]} is missing"
+    named = re.search(r"at `\$\.([a-z_]{2,9})", str(error))
+    return f"{named[1]} is not of its type" if named else ""
+
+
+@contextmanager
+def _reading(payload: dict[str, Any], path: tuple[str, ...]) -> Iterator[None]:
+    """Around taking what stands at a path."""
+    try:
+        yield
+    except msgspec.ValidationError:
+        what = "is missing" if _at(payload, path) is None else "is not of its type"
+        raise Unauthenticated("claims-invalid", detail=f"{'.'.join(path)} {what}") from None
 
 
 def _at(payload: dict[str, Any], path: tuple[str, ...]) -> Any:

@@ -114,7 +114,16 @@ class KeyFetcher:
                             raise FetchFailed(f"the answer is larger than {most} bytes")
                 return response, bytes(data)
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise FetchFailed(f"the connection failed ({type(error).__name__})") from error
+            raise FetchFailed(f"the connection failed ({_why(error)})") from error
+
+
+def _why(error: BaseException) -> str:
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, ssl.SSLCertVerificationError):
+            return "the provider's TLS certificate is not believed; the setting `ca` names its authority"
+        found = found.__cause__ or found.__context__
+    return type(error).__name__
 
 
 def metadata_urls(issuer: str) -> Iterator[str]:

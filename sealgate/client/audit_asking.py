@@ -77,7 +77,7 @@ def _query(arguments: argparse.Namespace) -> int:
     else:
         print(records_table(entries))
         more = "; more match: raise --limit" if cursor is not None else ""
-        print(f"\n{len(entries)} records of a log of {page.tree_size}{more}")
+        print(f"\n{len(entries)} {'record' if len(entries) == 1 else 'records'} of a log of {page.tree_size}{more}")
     return 0
 
 

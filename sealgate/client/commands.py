@@ -182,7 +182,11 @@ def _summary(result: InferResult) -> str:
 
     facts = result.evidence.model(result.receipt.record.model)
     skipped = sum(check.outcome == "skipped" for check in result.evidence.transcript)
-    unchecked = f", {skipped} checks had nothing to compare with (--explain)" if skipped else ""
+    unchecked = (
+        f", {skipped} {'check' if skipped == 1 else 'checks'} had nothing to compare with (--explain)"
+        if skipped
+        else ""
+    )
     return render_pairs(
         [
             ("model", f"{result.model_name} {result.model_version}"),

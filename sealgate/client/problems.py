@@ -21,10 +21,10 @@ BUDGET_CODES = ("budget-exhausted", "privacy-budget-exhausted")
 
 _URN = re.compile(r"urn:sealgate:problem:([a-z0-9-]{1,64})\Z")
 _HINTS = {
-    "unauthenticated": "the credential was not accepted; get a new token, or check the client certificate",
+    "unauthenticated": "the credential was not accepted; get a new token, or check certificate and DPoP key",
     "forbidden": "the policy does not allow this model for this purpose with this credential",
-    "budget-exhausted": "the budget is used up; wait for its renewal or ask the operator",
-    "privacy-budget-exhausted": "the privacy budget is used up and never renews; ask the operator",
+    "budget-exhausted": "the budget has too little left; wait for its renewal or ask the operator",
+    "privacy-budget-exhausted": "the privacy budget has too little left and never renews; ask the operator",
     "too-many-requests": "slow down and try again",
     "unavailable": "the service cannot infer at the moment; try again later",
     "sealed-request-refused": "the runtime refused the sealed request; check this machine's clock and the credential",
@@ -86,7 +86,7 @@ def read_problem(status: int, content_type: str, retry_after: str, body: bytes) 
 def budget_text(budget: str, renews: datetime | None) -> str:
     """Which budget, and when to come again."""
     when = f"it renews at {renews:%Y-%m-%d %H:%M:%S} UTC" if renews else "it does not renew; ask the operator"
-    return f"the budget '{budget}' is used up; {when}"
+    return f"the budget '{budget}' has too little left for this request; {when}"
 
 
 def _moment(text: str | None) -> datetime | None:

@@ -115,10 +115,17 @@ def reaching(url: str) -> Iterator[None]:
     except httpx.ProxyError as error:
         raise ServiceUnreachable(f"the proxy on the way to {url} refused") from error
     except httpx.ConnectError as error:
-        why = "its TLS certificate is not from the authority in ca.pem, or" if _is_tls(error) else "is it running, and"
+        why = (
+            "its TLS certificate is not from the authority in ca.pem, or"
+            if is_tls_failure(error)
+            else "is it running, and"
+        )
         raise ServiceUnreachable(f"cannot connect to {url}: {why} is the url in the trust file right?") from error
     except httpx.TransportError as error:
-        raise ServiceUnreachable(f"the connection to {url} broke before the answer was complete") from error
+        raise ServiceUnreachable(
+            f"the connection to {url} broke before the answer was complete (so it also ends where the service does not "
+            "accept the authority of a client certificate)"
+        ) from error
 
 
 def require_sealed(response: httpx.Response) -> SealedAnswer:
@@ -155,7 +162,8 @@ def read_result(response: httpx.Response, metadata: ModelMetadata | None) -> Inf
     )
 
 
-def _is_tls(error: BaseException | None) -> bool:
+def is_tls_failure(error: BaseException | None) -> bool:
+    """Whether the peer's certificate, or something else of TLS, was what failed."""
     import ssl
 
     while error is not None and not isinstance(error, ssl.SSLError):

@@ -33,6 +33,7 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import MAX_TOKEN, ClientCertificate, check_token
 from sealgate.client.dpop import DpopKey, Prover
 from sealgate.client.errors import TokenUnavailable
+from sealgate.client.results import is_tls_failure
 from sealgate.client.transport import reading_proxy
 from sealgate.errors import ConfigurationError, DecodeError, SealgateError
 from sealgate.protocol.dpop import target_url
@@ -174,7 +175,8 @@ class ClientCredentials:
                         raise TokenUnavailable("the token service's answer is larger than it may be")
                 return response.status_code, response.headers, bytes(body)
         except httpx.HTTPError as error:
-            raise TokenUnavailable(f"the token service cannot be reached ({type(error).__name__})") from error
+            why = "its TLS certificate is not believed: see ca_file" if is_tls_failure(error) else type(error).__name__
+            raise TokenUnavailable(f"the token service cannot be reached ({why})") from error
 
     def _granted(self, body: bytes, asked_us: int) -> _Held:
         answer = _decoded(body, _Granted)

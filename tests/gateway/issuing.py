@@ -135,3 +135,17 @@ def map_any_authority(deployment, certificate="URI:urn:sealgate:client:integrati
     text = tenants.read_text()
     assert rule in text
     tenants.write_text(text.replace(rule, f'{rule}authority = "*"\n'))
+
+
+def without_key_usage(ca):
+    """The authority's certificate as a bare `openssl req -x509` makes it."""
+    begun = now() - DAY
+    return (
+        x509.CertificateBuilder(ca.name, ca.name, ca.key.public_key(), x509.random_serial_number())
+        .not_valid_before(begun)
+        .not_valid_after(begun + 30 * DAY)
+        .add_extension(x509.BasicConstraints(True, None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(ca.key.public_key()), critical=False)
+        .add_extension(ca.identifier(), critical=False)
+        .sign(ca.key, hashes.SHA256())
+    )

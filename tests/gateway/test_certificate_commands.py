@@ -15,7 +15,7 @@ from gateway.authentication.authorities import fingerprint_of
 from policy.history import InForce, PolicyHistory
 from sealgate.cli import main
 from tests.gateway.conftest import post_sealed
-from tests.gateway.issuing import Ca, accept, install, map_any_authority, pem
+from tests.gateway.issuing import Ca, accept, install, map_any_authority, pem, without_key_usage
 
 
 @pytest.fixture(autouse=True)
@@ -250,3 +250,33 @@ def test_files_keep_their_owner_and_mode(deployment):
         assert (status.st_uid, status.st_gid) == (4242, 4243)
     assert "ab" * 32 in path.read_text()
     assert not list(deployment.pki.glob(".*"))
+
+
+def test_inspecting_says_whether_a_certificate_counts_and_why_not(gateway, capsys, tmp_path):
+    root, file = gateway.deployment.root, tmp_path / "shown.pem"
+
+    def inspected(certificate, *, code):
+        file.write_bytes(pem(certificate[0]))
+        sealgate("inspect", root, file, code=code)
+        return capsys.readouterr().out
+
+    partner, stranger, short = Ca("Partner"), Ca("Stranger"), Ca("Partner")
+    short.certificate = without_key_usage(short)
+    accept(gateway.deployment.pki, "partner", partner)
+    said = inspected(partner.client("URI:urn:sealgate:client:integration"), code=0)
+    assert said.startswith("counts       yes\n")
+    assert "clinic/hospital-integration" in said
+    assert "stands for   nobody" in inspected(partner.client("DNS:proxy.internal"), code=1)
+    said = inspected(stranger.client("URI:a:b"), code=1)
+    assert "certificate-untrusted" in said
+    assert "authority partner: is not its issuer" in said
+    accept(gateway.deployment.pki, "partner", short)
+    assert "authority partner: invalid extension: 2.5.29.15 (key usage)" in inspected(short.client("URI:a:b"), code=1)
+    revoked = fingerprint_of(leaf(gateway.deployment, "auditor"))
+    sealgate("revoke", root, "auditor")
+    capsys.readouterr()
+    sealgate("inspect", root, "auditor", code=1)
+    said = capsys.readouterr().out
+    assert "certificate-revoked" in said
+    assert revoked in said, "the whole of it, as settings and lists want it"
+    assert "name its file" in refused(capsys, "inspect", root, revoked)

@@ -161,3 +161,23 @@ def test_whatever_an_issuer_signs_is_understood_or_refused_and_nothing_else(clai
     assert all(isinstance(role, str) for role in got.roles)
     assert isinstance(got.tenant, str)
     assert isinstance(got.subject, str)
+
+
+@pytest.mark.parametrize(
+    ("rules", "claims", "detail"),
+    [
+        (ClaimRules(tenant_claim=("a", "b")), {}, "a.b is missing"),
+        (ClaimRules(), {"tenant": 5}, "tenant is not of its type"),
+        (ClaimRules(), {"roles": "client"}, "roles is not of its type"),
+        (ClaimRules(), {"drop": ("jti",)}, "jti is missing"),
+        (ClaimRules(), {"drop": ("client_id",)}, "client_id is missing"),
+        (ClaimRules(), {"drop": ("aud",)}, "aud is missing"),
+        (ClaimRules(), {"exp": "s3cret"}, "exp is not of its type"),
+        (ClaimRules(), {"cnf": {"s3cret": "s3cret"}}, "cnf is not of its type"),
+        (ClaimRules(), {"cnf": {}}, "cnf is empty"),
+    ],
+)
+def test_the_operator_is_told_which_claim_and_never_what_it_holds(rules, claims, detail):
+    with pytest.raises(Unauthenticated) as caught:
+        understood(rules, **claims)
+    assert (caught.value.code, caught.value.detail) == ("claims-invalid", detail)

@@ -154,6 +154,7 @@ def test_inspecting_fetches_keys_and_says_why_not(say, tmp_path, deployment, mon
         server.publish(signer)
         code, out, _ = say("inspect", "STATE")
         assert "claims-invalid" in out
+        assert "roles is not of its type" in out
         assert "\x1b" not in out, "what a token says cannot act on a terminal"
         monkeypatch.setenv("SEALGATE_TOKEN", signer.token(iss=server.url))
         assert say("inspect", "STATE")[0] == 0
@@ -282,6 +283,7 @@ def test_restoring_takes_the_very_selection(say):
     ):
         code, _, err = say("restore", "STATE", *words)
         assert (code, "nothing is revoked by exactly this" in err) == (1, True)
+        assert "sealgate token revocations" in err
     words = ["--subject", "bob", "--tenant", "clinic", "--issued-before", "2099-01-01"]
     assert say("restore", "STATE", *words)[0] == 0
     assert say("revocations", "STATE")[1] == "nothing is revoked\n"

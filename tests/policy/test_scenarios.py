@@ -73,7 +73,7 @@ def test_every_shipped_scenario_passes_on_the_shipped_policy(tmp_path: Path) -> 
         ),
         (
             ("[scenario.caller]", '[scenario.obligations]\nround_digits = 6\nnoise_epsilon = "0.5"\n[scenario.caller]'),
-            ["demands round_digits=6, not round_digits=6 noise_epsilon_micro=500000 noise_rows=32"],
+            ["demands round_digits=6, not round_digits=6 noise_epsilon=0.5 noise_rows=32"],
         ),
         (
             ('expect = "permit"', 'expect = "deny"\nreason = "no-role"\nby = []'),

@@ -157,8 +157,8 @@ def test_an_exhausted_budget_is_named_with_its_renewal(service: Any) -> None:
     assert refused.receipt is not None
     assert isinstance(refused, ServiceRefused)
     assert str(refused) == (
-        "the service refused (429 budget-exhausted): the budget 'clinic-day' is used up; "
-        "it renews at 2030-01-01 00:00:00 UTC"
+        "the service refused (429 budget-exhausted): the budget 'clinic-day' has too little left "
+        "for this request; it renews at 2030-01-01 00:00:00 UTC"
     )
 
 
