@@ -3,7 +3,8 @@
     DIGEST/              the files of one version, and MANIFEST.json: the listing that DIGEST is of
     scenarios-DIGEST/    the scenario files that a version passed when it was applied
     current              which version is in force, and how it came to be (JSON; replaced by renaming)
-    lock                 held shared by the runtime host, exclusively for the moment in which nobody else may change it
+    lock                 held shared by the runtime host, exclusively for the moment in which nobody else may change it;
+                         open to the folder's owner alone
 
 A version is written beside its place, made durable and moved there, so it is there whole or not at all; what is there
 is never written again. When it came into force is in the audit log, and only there.
@@ -45,6 +46,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 _READABLE = 0o444  # who may reach the folder may read it: the gateway's user is another than the runtime's
 _ENTERABLE = 0o755
+_OWNERS = 0o600
 
 
 class InForce(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -219,10 +221,12 @@ class PolicyHistory:
     def _locked(self, how: int) -> Iterator[None]:
         with _writing(self.folder):
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            handle = os.open(self.folder / "lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            handle = os.open(self.folder / "lock", os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            with contextlib.suppress(PermissionError):  # it is another user's, who did the same
-                os.fchmod(handle, _READABLE)
+            # Who can open it can hold it, and so keep a host from starting: not whoever may read the folder.
+            with contextlib.suppress(PermissionError):  # root made it, and gave it away
+                os.fchmod(handle, _OWNERS)
+                os.fchown(handle, self.folder.stat().st_uid, -1)
             fcntl.flock(handle, how)
             yield
         finally:

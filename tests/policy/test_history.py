@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -195,6 +197,37 @@ def test_while_a_host_holds_it_nobody_else_changes_it(history: PolicyHistory) ->
         assert not held.wait(0.05), "a start waits for the change"
     host.join(10)
     assert held.is_set()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users; run the tests as root to see this")
+def test_a_gateway_that_may_read_the_history_cannot_hold_its_lock(tmp_path: Path) -> None:
+    """It could keep the host from ever starting again: a lock is held by whoever can open its file for reading."""
+    runtime, gateway = 61_001, 61_002
+    folder = tmp_path / "history"
+    folder.mkdir()
+    os.chown(folder, runtime, gateway)  # group-readable, as deploy/split-users.sh leaves it
+    folder.chmod(0o750)
+    with PolicyHistory(folder).change_offline():  # by root, before the first start
+        pass
+    assert _opens_lock(gateway, folder) == "refused"
+    assert _opens_lock(runtime, folder) == "opened"
+
+
+def _opens_lock(uid: int, folder: Path) -> str:
+    """Whether that user (of the group of the same number) can open it; what is above the folder is not asked."""
+    descriptor = os.open(folder, os.O_PATH)
+    code = (
+        f"import os; os.setgroups([]); os.setresgid({uid}, {uid}, {uid}); os.setresuid({uid}, {uid}, {uid})\n"
+        f"try:\n    os.open('lock', os.O_RDONLY, dir_fd={descriptor}); print('opened')\n"
+        "except PermissionError:\n    print('refused')"
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, pass_fds=[descriptor]
+        )
+    finally:
+        os.close(descriptor)
+    return done.stdout.strip()
 
 
 def test_a_digest_is_found_by_its_beginning(history: PolicyHistory, source: Path) -> None:
