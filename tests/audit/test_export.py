@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from audit import export as export_module
-from audit.errors import LogUnavailable, QueryRefused
+from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from sealgate.transparency.notes import open_checkpoint
 from sealgate.transparency.verifier import LogTrust, verify_bundle
 
@@ -112,10 +112,10 @@ def test_a_forged_database_gives_a_bundle_that_does_not_verify(bench, name: str)
     assert {step.number for step in report.failures} == failing, report.lines()
 
 
-def test_a_pruned_leaf_is_said_to_be_gone(bench, log) -> None:
+def test_a_leaf_that_no_pruning_can_have_deleted_is_damage(bench, log) -> None:
     for _ in range(5):
         log.append(bench.draft()).result()
     log.close()
     bench.sql("DELETE FROM leaf WHERE idx = 2")
-    with pytest.raises(QueryRefused):
+    with pytest.raises(LogDamaged):
         exported(bench, 0, 4)
