@@ -21,6 +21,7 @@ from gateway.authentication.key_sets import KeySets
 from gateway.authentication.possession import open_possession, tell_nonce
 from gateway.authentication.revocations import Revocations
 from gateway.authentication.tokens import TokenVerifier
+from gateway.console.router import open_console
 from gateway.gate import Gate
 from gateway.intake import Intake
 from gateway.limits import AUDIT_ASKING, AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
@@ -80,6 +81,7 @@ def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clo
     """The application of one gateway process."""
     telemetry = telemetry or Telemetry(clock=clock)
     gate = make_gate(deployment, telemetry=telemetry, clock=clock)
+    console = open_console(deployment, gate)
 
     @asynccontextmanager
     async def linked(_: Litestar) -> AsyncIterator[None]:
@@ -88,13 +90,14 @@ def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clo
         try:
             yield
         finally:
+            await console.close()
             await gate.authenticator.close()
             await gate.link.close()
             await gate.policies.close()
             gate.audit.close()
 
     return Litestar(
-        route_handlers=ROUTES,
+        route_handlers=(*ROUTES, *console.routes),
         dependencies={"gate": Provide(lambda: gate, sync_to_thread=False)},
         exception_handlers=exception_handlers(telemetry),
         lifespan=[linked],

@@ -22,6 +22,7 @@ from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 from gateway.app import build_server, make_gate
+from gateway.console.router import open_console
 from gateway.limits import GOODBYE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, SHUTDOWN_S
 from gateway.parent_death import end_with
 from gateway.telemetry import Telemetry, capture_libraries
@@ -132,6 +133,7 @@ def serve(deployment: Deployment) -> int:
     telemetry = Telemetry()
     # What is wrong with the deployment is said now, in one line, before anything listens.
     checked = make_gate(deployment, telemetry=telemetry)
+    open_console(deployment, checked)
     checked.audit.close()
     checked.authenticator.let_go()
     make_tls_context(deployment)

@@ -38,6 +38,7 @@ class SignIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     state: str
     verifier: str
+    to: str  # the page that was wanted
     expires_us: int
 
 
@@ -62,12 +63,11 @@ class Sessions:
 
     # Signing in -------------------------------------------------------------------------------------------------------
 
-    def begin(self) -> tuple[SignIn, Cookie]:
+    def begin(self, to: str) -> tuple[SignIn, Cookie]:
         """A sign-in that starts now. Its cookie is Lax: the provider sends the browser back from another site."""
         expires_us = self._clock() + SIGN_IN_S * 1_000_000
-        begun = SignIn(
-            state=to_base64url(self._entropy(24)), verifier=to_base64url(self._entropy(32)), expires_us=expires_us
-        )
+        state, verifier = to_base64url(self._entropy(24)), to_base64url(self._entropy(32))
+        begun = SignIn(state=state, verifier=verifier, to=to, expires_us=expires_us)
         return begun, _cookie(SIGN_IN, self._sealed(SIGN_IN, begun), max_age=SIGN_IN_S, same_site="lax")
 
     def begun(self, cookies: dict[str, str]) -> SignIn:

@@ -1,0 +1,234 @@
+// Verify in this browser: the record's hash, its path to the root, and the checkpoint's signature under a log key that
+// the auditor brings. WebCrypto does SHA-256 and Ed25519; everything else is below and fits on a few screens.
+//
+// Trusts: the pasted key, and this file, which comes from the server it checks: the page says so. Never: sends anything
+// anywhere; it keeps a key and the largest checkpoint seen under it, in localStorage, and only if asked to.
+
+const ED25519 = 1; // signature type of the signed-note format
+const MAX_SIZE = 2n ** 62n;
+const encoder = new TextEncoder();
+const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
+
+class Wrong extends Error {}
+
+function require(condition, sentence) {
+  if (!condition) throw new Wrong(sentence);
+}
+
+// Bytes ---------------------------------------------------------------------------------------------------------------
+
+function fromBase64(text) {
+  require(/^[A-Za-z0-9+/]*={0,2}$/.test(text) && text.length % 4 === 0, 'Something that should be base64 is not.');
+  const bytes = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  require(toBase64(bytes) === text, 'A base64 text is not the one form of its bytes.');
+  return bytes;
+}
+
+const toBase64 = (bytes) => btoa(String.fromCharCode(...bytes));
+const toHex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
+const same = (one, other) => toHex(one) === toHex(other);
+
+async function sha256(...parts) {
+  const whole = new Uint8Array(parts.reduce((size, part) => size + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    whole.set(part, at);
+    at += part.length;
+  }
+  return new Uint8Array(await crypto.subtle.digest('SHA-256', whole));
+}
+
+// Keys and checkpoints (C2SP signed-note, tlog-checkpoint) --------------------------------------------------------------
+
+async function parseKey(text) {
+  const [name, id, ...rest] = text.trim().split('+');
+  require(name && rest.length && /^[0-9a-f]{8}$/.test(id), 'A log key looks like NAME+KEYID+BASE64.');
+  const blob = fromBase64(rest.join('+'));
+  require(blob.length === 33 && blob[0] === ED25519, 'This is not an Ed25519 log key.');
+  require(await keyId(name, blob) === id, 'This log key is damaged: its id does not belong to it.');
+  const usable = await crypto.subtle.importKey('raw', blob.slice(1), { name: 'Ed25519' }, true, ['verify']);
+  return { name, id, blob, usable, text: `${name}+${id}+${toBase64(blob)}` };
+}
+
+async function keyId(name, blob) {
+  return toHex((await sha256(encoder.encode(`${name}\n`), blob)).slice(0, 4));
+}
+
+// A log begins a new shard each half-year, under the same key: NAME/2030h1 belongs to the key of NAME.
+const isOfKey = (origin, name) => origin === name || (origin.startsWith(`${name}/`) && /^\d{4}h[12]$/.test(origin.slice(name.length + 1)));
+
+function parseNote(note) {
+  const text = decoder.decode(note);
+  const end = text.lastIndexOf('\n\n');
+  require(end > 0 && text.endsWith('\n'), 'The checkpoint is not a signed note.');
+  const [origin, size, root, ...more] = text.slice(0, end).split('\n');
+  require(origin && more.length === 0 && /^(0|[1-9]\d{0,18})$/.test(size), 'The checkpoint is malformed.');
+  const signatures = text.slice(end + 2, -1).split('\n').map((line) => {
+    const parts = /^\u2014 (\S+) (\S+)$/.exec(line);
+    require(parts, 'A signature line of the checkpoint is malformed.');
+    return { name: parts[1], blob: fromBase64(parts[2]) };
+  });
+  const checkpoint = { origin, size: BigInt(size), root: fromBase64(root), signatures };
+  require(checkpoint.root.length === 32 && checkpoint.size <= MAX_SIZE, 'The checkpoint is malformed.');
+  return { ...checkpoint, signed: encoder.encode(text.slice(0, end + 1)) };
+}
+
+async function requireSigned(checkpoint, key) {
+  require(isOfKey(checkpoint.origin, key.name), `The checkpoint is of ${checkpoint.origin}, the key is of ${key.name}.`);
+  const id = await keyId(checkpoint.origin, key.blob);
+  const mine = checkpoint.signatures.filter(({ name, blob }) => name === checkpoint.origin && toHex(blob.slice(0, 4)) === id);
+  require(mine.length > 0, 'This key did not sign the checkpoint.');
+  for (const { blob } of mine) {
+    const holds = await crypto.subtle.verify({ name: 'Ed25519' }, key.usable, blob.slice(4), checkpoint.signed);
+    require(holds, 'The checkpoint’s signature does not hold under this key.');
+  }
+}
+
+// The tree (RFC 9162 section 2.1.3.2) -----------------------------------------------------------------------------------
+
+async function climb(leafHash, index, size, proof) {
+  require(index < size, 'The record is not in the tree of the checkpoint.');
+  let [node, last, running] = [index, size - 1n, leafHash];
+  const path = [running];
+  for (const sibling of proof) {
+    require(sibling.length === 32 && last > 0n, 'The proof is malformed.');
+    if (node % 2n === 1n || node === last) {
+      running = await sha256(Uint8Array.of(1), sibling, running);
+      while (node % 2n === 0n && node !== 0n) [node, last] = [node / 2n, last / 2n];
+    } else {
+      running = await sha256(Uint8Array.of(1), running, sibling);
+    }
+    [node, last] = [node / 2n, last / 2n];
+    path.push(running);
+  }
+  require(last === 0n, 'The proof is too short.');
+  return path;
+}
+
+// The page --------------------------------------------------------------------------------------------------------------
+
+const place = document.getElementById('verify');
+const steps = document.getElementById('steps');
+const verdict = document.getElementById('verdict');
+
+function say(kind, text) {
+  const item = document.createElement('li');
+  item.className = kind;
+  item.textContent = text;
+  steps.append(item);
+}
+
+function conclude(kind, text) {
+  const line = document.createElement('p');
+  line.className = kind;
+  line.textContent = text;
+  verdict.replaceChildren(line);
+}
+
+function comparePage(leaf) {
+  const record = JSON.parse(decoder.decode(leaf));
+  const shown = new Set();
+  let wrong = 0;
+  for (const element of document.querySelectorAll('[data-field]')) {
+    const name = element.dataset.field;
+    const value = name.startsWith('detail.') ? record.detail?.[name.slice(7)] : record[name];
+    const claimed = element.dataset.canonical;
+    let holds = value !== undefined && JSON.stringify(value) === JSON.stringify(JSON.parse(claimed));
+    if (typeof value === 'string') holds &&= element.textContent === value;
+    element.classList.toggle('ok', holds);
+    element.classList.toggle('bad', !holds);
+    shown.add(name.startsWith('detail.') ? 'detail' : name);
+    wrong += holds ? 0 : 1;
+  }
+  const hidden = Object.keys(record).filter((name) => !shown.has(name) && !(name === 'detail' && !Object.keys(record.detail).length));
+  require(wrong === 0, 'The page shows something else than the record says: look at the marked fields.');
+  require(hidden.length === 0, `The page leaves out what the record says of: ${hidden.join(', ')}.`);
+  document.getElementById('leaf').textContent = decoder.decode(leaf);
+  return record;
+}
+
+function markPath(path, good) {
+  for (const box of document.querySelectorAll('.path .box')) {
+    const mine = box.dataset.role === 'sibling' ? null : path[Number(box.dataset.step)];
+    box.classList.remove('ok', 'bad');
+    if (mine) box.classList.add(good && toHex(mine) === box.dataset.hash ? 'ok' : 'bad');
+  }
+}
+
+// What this browser saw before under the same key: a log never gets smaller, and has one tree of each size.
+function compareWithSeen(checkpoint, key) {
+  const name = `sealgate.seen.${key.id}.${checkpoint.origin}`;
+  const before = JSON.parse(localStorage.getItem(name) ?? 'null');
+  const now = { size: String(checkpoint.size), root: toBase64(checkpoint.root) };
+  if (before) {
+    const conflict = before.size === now.size && before.root !== now.root;
+    require(!conflict, `This browser has seen a checkpoint of another tree of ${now.size} records, signed by the same key. Keep both: one of them is a lie.`);
+    if (BigInt(before.size) > checkpoint.size) {
+      say('note', `This browser has seen a larger checkpoint (${before.size} records). An old page looks like this; so does a log that lost records. Reload.`);
+      return;
+    }
+    say('ok', `Not smaller than what this browser saw before (${before.size} records).`);
+  }
+  localStorage.setItem(name, JSON.stringify(now));
+}
+
+async function verify() {
+  const pinning = document.getElementById('pin').checked;
+  const { index, size, leaf: leafText, proof: proofText, note } = place.dataset;
+  const key = await parseKey(document.getElementById('vkey').value);
+  say('ok', `The key is whole and is named ${key.name}.`);
+  const checkpoint = parseNote(fromBase64(note));
+  await requireSigned(checkpoint, key);
+  say('ok', `The key signed the checkpoint of ${checkpoint.size} records.`);
+  require(checkpoint.size === BigInt(size), 'The page names another size than the checkpoint.');
+  const leaf = fromBase64(leafText);
+  const leafHash = await sha256(Uint8Array.of(0), leaf);
+  say('ok', `The record’s hash is ${toHex(leafHash).slice(0, 16)}…`);
+  const path = await climb(leafHash, BigInt(index), checkpoint.size, proofText.split(' ').filter(Boolean).map(fromBase64));
+  const arrives = same(path.at(-1), checkpoint.root);
+  markPath(path, arrives);
+  require(arrives, 'The path does not lead to the signed root: this record is not in the log that was signed.');
+  say('ok', `${path.length - 1} joins lead to the signed root.`);
+  const record = comparePage(leaf);
+  require(record.log === checkpoint.origin, 'The record names another log than the checkpoint.');
+  say('ok', 'What this page shows is what the record says.');
+  if (pinning) {
+    compareWithSeen(checkpoint, key);
+    localStorage.setItem(`sealgate.key.${checkpoint.origin}`, key.text);
+  } else {
+    localStorage.removeItem(`sealgate.key.${checkpoint.origin}`);
+  }
+  conclude('ok', `Verified: record ${index} stands in the log that ${key.name} signed.`);
+}
+
+async function run(event) {
+  event.preventDefault();
+  steps.replaceChildren();
+  verdict.replaceChildren();
+  for (const element of document.querySelectorAll('.ok, .bad')) element.classList.remove('ok', 'bad');
+  try {
+    await verify();
+  } catch (error) {
+    let sentence = 'The page’s data is malformed.';
+    if (error instanceof Wrong) sentence = error.message;
+    else if (error.name === 'NotSupportedError') sentence = 'This browser’s WebCrypto has no Ed25519: use a newer one, or sealgate audit show.';
+    say('bad', sentence);
+    conclude('bad', 'Not verified.');
+  }
+}
+
+if (place) {
+  const [origin] = (() => {
+    try {
+      return [parseNote(fromBase64(place.dataset.note)).origin];
+    } catch {
+      return [''];
+    }
+  })();
+  const pinned = localStorage.getItem(`sealgate.key.${origin}`);
+  if (pinned) {
+    document.getElementById('vkey').value = pinned;
+    document.getElementById('pin').checked = true;
+  }
+  document.getElementById('verify-form').addEventListener('submit', run);
+}
