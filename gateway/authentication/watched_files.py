@@ -41,25 +41,34 @@ class WatchedFiles:
         self._stamp: _Stamp | None = None  # None: the next question reads
         self._fresh = False
         self._digest = b""
+        self._refused = ""  # why what is there is beyond the bounds
 
     def changed(self) -> Contents | None:
-        """Everything, if anything is not as it was at the last question; else None. Raises OSError or ValueError, and
-        then the next question reads again."""
+        """Everything, if anything is not as it was at the last question; else None. Raises OSError, and then the next
+        question reads again, or ValueError for what is too much, and then it is not read again before it changes."""
         stamp = self._look()
         if stamp == self._stamp and not self._fresh:
+            if self._refused:
+                raise ValueError(self._refused)
             return None
-        before, self._stamp, self._digest = self._digest, None, b""
-        known = self._list()
-        if known != self._known:
-            self._known = known
-            self._watched = self._paths()
-            stamp = self._look()
-        contents = {path: self._read(path) for path in known}
+        before, self._stamp, self._digest, self._refused = self._digest, None, b"", ""
+        contents: Contents = {}
+        try:
+            known = self._list()
+            if known != self._known:
+                self._known = known
+                self._watched = self._paths()
+                stamp = self._look()
+            contents = {path: self._read(path) for path in known}
+        except ValueError as error:
+            self._refused = str(error)
         now = self._clock() * 1000
         self._fresh = any(
             abs(now - moment) < FRESH_FILE_US * 1000 for mark in stamp if mark is not None for moment in mark[:2]
         )
         self._stamp = stamp
+        if self._refused:
+            raise ValueError(self._refused)
         self._digest = _digest(contents)
         return None if self._digest == before else contents
 
