@@ -84,6 +84,7 @@ _LABELS = {
 }
 _FILTERS = ("tenant", "actor", "model", "purpose", "kind", "outcome", "reason")
 _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9]{2}:[0-9]{2}(?::[0-9]{2})?)?Z?")
+_HEX = re.compile(r"[A-Za-z0-9_+/=-]{32,}")
 _MAX_US = 253402300799_000_000  # the end of the year 9999
 
 
@@ -107,6 +108,11 @@ class Field:
     canonical: str
     label: str
     text: str
+
+    @property
+    def mono(self) -> bool:
+        """Whether it is a digest, a signature or an id."""
+        return _HEX.fullmatch(self.text) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
