@@ -28,13 +28,17 @@ from sealgate.client.problems import MAX_PROBLEM, read_problem
 from sealgate.client.results import reaching
 from sealgate.client.transport import DEFAULT_TIMEOUT, TrustSource, open_trust, reading_proxy, tls_context
 from sealgate.errors import DecodeError, LogError
-from sealgate.limits import MAX_LEAF, MAX_NAME, MAX_NOTE, MAX_PROOF_HASHES
+from sealgate.limits import MAX_LEAF, MAX_NAME, MAX_NOTE, MAX_PROOF_HASHES, MAX_RECEIPT
 from sealgate.transparency.exports.formats import ExportFormat
 from sealgate.transparency.exports.part import ExportLines
 from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
 from sealgate.transparency.notes import VerifiedCheckpoint, open_checkpoint
 from sealgate.transparency.published import open_published
+from sealgate.transparency.receipt import verify_receipt
 from sealgate.transparency.record import Record, parse_leaf
+from sealgate.transparency.reports.form import Report, require_own_word
+from sealgate.transparency.reports.question import Question
+from sealgate.transparency.reports.reviewing import ReviewStatement
 
 MAX_PAGE = 1000
 MAX_EXPORT = 4 * 1024**3
@@ -113,9 +117,9 @@ class AuditClient:
         return AuditPage(tuple(self._entry(row) for row in page.records), page.cursor, page.tree_size)
 
     def record(self, identifier: str) -> AuditEntry:
-        """The record with this id."""
+        """The record with this id, or at this index."""
         entry = self._entry(self._json(f"/audit/v1/records/{quote(identifier[:MAX_NAME], safe='')}", {}, _Row))
-        if entry.record.id != identifier:
+        if identifier not in (entry.record.id, str(entry.index)):
             raise LogError("the service answered with another record than was asked for", code="other-record")
         return entry
 
@@ -207,6 +211,25 @@ class AuditClient:
         self.export_lines(index, index, out, form=form, with_header=False)
         return out.getvalue()
 
+    # Reports ---------------------------------------------------------------------------------------------------------
+
+    def report(self, name: str, question: Question) -> Report:
+        """What the service's database says; nothing of it is proven (`report_from_bundle` answers what is)."""
+        report = self._json(f"/audit/v1/reports/{quote(name[:MAX_NAME], safe='')}", question.given(), Report)
+        require_own_word(report, name=name)
+        return report
+
+    def review(self, statement: ReviewStatement) -> tuple[int, bytes]:
+        """Put on record that these records were looked at. Gives the record's index and its receipt, verified."""
+        content = msgspec.json.encode(statement)
+        with self._asked("/audit/v1/reviews", {}, content) as response:
+            receipt = _bounded(response, MAX_RECEIPT)
+        verified = verify_receipt(receipt, self.trust.log_keys)
+        record = parse_leaf(verified.leaf)
+        if record.kind != "audit.review" or record.detail != statement.detail():
+            raise LogError("the service put another review on record than this one", code="other-record")
+        return verified.index, receipt
+
     def close(self) -> None:
         self._client.close()
 
@@ -219,14 +242,14 @@ class AuditClient:
         self.close()
 
     @contextmanager
-    def _asked(self, path: str, query: Mapping[str, str]) -> Iterator[httpx.Response]:
-        """A successful answer, its body not read yet; a problem raises ServiceRefused."""
+    def _asked(self, path: str, query: Mapping[str, str], content: bytes | None = None) -> Iterator[httpx.Response]:
+        """A successful answer, its body not read yet; a problem raises ServiceRefused. With content, it is posted."""
         credential = Credential(token=take_token(self._token), certificate=self._certificate, prover=self._prover)
         with reaching(self.trust.url):
-            response = self._sent(path, query, credential)
+            response = self._sent(path, query, credential, content)
             if credential.wants_again(response.status_code, response.headers):
                 response.close()
-                response = self._sent(path, query, credential)
+                response = self._sent(path, query, credential, content)
                 credential.wants_again(response.status_code, response.headers)
             try:
                 if response.status_code != 200:
@@ -235,10 +258,14 @@ class AuditClient:
             finally:
                 response.close()
 
-    def _sent(self, path: str, query: Mapping[str, str], credential: Credential) -> httpx.Response:
+    def _sent(
+        self, path: str, query: Mapping[str, str], credential: Credential, content: bytes | None
+    ) -> httpx.Response:
         url = self.trust.url + path
-        headers = [("accept-encoding", "identity"), *credential.headers("GET", url)]
-        request = self._client.build_request("GET", url, params=dict(query), headers=headers)
+        method = "GET" if content is None else "POST"
+        headers = [("accept-encoding", "identity"), *credential.headers(method, url)]
+        headers += [] if content is None else [("content-type", "application/json")]
+        request = self._client.build_request(method, url, params=dict(query), headers=headers, content=content)
         return self._client.send(request, stream=True, follow_redirects=False)
 
     def _bytes(self, path: str, query: Mapping[str, str], limit: int) -> bytes:

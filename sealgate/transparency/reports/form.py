@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from sealgate.errors import DecodeError
 from sealgate.protocol.canonical import canonical_json
 from sealgate.transparency.record import Record
 
@@ -74,6 +75,25 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def digest(self) -> str:
         """SHA-256 of the document: what a review puts on record."""
         return hashlib.sha256(self.document()).hexdigest()
+
+
+def require_own_word(report: Report, *, name: str) -> None:
+    """Raises DecodeError for an answer of a service that is of another report or that calls itself proven."""
+    if report.name != name or report.basis.proven or report.basis.source != "database":
+        raise DecodeError("the service's answer is not its own word on this report", code="other-report")
+    for table in report.tables:
+        for row in table.rows:
+            if len(row) != len(table.columns) or any(
+                _unreadable(*pair) for pair in zip(table.columns, row, strict=True)
+            ):
+                raise DecodeError("the service's report is malformed")
+
+
+def _unreadable(column: Column, cell: Cell) -> bool:
+    if cell is None:
+        return False
+    whole = column.unit in ("time", "epsilon")
+    return not isinstance(cell, int) if whole else column.unit == "text" and not isinstance(cell, str)
 
 
 @dataclass(frozen=True)
