@@ -138,7 +138,7 @@ class AuditReader:
         with self._snapshot() as (connection, _size):
             leaf = connection.execute(select(leaf_table.c.leaf).where(leaf_table.c.idx == index)).scalar_one_or_none()
         if leaf is None:
-            raise QueryRefused("no record is kept at this index", code="not-found")
+            raise QueryRefused("no record has this id", code="not-found")
         return _entry(index, leaf)
 
     def report(self, name: str, question: Question) -> Report:

@@ -26,7 +26,7 @@ from gateway.gate import Gate
 from gateway.intake import Intake
 from gateway.limits import AUDIT_ASKING, AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
 from gateway.policy_in_force import open_policy_in_force
-from gateway.routes import audit, audit_exports, health, keys, sealed
+from gateway.routes import audit, audit_exports, audit_reports, health, keys, sealed
 from gateway.routes.openapi import openapi_config
 from gateway.routes.problems import exception_handlers
 from gateway.runtime_link import RuntimeLink
@@ -44,6 +44,7 @@ ROUTES = (
     health.ready,
     *audit.ROUTES,
     *audit_exports.ROUTES,
+    *audit_reports.ROUTES,
 )
 
 

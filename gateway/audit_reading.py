@@ -26,7 +26,11 @@ from sealgate.limits import MAX_NAME
 from sealgate.protocol.frames import AuditKind, AuditRead
 
 _T = TypeVar("_T")
-_ASKED = {"audit.query": Action.QUERY_AUDIT, "audit.export": Action.EXPORT_AUDIT}
+_ASKED = {
+    "audit.query": Action.QUERY_AUDIT,
+    "audit.export": Action.EXPORT_AUDIT,
+    "audit.review": Action.QUERY_AUDIT,  # who may look may say that they did
+}
 _NOT_FOUND = frozenset({"not-found", "range"})
 _TOO_WIDE = "export-needs-every-tenant"
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
@@ -42,26 +46,42 @@ class MayRead:
     principal: Principal
     permit: Permit
     headers: dict[str, str]
+    receipt: bytes = b""
 
 
 async def authorise_reading(
-    request: Asking, gate: Gate, question: str, *, kind: AuditKind, said: Mapping[str, str]
+    request: Asking,
+    gate: Gate,
+    question: str,
+    *,
+    kind: AuditKind,
+    said: Mapping[str, str],
+    too_wide: str = "",
+    state: Callable[[], Awaitable[dict[str, str]]] | None = None,
 ) -> MayRead:
-    """The right to read. `question` and `said` (what was asked, by name) go into the record."""
+    """The right to read. `question` and `said` (what was asked, by name) go into the record.
+
+    With `too_wide`, who may read one tenant's records only is refused for that reason. `state` gives, once the caller
+    is known, a detail that stands in the record as it is.
+    """
     principal = await gate.authenticate(request)
     _require_said_once(request)
     asked = Asked(action=_ASKED[kind], model="", purpose="")
     detail = {"question": question} | {name: _UNPRINTABLE.sub("?", value)[:MAX_NAME] for name, value in said.items()}
+    if state is not None:
+        detail = await state()
+    too_wide = _TOO_WIDE if kind == "audit.export" else too_wide
     # Callers without any right to read get this far: they may not fill the way to the host.
     with gate.asking.slot((principal.tenant, principal.subject)):
 
         async def put_on_record(principal: Principal) -> MayRead:
             permit = await gate.authorise(request, principal, asked)
-            if kind == "audit.export" and permit.records_of is not None:
-                await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=_TOO_WIDE), principal, asked)
+            if too_wide and permit.records_of is not None:
+                await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=too_wide), principal, asked)
             frame = AuditRead(caller=caller_of(principal), decision=permit.decision, kind=kind, detail=detail)
             recorded = await gate.record_read(request, frame)
-            return MayRead(principal=principal, permit=permit, headers=audit_headers(recorded))
+            headers = audit_headers(recorded)
+            return MayRead(principal=principal, permit=permit, headers=headers, receipt=recorded.receipt)
 
         return await gate.under_one_policy(request, principal, put_on_record)
 

@@ -98,6 +98,7 @@ POLICY_RETRY_S = 1.0  # after a version could not be loaded
 POLICY_ATTEMPTS = 8  # decisions of one request that other policies overtook; then it is refused
 
 # Audit routes --------------------------------------------------------------------------------------------------------
+MAX_REVIEW = 8 * 1024  # an auditor's statement of a review, as JSON
 MAX_AUDIT_TEXT = 1024  # one filter value or cursor
 EXPORT_CHUNK = 64 * 1024
 EXPORT_CHUNKS_AHEAD = 16  # how far an export may run ahead of its reader

@@ -31,6 +31,7 @@ from policy.decide import Permit
 
 _REFUSALS = (400, 401, 403, 404, 503)
 _JSON = "application/json"
+_INDEX = re.compile(r"0|[1-9][0-9]{0,14}")
 _TILE = re.compile(r"((?:x[0-9]{3}/){0,3}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 _RECORDED = frozenset(
     {"tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason", "from_us", "to_us", "limit"}
@@ -107,7 +108,8 @@ async def record(request: Asking, gate: NamedDependency[Gate], identifier: FromP
     """The record with this id. Another tenant's record is not found."""
 
     def read(reader: AuditReader, permit: Permit) -> bytes:
-        entry = reader.record(identifier[:MAX_AUDIT_TEXT])
+        by_index = _INDEX.fullmatch(identifier) is not None
+        entry = reader.record_at(int(identifier)) if by_index else reader.record(identifier[:MAX_AUDIT_TEXT])
         if permit.records_of not in (None, entry.record.tenant):
             raise QueryRefused("no record has this id", code="not-found")
         return _encode(_row(entry))
