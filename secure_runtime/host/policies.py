@@ -26,6 +26,7 @@ from policy.store import digest_of, read_contents
 from sealgate.deployment import Deployment
 from sealgate.protocol.administration import ApplyPolicy, HostToAdmin
 from sealgate.protocol.frames import Recorded, Refused
+from sealgate.terminal import printable
 from sealgate.transparency.record import Record
 
 
@@ -159,7 +160,7 @@ def _difference(deployment: Deployment, digest: str) -> str:
         if digest_of(read_contents(deployment.policy)) == digest:
             return ""
     except PolicyFileError as error:
-        return f"the policy in force is {digest[:16]}...; the working copy cannot be read: {error}"
+        return f"the policy in force is {digest[:16]}...; the working copy cannot be read: {printable(str(error))}"
     return (
         f"the policy in force is {digest[:16]}...; the working copy in {deployment.policy} differs and is not in force "
         f"(see `sealgate policy diff {deployment.root}`, then `sealgate policy apply {deployment.root}`)"
