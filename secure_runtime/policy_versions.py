@@ -186,7 +186,7 @@ def _digest_at(deployment: Deployment, history: PolicyHistory, at: str | None) -
     """The digest that is meant: of a version, of a time, or of now."""
     from policy.errors import PolicyFileError
     from sealgate.ambient import now_us
-    from sealgate.client.times import parse_moment
+    from sealgate.client.times import parse_moment, utc_text
 
     if at is None:
         stated = history.current()
@@ -196,9 +196,11 @@ def _digest_at(deployment: Deployment, history: PolicyHistory, at: str | None) -
     if _DIGEST.fullmatch(at):
         return history.find(at)
     moment = parse_moment(at, now_us=now_us())
-    found = [entry.record.policy_digest for entry in _changes(deployment) if entry.record.ts_us <= moment]
+    changes = list(_changes(deployment))
+    found = [entry.record.policy_digest for entry in changes if entry.record.ts_us <= moment]
     if not found:
-        raise PolicyFileError(f"the log has no policy in force at {at}")
+        first = f"; its first is in force since {utc_text(changes[0].record.ts_us)} UTC" if changes else ""
+        raise PolicyFileError(f"the log has no policy in force at {utc_text(moment)} UTC{first}")
     return found[-1]
 
 

@@ -11,7 +11,7 @@ PAGES = sorted(
     [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "deploy").glob("*.md"),
+        *(ROOT / "deploy").rglob("*.md"),
         *(ROOT / "examples").glob("*.md"),
     ]
 )

@@ -82,6 +82,8 @@ def test_a_policy_comes_into_force_while_it_is_served(fresh: Callable[[], Live])
     assert [version["in_force"] for version in listed["versions"]] == [False, True]
     first = listed["versions"][0]
     assert "own.cedar" not in run_sealgate("policy", "show", live.root, "--at", first["time"] + "999").stdout
+    before = run_sealgate("policy", "show", live.root, "--at", "2020-01-31", check=False)
+    assert f"since {first['time']} UTC" in before.stderr
     assert "own.cedar" in run_sealgate("policy", "show", live.root).stdout
     assert FORBID in run_sealgate("policy", "show", live.root, "own.cedar", "--at", change.policy_digest[:8]).stdout
     assert live.stop() == {"gateway": 0, "runtime": 0}
