@@ -40,7 +40,7 @@ from sealgate.errors import DecodeError
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.merkle import inclusion_proof, leaf_hash
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
-from sealgate.transparency.published import sign_published
+from sealgate.transparency.published import sign_published, sign_root
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import ENDS, Record, leaf_bytes
 
@@ -318,6 +318,7 @@ class Committer:
         now = self._clock()
         if self._note is not None and self._note[0] > self._stored.size:
             size, note = self._note
+            note = sign_root(note, self._signer)
             if self._mldsa is not None:
                 note = sign_published(note, self._mldsa, timestamp_s=now // 1_000_000)
             self._stored.store(connection, size, note, now_us=now)

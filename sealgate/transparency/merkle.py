@@ -171,11 +171,19 @@ def _require_hashes(*hashes: bytes) -> None:
 
 def verify_inclusion(*, hashed_leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
     """Raise LogError unless `proof` shows the leaf at `index` of the tree of `size` leaves with this `root`."""
+    _require_hashes(root)
+    if inclusion_root(hashed_leaf=hashed_leaf, index=index, size=size, proof=proof) != root:
+        raise LogError("the inclusion proof does not lead to the root", code="proof-wrong")
+
+
+def inclusion_root(*, hashed_leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes:
+    """The root that a leaf and its path lead to; raises LogError for a path that no tree of that size has. Worth
+    nothing before the root is compared, or a signature over it verified."""
     if not 0 <= index < size <= MAX_TREE_SIZE:
         raise LogError("the proof names no leaf of that tree", code="proof-range")
     if len(proof) > MAX_PROOF_HASHES:
         raise LogError("the proof is longer than any tree needs", code="proof-malformed")
-    _require_hashes(hashed_leaf, root, *proof)
+    _require_hashes(hashed_leaf, *proof)
     node, last, running = index, size - 1, hashed_leaf
     for sibling in proof:
         if last == 0:
@@ -187,8 +195,9 @@ def verify_inclusion(*, hashed_leaf: bytes, index: int, size: int, proof: Sequen
         else:
             running = node_hash(running, sibling)
         node, last = node >> 1, last >> 1
-    if last != 0 or running != root:
+    if last != 0:
         raise LogError("the inclusion proof does not lead to the root", code="proof-wrong")
+    return running
 
 
 def verify_consistency(

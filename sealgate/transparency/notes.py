@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from sealgate.errors import ConfigurationError, LogError
 from sealgate.limits import MAX_NOTE
 from sealgate.protocol.secrets import Secret
+from sealgate.transparency.cose_root import LINE_TYPE, root_message
 from sealgate.transparency.merkle import HASH_SIZE, MAX_TREE_SIZE
 
 _ED25519 = b"\x01"  # signature type of the note specification
@@ -75,6 +76,11 @@ class NoteVerifier:
         return _key_id(self.name, self.public_key)
 
     @property
+    def cose_line_id(self) -> bytes:
+        """The key id of this key's other signature, the one over the root alone (`cose_root`)."""
+        return key_id_of(self.name, LINE_TYPE, self.public_key)
+
+    @property
     def vkey(self) -> str:
         """The text form that trust files carry."""
         return f"{self.name}+{self.key_id.hex()}+{base64.b64encode(_ED25519 + self.public_key).decode()}"
@@ -88,6 +94,7 @@ class NoteSigner:
         self._key = key
         self.verifier = NoteVerifier(name, key.public_key().public_bytes_raw())
         self._prefix = self.verifier.key_id
+        self._cose_prefix = self.verifier.cose_line_id
 
     @classmethod
     def from_seed(cls, name: str, seed: Secret | bytes) -> NoteSigner:
@@ -122,7 +129,14 @@ class NoteSigner:
 
     def sign_line(self, text: bytes) -> bytes:
         """The signature line over note text."""
-        blob = base64.b64encode(self._prefix + self._key.sign(text))
+        return self._line(self._prefix, text)
+
+    def sign_root_line(self, root: bytes) -> bytes:
+        """The signature line over the root alone, for COSE Receipts. Only for the root of a checkpoint."""
+        return self._line(self._cose_prefix, root_message(self.name, self._prefix, root))
+
+    def _line(self, prefix: bytes, message: bytes) -> bytes:
+        blob = base64.b64encode(prefix + self._key.sign(message))
         return _DASH.encode() + self.name.encode() + b" " + blob + b"\n"
 
 
