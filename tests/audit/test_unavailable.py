@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from audit import log as log_module
 from audit.errors import LogUnavailable
 from audit.limits import DISK_FLOOR_DIVISOR, DISK_RESERVE_BYTES
 from sealgate.transparency.record import Record
+from tests.audit.conftest import Bench, PostgresStore
+from tests.audit.postgres_server import PostgresServer
 
 
 def unavailable(future: Any) -> str:
@@ -272,6 +275,59 @@ def test_a_really_full_disk(small_disk: Path, make_sqlite_bench: Any) -> None:
     again = bench.open(disk_reserve_bytes=1024)
     receipts = [item.receipt for item in [*acknowledged, open_one, *acknowledged_late]]
     report = bench.audit(receipts=receipts)
+    assert report.ok, report.lines()
+    assert report.steps[5].status == "ok"
+    again.check_may_infer()
+    again.close()
+
+
+@pytest.fixture
+def crowded_bench(postgres: PostgresServer) -> Iterator[tuple[Bench, Path]]:
+    """A log whose tables stand on a disk of 32 MiB of the PostgreSQL server, and that disk."""
+    if os.geteuid() != 0:
+        pytest.skip("NEEDS ROOT: mounts a small file system to fill it up; nothing was tested")
+    place = Path(tempfile.mkdtemp(prefix="sealgate-full-", dir="/tmp"))
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"CANNOT MOUNT tmpfs here, so the full disk was not tested: {mounted.stderr.decode()}")
+    owner = postgres.folder.stat()
+    os.chown(place, owner.st_uid, owner.st_gid)
+    postgres.admin(f"CREATE TABLESPACE crowded LOCATION '{place}'")
+    store = PostgresStore(postgres)
+    postgres.admin(f"ALTER DATABASE {store.name} SET TABLESPACE crowded")
+    bench = Bench(store)
+    yield bench, place
+    bench.close()
+    postgres.admin("DROP TABLESPACE crowded")
+    subprocess.run(["umount", "-l", place], check=True)
+    place.rmdir()
+
+
+@pytest.mark.root
+def test_a_really_full_disk_of_the_postgresql_server(crowded_bench: tuple[Bench, Path]) -> None:
+    bench, place = crowded_bench
+    log = bench.open()
+    bench.start_worker(log)
+    acknowledged = [bench.request(log) for _ in range(20)]
+    acknowledged.append(bench.authorize(log))  # under way when the disk is full
+    ballast = place / "ballast"
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+    code = ""
+    while not code:
+        future = log.append(bench.draft(detail={"x": "y" * 4000}))
+        if future.exception(timeout=60):
+            code = unavailable(future)
+        else:
+            acknowledged.append(future.result())
+    assert code == "log-failed"
+    assert "DiskFull" in log.state.reason or "53100" in log.state.reason
+    require_failed_for_good(bench, log)
+    log.close()
+    ballast.unlink()
+    again = bench.open()
+    report = bench.audit(receipts=[item.receipt for item in acknowledged])
     assert report.ok, report.lines()
     assert report.steps[5].status == "ok"
     again.check_may_infer()
