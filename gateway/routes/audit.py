@@ -22,7 +22,7 @@ from litestar.params import FromPath, QueryParameter
 from audit.errors import QueryRefused
 from audit.limits import MAX_PAGE, TILE_WIDTH
 from audit.query import AuditReader, Entry, RecordFilter
-from gateway.audit_reading import authorise_reading, read_log
+from gateway.audit_reading import authorise_reading, own_records, read_log
 from gateway.errors import Problem
 from gateway.gate import Asking, Gate
 from gateway.limits import MAX_AUDIT_TEXT
@@ -105,7 +105,7 @@ async def records(
 
 @get("/audit/v1/records/{identifier:str}", responses=answers(_JSON, *_REFUSALS), summary="One record")
 async def record(request: Asking, gate: NamedDependency[Gate], identifier: FromPath[str]) -> Response[bytes]:
-    """The record with this id. Another tenant's record is not found."""
+    """The record with this id, or at this index. Another tenant's record is not found."""
 
     def read(reader: AuditReader, permit: Permit) -> bytes:
         by_index = _INDEX.fullmatch(identifier) is not None
