@@ -2,7 +2,7 @@
 
 First the file, which gateways look at on every request, then the record: a revocation must not wait for a host that is
 away. Trusts: whoever may write the state directory; a token's own text only for which token it is. Never: puts an
-identifier of a person on record (the host is told a hash), or hides that there is no record.
+identifier of a person on record (of a caller, the host records the pseudonym), or hides that there is no record.
 """
 
 from __future__ import annotations
@@ -206,12 +206,13 @@ def _ends(entry: Revocation, now: int) -> str:
 
 
 def _record(deployment: Deployment, entry: Revocation, *, restored: bool) -> None:
-    identifier = entry.jti or entry.subject or describe(entry)
+    by_name = entry.jti is None and entry.subject is not None
     bounds = f"tokens issued before {utc_seconds(entry.issued_before)}" if entry.issued_before is not None else ""
     frame = CredentialRevoked(
-        what="subject" if entry.jti is None and entry.subject is not None else "token",
-        fingerprint=hashlib.sha256(identifier.encode()).hexdigest(),
+        what="subject" if by_name else "token",
+        fingerprint="" if by_name else hashlib.sha256((entry.jti or describe(entry)).encode()).hexdigest(),
         tenant=entry.tenant or "",
+        subject=(entry.subject or "") if by_name else "",
         restored=restored,
         note="; ".join(filter(None, (bounds, entry.reason))),
     )

@@ -6,7 +6,7 @@ frame: the host reads it off the socket.
 
 Pure: parsing and building only. Trusts nothing: the types bound every field. Never: carries an identifier of a token or
 a key (a revoked credential is named by the SHA-256 of its identifier), or of a person but in what concerns that person:
-a report, an erasure, a hold. There it ends at the host, which puts a pseudonym on record.
+a report, an erasure, a hold, a revocation. There it ends at the host, which puts a pseudonym on record.
 """
 
 from __future__ import annotations
@@ -62,12 +62,14 @@ class ApplyPolicy(Frame, frozen=True, kw_only=True, tag="apply-policy"):
 class CredentialRevoked(Frame, frozen=True, kw_only=True, tag="credential-revoked"):
     """A credential was revoked or, with `restored`, accepted again; it is in force already, this puts it on record.
 
-    `fingerprint` is the SHA-256 of what identifies it: a token's `jti`, a subject, a certificate's DER form.
+    `fingerprint` is the SHA-256 of what identifies it: a token's `jti`, a certificate's DER form. Of a caller `subject`
+    and `tenant` are told, and no hash: names are few, and whoever tries them would find the one that fits.
     """
 
     what: Literal["token", "subject", "certificate"]
-    fingerprint: Digest
+    fingerprint: Digest | Literal[""] = ""
     tenant: _Tenant = ""
+    subject: Subject | Literal[""] = ""
     restored: bool = False
     note: Note = ""
 

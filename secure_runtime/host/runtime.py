@@ -224,7 +224,8 @@ class RuntimeHost:
                 return await self._policies.apply(frame, by=by)
             if not isinstance(frame, CredentialRevoked):
                 return await self._privacy.answer(frame, by=by)
-            ended = await asyncio.wrap_future(self._log.append(_revocation(frame, by=by)))
+            actor = await asyncio.to_thread(self._log.actor, frame.tenant, frame.subject) if frame.subject else ""
+            ended = await asyncio.wrap_future(self._log.append(_revocation(frame, actor=actor, by=by)))
         except LogUnavailable:
             return Refused(id=frame.id, status=503, code="unavailable")
         return Recorded(id=frame.id, log=ended.record.log, record=ended.index, receipt=ended.receipt)
@@ -288,11 +289,13 @@ class RuntimeHost:
             self._changed()
 
 
-def _revocation(frame: CredentialRevoked, *, by: str) -> Record:
+def _revocation(frame: CredentialRevoked, *, actor: str, by: str) -> Record:
+    named = {"fingerprint": frame.fingerprint} if frame.fingerprint else {}
     return Record(
         kind="credential.restore" if frame.restored else "credential.revoke",
         tenant=frame.tenant,
-        detail={"what": frame.what, "fingerprint": frame.fingerprint, "by": by, "note": frame.note},
+        actor=actor,
+        detail={"what": frame.what, **named, "by": by, "note": frame.note},
     )
 
 

@@ -165,17 +165,19 @@ def test_inspecting_fetches_keys_and_says_why_not(say, tmp_path, deployment, mon
 # revoke, restore, revocations ----------------------------------------------------------------------------------------
 
 
-def test_a_revocation_goes_on_record_by_hash_and_so_does_its_end(say, admin, deployment):
+def test_a_revocation_goes_on_record_and_so_does_its_end(say, admin, deployment):
     code, out, err = say("revoke", "STATE", "--jti", "the-one", "--reason", "lost")
     assert (code, err) == (0, "")
     assert "on record as number 12 of test/log" in out
     assert say("revoke", "STATE", "--subject", "alice", "--tenant", "clinic")[0] == 0
     assert say("restore", "STATE", "--subject", "alice", "--tenant", "clinic")[0] == 0
     assert say("revoke", "STATE", "--every", "--issued-before", "2026-01-31T12:00", "--until", "2099-01-01")[0] == 0
-    assert [(told.what, told.fingerprint, told.tenant, told.restored, told.note) for told in admin.told] == [
+    assert [
+        (told.what, told.fingerprint or told.subject, told.tenant, told.restored, told.note) for told in admin.told
+    ] == [
         ("token", sha256("the-one"), "", False, "lost"),
-        ("subject", sha256("alice"), "clinic", False, ""),
-        ("subject", sha256("alice"), "clinic", True, ""),
+        ("subject", "alice", "clinic", False, ""),  # the host makes it a pseudonym: a hash of a name can be guessed
+        ("subject", "alice", "clinic", True, ""),
         (
             "token",
             sha256("every token issued before 2026-01-31T12:00:00Z"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -34,3 +35,30 @@ def test_a_stolen_token_ends_at_once_and_both_steps_are_on_record(live: Live, tm
     assert [kind for kind, _ in steps] == ["credential.revoke", "credential.restore"]
     assert steps[0][1]["by"] == f"uid:{os.geteuid()}"
     assert steps[0][1]["note"] == "laptop stolen"
+
+
+def test_a_caller_who_is_revoked_is_on_record_by_the_pseudonym_of_its_requests(live: Live, tmp_path: Path) -> None:
+    """So that an auditor sees both together, and nobody can try out names against a hash."""
+    who = ("--tenant", "clinic", "--subject", "dr-lopez")
+    file = tmp_path / "token"
+    run_sealgate("token", live.root, *who, "--purpose", "treatment", "--out", file)
+    with live.session(token=file.read_text().strip()) as session:
+        session.infer(MODEL, live.rows[:1])
+        run_sealgate("token", "revoke", live.root, *who, "--issued-before", "now", "--reason", "left")
+        with pytest.raises(ServiceRefused):
+            session.infer(MODEL, live.rows[:1])
+        run_sealgate("token", "restore", live.root, *who, "--issued-before", _written(live))
+    revoked = next(record for record in live.records() if record.detail.get("what") == "subject")
+    asked = [record.kind for record in live.records() if record.actor == revoked.actor]
+    assert asked[-2:] == ["credential.revoke", "credential.restore"]
+    assert "inference.completed" in asked
+    assert revoked.tenant == "clinic"
+    assert set(revoked.detail) == {"what", "by", "note"}
+    guess = hashlib.sha256(b"dr-lopez").hexdigest()
+    assert not [record for record in live.records() if "dr-lopez" in str(record) or guess in str(record)]
+
+
+def _written(live: Live) -> str:
+    """The time of the revocation as the list has it."""
+    listed = json.loads(run_sealgate("token", "revocations", live.root, "--json").stdout)
+    return str(next(entry["issued_before"] for entry in listed if entry.get("subject") == "dr-lopez"))
