@@ -38,7 +38,8 @@ from sealgate.errors import ConfigurationError
 
 FOLDER = "authorities"
 BUILT_IN = "ca"  # the name of pki/ca.pem
-LIST_SUFFIXES = (".pem", ".crl", ".der")
+_SUFFIXES = (".pem", ".crl", ".der")
+LIST_SUFFIXES = (*_SUFFIXES, *(suffix.upper() for suffix in _SUFFIXES))  # one passed over would be one not obeyed
 
 _Parsed = TypeVar("_Parsed")
 

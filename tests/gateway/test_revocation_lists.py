@@ -50,12 +50,13 @@ def make(tmp_path, root):
 # What a list says ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["root.crl", "ROOT.CRL"])
 @pytest.mark.parametrize("encoding", [Encoding.PEM, Encoding.DER])
-def test_who_is_listed_is_revoked_at_once(make, tmp_path, root, encoding):
+def test_who_is_listed_is_revoked_at_once(make, tmp_path, root, encoding, name):
     lost, kept = root.client(URI)[0], root.client(URI)[0]
     authorities = make()
     assert why(authorities, lost) == "good"
-    publish(tmp_path, "root.crl", root.crl(lost), encoding=encoding)
+    publish(tmp_path, name, root.crl(lost), encoding=encoding)
     assert why(authorities, lost) == "certificate-revoked"
     assert why(authorities, kept) == "good"
 
