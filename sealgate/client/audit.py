@@ -29,6 +29,7 @@ from sealgate.client.results import reaching
 from sealgate.client.transport import DEFAULT_TIMEOUT, TrustSource, open_trust, reading_proxy, tls_context
 from sealgate.errors import DecodeError, LogError
 from sealgate.limits import MAX_LEAF, MAX_NAME, MAX_NOTE, MAX_PROOF_HASHES, MAX_RECEIPT
+from sealgate.transparency.cose_receipt import build_cose_receipt, verify_cose_receipt
 from sealgate.transparency.exports.formats import ExportFormat
 from sealgate.transparency.exports.part import ExportLines
 from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
@@ -134,6 +135,17 @@ class AuditClient:
 
         The code is `not-covered` for a record so new that no published checkpoint covers it yet.
         """
+        return self._proven(entry)[0]
+
+    def cose_receipt(self, entry: AuditEntry) -> tuple[VerifiedCheckpoint, bytes]:
+        """The same proof, and as a COSE Receipt (RFC 9942), verified; raises LogError or ReceiptError."""
+        verified, proof = self._proven(entry)
+        keys = self.trust.log_keys
+        receipt = build_cose_receipt(index=entry.index, proof=proof, note=verified.note, verifiers=keys)
+        verify_cose_receipt(receipt, entry.leaf, keys)
+        return verified, receipt
+
+    def _proven(self, entry: AuditEntry) -> tuple[VerifiedCheckpoint, list[bytes]]:
         verified = self.checkpoint()
         checkpoint = verified.checkpoint
         if entry.record.log != checkpoint.origin:
@@ -144,7 +156,7 @@ class AuditClient:
         proof = self._hashes("/audit/v1/proofs/inclusion", query)
         hashed = leaf_hash(entry.leaf)
         verify_inclusion(hashed_leaf=hashed, index=entry.index, size=checkpoint.size, proof=proof, root=checkpoint.root)
-        return verified
+        return verified, proof
 
     def prove_growth(self, kept: bytes) -> tuple[VerifiedCheckpoint, VerifiedCheckpoint]:
         """That the log only grew since a kept checkpoint: (kept, newest); raises LogError."""

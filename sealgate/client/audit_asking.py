@@ -18,6 +18,7 @@ from sealgate.client.audit_output import (
     read_bounded,
     record_row,
     records_table,
+    replace_file,
 )
 
 if TYPE_CHECKING:
@@ -39,8 +40,9 @@ def configure(commands: Any) -> None:
     finish(query, _query, online=True)
 
     show = commands.add_parser("show", help="one record, proven to be in the log", description=_show.__doc__)
-    show.add_argument("record", nargs="?", metavar="RECORD_ID", help="the id of a record")
+    show.add_argument("record", nargs="?", metavar="RECORD", help="the id or the index of a record")
     show.add_argument("--receipt", type=Path, metavar="FILE", help="show the record of a kept receipt; offline")
+    show.add_argument("--cose", type=Path, metavar="FILE", help="also as COSE Receipt (RFC 9942); its leaf: FILE.leaf")
     show.add_argument("--json", action="store_true", help=JSON_HELP)
     finish(show, _show, online=True)
 
@@ -94,20 +96,25 @@ def _check_question(wanted: dict[str, str]) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    """Show one record with the proof that it is in the log: by its id from the service, or from a kept receipt."""
+    """Show one record with the proof that it is in the log: by its id or index from the service, or from a kept
+    receipt."""
     from sealgate.client.errors import UsageError
 
     if (arguments.record is None) == (arguments.receipt is None):
-        raise UsageError("name one record: its id, or --receipt FILE")
-    if arguments.record is not None and arguments.record.isdecimal():
-        raise UsageError(
-            f"{arguments.record[:20]} is an index; `show` takes the id, the last column of `sealgate audit query`"
-        )
+        raise UsageError("name one record: its id or index, or --receipt FILE")
     if arguments.receipt is not None:
+        if arguments.cose is not None:
+            raise UsageError("a COSE receipt is made from what the log publishes: ask by the record's id")
         return _show_receipt(arguments)
     with open_client(arguments) as client:
         entry = client.record(arguments.record)
-        checkpoint = client.prove(entry).checkpoint
+        if arguments.cose is None:
+            checkpoint = client.prove(entry).checkpoint
+        else:
+            verified, receipt = client.cose_receipt(entry)
+            checkpoint = verified.checkpoint
+            replace_file(arguments.cose, receipt)
+            replace_file(arguments.cose.with_name(arguments.cose.name + ".leaf"), entry.leaf)
     return print_record(arguments, entry.index, entry.leaf, f"in {checkpoint.origin} at size {checkpoint.size}")
 
 

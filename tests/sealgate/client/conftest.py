@@ -50,9 +50,13 @@ from sealgate.transparency.exports.formats import FORMATS
 from sealgate.transparency.exports.leaves import place
 from sealgate.transparency.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
+from sealgate.transparency.published import sign_root
 from sealgate.transparency.ranges import range_proof
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import Record, leaf_bytes, parse_leaf
+from sealgate.transparency.reports.catalogue import REPORTS
+from sealgate.transparency.reports.form import Basis, Part, Report
+from sealgate.transparency.reports.question import Question
 from secure_runtime.attestation.software import SoftwareAttester
 
 ORIGIN = "example.test/log"
@@ -290,10 +294,11 @@ class FakeService:
             page = [_row(*row) for row in rows[start : start + limit]]
             return _json({"records": page, "cursor": cursor, "tree_size": len(leaves)})
         if path.startswith("records/"):
-            found = [row for row in enumerate(leaves) if parse_leaf(row[1]).id == path.removeprefix("records/")]
+            wanted = path.removeprefix("records/")
+            found = [row for row in enumerate(leaves) if wanted in (parse_leaf(row[1]).id, str(row[0]))]
             return _json(_row(*found[0])) if found else self.problem(404, "not-found")
         if path == "checkpoint":
-            return _answer(200, self.log.checkpoint(), "text/plain")
+            return _answer(200, sign_root(self.log.checkpoint(), self.log.signer), "text/plain")
         if path == "proofs/inclusion":
             return _hashes(inclusion_proof(int(asked["index"]), int(asked["size"]), self.log._hash))
         if path == "proofs/consistency":
@@ -305,7 +310,29 @@ class FakeService:
                 lines = [form.line(place(at, leaf)) for at, leaf in enumerate(leaves[first : last + 1], first)]
                 return _answer(200, form.header + b"".join(lines), form.media_type)
             return _answer(200, self.bundle(first, last, int(asked.get("consistent_with", 0))), "application/zip")
+        if path.startswith("reports/"):
+            return self.report(path.removeprefix("reports/"), dict(asked))
+        if path == "reviews":
+            detail = {name: str(value) for name, value in msgspec.json.decode(request.content).items() if value != ""}
+            return _answer(200, self.log.append(Record(kind="audit.review", detail=detail))[1], "text/plain")
         return self.problem(404, "not-found")
+
+    def report(self, name: str, asked: dict[str, str]) -> httpx.Response:
+        question = msgspec.convert(asked, Question, strict=False)
+        fold, size = REPORTS[name].begin(question), len(self.log.leaves)
+        for index, leaf in enumerate(self.log.leaves):
+            fold.see(index, parse_leaf(leaf), leaf)
+        answer = fold.answer(Part(0, size - 1, whole=True))
+        basis = Basis(source="database", origin=ORIGIN, first=0, last=size - 1, size=size)
+        report = Report(
+            name=name,
+            question=question.given(),
+            basis=basis,
+            tables=answer.tables,
+            findings=answer.findings,
+            limits=answer.limits,
+        )
+        return _answer(200, msgspec.json.encode(report), "application/json")
 
     def bundle(self, first: int, last: int, since: int = 0) -> bytes:
         out, size = io.BytesIO(), len(self.log.leaves)
