@@ -40,6 +40,7 @@ _REQUIRED = (SCHEMA_FILE, tenants.FILE, budgets.FILE)
 _KNOWN = (*_REQUIRED, manifest.FILE)
 _POLICY_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.cedar")
 _SCENARIO_FILE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,120}\.toml")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _IGNORED_FOLDERS = ("examples", SCENARIOS)
 
 
@@ -91,9 +92,9 @@ def load_files(path: Path, *, digest: str | None = None) -> PolicyFiles:
 def read_contents(path: Path, *, stored: bool = False) -> dict[str, bytes]:
     """The files of a policy directory that its digest covers, by name, none of them judged. Raises PolicyFileError.
 
-    A `stored` version has its listing beside them.
+    A `stored` version has its listing beside them; a folder that is called as one is taken for one.
     """
-    ignored = (LISTING_FILE,) if stored else ()
+    ignored = (LISTING_FILE,) if stored or _DIGEST.fullmatch(path.name) else ()
     hint = "policies are named NAME.cedar"
     return _read_folder(path, known=_KNOWN, pattern=_POLICY_FILE, ignored=ignored, hint=hint)
 

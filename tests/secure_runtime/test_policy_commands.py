@@ -251,6 +251,27 @@ def test_versions_are_shown_by_digest(state: Path, history: PolicyHistory, capsy
             run("show", state, "--at", at)
 
 
+def test_an_older_version_is_put_in_force_again(
+    state: Path, history: PolicyHistory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("apply", state) == 0
+    first = history.current()
+    assert isinstance(first, InForce)
+    bump(state, "2")
+    assert run("apply", state) == 0
+    assert history.current() != first
+    older = state / "policy-history" / first.digest
+    capsys.readouterr()
+    assert run("apply", state, older, "--note", "back") == 0
+    again = history.current()
+    assert again is not None
+    assert (again.digest, again.note) == (first.digest, "back")
+    older.chmod(0o700)
+    (older / "more.txt").write_text("")
+    with pytest.raises(ConfigurationError, match="not a file of a policy directory"):
+        run("apply", state, older)
+
+
 def test_explain_asks_what_is_in_force_or_the_directory_that_is_named(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
