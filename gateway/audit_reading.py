@@ -24,6 +24,7 @@ from policy.entities import Action, Principal
 from sealgate.errors import DecodeError, SealgateError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.frames import AuditKind, AuditRead
+from sealgate.transparency.reports.question import Question
 
 _T = TypeVar("_T")
 _ASKED = {
@@ -113,6 +114,15 @@ def own_records(wanted: RecordFilter, permit: Permit) -> RecordFilter | None:
     if wanted.tenant not in (None, permit.records_of):
         return None
     return msgspec.structs.replace(wanted, tenant=permit.records_of)
+
+
+def own_question(asked: Question, permit: Permit) -> Question:
+    """The question about the tenant that the permit is for."""
+    if permit.records_of is None:
+        return asked
+    if asked.tenant not in (None, permit.records_of):
+        raise Problem("not-found", detail="This caller may ask about one tenant only.")
+    return msgspec.structs.replace(asked, tenant=permit.records_of)
 
 
 def _require_said_once(request: Asking) -> None:

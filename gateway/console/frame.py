@@ -8,7 +8,7 @@ before its reader has said so, because reading is put on record in the reader's 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
@@ -86,12 +86,21 @@ class Console:
     clock: Clock
 
     async def may_read(
-        self, request: Asking, question: str, said: Mapping[str, str], *, kind: AuditKind = "audit.query"
+        self,
+        request: Asking,
+        question: str,
+        said: Mapping[str, str],
+        *,
+        kind: AuditKind = "audit.query",
+        too_wide: str = "",
+        state: Callable[[], Awaitable[dict[str, str]]] | None = None,
     ) -> MayRead:
         """The right to read, once that is on record. Raises what `exception_handlers` makes pages of."""
         self.require_own(request)
         self.recognise(request)
-        return await authorise_reading(request, self.gate, f"console {question}", kind=kind, said=said)
+        return await authorise_reading(
+            request, self.gate, f"console {question}", kind=kind, said=said, too_wide=too_wide, state=state
+        )
 
     def require_own(self, request: Asking) -> None:
         """Raises FromElsewhere for a navigation that another site began (Fetch Metadata)."""

@@ -10,19 +10,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from typing import Any, BinaryIO
+from urllib.parse import quote
 
 import msgspec
 from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath
-from litestar.response import Stream
+from litestar.response import Redirect, Stream
 
 from audit.database import open_database
 from audit.errors import LogUnavailable, QueryRefused
 from audit.query import AuditReader, Entry, Page, RecordFilter
 from gateway.audit_exporting import export_stream
 from gateway.audit_reading import own_records, read_log
-from gateway.console.frame import Console
+from gateway.console.frame import HEADERS, Console
 from gateway.console.presentation import (
     READINGS,
     SPANS,
@@ -106,12 +107,13 @@ def _page(reader: AuditReader, permit: Permit, wanted: RecordFilter, cursor: str
 
 @get("/console/records/{identifier:str}", include_in_schema=False)
 async def record(request: Asking, console: NamedDependency[Console], identifier: FromPath[str]) -> Response[bytes]:
-    """One record, and the proof that it is in the log."""
+    """One record, by id or by number, and the proof that it is in the log."""
     identifier = identifier[:MAX_AUDIT_TEXT]
     may = await console.may_read(request, "record", {"identifier": identifier})
 
     def read(reader: AuditReader, permit: Permit) -> tuple[Entry, _Proof | None]:
-        entry = reader.record(identifier)
+        numbered = identifier.isascii() and identifier.isdecimal() and len(identifier) <= 15
+        entry = reader.record_at(int(identifier)) if numbered else reader.record(identifier)
         if permit.records_of not in (None, entry.record.tenant):
             raise QueryRefused("no record has this id", code="not-found")
         return entry, _proof_of(reader, entry)
@@ -128,6 +130,13 @@ async def record(request: Asking, console: NamedDependency[Console], identifier:
         leaf_base64=_base64(entry.leaf),
         proof=proof,
     )
+
+
+@get("/console/records", include_in_schema=False)
+async def numbered(request: Asking) -> Response[None]:
+    """The form for a record's number or id leads to its page."""
+    wanted = quote(request.query_params.get("record", "").strip().removeprefix("#")[:MAX_AUDIT_TEXT], safe="")
+    return Redirect(f"/console/records/{wanted}" if wanted else "/console", status_code=303, headers=HEADERS)
 
 
 class _Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,7 +232,7 @@ async def evidence(request: Asking, console: NamedDependency[Console]) -> Stream
     return await export_stream(console.gate, may, write, media_type="application/zip", filename=name)
 
 
-ROUTES: tuple[Any, ...] = (timeline, readers, record, policy, budgets, evidence)
+ROUTES: tuple[Any, ...] = (timeline, readers, numbered, record, policy, budgets, evidence)
 
 
 def _query(request: Asking) -> dict[str, str]:

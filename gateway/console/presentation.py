@@ -19,6 +19,7 @@ from gateway.errors import Problem
 from policy.usage import Usage
 from sealgate.protocol.obligations import epsilon_text
 from sealgate.transparency.record import KINDS, Record
+from sealgate.transparency.reports.form import Cell, Table, Unit
 
 VERDICTS: dict[str, tuple[str, str]] = {
     "inference.completed": ("allowed", "Answered"),
@@ -151,6 +152,28 @@ def gauge_of(usage: Usage) -> Gauge:
     return Gauge(usage=usage, used=used, held=taken - used, amounts=amounts, renews=moment(usage.renews_us) or "never")
 
 
+def table_of(table: Table) -> dict[str, object]:
+    """A report's table with its cells as text. Numbers are said to be numbers, so that they line up."""
+    return {
+        "title": table.title,
+        "columns": [(column.name, column.unit in ("number", "epsilon")) for column in table.columns],
+        "rows": [
+            [_cell(value, column.unit) for value, column in zip(row, table.columns, strict=True)] for row in table.rows
+        ],
+        "left_out": table.left_out,
+    }
+
+
+def _cell(value: Cell, unit: Unit) -> str:
+    if value is None:
+        return "\u2013"
+    if isinstance(value, int):
+        if unit == "time":
+            return moment(value)
+        return epsilon_text(value) if unit == "epsilon" and value >= 0 else f"{value:,}"
+    return value
+
+
 def row_of(entry: Entry) -> Row:
     """A record for a list."""
     record = entry.record
@@ -210,8 +233,8 @@ def wanted_of(query: Mapping[str, str]) -> RecordFilter:
     chosen = {name: query[name] for name in _FILTERS if query.get(name)}
     return RecordFilter(
         **chosen,
-        from_us=_microseconds(query.get("from", "")),
-        to_us=_microseconds(query.get("to", "")),
+        from_us=time_of(query.get("from", "")),
+        to_us=time_of(query.get("to", "")),
         oldest_first=query.get("order") == "oldest",
     )
 
@@ -226,7 +249,8 @@ def minute_of(ts_us: int) -> str:
     return machine_time(ts_us)[:16]
 
 
-def _microseconds(text: str) -> int | None:
+def time_of(text: str) -> int | None:
+    """The moment that a form or a link names, in microseconds; None for \"\". Raises Problem."""
     if not text:
         return None
     try:

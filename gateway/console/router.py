@@ -12,7 +12,7 @@ from litestar import Router
 from litestar.di import Provide
 
 from gateway.authentication.issuers import load_issuers
-from gateway.console import pages, sign_in
+from gateway.console import pages, report_pages, sign_in
 from gateway.console.assets import Assets
 from gateway.console.frame import Console, exception_handlers, make_templates
 from gateway.console.provider import open_provider
@@ -52,7 +52,7 @@ def open_console(deployment: Deployment, gate: Gate) -> ConsoleRoutes:
         log_url=deployment.log_url,
         clock=gate.clock,
     )
-    handlers: tuple[Any, ...] = (*pages.ROUTES, *sign_in.ROUTES)
+    handlers: tuple[Any, ...] = (*pages.ROUTES, *report_pages.ROUTES, *sign_in.ROUTES)
     router = Router(
         path="/",
         route_handlers=handlers,

@@ -15,7 +15,7 @@ from litestar.di import NamedDependency, Provide
 from litestar.params import FromPath, QueryParameter
 
 from audit.query import AuditReader
-from gateway.audit_reading import authorise_reading, read_log
+from gateway.audit_reading import authorise_reading, own_question, read_log
 from gateway.errors import Problem
 from gateway.gate import Asking, Gate
 from gateway.limits import MAX_AUDIT_TEXT, MAX_REVIEW
@@ -77,7 +77,7 @@ async def report(
         raise Problem("not-found", detail=f"There are the reports {', '.join(REPORTS)}.")
 
     def read(reader: AuditReader, permit: Permit) -> bytes:
-        return msgspec.json.encode(reader.report(name, _own(asked, permit)))
+        return msgspec.json.encode(reader.report(name, own_question(asked, permit)))
 
     content = await read_log(gate, may, read)
     return Response(content=content, media_type="application/json", headers=may.headers)
@@ -106,15 +106,6 @@ async def review(request: Asking, gate: NamedDependency[Gate]) -> Response[bytes
 
 
 ROUTES = (report, review)
-
-
-def _own(asked: Question, permit: Permit) -> Question:
-    """The question about the tenant that the permit is for."""
-    if permit.records_of is None:
-        return asked
-    if asked.tenant not in (None, permit.records_of):
-        raise Problem("not-found", detail="This caller may ask about one tenant only.")
-    return msgspec.structs.replace(asked, tenant=permit.records_of)
 
 
 def _statement(raw: bytes) -> ReviewStatement:
