@@ -15,6 +15,7 @@ from sealgate.client.commands import INFER
 from sealgate.client.errors import UsageError
 from sealgate.client.progress import ProgressBar
 from sealgate.errors import ConfigurationError, DecodeError, SealgateError
+from sealgate.transparency.cose_receipt import verify_cose_receipt
 from sealgate.transparency.exports.formats import FORMATS
 from sealgate.transparency.exports.leaves import place
 from sealgate.transparency.exports.part import ExportLines, measure
@@ -169,6 +170,20 @@ def test_a_bundle_that_does_not_verify_is_not_converted(
     assert not out.exists()
     with pytest.raises(ConfigurationError):
         run(AUDIT, "convert", tmp_path / "missing", "--format", "csv", "--trust", site.trust)
+
+
+def test_a_record_is_shown_as_a_cose_receipt_too(
+    site: Any, audit: Audit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "receipt.cose"
+    assert audit("show", "record-1", "--cose", out) == 0
+    assert "proven" in capsys.readouterr().out
+    leaf = (tmp_path / "receipt.cose.leaf").read_bytes()
+    assert leaf == leaves_of(site)[1]
+    keys = [site.service.log.signer.verifier]
+    assert verify_cose_receipt(out.read_bytes(), leaf, keys).index == 1
+    with pytest.raises(UsageError):
+        audit("show", "--receipt", tmp_path / "token", "--cose", out)
 
 
 # The form of what comes ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from sealgate.cli import main
 from sealgate.client.audit import AuditClient
 from sealgate.errors import ConfigurationError, LogError
 from sealgate.transparency.bundle import Bundle
+from sealgate.transparency.published import sign_root
 from sealgate.transparency.record import Record
 from sealgate.transparency.verifier import LogTrust, verify_bundle
 from sealgate.transparency.witness_policy import load_witness_policy
@@ -65,7 +66,7 @@ def test_a_growing_log_is_cosigned_and_the_cosigned_note_satisfies_a_policy(
 
 def test_a_log_that_went_back_is_caught_and_both_checkpoints_are_kept(service: Any, folder: WitnessFolder) -> None:
     service.log.append(Record(kind="audit.query"))
-    shown = service.log.checkpoint()
+    shown = sign_root(service.log.checkpoint(), service.log.signer)
     look(service, folder)
     service.log.leaves.pop()
     with pytest.raises(LogError, match="records are gone") as raised:
@@ -73,7 +74,7 @@ def test_a_log_that_went_back_is_caught_and_both_checkpoints_are_kept(service: A
     assert raised.value.code == "log-rolled-back"
     (kept,) = (folder.root / "conflicts").iterdir()
     assert (kept / "kept.note").read_bytes() == shown
-    assert (kept / "newer.note").read_bytes() == service.log.checkpoint()
+    assert (kept / "newer.note").read_bytes() == sign_root(service.log.checkpoint(), service.log.signer)
 
 
 @pytest.mark.parametrize("more", [0, 3])
