@@ -16,8 +16,9 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from gateway.authentication.proof_keys import PRIVATE_MEMBERS, require_sound_point
 from gateway.limits import MAX_KEYS, MAX_RSA_BITS, MIN_RSA_BITS
-from sealgate.errors import ConfigurationError
+from sealgate.errors import ConfigurationError, DecodeError
 
 # (kty, crv) to the algorithms that such a key can verify.
 _ALGORITHMS_OF: dict[tuple[str, str | None], tuple[str, ...]] = {
@@ -28,14 +29,6 @@ _ALGORITHMS_OF: dict[tuple[str, str | None], tuple[str, ...]] = {
     ("RSA", None): ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
 }
 ALGORITHMS = tuple(name for names in _ALGORITHMS_OF.values() for name in names)
-
-# The y coordinates of the points whose order divides 8, and their encodings above the field's prime: a signature under
-# such a key says nothing (RFC 8032 section 5.1.7 does not exclude them). The sign of x stands in the top bit.
-_P = 2**255 - 19
-_ORDER_8 = 2707385501144840649318225287225658788936804267575313519463743609750303402022
-_LOW_ORDER_Y = frozenset({0, 1, _P - 1, _P, _P + 1, _ORDER_8, _P - _ORDER_8})
-
-_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})  # RFC 7518 sections 6.2.2, 6.3.2, 6.4
 
 Keys = Mapping[str, jwt.PyJWK]
 
@@ -74,7 +67,7 @@ def parse_jwks(data: bytes, *, algorithms: Sequence[str], where: str) -> Keys:
 
 def _parse_key(member: dict[str, Any], *, algorithms: Sequence[str], where: str) -> jwt.PyJWK | None:
     kty = member.get("kty")
-    if kty == "oct" or not _PRIVATE.isdisjoint(member):
+    if kty == "oct" or not PRIVATE_MEMBERS.isdisjoint(member):
         raise UnfitKeySet(f"{where}: is a private or symmetric key; a JWK set for verifying holds public keys only")
     able = _ALGORITHMS_OF.get((str(kty), None if kty == "RSA" else _text(member.get("crv"))), ())
     wanted = [name for name in able if name in algorithms and member.get("alg", name) == name]
@@ -100,9 +93,10 @@ def _require_strong(key: jwt.PyJWK, where: str) -> None:
     if isinstance(public, RSAPublicKey) and not MIN_RSA_BITS <= public.key_size <= MAX_RSA_BITS:
         raise UnfitKeySet(f"{where}: RSA keys must have {MIN_RSA_BITS} to {MAX_RSA_BITS} bits")
     if isinstance(public, Ed25519PublicKey):
-        y = int.from_bytes(public.public_bytes_raw(), "little") & (2**255 - 1)
-        if y in _LOW_ORDER_Y:
-            raise UnfitKeySet(f"{where}: is a point of low order, under which anything is signed")
+        try:
+            require_sound_point(public.public_bytes_raw())
+        except DecodeError as error:
+            raise UnfitKeySet(f"{where}: is a point of low order, under which anything is signed") from error
 
 
 def _text(value: object) -> str:

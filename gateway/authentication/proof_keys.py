@@ -30,7 +30,7 @@ _EC: dict[str, tuple[ec.EllipticCurve, str, int]] = {
     "P-256": (ec.SECP256R1(), "ES256", 32),
     "P-384": (ec.SECP384R1(), "ES384", 48),
 }
-_PRIVATE = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})  # RFC 7518 sections 6.2.2, 6.3.2, 6.4
+PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})  # RFC 7518 sections 6.2.2, 6.3.2, 6.4
 _ELSEWHERE = frozenset({"x5u", "x5c", "jku"})
 _EXPONENTS = frozenset({3, 65537})
 
@@ -54,7 +54,11 @@ class CallersKey:
 
 def parse_callers_key(jwk: object) -> CallersKey:
     """The key in a proof's header; raises Unauthenticated."""
-    if not isinstance(jwk, dict) or not (_PRIVATE | _ELSEWHERE).isdisjoint(jwk) or jwk.get("use", "sig") != "sig":
+    if (
+        not isinstance(jwk, dict)
+        or not (PRIVATE_MEMBERS | _ELSEWHERE).isdisjoint(jwk)
+        or jwk.get("use", "sig") != "sig"
+    ):
         raise Unauthenticated("proof-key-refused")
     try:
         key, algorithms = _parse(jwk)
@@ -73,9 +77,7 @@ def _parse(jwk: dict[str, Any]) -> tuple[ProofKey, tuple[str, ...]]:
             return ec.EllipticCurvePublicNumbers(x, y, curve).public_key(), (algorithm,)
         case "OKP" if jwk["crv"] == "Ed25519":
             raw = from_base64url(jwk["x"])
-            y = int.from_bytes(raw, "little") & (2**255 - 1)
-            if y >= _P or y in _WEAK_Y:
-                raise DecodeError("a weak point")
+            require_sound_point(raw)
             return Ed25519PublicKey.from_public_bytes(raw), ("EdDSA",)
         case "RSA":
             n, e = (_whole(jwk[name]) for name in ("n", "e"))
@@ -83,6 +85,13 @@ def _parse(jwk: dict[str, Any]) -> tuple[ProofKey, tuple[str, ...]]:
                 raise DecodeError("too small, too large, or an unusual exponent")
             return rsa.RSAPublicNumbers(e, n).public_key(), ("PS256", "RS256")
     raise DecodeError("another kind of key")
+
+
+def require_sound_point(raw: bytes) -> None:
+    """Raises DecodeError for an encoded point of Ed25519 that may not be anybody's key."""
+    y = int.from_bytes(raw, "little") & (2**255 - 1)  # the sign of x stands in the top bit
+    if y >= _P or y in _WEAK_Y:
+        raise DecodeError("a weak point")
 
 
 def _sized(text: str, size: int) -> int:

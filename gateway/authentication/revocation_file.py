@@ -9,16 +9,15 @@ file, widens who may read it, or goes on from a file that it cannot read.
 from __future__ import annotations
 
 import datetime
-import fcntl
 import json
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from gateway.authentication.issuers import FILE as ISSUERS_FILE
 from gateway.authentication.revocations import FILE, Revocation, parse_revocations
+from gateway.file_changes import locked, sync_folder
 from gateway.limits import MAX_REVOCATIONS, MAX_REVOKED_FILE
 from sealgate.ambient import Entropy, random_bytes
 from sealgate.errors import ConfigurationError
@@ -50,7 +49,7 @@ def change_revocations(
     """Replace the entries by what `change` makes of them; in force when this returns. Raises ConfigurationError."""
     path = folder / FILE
     try:
-        with _locked(folder):
+        with locked(folder):
             entries = tuple(entry for entry in change(read_revocations(folder)) if not entry.is_over(now))
             data = render_revocations(entries).encode()
             if len(entries) > MAX_REVOCATIONS or len(data) > MAX_REVOKED_FILE:
@@ -81,16 +80,6 @@ def utc_seconds(moment: datetime.datetime) -> str:
     return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def _replace(path: Path, data: bytes, *, entropy: Entropy) -> None:
     status = _model_status(path)
     draft = path.with_name(f".{path.name}.{entropy(8).hex()}")
@@ -103,7 +92,7 @@ def _replace(path: Path, data: bytes, *, entropy: Entropy) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
-        _sync(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
@@ -126,11 +115,3 @@ def _keep_owner(descriptor: int, status: os.stat_result, path: Path) -> None:
             raise ConfigurationError(
                 f"{path} must be written by its owner, user {status.st_uid}, or by root"
             ) from error
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -159,7 +159,7 @@ def test_each_required_claim_removed_in_turn(name: str) -> None:
     [
         ("proof-claims-invalid", {"jti": ""}),
         ("proof-claims-invalid", {"jti": "x" * 257}),
-        ("proof-claims-invalid", {"jti": "\ud800"}),
+        ("proof-malformed", {"jti": "\ud800"}),
         ("proof-claims-invalid", {"jti": 7}),
         ("proof-claims-invalid", {"iat": "1800000000"}),
         ("proof-claims-invalid", {"iat": True}),
