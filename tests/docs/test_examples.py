@@ -1,4 +1,4 @@
-"""The example programs and the README's Python are type-checked, and the client is run against a real deployment."""
+"""The example programs and the Python of the pages are type-checked, and the client is run against a real deployment."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ EXAMPLES = ("client.py", "any_httpx_program.py")
 
 
 def python_snippets(root: Path) -> str:
-    blocks = re.findall(r"(?s)```python\n(.*?)```", (root / "README.md").read_text())
-    assert blocks
+    pages = (root / name for name in ("README.md", "docs/identity.md"))
+    blocks = [block for page in pages for block in re.findall(r"(?s)```python\n(.*?)```", page.read_text())]
+    assert len(blocks) >= 2
     return "\n".join(blocks)
 
 
