@@ -18,6 +18,7 @@ def configure(commands: Any) -> None:
     checkpoint = commands.add_parser("checkpoint", help="the newest signed checkpoint", description=_checkpoint.__doc__)
     checkpoint.add_argument("--out", type=Path, metavar="FILE", help="keep it, for the next audit")
     checkpoint.add_argument("--kept", type=Path, metavar="FILE", help="prove that the log only grew since this one")
+    checkpoint.add_argument("--cosigned", action="store_true", help="the newest one that the log's witnesses cosigned")
     checkpoint.add_argument("--json", action="store_true", help=JSON_HELP)
     finish(checkpoint, _checkpoint, online=True)
 
@@ -41,10 +42,12 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
 
     if arguments.out is not None and arguments.out.exists():
         raise UsageError(f"{arguments.out} exists; a kept checkpoint is never replaced: name another file")
+    if arguments.cosigned and arguments.kept is not None:
+        raise UsageError("--kept proves growth to the newest checkpoint, which no witness may have seen yet")
     grown = ""
     with open_client(arguments) as client:
         if arguments.kept is None:
-            verified = client.checkpoint()
+            verified = client.checkpoint(cosigned=arguments.cosigned)
         else:
             old, verified = client.prove_growth(read_bounded(arguments.kept, MAX_NOTE))
             grown = f"only grew, from {old.checkpoint.size} to {verified.checkpoint.size} records"

@@ -40,6 +40,7 @@ def configure(commands: Any) -> None:
     export.add_argument("--first", type=int, default=0, metavar="N", help="first record (default 0)")
     export.add_argument("--last", type=int, metavar="N", help="last record (default: the newest one that is signed)")
     export.add_argument("--kept", type=Path, metavar="FILE", help="add the proof of growth since a kept checkpoint")
+    export.add_argument("--cosigned", action="store_true", help="last record: the newest one that witnesses cosigned")
     export.add_argument("--resume", action="store_true", help="go on with an export that broke off (not of a bundle)")
     finish(export, _export, online=True)
 
@@ -63,8 +64,12 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UsageError("--kept belongs into an evidence bundle: leave --format away")
     if arguments.resume and not lines:
         raise UsageError("a bundle is one whole and cannot be gone on with: leave --resume away")
+    if arguments.cosigned and arguments.last is not None:
+        raise UsageError("--cosigned names the last record: leave --last away")
     with open_client(arguments) as client:
-        last = client.checkpoint().checkpoint.size - 1 if arguments.last is None else arguments.last
+        last = arguments.last
+        if last is None:
+            last = client.checkpoint(cosigned=arguments.cosigned).checkpoint.size - 1
         if not 0 <= arguments.first <= last:
             raise UsageError(f"--first must be from 0 to {last}, the last record asked for")
         written = (_export_lines if lines else _export_bundle)(client, arguments, last)
