@@ -195,6 +195,7 @@ def make_templates() -> jinja2.Environment:
         "short": presentation.short,
         "epsilon": epsilon_text,
     }
+    environment.tests["digest"] = presentation.is_digest
     environment.globals["address"] = presentation.address
     return environment
 

@@ -113,7 +113,7 @@ class Field:
     @property
     def mono(self) -> bool:
         """Whether it is a digest, a signature or an id."""
-        return _HEX.fullmatch(self.text) is not None
+        return is_digest(self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +212,11 @@ def moment(ts_us: int | None) -> str:
 def machine_time(ts_us: int) -> str:
     """The same for `<time datetime>`."""
     return moment(ts_us).replace(" ", "T") + "Z"
+
+
+def is_digest(text: str) -> bool:
+    """Whether a text looks like a digest, a signature or an id."""
+    return _HEX.fullmatch(text) is not None
 
 
 def short(digest: str) -> str:

@@ -204,12 +204,12 @@ class Clock:
 class Running:
     """A gateway that serves, with its host, its log and clients for it."""
 
-    def __init__(self, deployment: Deployment, host: FakeHost) -> None:
+    def __init__(self, deployment: Deployment, host: FakeHost, *, port: int = 0) -> None:
         self.deployment = deployment
         self.host = host
         self.clock = Clock()
         self.log = io.StringIO()
-        self.sock = listen("127.0.0.1", 0)
+        self.sock = listen("127.0.0.1", port)
         self.port = self.sock.getsockname()[1]
         self._clients: list[httpx.Client] = []
         self.asgi = build_server(deployment, telemetry=Telemetry(stream=self.log, clock=self.clock), clock=self.clock)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 
 PEERS = Path(__file__).parent
 INSTALL = "tests/peers/install.sh"
+GO_PACKAGES = Path("/usr/share/gocode")
 _PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 _MODERN_NODE = "process.exit(URL.parse && require('node:crypto').hash ? 0 : 1)"
 
@@ -34,6 +36,42 @@ def require_provider() -> str:
     return node
 
 
+def require_sigstore() -> str:
+    """The path of a Node.js that finds Sigstore's verifier beside us, or a skip."""
+    node = require_program("node")
+    if not (PEERS / "node_modules" / "@sigstore" / "verify" / "package.json").exists():
+        pytest.skip(f"SKIPPED FOR WANT OF @sigstore/verify: its npm packages are not here; run {INSTALL}")
+    return node
+
+
+def require_tlog_checker(folder: Path) -> Path:
+    """The checker in Go, built into `folder` from what Debian packages, or a skip."""
+    go = require_program("go")
+    if not (GO_PACKAGES / "src" / "golang.org" / "x" / "mod" / "sumdb" / "tlog").is_dir():
+        pytest.skip(f"SKIPPED FOR WANT OF golang-golang-x-mod-dev: its packages are not here; run {INSTALL}")
+    program = folder / "tlog-check"
+    environment = {"GO111MODULE": "off", "GOPATH": str(GO_PACKAGES), "GOCACHE": str(folder / "cache"), "PATH": _PATH}
+    command = [go, "build", "-o", str(program), "."]
+    built = subprocess.run(command, cwd=PEERS / "tlog", env=environment, capture_output=True, check=False)
+    assert built.returncode == 0, built.stderr.decode()
+    return program
+
+
 @functools.cache
 def _is_modern(node: str) -> bool:
     return subprocess.run([node, "-e", _MODERN_NODE], check=False).returncode == 0
+
+
+def require_browser() -> str:
+    """The path of Chromium, or a skip; Playwright, which drives it, must be importable too."""
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("SKIPPED FOR WANT OF playwright: it is not installed here; pip install playwright")
+    return require_program("chromium")
+
+
+def require_accessibility_checker() -> str:
+    """The text of axe-core, or a skip."""
+    script = PEERS / "node_modules" / "axe-core" / "axe.min.js"
+    if not script.exists():
+        pytest.skip(f"SKIPPED FOR WANT OF axe-core: its npm package is not here; run {INSTALL}")
+    return script.read_text()

@@ -58,7 +58,8 @@ class IdentityProvider:
             "cert": self.server.certificate.read_text(),
             "ca": self.ca.read_text(),
         }
-        begun = self._say({"alg": "ES256", "ttl_s": 600, "tls": tls, "clients": self._clients(), **settings})
+        clients = [*self._clients(), *settings.get("more_clients", ())]
+        begun = self._say({"alg": "ES256", "ttl_s": 600, "tls": tls, **settings, "clients": clients})
         self.issuer: str = begun["issuer"]
         self.kid: str = begun["kid"]
 

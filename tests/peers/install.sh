@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The foreign programs that the tests meet: HAProxy, nginx, OpenSSL and PostgreSQL from Debian, an OpenID provider from
-# npm.
+# The foreign programs that the tests meet: HAProxy, nginx, OpenSSL, PostgreSQL and Chromium from Debian, an OpenID
+# provider and an accessibility checker from npm.
 # What is there already is left alone. What cannot be had is named, and the exit status is 1: the tests that need it
 # skip, and say so.
 set -uo pipefail
@@ -9,7 +9,9 @@ export PATH="$PATH:/usr/sbin:/sbin"
 
 missing() {
   local name
-  for name in haproxy nginx openssl node npm; do command -v "$name" >/dev/null || echo "$name"; done
+  for name in haproxy nginx openssl node npm chromium; do command -v "$name" >/dev/null || echo "$name"; done
+  command -v go >/dev/null || echo golang-go
+  [ -d /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog ] || echo golang-golang-x-mod-dev
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
 }
 
@@ -38,7 +40,7 @@ if command -v npm >/dev/null; then
     if npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null; then
       cp package-lock.json node_modules/.installed
     else
-      echo "test peers: npm ci failed; the tests with the OpenID provider will be skipped" >&2
+      echo "test peers: npm ci failed; the tests with the OpenID provider and Sigstore's verifier will be skipped" >&2
       status=1
     fi
   fi

@@ -1,5 +1,6 @@
 // A real OpenID provider on loopback, for the tests: it issues access tokens by client_credentials (RFC 6749 section
-// 4.4), plain, bound to a certificate (RFC 8705) or bound to a DPoP key (RFC 9449).
+// 4.4), plain, bound to a certificate (RFC 8705) or bound to a DPoP key (RFC 9449), and by authorization code with PKCE
+// to whoever types a login into its own page.
 //
 // The first line on stdin is the configuration, each later line a command; each is answered by one line on stdout.
 // It ends when stdin does, so it cannot outlive the test that started it.
@@ -25,6 +26,7 @@ const METADATA = ['/.well-known/openid-configuration', '/.well-known/oauth-autho
 const state = { keys: [], signer: '', fault: null, cache: null, fetches: { jwks: 0, metadata: 0, tokens: 0 } };
 const connections = new Set();
 const stalled = new Set();
+const cookieSecret = crypto.randomBytes(32).toString('hex');
 const dpopNonceSecret = crypto.randomBytes(32);
 let configuration;
 let issuer;
@@ -61,11 +63,21 @@ function remake() {
     })),
     jwks: { keys: state.keys },
     extraTokenClaims: (ctx, token) => claimsOf(token.clientId),
-    ttl: { ClientCredentials: configuration.ttl_s },
-    clientAuthMethods: ['client_secret_basic', 'client_secret_post', 'tls_client_auth', 'self_signed_tls_client_auth'],
+    ttl: {
+      ClientCredentials: configuration.ttl_s,
+      AccessToken: configuration.ttl_s,
+      AuthorizationCode: 60,
+      IdToken: 60,
+      Interaction: 600,
+      Session: 600,
+      Grant: 600,
+    },
+    cookies: { keys: [cookieSecret] },
+    findAccount: (ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
+    clientAuthMethods: ['none', 'client_secret_basic', 'client_secret_post', 'tls_client_auth', 'self_signed_tls_client_auth'],
     enabledJWA: { dPoPSigningAlgValues: ['ES256', 'EdDSA'] },
     features: {
-      devInteractions: { enabled: false },
+      devInteractions: { enabled: configuration.people ?? false }, // the provider's own sign-in page
       clientCredentials: { enabled: true },
       dPoP: { enabled: true, nonceSecret: dpopNonceSecret, requireNonce: () => configuration.dpop_nonce ?? false },
       mTLS: {
@@ -85,7 +97,7 @@ function remake() {
           if (!configuration.resources.includes(resource)) throw new errors.InvalidTarget();
           return {
             audience: resource,
-            scope: 'infer audit',
+            scope: 'openid infer audit',
             accessTokenFormat: 'jwt',
             accessTokenTTL: configuration.ttl_s,
             jwt: { sign: { alg: state.keys.find(({ kid }) => kid === state.signer).alg, kid: state.signer } },
