@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The foreign programs that the tests meet: HAProxy, nginx, OpenSSL, PostgreSQL and Chromium from Debian, an OpenID
-# provider and an accessibility checker from npm.
+# The foreign programs that the tests meet: HAProxy, nginx, OpenSSL, PostgreSQL, Chromium and Go from Debian, an OpenID
+# provider, an accessibility checker and Sigstore's verifier from npm.
 # What is there already is left alone. What cannot be had is named, and the exit status is 1: the tests that need it
 # skip, and say so.
 set -uo pipefail
