@@ -21,6 +21,7 @@ MAX_WORKER_WORDS = 300  # characters of its own words that people see
 DRAIN_S = 15.0  # how long an ordered stop waits for requests in flight
 MAX_ADMIN_QUESTION = 16 * 1024  # one frame of an operator's command
 MAX_ADMIN_CONNECTIONS = 8  # at once
+MAX_NEW_BUDGETS = 16  # that the record of a change of policy names
 ADMIN_QUESTION_S = 5.0  # from connecting to a whole question
 
 # Doctor --------------------------------------------------------------------------------------------------------------

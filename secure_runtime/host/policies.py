@@ -13,11 +13,12 @@ and now, or two at once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from audit.log import AuditLog
 from policy.budget import BudgetBook
+from policy.budgets import Budget, PrivacyBudget
 from policy.decide import load_policy
 from policy.errors import PolicyFileError
 from policy.history import InForce, PolicyHistory
@@ -28,15 +29,18 @@ from sealgate.protocol.administration import ApplyPolicy, HostToAdmin
 from sealgate.protocol.frames import Recorded, Refused
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
+from secure_runtime.limits import MAX_NEW_BUDGETS
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostPolicy:
-    """What the host needs of a policy: what records call it, and its budgets."""
+    """What the host needs of a policy: what records call it, and its budgets. `ledgers` are the budgets' names and
+    windows, by which usage is kept."""
 
     digest: str
     manifest: Manifest
     budgets: BudgetBook
+    ledgers: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,8 @@ class PolicyKeeper:
         opened = self._opened
         changed = previous not in ("", opened.policy.digest)
         detail = {"profile": self._profile} | _detail(opened.policy, opened.stated, previous=previous)
+        if changed:
+            detail |= await asyncio.to_thread(self._new_since, previous)
         record = Record(
             kind="policy.change",
             policy_digest=opened.policy.digest,
@@ -114,6 +120,7 @@ class PolicyKeeper:
             except PolicyFileError:
                 return Refused(id=frame.id, status=503, code="policy-not-kept")
             detail = _detail(policy, stated, previous=self._in_force.digest) | {"by": by}
+            detail |= _new_budgets(policy.ledgers - self._in_force.ledgers)
             future = self._log.append(
                 Record(
                     kind="policy.change",
@@ -132,6 +139,13 @@ class PolicyKeeper:
             ended = await asyncio.wrap_future(future)
         return Recorded(id=frame.id, log=ended.record.log, record=ended.index, receipt=ended.receipt)
 
+    def _new_since(self, previous: str) -> dict[str, str]:
+        try:
+            files = self._history.load_files(previous)
+        except PolicyFileError:  # it is not kept any more: nobody can tell
+            return {}
+        return _new_budgets(self._opened.policy.ledgers - _ledgers(files.budgets, files.privacy_budgets))
+
 
 def _load(history: PolicyHistory, digest: str) -> HostPolicy:
     policy = load_policy(history.require_whole(digest), digest=digest)
@@ -139,7 +153,21 @@ def _load(history: PolicyHistory, digest: str) -> HostPolicy:
         digest=policy.digest,
         manifest=policy.manifest,
         budgets=BudgetBook(policy.budgets, policy.privacy_budgets),
+        ledgers=_ledgers(policy.budgets, policy.privacy_budgets),
     )
+
+
+def _ledgers(budgets: Iterable[Budget], privacy: Iterable[PrivacyBudget]) -> frozenset[tuple[str, str]]:
+    both: list[Budget | PrivacyBudget] = [*budgets, *privacy]
+    return frozenset((budget.name, budget.window.value) for budget in both)
+
+
+def _new_budgets(ledgers: frozenset[tuple[str, str]]) -> dict[str, str]:
+    """For the record: budgets that the policy before did not have. A name given anew is a ledger begun anew, and that
+    must not go unseen."""
+    names = sorted({name for name, _ in ledgers})
+    more = f" and {len(names) - MAX_NEW_BUDGETS} more" if len(names) > MAX_NEW_BUDGETS else ""
+    return {"budgets_new": " ".join(names[:MAX_NEW_BUDGETS]) + more} if names else {}
 
 
 def _detail(policy: HostPolicy, stated: InForce, *, previous: str) -> dict[str, str]:

@@ -159,6 +159,41 @@ def test_an_apply_names_what_was_in_force_before(desk: Callable[[], Desk], log: 
     assert one.history.current().digest == first  # type: ignore[union-attr]
 
 
+def renamed(deployment: Deployment, *changes: tuple[str, str]) -> str:
+    path = deployment.policy / "budgets.toml"
+    for old, new in changes:
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+    return PolicyHistory(deployment.policy_history).store(deployment.policy)
+
+
+def test_budgets_that_begin_anew_under_another_name_are_on_record(
+    desk: Callable[[], Desk], log: AuditLog, tmp_path: Path
+) -> None:
+    """Who renames a budget has it unspent again. The log shows it, also where it was done while no host ran."""
+    one = desk()
+    first = one.opened.policy.digest
+    limits = renamed(one.deployment, ("requests = 60_000", "requests = 70_000"))
+    name = renamed(one.deployment, ('"clinic-day"', '"clinic-today"'), ('"trial-app-day"', '"again"'))
+    window = renamed(one.deployment, ('window = "minute"', 'window = "hour"'))
+    many = "".join(
+        f'[[budget]]\nname = "b{at:02}"\ntenant = "clinic"\nrequests = 1\nwindow = "day"\n' for at in range(20)
+    )
+    plenty = renamed(one.deployment, ("# How much", f"{many}\n# How much"))
+    one.apply(limits, name, window, plenty, first)
+    one.history.replace_current(InForce(digest=name))
+
+    async def start() -> None:
+        await desk().keeper().record_start(first)
+        await desk().keeper().record_start("f" * 64)
+
+    asyncio.run(start())
+    told = [record.detail.get("budgets_new", "") for record in records(log, tmp_path)]
+    assert told[:3] == ["", "again clinic-today", "clinic-minute"]
+    assert told[3] == " ".join(f"b{at:02}" for at in range(16)) + " and 4 more"
+    assert told[4:] == ["clinic-day clinic-minute trial-app-day", "again clinic-today", ""]
+
+
 @pytest.mark.parametrize("fault", ["missing", "changed", "unsound"])
 def test_what_cannot_be_loaded_is_refused_and_nothing_changes(
     desk: Callable[[], Desk], log: AuditLog, tmp_path: Path, fault: str
