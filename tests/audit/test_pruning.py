@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import io
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 
 from audit import pruning as pruning_module
-from audit.errors import LogDamaged, PrivacyRefused
+from audit.erasure import erasing
+from audit.errors import LogDamaged, LogUnavailable, PrivacyRefused
 from audit.holds import holds_in_force, placing
 from audit.pruner import Pruner, count_due
 from audit.pruning import pruning, search
@@ -23,9 +28,11 @@ from sealgate.transparency.notes import open_checkpoint
 from sealgate.transparency.pruned import INDICES, Indices
 from sealgate.transparency.record import Record
 from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
+from tests.audit.test_roles import Roles
 
 RULES = parse_retention(b"default_days = 100\n[[rule]]\npurpose = 'treatment'\ndays = 1000\n")
 NOW = 2000 * DAY_US
+WRITER = Path(__file__).parent / "prune_writer.py"
 
 
 class Aged:
@@ -313,7 +320,6 @@ def test_what_is_due_can_be_counted_without_touching_it(aged: Aged) -> None:
 def test_no_statement_scans_a_table(aged: Aged) -> None:
     """Every statement of a search, an announcement and a deletion goes by an index."""
     statements: list[tuple[str, Any]] = []
-    from sqlalchemy import event
 
     def note(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
         if any(f" {table}" in statement for table in ("record", "leaf", "tile", "subject")):
@@ -342,3 +348,115 @@ def explained(connection: Any, statement: str, parameters: Any) -> str:
     keyword = "EXPLAIN QUERY PLAN " if connection.dialect.name == "sqlite" else "EXPLAIN "
     rows = connection.exec_driver_sql(keyword + statement, parameters).all()
     return " / ".join(str(row[-1]) for row in rows)
+
+
+# Roles and crashes ---------------------------------------------------------------------------------------------------
+
+
+def test_the_pruners_role_deletes_what_the_writers_announces(postgres_bench) -> None:
+    roles = Roles(postgres_bench)
+    bench, server, name = roles.bench, roles.server, roles.name
+    drafts = [bench.draft(ts_us=DAY_US + number) for number in range(900)]
+    for future in [roles.log.append(draft) for draft in drafts]:
+        future.result()
+    with roles.log.reading() as connection:
+        found = search(connection, RULES, holds_in_force(connection), start=0, now_us=NOW)
+    effect = pruning(found.records, RULES, now_us=NOW)
+    done = roles.log.append(Record(kind="retention.pruned"), effect).result()
+    indices = Indices.parse(done.record.detail[INDICES])
+    assert indices.count > 400
+    place = placing(roles.log.subjects, name="case-7", tenant="lab", subject="")
+    roles.log.append(Record(kind="hold.placed"), place).result()
+    for kind in ("writer", "reader", "auditor"):
+        with pytest.raises(ConfigurationError, match="grant the role of the pruner"):
+            Pruner(server.url(name, roles.login(kind)))
+    pruner = Pruner(server.url(name, roles.login("pruner")))
+    assert sum(count_due(server.url(name, roles.login("pruner")), RULES, now_us=NOW).values()) >= indices.count
+    pruner.delete(indices, RULES, now_us=NOW)
+    pruner.close()
+    bench.url = roles.owner_url
+    assert not set(indices) & {index for (index,) in bench.sql("SELECT idx FROM leaf")}
+    report = bench.audit()
+    assert report.ok, report.lines()
+
+
+def test_killed_in_the_middle_the_log_is_whole_and_the_next_run_ends_it(bench) -> None:
+    aged = Aged(bench)
+    due = aged.due()
+    aged.log.close()
+    told: set[int] = set()
+    for pages in (1, 3, 9):
+        process = subprocess.Popen(
+            [sys.executable, WRITER, bench.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(pages)]
+        process.kill()
+        lines += process.stdout.readlines()
+        process.communicate()
+        for line in lines:
+            if line.startswith("pruned ") and line.endswith("\n"):
+                told |= set(Indices.parse(line.split(" ", 1)[1].strip()))
+    aged.log = bench.open(clock=lambda: NOW)
+    assert len(told) > 50
+    assert not told & set(aged.kept())
+    report = aged.audit(receipts=list(aged.receipts.values()))
+    assert report.ok, report.lines()
+    aged.prune()
+    assert not set(due) & set(aged.kept())
+    report = aged.audit()
+    assert report.ok, report.lines()
+
+
+@pytest.mark.parametrize("work", ["prune", "erase"])
+def test_whichever_statement_fails_nothing_is_half_done(bench, monkeypatch: Any, work: str) -> None:
+    """The database fails at each statement of the transaction in turn; the log is opened again, and is whole."""
+    monkeypatch.setattr(pruning_module, "PRUNE_RECORDS", 5)
+    aged = Aged(bench, requests=300)
+    ref = aged.log.actor("clinic", "alice")
+    aged.log.append(bench.draft(actor=ref)).result()
+    effect = erasing(aged.log.subjects, tenant="clinic", subject="alice", ground="objection")
+    for at in range(40):
+        kept = aged.kept()
+        fails = Failing(aged.log._hold.engine, at)
+        try:
+            if work == "prune":
+                aged.announce()
+            else:
+                aged.log.append(Record(kind="erasure.completed"), effect).result()
+        except LogUnavailable:
+            assert fails.failed
+        finally:
+            fails.end()
+        if not fails.failed:
+            break
+        assert not aged.log.state.ok
+        aged.log.close()
+        aged.log = bench.open(clock=lambda: NOW)
+        effect = erasing(aged.log.subjects, tenant="clinic", subject="alice", ground="objection")
+        assert set(kept) <= set(aged.kept())
+        assert bench.sql("SELECT count(*) FROM subject") == [(1,)]
+        assert aged.log.actor("clinic", "alice") == ref
+        report = aged.audit()
+        assert report.ok, report.lines()
+    assert 5 < at < 39
+    assert bench.sql("SELECT count(*) FROM subject") == [(int(work == "prune"),)]
+    report = aged.audit()
+    assert report.ok, report.lines()
+
+
+class Failing:
+    """The database fails at one statement, and is there for no other."""
+
+    def __init__(self, engine: Any, at: int) -> None:
+        self.left, self.failed, self._engine = at, False, engine
+        event.listen(engine, "before_cursor_execute", self._count)
+
+    def _count(self, conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        if self.failed or self.left == 0:
+            self.failed = True
+            raise OperationalError(statement, None, OSError("the disk is gone"))
+        self.left -= 1
+
+    def end(self) -> None:
+        event.remove(self._engine, "before_cursor_execute", self._count)
