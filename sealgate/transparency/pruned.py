@@ -79,11 +79,12 @@ class Indices:
 
 @dataclass
 class _Gap:
-    """Records of a range that are missing side by side; `before_us` is when the one before them was written."""
+    """Records of a range that are missing side by side. They are no older than the older one of their neighbours: the
+    one before them, unless the clock was set back."""
 
     first: int
     last: int
-    before_us: int
+    oldest_us: int
 
 
 class Pruned:
@@ -121,6 +122,8 @@ class Pruned:
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         self._before_us = record.ts_us
+        if self._gaps and self._gaps[-1].last == index - 1:
+            self._gaps[-1].oldest_us = min(self._gaps[-1].oldest_us, record.ts_us)
         if record.kind != KIND:
             return
         try:
@@ -165,12 +168,12 @@ class Pruned:
             left = rest
 
     def _check_age(self, gap: _Gap, index: int, record: Record, indices: Indices) -> None:
-        """What is missing is no older than what stands before it: if that was too young, so was this."""
+        """What is missing is no older than what stands around it: if that was too young, so was this."""
         text = record.detail.get(SHORTEST, "")
         shortest_us = int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
         if shortest_us < 0:
             self._problems.add(f"record {index} does not say how old the pruned records were")
-        elif gap.before_us and record.ts_us - gap.before_us < shortest_us - _CLOCK_US:
+        elif gap.oldest_us and record.ts_us - gap.oldest_us < shortest_us - _CLOCK_US:
             self._problems.add(f"record {gap.first} was pruned before its time, as record {index} states it")
 
 

@@ -103,6 +103,12 @@ def test_young_records_are_not_pruned() -> None:
     assert judged({1: None, 2: announced("1")})[0] == "ok"  # nothing before it says how old it was
 
 
+def test_a_clock_that_was_set_back_accuses_nobody() -> None:
+    entries = {0: old(100), 1: None, 2: old(300), 3: announced("1")}
+    assert judged(entries)[0] == "ok"
+    assert judged({**entries, 2: old(120)})[0] == "failed"
+
+
 @pytest.mark.parametrize("detail", [{}, {INDICES: "1"}, {INDICES: "1", SHORTEST: "-5"}, {INDICES: "x", SHORTEST: "5"}])
 def test_an_announcement_that_says_nothing_is_none(detail: dict[str, str]) -> None:
     assert judged({0: old(), 1: None, 2: Record(kind=KIND, ts_us=NOW_US, detail=detail)})[0] == "failed"
