@@ -61,4 +61,5 @@ EXPORT_CHUNK_RECORDS = 1024
 
 # Witnesses -----------------------------------------------------------------------------------------------------------
 WITNESS_TIMEOUT_S = 10.0  # of connecting, and of each part of an answer
+WITNESS_CLOSE_S = 2.0  # how long a closing log waits for an answer that is under way
 MAX_WITNESS_ANSWER = 64 * 1024

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from audit.errors import AuditError
-from audit.limits import MAX_WITNESS_ANSWER, WITNESS_TIMEOUT_S
+from audit.limits import MAX_WITNESS_ANSWER, WITNESS_CLOSE_S, WITNESS_TIMEOUT_S
 from sealgate.ambient import monotonic_ns
 from sealgate.errors import ConfigurationError, LogError, SealgateError
 from sealgate.transparency.cosignatures import CosignerKey, verify_cosignatures
@@ -93,19 +93,23 @@ class WitnessClient:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; waits for an answer that is under way, which is bounded. Harmless if it never started."""
+        """Stop. Waits a moment for an answer that is under way: a witness that hangs does not hold up the host's end,
+        and what it says later is lost. Harmless if it never started."""
         self._stop.set()
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(WITNESS_CLOSE_S)
 
     def _run(self) -> None:
         with httpx.Client(verify=self.tls, timeout=WITNESS_TIMEOUT_S, follow_redirects=False) as client:
             while not self._stop.is_set():
-                self.go_round(client)
+                try:
+                    self.go_round(client)
+                except Exception as error:  # this thread must not end without a word
+                    self.tell(f"witnesses: internal fault: {type(error).__name__}")
                 self._stop.wait(self.every_s)
 
     def go_round(self, client: httpx.Client) -> bool:
-        """Ask each witness once. True if a quorum has cosigned the newest checkpoint. Raises nothing."""
+        """Ask each witness once. True if a quorum has cosigned the newest checkpoint; what went wrong is told."""
         try:
             verified = open_checkpoint(self.reader.checkpoint(), [self.verifier])
         except (AuditError, LogError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -332,6 +334,39 @@ def test_the_thread_goes_round_by_itself_and_no_append_waits_for_it(bench, ask, 
     asking.client.start()
     for _ in range(3):
         asking.cosigned(asking.grow(), until)
+
+
+def test_a_fault_is_told_and_the_next_round_comes(bench, ask, running: Running, until, monkeypatch) -> None:
+    asking = ask(policy(running.witness("a")))
+    size, whole = asking.grow(), asking.client.go_round
+    calls: list[object] = []
+
+    def fails_once(client: httpx.Client) -> bool:
+        calls.append(client)
+        if len(calls) == 1:
+            raise KeyError("nobody expected this")
+        return whole(client)
+
+    monkeypatch.setattr(asking.client, "go_round", fails_once)
+    asking.client.start()
+    asking.cosigned(size, until)
+    assert asking.told == ["witnesses: internal fault: KeyError"]
+
+
+def test_a_witness_that_hangs_does_not_hold_up_the_end(bench, ask, running: Running, until, monkeypatch) -> None:
+    monkeypatch.setattr("audit.witnessing.WITNESS_CLOSE_S", 0.1)
+    folder, _ = running.witness("a")
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # takes the connection, and never answers
+        asking = ask(policy((folder, f"http://127.0.0.1:{deaf.getsockname()[1]}")))
+        asking.grow()
+        asking.client.start()
+        peer, _ = deaf.accept()
+        before = time.monotonic()
+        asking.client.close()
+        assert time.monotonic() - before < 5
+        assert asking.log.append(bench.draft()).result()
+        peer.close()
+    until(lambda: not asking.client._thread.is_alive())
 
 
 def test_a_stranger_cannot_have_the_log_submit_its_checkpoint(bench, ask, running: Running) -> None:
