@@ -591,4 +591,6 @@ def test_revocation_ends_open_connections_and_what_proxies_forward(site: Site, p
         denied.write_text("not a fingerprint\n")
         site.refused("a deny list that cannot be read", site.ask(wire=wire), "deny-list-unreadable")
         denied.write_text("")
+        site.refused("a deny list that was emptied", site.ask(wire=wire), "deny-list-unreadable")
+        denied.write_text("# nobody\n")
         site.served(site.ask(wire=wire))
