@@ -25,9 +25,9 @@ from sealgate.transparency.reports.counting import DAY_US, Counted, counted, joi
 
 # The same text for SQLite and PostgreSQL.
 _COUNT = text("""
-    INSERT INTO day_count AS known (day, kind, key, tenant, actor, model, purpose, reason,
+    INSERT INTO day_count AS known (day, kind, key, tenant, actor, model, operation, purpose, reason,
                                     records, counted, units, eps_micro, first_us, last_us)
-    VALUES (:day, :kind, :key, :tenant, :actor, :model, :purpose, :reason,
+    VALUES (:day, :kind, :key, :tenant, :actor, :model, :operation, :purpose, :reason,
             :records, :counted, :units, :eps_micro, :first_us, :last_us)
     ON CONFLICT (day, kind, key) DO UPDATE SET
         records = known.records + excluded.records,
@@ -124,6 +124,7 @@ def _row(day: int, one: Counted) -> dict[str, object]:
         "tenant": one.tenant,
         "actor": one.actor,
         "model": one.model,
+        "operation": one.operation,
         "purpose": one.purpose,
         "reason": one.reason,
         "records": one.records,

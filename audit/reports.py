@@ -42,7 +42,7 @@ from sealgate.transparency.reports.question import FILTERS, Question
 _Seen = tuple[int, Record, bytes]
 _ROLLED_UP = "whole days were added up from the database's roll-ups, which are not evidence"
 _TOO_MANY = f"the answer takes more than {MAX_REPORT_RECORDS} records; narrow it, or export a range and ask the bundle"
-_NAMES = (*FILTERS, "reason")
+_NAMES = (*FILTERS, "operation", "reason")
 
 
 def answer_report(connection: Connection, *, name: str, question: Question, origin: str, size: int) -> Report:

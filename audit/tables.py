@@ -7,7 +7,7 @@
     tile         hashes of the tree, 256 to a row (level 0 when full; higher levels as they grow)
     checkpoint   signed notes as they are published, newest and a thinned history
     cosigned     the same with the cosignatures of a quorum of witnesses, newest and a thinned history
-    day_count    per day, how many records agree in kind, tenant, actor, model, purpose and reason, and what they cost
+    day_count    per day, how many records agree in kind, names and reason, and what they cost
     day_span     per day, between which indices its records stand
     subject      pseudonym to sealed identity; rows may be deleted, leaves never name a person
 
@@ -114,6 +114,7 @@ day_count = Table(
     Column("tenant", Text, nullable=False),
     Column("actor", Text, nullable=False),
     Column("model", Text, nullable=False),
+    Column("operation", Text, nullable=False),
     Column("purpose", Text, nullable=False),
     Column("reason", Text, nullable=False),
     Column("records", _Big, nullable=False),

@@ -29,7 +29,7 @@ def within(bench: Any, work: Any) -> Any:
 
 
 def stored(bench: Any) -> tuple[dict[Any, Counted], dict[int, tuple[int, int]]]:
-    names = ("kind", "tenant", "actor", "model", "purpose", "reason", "records", "units", "eps_micro")
+    names = ("kind", "tenant", "actor", "model", "operation", "purpose", "reason", "records", "units", "eps_micro")
     groups = {}
     for row in bench.rows(select(day_count)):
         fields = {name: getattr(row, name) for name in (*names, "first_us", "last_us")}

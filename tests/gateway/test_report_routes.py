@@ -47,7 +47,7 @@ def own(reported):
 def denied(answer) -> dict[str, int]:
     report = msgspec.json.decode(answer.content, type=Report)
     (table,) = (table for table in report.tables if table.title == "requests that were denied")
-    return {str(row[0]): int(row[5] or 0) for row in table.rows}
+    return {str(row[0]): int(row[6] or 0) for row in table.rows}
 
 
 @pytest.mark.parametrize("name", REPORTS)

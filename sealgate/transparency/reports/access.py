@@ -1,6 +1,6 @@
 """Who used which model, for which purpose, how often, and how it ended.
 
-    access    authorized requests and their ends, by tenant, actor, model and purpose
+    access    authorized requests and their ends, by tenant, actor, model, operation and purpose
     denials   refused requests by reason, and failed authentications, which name nobody
 
 Both only count, so days that are over can come from roll-ups. Trusts: the records. Never: names a person: an actor is
@@ -14,7 +14,7 @@ from sealgate.transparency.reports.counting import Counted, Tallies, Tally, coun
 from sealgate.transparency.reports.form import Answer, Cell, Column, Part, Table
 from sealgate.transparency.reports.question import Question
 
-_WHO = tuple(Column(name) for name in ("tenant", "actor", "model", "purpose"))
+_WHO = tuple(Column(name) for name in ("tenant", "actor", "model", "operation", "purpose"))
 _WHEN = (Column("first (UTC)", "time"), Column("last (UTC)", "time"))
 
 
@@ -55,7 +55,7 @@ class Access(Counts):
 
     def __init__(self, question: Question) -> None:
         super().__init__(question)
-        self._used = Tallies(lambda one: (one.tenant, one.actor, one.model, one.purpose))
+        self._used = Tallies(lambda one: (one.tenant, one.actor, one.model, one.operation, one.purpose))
 
     def _add(self, one: Counted) -> None:
         self._used.take(one)
@@ -79,7 +79,7 @@ class Denials(Counts):
 
     def __init__(self, question: Question) -> None:
         super().__init__(question)
-        self._denied = Tallies(lambda one: (one.tenant, one.actor, one.model, one.purpose, one.reason))
+        self._denied = Tallies(lambda one: (one.tenant, one.actor, one.model, one.operation, one.purpose, one.reason))
         self._reasons = Tallies(lambda one: (one.kind, one.reason))
 
     def _add(self, one: Counted) -> None:

@@ -18,7 +18,7 @@ DAY_US = 86_400_000_000
 
 
 class Counted(msgspec.Struct, frozen=True, kw_only=True):
-    """Records that agree in kind, tenant, actor, model, purpose and reason, added up.
+    """Records that agree in kind, tenant, actor, model, operation, purpose and reason, added up.
 
     `count` is how often it happened (one record of `auth.failed` stands for many); units and epsilon are those of ends.
     """
@@ -27,6 +27,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str = ""
     actor: str = ""
     model: str = ""
+    operation: str = ""
     purpose: str = ""
     reason: str = ""
     records: int = 1
@@ -39,7 +40,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def group(self) -> tuple[str, ...]:
         """What its records agree in."""
-        return (self.kind, self.tenant, self.actor, self.model, self.purpose, self.reason)
+        return (self.kind, self.tenant, self.actor, self.model, self.operation, self.purpose, self.reason)
 
 
 def counted(record: Record) -> Counted:
@@ -50,6 +51,7 @@ def counted(record: Record) -> Counted:
         tenant=record.tenant,
         actor=record.actor,
         model=record.model,
+        operation=record.operation,
         purpose=record.purpose,
         reason=record.reason,
         count=_times(record),

@@ -74,7 +74,7 @@ def test_the_services_own_report_says_that_it_is_its_word(audit: Run, capsys: py
     assert audit("report", "access", "--model", "toy") == 0
     text = capsys.readouterr().out
     assert "NOT PROVEN: the word of the database" in text
-    assert text.splitlines()[1].split()[:4] == ["tenant", "actor", "model", "purpose"]
+    assert text.splitlines()[1].split()[:4] == ["tenant", "actor", "model", "operation"]
     audit("report", "denials")
     assert "requests that were denied: none" in capsys.readouterr().out
 

@@ -29,6 +29,7 @@ records = st.lists(
         kind=st.sampled_from([*COUNTED, "auth.failed", "audit.query", "policy.change"]),
         ts_us=st.integers(1, 1000),
         reason=st.sampled_from(["", "purpose", "budget"]),
+        operation=st.sampled_from(["infer", "read-model"]),
         units=st.integers(0, 5),
         eps_micro=st.integers(0, 5),
         **WHO,  # type: ignore[arg-type]
@@ -68,7 +69,8 @@ def test_access_against_a_plain_reckoning(shown: list[Record], question: Questio
         wanted = all(getattr(question, name) in (None, getattr(record, name)) for name in NAMES)
         inside = (question.from_us or 0) <= record.ts_us < (question.to_us or 10**6)
         if record.kind in COUNTED[:4] and wanted and inside:
-            row = expected.setdefault(tuple(getattr(record, name) for name in NAMES), [0] * 6 + [10**9, 0])
+            key = (record.tenant, record.actor, record.model, record.operation, record.purpose)
+            row = expected.setdefault(key, [0] * 6 + [10**9, 0])
             row[COUNTED.index(record.kind)] += 1
             ends = record.kind != "inference.authorized"
             row[4] += record.units * ends
@@ -89,14 +91,23 @@ def test_groups_count_like_the_records_they_were_made_of(shown: list[Record], qu
 
 def test_denials_are_counted_by_reason_and_a_record_of_failed_authentication_stands_for_many() -> None:
     failed = Record(kind="auth.failed", reason="token-expired", ts_us=5, detail={"count": "41", "source": "public"})
-    denied = Record(kind="inference.denied", reason="purpose", ts_us=6, tenant="a", actor="x", model="m", purpose="p")
+    denied = Record(
+        kind="inference.denied",
+        reason="purpose",
+        ts_us=6,
+        tenant="a",
+        actor="x",
+        model="m",
+        operation="infer",
+        purpose="p",
+    )
     odd = msgspec.structs.replace(failed, detail={"count": "-1e9"})
     answer = ask("denials", [failed, denied, odd])
     assert rows(answer, "refusals by reason") == [
         ("auth.failed", "token-expired", 42, 5, 5),
         ("inference.denied", "purpose", 1, 6, 6),
     ]
-    assert rows(answer, "requests that were denied") == [("a", "x", "m", "p", "purpose", 1, 6, 6)]
+    assert rows(answer, "requests that were denied") == [("a", "x", "m", "infer", "p", "purpose", 1, 6, 6)]
 
 
 def life() -> list[Record]:
