@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from audit import retention
 from gateway.authentication import issuers, revocations
 from gateway.telemetry import FIELDS
 from policy import budgets, manifest, scenarios, tenants
@@ -39,6 +40,8 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `policy/scenarios/NAME.toml`", scenarios._File),
     ("### `tokens/issuers.toml`", issuers._Issuer),
     ("### `tokens/revoked.toml`", revocations.Revocation),
+    ("### `retention.toml`", retention.Rule),
+    ("### `retention.toml`", retention._File),
     ("### `publishers.toml`", publishers._Entry),
     ("### `client/trust.toml`", trust._TrustTable),
     ("### `client/trust.toml`", trust._PinTable),
