@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, TypeVar
 
+from sealgate.ambient import monotonic_ns
 from sealgate.deployment import Deployment, socket_address
 from sealgate.errors import ConfigurationError, DecodeError, HostAway, HostRefused
 from sealgate.limits import ADMIN_ANSWER_S
@@ -47,7 +48,7 @@ def ask_host(
         _connect(sock, deployment.admin_socket)
         try:
             sock.sendall(message)
-            answer = _answer(sock)
+            answer = _answer(sock, until_ns=monotonic_ns() + int(timeout_s * 1e9))
         except (OSError, DecodeError) as error:
             raise HostRefused("the runtime host did not answer; the audit log says whether it was done") from error
     if isinstance(answer, Refused):
@@ -70,10 +71,14 @@ def _connect(sock: socket.socket, path: Path) -> None:
         raise HostAway("no runtime host runs for this deployment") from error
 
 
-def _answer(sock: socket.socket) -> HostToAdmin:
+def _answer(sock: socket.socket, *, until_ns: int) -> HostToAdmin:
     reader = FrameReader(HostToAdmin)
-    while data := sock.recv(_RECEIVE):
+    while (left_ns := until_ns - monotonic_ns()) > 0:  # in all: an answer may also come byte by byte
+        sock.settimeout(left_ns / 1e9)
+        data = sock.recv(_RECEIVE)
+        if not data:
+            raise DecodeError("the connection ended before an answer")
         for frame, _ in reader.feed(data):
             answer: HostToAdmin = frame
             return answer
-    raise DecodeError("the connection ended before an answer")
+    raise TimeoutError

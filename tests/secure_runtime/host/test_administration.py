@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 
 from sealgate.administration import HostAway, HostRefused, tell_host
+from sealgate.ambient import monotonic_ns
 from sealgate.deployment import Deployment, DeploymentSection, Settings
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.administration import AdminToHost, ApplyPolicy, CredentialRevoked, HostToAdmin
@@ -182,6 +185,30 @@ def test_an_answer_that_never_comes_is_not_waited_for(tmp_path: Path) -> None:
         silent.listen(1)
         with pytest.raises(HostRefused, match="did not answer"):
             tell_host(at, REVOKED, timeout_s=0.05)
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
+    at, ended = deployment(tmp_path), threading.Event()
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.bind(str(at.admin_socket))
+        slow.listen(1)
+
+        def drip() -> None:
+            connection, _ = slow.accept()
+            with connection, contextlib.suppress(OSError):
+                for byte in bytes([0, 0, 0, 200]) + bytes(200):  # half a minute of them
+                    connection.sendall(bytes([byte]))
+                    if ended.wait(0.15):
+                        return
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        begun_ns = monotonic_ns()
+        with pytest.raises(HostRefused, match="did not answer"):
+            tell_host(at, REVOKED, timeout_s=0.4)
+        ended.set()
+        dripping.join()
+        assert monotonic_ns() - begun_ns < 10 * 10**9
 
 
 def test_an_answer_of_another_kind_is_none(tmp_path: Path) -> None:
