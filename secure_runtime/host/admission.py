@@ -21,6 +21,7 @@ import msgspec
 from audit.errors import LogUnavailable
 from audit.log import Appended, AuditLog, Effect
 from policy.budget import BudgetBook
+from policy.limits import MAX_ROUND_DIGITS, MAX_TOP_K
 from sealgate.ambient import Clock, now_us, uuid7
 from sealgate.errors import DecodeError, VerificationError
 from sealgate.limits import MAX_LEAF
@@ -276,10 +277,14 @@ def _with(record: Record, **changes: object) -> Record:
 def _require_room(draft: Record, frame: Submit) -> None:
     """Raise DecodeError for words of a gateway that would leave no room for the end in a leaf, or in a worker's frame.
 
-    Likewise for noise that no policy can demand. Found out before anything is authorised: what is authorised must be
-    able to end.
+    Likewise for noise, rounding or a choice of scores that no policy can demand: what a gateway may have done to an
+    answer ends there. Found out before anything is authorised: what is authorised must be able to end.
     """
-    spending.most_epsilon(frame.decision.obligations, frame.operation)
+    obligations = frame.decision.obligations
+    spending.most_epsilon(obligations, frame.operation)
+    digits, scores = obligations.round_digits, obligations.top_k
+    if not (digits is None or 0 <= digits <= MAX_ROUND_DIGITS) or not (scores is None or 1 <= scores <= MAX_TOP_K):
+        raise DecodeError("the gateway demands of an answer what no policy can demand")
     binding = frame.caller.credential_binding
     if len(msgspec.json.encode(draft)) > MAX_LEAF - ROOM_FOR_END or len(binding) > MAX_BINDING:
         raise DecodeError("the gateway says more of a request than a record can hold")

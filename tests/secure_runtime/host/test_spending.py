@@ -291,9 +291,13 @@ def test_a_refusal_inside_spends_nothing(desk: Callable[..., NoisyDesk]) -> None
         Obligations(noise_epsilon_micro=10**9, noise_rows=1),
         Obligations(noise_epsilon_micro=1, noise_rows=5000),
         Obligations(noise_epsilon_micro=2**62, noise_rows=2**62),
+        Obligations(round_digits=-1),  # [0.9, 0.1] would become [0, 0]
+        Obligations(round_digits=308),  # and here NaN
+        Obligations(top_k=0),
+        Obligations(top_k=2**62),
     ],
 )
-def test_noise_that_no_policy_can_demand_is_a_broken_gateway(
+def test_what_no_policy_can_demand_is_a_broken_gateway(
     desk: Callable[..., NoisyDesk], obligations: Obligations
 ) -> None:
     one = desk(whole())
