@@ -202,7 +202,7 @@ def _plan_issuer(plan: _Files, audience: str) -> None:
     plan.public["tokens/jwks.json"] = json.dumps({"keys": [public]}, indent=2).encode() + b"\n"
     plan.public["tokens/issuers.toml"] = f"""\
 # Who may issue access tokens, and how they are checked. One [[issuer]] each; the first is the local one that
-# `sealgate token` signs with. For your identity provider (every setting: docs/operations.md):
+# `sealgate token` signs with. For your identity provider (docs/identity.md):
 #
 # [[issuer]]
 # name = "https://login.example.com"       # the exact `iss` claim

@@ -155,7 +155,7 @@ def _validated(text: str, schema: cedarpy.Schema, *, where: str) -> dict[str, An
             first = result.errors[0] if result.errors else None
             name = result.id_annotations_by_policy_id.get(first.policy_id, "") if first else ""
             policy = f' policy "{name}":' if name else ""
-            raise PolicyFileError(f"{where}:{policy} {_one_line(first.error if first else 'does not validate')}")
+            raise PolicyFileError(f"{where}:{policy} {_plain(first.error) if first else 'does not validate'}")
         document: dict[str, Any] = json.loads(cedarpy.policies_to_json_str(text))
     except RecursionError:
         raise PolicyFileError(f"{where}: a policy {_TOO_DEEP}") from None
@@ -249,6 +249,11 @@ def _number(annotations: dict[str, str], name: str, low: int, high: int, *, wher
     if not _NUMBER.fullmatch(text) or not low <= int(text) <= high:
         raise PolicyFileError(f"{where}: @{name} is a whole number from {low} to {high}, in quotation marks")
     return int(text)
+
+
+def _plain(error: str) -> str:
+    """The engine's words without its own name for the policy, which is named already."""
+    return re.sub(r"^for policy `policy\d+`, ", "", _one_line(error))
 
 
 def _one_line(error: object) -> str:

@@ -522,7 +522,7 @@ def test_token_without_its_files_is_one_line(tmp_path):
         with pytest.raises(ConfigurationError, match=says):
             _token(deployment)
     key.unlink()
-    with pytest.raises(ConfigurationError, match="cannot be read"):
+    with pytest.raises(ConfigurationError, match="come from its identity providers"):
         _token(deployment)
     key.write_bytes(pem)
     (deployment.tokens / "issuers.toml").write_text("")

@@ -159,6 +159,7 @@ def test_policies_that_do_not_load(policy_dir, text, says):
     with pytest.raises(PolicyFileError, match=says) as caught:
         load_policy(policy_dir)
     assert "\n" not in str(caught.value)
+    assert "policy0" not in str(caught.value), "the engine's own name for it tells nobody anything"
     assert str(policy_dir) in str(caught.value)
     assert isinstance(caught.value, ConfigurationError)
 
