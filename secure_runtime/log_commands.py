@@ -1,6 +1,7 @@
-"""The command `sealgate log`: what the owner of the log's database does. Light: the work is imported when it runs.
+"""The command `sealgate log`: the log's public keys, and what the owner of its database does.
 
-Here and not in `audit`, because the budgets' tables of `policy` stand in the same database.
+Light: the work is imported when it runs. Here and not in `audit`, because the budgets' tables of `policy` stand in the
+same database.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import argparse
 from pathlib import Path
 
 from sealgate.command import Command
+
+_STATE_HELP = "the deployment's directory (see `sealgate init`)"
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +25,46 @@ def _configure(parser: argparse.ArgumentParser) -> None:
             "nothing. Then grant the roles that it names to those that log in."
         ),
     )
-    prepare.add_argument("state", metavar="STATE", type=Path, help="the deployment's directory (see `sealgate init`)")
+    prepare.add_argument("state", metavar="STATE", type=Path, help=_STATE_HELP)
+    prepare.set_defaults(_log_action=_prepare)
+    keys = commands.add_parser(
+        "keys",
+        help="the log's public keys, as trust files list them",
+        description=(
+            "Prints log_keys and log_mldsa_keys for client/trust.toml. Run it as the keys' owner; the runtime may run."
+        ),
+    )
+    keys.add_argument("state", metavar="STATE", type=Path, help=_STATE_HELP)
+    keys.add_argument("--make-mldsa", action="store_true", help="make log/mldsa.key where a deployment has none yet")
+    keys.set_defaults(_log_action=_keys)
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    return int(arguments._log_action(arguments))
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    import sys
+
+    from sealgate.deployment import open_deployment
+    from secure_runtime.host.key_files import load_log_cosigner, load_note_signer, make_log_mldsa_key
+
+    deployment = open_deployment(arguments.state)
+    origin, place = deployment.settings.deployment.origin, deployment.log_mldsa_key
+    signer = load_note_signer(deployment.log_key, origin)
+    if arguments.make_mldsa:
+        make_log_mldsa_key(place)
+        print(f"made {place}: it signs from the runtime's next start on; then give clients these", file=sys.stderr)
+    mldsa = load_log_cosigner(place, origin)
+    print(f'log_keys = ["{signer.vkey}"]')
+    if mldsa is not None:
+        print(f'log_mldsa_keys = [\n  "{mldsa.public.vkey}",\n]')
+    else:
+        print(f"{place} is not there: the log publishes under Ed25519 only; --make-mldsa makes one", file=sys.stderr)
+    return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
     from audit.preparation import prepare_database
     from policy.budget import BudgetBook
     from sealgate.deployment import open_deployment
@@ -38,8 +77,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 LOG = Command(
-    summary="prepare the PostgreSQL database of the audit log: tables, roles, grants",
-    description="Commands for the owner of the audit log's database; see docs/operations.md, PostgreSQL.",
+    summary="the audit log's public keys; prepare its PostgreSQL database",
+    description="Commands for the owner of the audit log's keys and database; see docs/operations.md.",
     configure=_configure,
     run=_run,
     extra="server",

@@ -1,4 +1,6 @@
-"""Reads the host's private key files. They must be private: a file that others can read is refused.
+"""Reads the host's private key files, and makes the one that earlier deployments lack.
+
+They must be private: a file that others can read is refused.
 
 Trusts: the file system's permissions. Never: keeps the bytes longer than it takes to build the key; prints any of them.
 """
@@ -7,12 +9,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.secrets import Secret
@@ -63,6 +71,23 @@ def load_log_cosigner(path: Path, origin: str) -> Cosigner | None:
     if not isinstance(key, MLDSA44PrivateKey):
         raise ConfigurationError(f"{path} is not an ML-DSA-44 key")
     return Cosigner(origin, key)
+
+
+def make_log_mldsa_key(path: Path) -> None:
+    """Write a new ML-DSA-44 key, private from its first moment. Raises ConfigurationError if there is one already."""
+    pem = MLDSA44PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
+            file.write(pem)
+            file.flush()
+            os.fsync(file.fileno())
+        if os.geteuid() == 0:  # the runtime that reads it may be somebody else: whoever owns the folder
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
+    except FileExistsError as error:
+        raise ConfigurationError(f"{path} is there already; a key is never replaced by this command") from error
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def load_subjects_key(path: Path) -> Secret:
