@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, Select, select
 
 from audit.errors import LogDamaged, QueryRefused
 from audit.limits import EXPORT_CHUNK_RECORDS, MAX_EXPORT_RECORDS
@@ -36,12 +36,14 @@ def write_lines(engine: Engine, *, first: int, last: int, out: BinaryIO, form: E
         out.write(form.header + lines if start == first else lines)
 
 
+def chunk_statement(start: int, stop: int) -> Select[int, bytes]:
+    """The one statement behind an export of lines: leaves start..stop-1, by their primary key."""
+    columns = select(leaf_table.c.idx, leaf_table.c.leaf)
+    return columns.where(leaf_table.c.idx >= start, leaf_table.c.idx < stop).order_by(leaf_table.c.idx)
+
+
 def _leaves(connection: Connection, start: int, stop: int) -> list[bytes]:
-    rows = connection.execute(
-        select(leaf_table.c.idx, leaf_table.c.leaf)
-        .where(leaf_table.c.idx >= start, leaf_table.c.idx < stop)
-        .order_by(leaf_table.c.idx)
-    ).all()
+    rows = connection.execute(chunk_statement(start, stop)).all()
     if [row.idx for row in rows] != list(range(start, stop)):
         raise QueryRefused("leaves of this range are no longer kept", code="range")
     return [bytes(row.leaf) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from typing import Any
 
@@ -62,3 +63,18 @@ def test_a_leaf_that_is_gone_and_one_that_is_damaged(bench) -> None:
     bench.sql("UPDATE leaf SET leaf = (SELECT o.root FROM head AS o) WHERE idx = 3")
     with pytest.raises(LogDamaged):
         exported(bench, 3, 3)
+
+
+def test_leaves_are_found_by_their_key(bench, log) -> None:
+    log.append(bench.draft()).result()
+    text = str(line_export.chunk_statement(1000, 2024).compile(compile_kwargs={"literal_binds": True}))
+    assert "OFFSET" not in text
+    with contextlib.closing(bench.reader()) as reader, reader._engine.begin() as connection:
+        if connection.dialect.name == "sqlite":
+            plan = " / ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}"))
+            assert "SEARCH leaf USING INTEGER PRIMARY KEY" in plan
+            assert "TEMP B-TREE" not in plan
+        else:
+            connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # a table of two rows is scanned otherwise
+            plan = " / ".join(row[0] for row in connection.exec_driver_sql(f"EXPLAIN {text}"))
+            assert "leaf_pkey" in plan
