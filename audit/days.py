@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, delete, func, select, text
 
@@ -43,12 +44,21 @@ _SPAN = text("""
         first_idx = CASE WHEN excluded.first_idx < known.first_idx THEN excluded.first_idx ELSE known.first_idx END,
         last_idx = CASE WHEN excluded.last_idx > known.last_idx THEN excluded.last_idx ELSE known.last_idx END
 """)
-_TAKE = text("""
-    UPDATE day_count SET records = records - :records, counted = counted - :counted,
-                         units = units - :units, eps_micro = eps_micro - :eps_micro
-    WHERE day = :day AND kind = :kind AND key = :key
-""")
-_NONE_LEFT = text("DELETE FROM day_count WHERE day = :day AND kind = :kind AND key = :key AND records <= 0")
+# What a pruner may: it reads index rows, never leaves.
+_GROUPS = text(f"""
+    SELECT DISTINCT ts_us / {DAY_US} AS day, kind, tenant, actor, model, purpose, reason FROM record
+    WHERE idx >= :first AND idx <= :last
+""")  # noqa: S608 - the only insertion is our own integer constant
+_NONE_LEFT = text(f"""
+    DELETE FROM day_count
+    WHERE day = :day AND kind = :kind AND tenant = :tenant AND actor = :actor AND model = :model
+      AND purpose = :purpose AND reason = :reason
+      AND NOT EXISTS (
+        SELECT 1 FROM record
+        WHERE record.actor = :actor AND record.ts_us >= :day * {DAY_US} AND record.ts_us < (:day + 1) * {DAY_US}
+          AND record.kind = :kind AND record.tenant = :tenant AND record.model = :model
+          AND record.purpose = :purpose AND record.reason = :reason)
+""")  # noqa: S608 - likewise
 
 
 def count_days(connection: Connection, new: Sequence[tuple[int, Record]]) -> None:
@@ -66,12 +76,20 @@ def count_days(connection: Connection, new: Sequence[tuple[int, Record]]) -> Non
     )
 
 
-def uncount_days(connection: Connection, gone: Iterable[Record]) -> None:
-    """Take away records that are being pruned; spans stay, as indices do."""
-    rows = _rows(gone)
-    if rows:
-        connection.execute(_TAKE, rows)
-        connection.execute(_NONE_LEFT, rows)
+def groups_of(connection: Connection, ranges: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """The groups that records between these indices count in; ask before they are deleted."""
+    found = {}
+    for first, last in ranges:
+        for row in connection.execute(_GROUPS, {"first": first, "last": last}).mappings():
+            found[tuple(row.values())] = dict(row)
+    return list(found.values())
+
+
+def forget_days(connection: Connection, groups: Sequence[dict[str, Any]]) -> None:
+    """Once records are deleted: groups that no record is left of are counted no more. One that has some left (one of
+    them is held, say) goes on counting all that were in it."""
+    if groups:
+        connection.execute(_NONE_LEFT, groups)
 
 
 def catch_up_days(connection: Connection) -> None:

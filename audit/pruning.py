@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from sqlalchemy import Connection, Engine, bindparam, delete, select, text
 
+from audit.days import forget_days, groups_of
 from audit.errors import LogDamaged, PrivacyRefused
 from audit.holds import PRUNING_LOCK, Hold, holds_by_index, holds_in_force
 from audit.limits import PRUNE_RECORDS, PRUNE_SCAN, PRUNE_TEXT, TILE_HEIGHT, TILE_WIDTH
@@ -176,8 +177,10 @@ def _by_leaf(connection: Connection, wanted: set[int]) -> Iterable[Indexed]:
 
 def _delete(connection: Connection, indices: Indices) -> None:
     parts = [{"first": first, "last": last} for first, last in indices.ranges]
+    groups = groups_of(connection, indices.ranges)
     connection.execute(_DELETE_LEAVES, parts)
     connection.execute(_DELETE_ROWS, parts)
+    forget_days(connection, groups)
 
 
 def _indexed(row: Any) -> Indexed:
