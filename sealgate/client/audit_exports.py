@@ -126,7 +126,7 @@ def _convert(arguments: argparse.Namespace) -> int:
     one that does not verify, nothing is written."""
     from sealgate.client.progress import ProgressBar
     from sealgate.errors import ConfigurationError
-    from sealgate.transparency.bundle import Bundle
+    from sealgate.transparency.bundle import Bundle, PrunedEntry
     from sealgate.transparency.exports.leaves import place
 
     form = _format(arguments.format)
@@ -139,8 +139,9 @@ def _convert(arguments: argparse.Namespace) -> int:
             def write(out: BinaryIO) -> None:
                 with ProgressBar(bundle.count, unit="records") as bar:
                     out.write(form.header)
-                    for index, leaf in enumerate(bundle.entries(), bundle.manifest.first):
-                        out.write(form.line(place(index, leaf)))
+                    for index, leaf in enumerate(bundle.items(), bundle.manifest.first):
+                        if not isinstance(leaf, PrunedEntry):  # of those that are no longer kept there is nothing
+                            out.write(form.line(place(index, leaf)))
                         bar.advance(1)
 
             if arguments.out is None:
