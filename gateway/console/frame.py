@@ -170,7 +170,7 @@ class Console:
         return Response(
             content=text.encode(),
             status_code=status,
-            media_type="text/html; charset=utf-8",
+            media_type="text/html",
             headers={**HEADERS, **(headers or {})},
             cookies=cookies,
         )
