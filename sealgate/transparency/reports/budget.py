@@ -17,6 +17,7 @@ from sealgate.transparency.record import ENDS, Record
 from sealgate.transparency.reports.access import Counts
 from sealgate.transparency.reports.counting import Counted, Tallies
 from sealgate.transparency.reports.form import Answer, Cell, Column, Part, Table
+from sealgate.transparency.reports.gaps import Gaps
 from sealgate.transparency.reports.question import Question
 
 _LEAST = (
@@ -34,6 +35,7 @@ class Budget(Counts):
         super().__init__(question)
         self._spent = Tallies(lambda one: (one.tenant, one.model, one.purpose))
         self._replay = BudgetReplay()
+        self._gaps = Gaps()
         self._refused: dict[str, tuple[int, int]] = {}  # budget: how often, newest
         self._policies: list[tuple[int, Record]] = []
         self._left_out = 0
@@ -44,6 +46,8 @@ class Budget(Counts):
 
     def replay(self, index: int, record: Record, leaf: bytes) -> None:
         """Show a record to everything but the sums of spending."""
+        for missing in self._gaps.before(index):
+            self._replay.miss(missing, b"")
         self._replay.see(index, record, leaf)
         budget = record.detail.get("budget", "")
         if record.kind == "inference.denied" and budget:

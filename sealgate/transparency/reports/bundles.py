@@ -27,16 +27,19 @@ class _Within:
         self._fold = fold
         self._first = question.first or 0
         self._last = 2**53 if question.last is None else question.last
+        self.shown = 0
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         if self._first <= index <= self._last:
             self._fold.see(index, record, leaf)
+            self.shown += 1
 
 
 def report_from_bundle(path: Path | BinaryIO, trust: LogTrust, *, name: str, question: Question) -> Report:
     """The answer from the records of a bundle. Raises LogError if they are not proven, or do not cover the question."""
     fold = require_report(name, question).begin(question)
-    verified = verify_bundle(path, trust, onlookers=(_Within(fold, question),))
+    within = _Within(fold, question)
+    verified = verify_bundle(path, trust, onlookers=(within,))
     for step in verified.steps[:_PROVING_STEPS]:
         if step.status != "ok":
             raise LogError(f"the bundle proves nothing: {step}", code="bundle")
@@ -48,6 +51,8 @@ def report_from_bundle(path: Path | BinaryIO, trust: LogTrust, *, name: str, que
     limits = list(answer.limits)
     if name not in ("reconcile", "completeness") and (first > 0 or last < checkpoint.size - 1):
         limits.append(f"of the log's {checkpoint.size} records only {first} to {last} were looked at")
+    if missing := last - first + 1 - within.shown:
+        limits.append(f"{missing} records of the range are no longer kept, and are not in this answer")
     basis = Basis(
         source="bundle",
         origin=checkpoint.origin,

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from sealgate.transparency.budget_replay import BudgetReplay
 from sealgate.transparency.checks import Check, Counters, Problems, Range, Reconcile, Signatures
+from sealgate.transparency.pruned import Pruned
 from sealgate.transparency.record import Record
 from sealgate.transparency.reports.form import Answer, Column, Part, Table
+from sealgate.transparency.reports.gaps import Gaps
 from sealgate.transparency.reports.question import Question
 
 
@@ -20,16 +22,26 @@ class Reconciled:
 
     def __init__(self, question: Question) -> None:
         self._checks: list[Check] = []
+        self._gaps = Gaps()
+        self._gone = Pruned()
+        self._budgets = BudgetReplay()
+        self._first = -1
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         if not self._checks:
-            self._checks = [Reconcile(Range(index, index, index + 1)), Signatures(), Counters(), BudgetReplay()]
+            self._first, gone = index, self._gone
+            self._checks = [Reconcile(Range(index, index, index + 1), gone), Signatures(gone), Counters(gone)]
+            self._checks += [self._budgets, gone]
+        for missing in self._gaps.before(index):
+            self._gone.miss(missing, b"")
+            self._budgets.miss(missing, b"")
         for check in self._checks:
             check.see(index, record, leaf)
 
     def answer(self, part: Part) -> Answer:
-        seen = Range(part.first, part.last, part.last + 1)
-        verdicts = [(check.name, check.verdict(seen)) for check in self._checks]
+        seen = Range(max(self._first, part.first), part.last, part.last + 1)
+        told = [check for check in self._checks if check is not self._gone or self._gone.count]
+        verdicts = [(check.name, check.verdict(seen)) for check in told]
         table = Table(
             title="what the records say together",
             columns=(Column("check"), Column("result"), Column("detail")),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import DecodeError, LogError
+from sealgate.transparency.pruned import Indices
 from sealgate.transparency.record import KINDS, Record
 from sealgate.transparency.reports.bundles import report_from_bundle
 from sealgate.transparency.reports.catalogue import REPORTS, require_report
@@ -313,6 +314,47 @@ def test_completeness_counts_what_is_missing_and_finds_what_is_out_of_order(log:
         answer = fold.answer(Part(0, 3, whole=True))
         assert dict(answer.tables[0].rows)["records that are no longer kept"] == missing
         assert "".join(answer.findings) == wrong
+
+
+# Records that are no longer kept --------------------------------------------------------------------------------------
+
+
+def shown_without(log: Any, name: str, missing: set[int]) -> Any:
+    fold = require_report(name, Question()).begin(Question())
+    for index, record in enumerate(log.records):
+        if index not in missing:
+            fold.see(index, record, log.leaves[index])
+    return fold.answer(Part(0, len(log.records) - 1, whole=True))
+
+
+@pytest.mark.parametrize("missing", [{2}, {3}, {2, 3}, {0, 1}, {0, 1, 2, 3}, {2, 5}])
+def test_records_that_are_no_longer_kept_are_no_contradiction_if_that_was_announced(
+    log: Any, missing: set[int]
+) -> None:
+    """2 and 3 begin and end the first request; 0 and 1 open the log and start its worker."""
+    detail = {"pruned": str(Indices.of(sorted(missing))), "shortest_us": "1"}
+    log.append(kind="retention.pruned", detail=detail, ts_us=10**15)
+    answer = shown_without(log, "reconcile", missing)
+    assert answer.findings == ()
+
+
+def test_records_that_are_withheld_are_a_finding(log: Any) -> None:
+    assert any("never announced" in text for text in shown_without(log, "reconcile", {2, 3}).findings)
+
+
+def test_budgets_are_not_replayed_over_what_is_no_longer_kept() -> None:
+    left, noon = {"privacy_budget": "patients"}, 43_200_000_000
+    told = [Record(kind="log.opened", ts_us=noon), Record(kind="policy.change", ts_us=noon, policy_digest="p1")]
+    for number in range(4):
+        fields = {"eps_micro": 10, "budget_after_micro": 90 - 10 * number, "detail": left}
+        told.append(Record(kind="inference.authorized", id=f"g{number}", ts_us=noon + number, **fields))  # type: ignore[arg-type]
+    for missing in ((), (3,)):
+        fold = require_report("budget", Question()).begin(Question())
+        for index, record in enumerate(told):
+            if index not in missing:
+                fold.see(index, record, b"")
+        assert fold.answer(Part(0, 5, whole=True)).findings == ()
+    assert ask("budget", [*told[:3], *told[4:]]).findings, "without a gap in the indices it is a contradiction"
 
 
 # Questions ------------------------------------------------------------------------------------------------------------
