@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tests.adversary.wire import Seen, Wire
 from tests.gateway.conftest import Running
 
 Fields = list[tuple[str, str | bytes]]
+_made = count(1)  # proofs, of whatever prover: no two may have the same name
 
 
 class Prover:
@@ -37,16 +39,14 @@ class Prover:
         self.token = target.forge.token(cnf={"jkt": thumbprint(self.public)})
         self.nonce = target.fresh_nonce()
         self.url = f"https://{target.deployment.settings.deployment.audience}/sealed/wine"
-        self._made = 0
 
     def header(self, **changes: Any) -> dict[str, Any]:
         good = {"typ": "dpop+jwt", "alg": self.alg, "jwk": self.public} | changes
         return {name: value for name, value in good.items() if value is not ...}
 
     def claims(self, **changes: Any) -> dict[str, Any]:
-        self._made += 1
         good = {
-            "jti": f"{self.key_name}-{id(self)}-{self._made}",
+            "jti": f"{self.key_name}-{next(_made)}",
             "htm": "POST",
             "htu": self.url,
             "iat": now_us() // 1_000_000,
