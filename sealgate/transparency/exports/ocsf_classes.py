@@ -1,6 +1,6 @@
 """Which OCSF class each kind of record becomes, and what that class demands beyond the base event.
 
-    6003 API Activity           inference, audit reads and reviews, erasure, and every kind that has no better class
+    6003 API Activity           inference, audit reads and reviews, erasure, pruning, and whatever has no better class
     3002 Authentication         callers that could not be authenticated
     3004 Entity Management      policies, models, keys, credentials, legal holds
     6002 Application Lifecycle  workers and the log's writer
@@ -31,7 +31,6 @@ _KINDS: dict[str, tuple[int, int, str]] = {
     "credential.restore": (_ENTITY, 8, "Enable"),
     "model.load": (_ENTITY, 10, "Activate"),
     "model.refuse": (_ENTITY, _OTHER, "Refuse"),
-    "model.retire": (_ENTITY, 11, "Deactivate"),
     "key.rotate": (_ENTITY, 3, "Update"),
     "hold.placed": (_ENTITY, 8, "Enable"),
     "hold.released": (_ENTITY, 9, "Disable"),
@@ -42,7 +41,10 @@ _KINDS: dict[str, tuple[int, int, str]] = {
     "audit.query": (_API, 2, "Read"),
     "audit.export": (_API, 2, "Read"),
     "audit.review": (_API, 2, "Read"),
+    "subject.report": (_API, 2, "Read"),
     "erasure.completed": (_API, 4, "Delete"),
+    "erasure.refused": (_API, 4, "Delete"),
+    "retention.pruned": (_API, 4, "Delete"),
 }
 _UNKNOWN_USER = {"name": "unknown", "type": "Unknown", "type_id": 0}
 _NO_ENDPOINT = {"name": "not recorded"}

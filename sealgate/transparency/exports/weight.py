@@ -11,8 +11,10 @@ from sealgate.transparency.record import Record
 
 _BAD_KINDS = frozenset({"inference.failed", "inference.aborted", "model.refuse"})
 _NOTABLE_KINDS = frozenset(
-    {"inference.denied", "auth.failed", "policy.change", "credential.revoke", "budget.exhausted"}
+    {"inference.denied", "auth.failed", "policy.change", "credential.revoke", "subject.report", "erasure.completed"}
+    | {"erasure.refused", "retention.pruned", "hold.placed", "hold.released"}
 )
+_FAILED_KINDS = _BAD_KINDS | {"inference.denied", "auth.failed", "erasure.refused"}
 _BAD_OUTCOMES = frozenset({"refused", "denied", "failed", "aborted"})
 
 
@@ -33,4 +35,4 @@ def weight_of(record: Record) -> Weight:
 
 def succeeded(record: Record) -> bool:
     """Whether what the record is about came about."""
-    return record.outcome not in _BAD_OUTCOMES and record.kind not in _BAD_KINDS | {"inference.denied", "auth.failed"}
+    return record.outcome not in _BAD_OUTCOMES and record.kind not in _FAILED_KINDS

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 
 from sealgate.protocol.canonical import canonical_json
+from sealgate.transparency.exports import ocsf_classes
 from sealgate.transparency.exports.leaves import PlacedLeaf
 from sealgate.transparency.exports.ocsf import ocsf_line
 from sealgate.transparency.record import KINDS
@@ -131,6 +132,7 @@ def test_every_kind_has_a_class_of_its_own_choice() -> None:
         "policy.change": (3004, 3),
         "worker.stop": (6002, 4),
         "audit.query": (6003, 2),
+        "retention.pruned": (6003, 4),
     }
     found = {
         kind: (event["class_uid"], event["activity_id"])
@@ -138,10 +140,16 @@ def test_every_kind_has_a_class_of_its_own_choice() -> None:
         for event in [json.loads(ocsf_line(placed(record_of(kind))))]
     }
     assert {kind: found[kind] for kind in expected} == expected
+    assert set(ocsf_classes._KINDS) | {kind for kind in KINDS if kind.startswith("inference.")} == set(KINDS)
 
 
 def test_what_a_caller_could_not_do_is_a_failure() -> None:
-    for kind, status in (("inference.completed", 1), ("inference.denied", 2), ("auth.failed", 2), ("model.refuse", 2)):
+    for kind, status in (
+        ("inference.completed", 1),
+        ("inference.denied", 2),
+        ("auth.failed", 2),
+        ("erasure.refused", 2),
+    ):
         assert json.loads(ocsf_line(placed(record_of(kind))))["status_id"] == status
     denied = json.loads(ocsf_line(placed(record_of("inference.denied", policy_digest="ab" * 32))))
     assert denied["actor"]["authorizations"][0]["decision"] == "Denied"
