@@ -31,6 +31,7 @@ RUNTIME, GATEWAY, LINK = 52001, 52002, 52003
 SECRETS = (
     "evidence/operator.key",
     "log/log.key",
+    "log/mldsa.key",
     "log/subjects.key",
     "publisher.key",
     "pki/server.key",
