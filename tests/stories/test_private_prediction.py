@@ -14,6 +14,7 @@ from sealgate.client.errors import BudgetSpent, InferenceFailed
 from sealgate.client.session import Session
 from sealgate.errors import SealgateError
 from sealgate.protocol.frames import Obligations
+from sealgate.transparency.budget_replay import BudgetReplay
 from sealgate.transparency.record import ENDS
 from tests.live import MODEL, Live, run_sealgate, wait_until
 
@@ -152,3 +153,8 @@ def test_kills_under_load_never_lose_or_double_what_was_spent(private: Callable[
     assert {end.eps_micro for end in ends if end.kind == "inference.completed"} == {1_500_000}
     assert {end.eps_micro for end in ends if not end.runtime_sig} <= {2_000_000}, "what nobody knows is spent whole"
     assert found["left"] == 5_000_000_000 - found["used"]
+    replay = BudgetReplay()
+    for index, record in enumerate(live.records()):
+        replay.see(index, record, b"")
+    assert replay.problems.found == [], "an auditor can follow every change"
+    assert (replay.spent, replay.books["patients-ever"].left) == (found["used"], found["left"])
