@@ -217,6 +217,7 @@ name = "https://{audience}/local-issuer"
 jwks = "jwks.json"
 algorithms = ["{SIGNING}"]
 max_lifetime_s = {MAX_LIFETIME_S}
+tenants = ["*"]   # any tenant; name them, or remove this issuer, once another stands beside it
 """.encode()
 
 

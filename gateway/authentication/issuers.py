@@ -4,7 +4,7 @@
     name = "https://issuer.example"   # the exact `iss` claim
     jwks = "jwks.json"                # or jwks_uri = "https://..." or discovery = true: where its keys are
     algorithms = ["ES256"]
-    tenants = ["clinic"]              # whom it may speak for; left out or empty: any tenant
+    tenants = ["clinic"]              # whom it may speak for; "*": any tenant, as an only issuer may that says nothing
     roles_claim = "realm_access.roles"
     role_map = { app-user = "client" }
 
@@ -43,6 +43,7 @@ from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
 
 FILE = "issuers.toml"
+_ANY = "*"
 
 TYPES = {"at+jwt": AT_JWT, "application/at+jwt": AT_JWT, "jwt": JWT}
 _NAME = re.compile(rf"[\x21-\x7e]{{1,{MAX_NAME}}}")
@@ -129,7 +130,19 @@ def load_issuers(directory: Path) -> dict[str, Issuer]:
             raise
         except ConfigurationError as error:
             raise ConfigurationError(f"{path}: issuer '{item.name}': {error}") from error
+    _require_bounds(file.issuer, where=str(path))
     return issuers
+
+
+def _require_bounds(items: Iterable[_Issuer], *, where: str) -> None:
+    """Beside others, an issuer says whom it may speak for: one provider must not make callers of another's tenant."""
+    every = tuple(items)
+    for item in every if len(every) > 1 else ():
+        if not (item.tenants or item.tenant or item.tenant_map):
+            raise ConfigurationError(
+                f"{where}: issuer '{item.name}': with several issuers each says whom it may speak for: "
+                'tenants = ["clinic"], or ["*"] for any tenant'
+            )
 
 
 def _issuer(item: _Issuer, directory: Path) -> Issuer:
@@ -147,7 +160,7 @@ def _issuer(item: _Issuer, directory: Path) -> Issuer:
         audience=item.audience,
         max_lifetime_s=item.max_lifetime_s,
         leeway_s=item.leeway_s,
-        tenants=frozenset(item.tenants),
+        tenants=frozenset() if item.tenants == (_ANY,) else frozenset(item.tenants),
         rules=_rules(item),
     )
 
@@ -208,7 +221,9 @@ def _rules(item: _Issuer) -> ClaimRules:
             raise ConfigurationError(f"{name!r} is not a name: 1 to {MAX_NAME} printable characters without spaces")
     if item.tenant and item.tenant_map:
         raise ConfigurationError("tenant and tenant_map exclude each other")
-    if item.tenants and not _tenants(item).issubset(item.tenants):
+    if _ANY in item.tenants and len(item.tenants) > 1:
+        raise ConfigurationError('tenants is a list of names, or ["*"] alone')
+    if item.tenants not in ((), (_ANY,)) and not _tenants(item).issubset(item.tenants):
         raise ConfigurationError("tenant or tenant_map names a tenant that is not in tenants")
     return ClaimRules(
         tenant=item.tenant,

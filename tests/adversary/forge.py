@@ -154,6 +154,7 @@ name = "{REALM}"
 jwks = "realm.json"
 algorithms = {json.dumps(algorithms)}
 max_lifetime_s = 3600
+tenants = ["*"]
 
 [[issuer]]
 name = "{OTHER_REALM}"

@@ -222,6 +222,7 @@ def test_an_issuer_whose_keys_are_fetched(tmp_path):
 name = "https://login.example/realm"
 discovery = true
 ca = "ca.pem"
+tenants = ["clinic"]
 algorithms = ["RS256", "PS256"]
 accept_types = ["at+jwt", "JWT"]
 audience = "sealgate"
@@ -244,3 +245,26 @@ tenant = "clinic"
     assert first.rules.subject_claim == ("a.b", "c")
     assert second.remote.jwks_uri == "https://keys.example/jwks"
     assert second.rules.tenant == "clinic"
+
+
+SECOND = '[[issuer]]\nname = "j"\njwks = "jwks.json"\n'
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("", 'tenants = ["t"]\n'), ('tenants = ["t"]\n', ""), ("", "")],
+    ids=["first", "second", "both"],
+)
+def test_beside_others_an_issuer_says_whom_it_may_speak_for(tmp_path, first, second):
+    with pytest.raises(ConfigurationError, match="each says whom it may speak for"):
+        load_issuers(write(tmp_path, [GOOD], ONE + first + SECOND + second))
+
+
+def test_any_tenant_has_to_be_said_beside_others_and_may_be_alone(tmp_path):
+    first, second = load_issuers(
+        write(tmp_path, [GOOD], ONE + 'tenants = ["*"]\n' + SECOND + 'tenant = "t"\n')
+    ).values()
+    assert (first.tenants, second.rules.tenant) == (frozenset(), "t")
+    assert load_issuers(write(tmp_path, [GOOD], ONE))["i"].tenants == frozenset()
+    with pytest.raises(ConfigurationError, match="alone"):
+        load_issuers(write(tmp_path, [GOOD], ONE + 'tenants = ["*", "t"]\n'))
