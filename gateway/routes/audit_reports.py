@@ -19,7 +19,7 @@ from gateway.audit_reading import authorise_reading, own_question, read_log
 from gateway.errors import Problem
 from gateway.gate import Asking, Gate
 from gateway.limits import MAX_AUDIT_TEXT, MAX_REVIEW
-from gateway.routes.openapi import answers
+from gateway.routes.openapi import ReviewOperation, answers
 from policy.decide import Permit
 from sealgate.errors import DecodeError
 from sealgate.transparency.reports.catalogue import REPORTS
@@ -86,6 +86,7 @@ async def report(
 @post(
     "/audit/v1/reviews",
     status_code=200,
+    operation_class=ReviewOperation,
     responses=answers("text/plain", 400, 401, 403, 413, 503),
     summary="State that records were looked at",
 )

@@ -25,7 +25,7 @@ from litestar.openapi.spec import (
 )
 
 from gateway.errors import MEDIA_PROBLEM, PROBLEMS
-from sealgate.limits import MAX_NAME
+from sealgate.limits import MAX_ADMIN_NOTE, MAX_NAME
 from sealgate.protocol.ohttp import MEDIA_CHUNKED_REQUEST, MEDIA_REQUEST
 
 
@@ -56,6 +56,31 @@ def answers(media_type: str, *refusals: int) -> dict[int, ResponseSpec]:
 def _text_field(name: str, description: str, *, required: bool, **more: Any) -> Parameter:
     schema = Schema(type=OpenAPIType.STRING, max_length=MAX_NAME, **more)
     return Parameter(name=name, param_in="header", description=description, required=required, schema=schema)
+
+
+@dataclass
+class ReviewOperation(Operation):
+    """An auditor's statement of a review: see sealgate.transparency.reports.reviewing."""
+
+    def __post_init__(self) -> None:
+        number = Schema(type=OpenAPIType.INTEGER, minimum=0)
+        digest = Schema(type=OpenAPIType.STRING, pattern="^[0-9a-f]{64}$")
+        schema = Schema(
+            type=OpenAPIType.OBJECT,
+            properties={
+                **dict.fromkeys(("first", "last", "size"), number),
+                **dict.fromkeys(("root", "report_digest"), digest),
+                "finding": Schema(type=OpenAPIType.STRING, enum=["nothing", "questions", "problems"]),
+                "note": Schema(type=OpenAPIType.STRING, max_length=MAX_ADMIN_NOTE),
+                "report": Schema(type=OpenAPIType.STRING, max_length=MAX_NAME),
+            },
+            required=["first", "last", "size", "root", "finding"],
+        )
+        self.request_body = RequestBody(
+            content={"application/json": OpenAPIMediaType(schema=schema)},
+            description="Records first to last, of the tree of `size` records with this root, were looked at.",
+            required=True,
+        )
 
 
 @dataclass

@@ -71,7 +71,7 @@ class BudgetReplay:
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         if self._first < 0:
             self._first = index
-            self._other_policy = index > 0
+            self._other_policy = index > 0 or "previous_origin" in record.detail
         if record.kind == "policy.change":
             self._policy(record)
         elif record.kind == "log.opened":

@@ -13,6 +13,7 @@ from gateway.limits import EVIDENCE_IN_FLIGHT
 from sealgate.protocol import frames
 from sealgate.protocol.hpke import Kem
 from sealgate.protocol.ohttp import KeyConfig, decode_key_configs, encode_key_configs
+from sealgate.transparency.reports.reviewing import ReviewStatement
 from tests.gateway.conftest import HANG, KEYS, post_sealed
 
 # Keys ----------------------------------------------------------------------------------------------------------------
@@ -200,7 +201,12 @@ def test_the_openapi_document_names_every_route(shared):
         "/audit/v1/proofs/consistency",
         "/audit/v1/tile/{level}/{tile}",
         "/audit/v1/exports",
+        "/audit/v1/reports/{name}",
+        "/audit/v1/reviews",
     }
+    review = document["paths"]["/audit/v1/reviews"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert set(review["properties"]) == set(ReviewStatement.__struct_fields__)
+    assert set(review["required"]) == {"first", "last", "size", "root", "finding"}
     sealed = document["paths"]["/sealed/{model}"]["post"]
     assert set(sealed["requestBody"]["content"]) == {"message/ohttp-req", "message/ohttp-chunked-req"}
     assert {parameter["name"] for parameter in sealed["parameters"]} == {"model", "Purpose", "Sealed-Operation"}
