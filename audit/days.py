@@ -51,13 +51,15 @@ _GROUPS = text(f"""
 """)  # noqa: S608 - the only insertion is our own integer constant
 _NONE_LEFT = text(f"""
     DELETE FROM day_count
-    WHERE day = :day AND kind = :kind AND tenant = :tenant AND actor = :actor AND model = :model
-      AND purpose = :purpose AND reason = :reason
+    WHERE day = :day AND kind = :kind
       AND NOT EXISTS (
         SELECT 1 FROM record
-        WHERE record.actor = :actor AND record.ts_us >= :day * {DAY_US} AND record.ts_us < (:day + 1) * {DAY_US}
-          AND record.kind = :kind AND record.tenant = :tenant AND record.model = :model
-          AND record.purpose = :purpose AND record.reason = :reason)
+        WHERE record.actor = day_count.actor
+          AND record.idx >= (SELECT first_idx FROM day_span WHERE day_span.day = :day)
+          AND record.idx <= (SELECT last_idx FROM day_span WHERE day_span.day = :day)
+          AND record.ts_us >= :day * {DAY_US} AND record.ts_us < (:day + 1) * {DAY_US}
+          AND record.kind = day_count.kind AND record.tenant = day_count.tenant AND record.model = day_count.model
+          AND record.purpose = day_count.purpose AND record.reason = day_count.reason)
 """)  # noqa: S608 - likewise
 
 
@@ -88,8 +90,10 @@ def groups_of(connection: Connection, ranges: Sequence[tuple[int, int]]) -> list
 def forget_days(connection: Connection, groups: Sequence[dict[str, Any]]) -> None:
     """Once records are deleted: groups that no record is left of are counted no more. One that has some left (one of
     them is held, say) goes on counting all that were in it."""
-    if groups:
-        connection.execute(_NONE_LEFT, groups)
+    # One statement for a day's kind, one look into the index for each of its groups: a group has no key of its own here.
+    days = dict.fromkeys((group["day"], group["kind"]) for group in groups)
+    if days:
+        connection.execute(_NONE_LEFT, [{"day": day, "kind": kind} for day, kind in days])
 
 
 def catch_up_days(connection: Connection) -> None:

@@ -59,6 +59,7 @@ BEGIN
     EXECUTE format('GRANT SELECT (idx), DELETE ON leaf TO %I', pruner);
     EXECUTE format('GRANT SELECT, DELETE ON record TO %I', pruner);
     EXECUTE format('GRANT SELECT, DELETE ON day_count TO %I', pruner);
+    EXECUTE format('GRANT SELECT ON day_span TO %I', pruner);
 
     FOR table_name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> ALL (own) LOOP
         EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON public.%I TO %I', table_name, writer);
