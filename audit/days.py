@@ -90,7 +90,7 @@ def groups_of(connection: Connection, ranges: Sequence[tuple[int, int]]) -> list
 def forget_days(connection: Connection, groups: Sequence[dict[str, Any]]) -> None:
     """Once records are deleted: groups that no record is left of are counted no more. One that has some left (one of
     them is held, say) goes on counting all that were in it."""
-    # One statement for a day's kind, one look into the index for each of its groups: a group has no key of its own here.
+    # One statement for a day's kind, one look into the index for each of its groups: who prunes has no group's key.
     days = dict.fromkeys((group["day"], group["kind"]) for group in groups)
     if days:
         connection.execute(_NONE_LEFT, [{"day": day, "kind": kind} for day, kind in days])

@@ -177,7 +177,7 @@ def _by_leaf(connection: Connection, wanted: set[int]) -> Iterable[Indexed]:
 
 def _delete(connection: Connection, indices: Indices) -> None:
     parts = [{"first": first, "last": last} for first, last in indices.ranges]
-    groups = groups_of(connection, indices.ranges)
+    groups = groups_of(connection, [(indices.ranges[0][0], indices.ranges[-1][1])])
     connection.execute(_DELETE_LEAVES, parts)
     connection.execute(_DELETE_ROWS, parts)
     forget_days(connection, groups)
