@@ -105,6 +105,7 @@ EXPORT_CHUNKS_AHEAD = 16  # how far an export may run ahead of its reader
 
 # Console -------------------------------------------------------------------------------------------------------------
 SIGN_IN_S = 600  # from the way to the provider to the way back
+SIGN_INS_IN_FLIGHT = 16  # that wait for the provider, per gateway process; more are told to come again
 MAX_COOKIE = 3800  # of one cookie: browsers take 4096 with its name and attributes
 MAX_SESSION_COOKIES = 3  # a session that needs more is refused: MAX_TOKEN, sealed and in base64url, fits
 MAX_FORM = 4 * 1024

@@ -82,6 +82,7 @@ class Console:
     templates: jinja2.Environment
     assets: Assets
     forms: Intake
+    signing_in: Intake
     log_url: str
     clock: Clock
 

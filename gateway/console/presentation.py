@@ -103,10 +103,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A field of a record: `name` and `canonical` as in the leaf, `label` and `text` for people."""
+    """A field of a record: `name` as in the leaf, `label` and `text` for people. The browser's check makes the same
+    text out of the bytes that it verified."""
 
     name: str
-    canonical: str
     label: str
     text: str
 
@@ -190,7 +190,7 @@ def grouped(record: Record) -> list[tuple[str, list[Field]]]:
         for title, names in _GROUPS
     ]
     details = [
-        Field(name=f"detail.{name}", canonical=_canonical(value), label=name.replace("_", " "), text=value)
+        Field(name=f"detail.{name}", label=name.replace("_", " "), text=value)
         for name, value in sorted(record.detail.items())
     ]
     return [(title, fields) for title, fields in [*groups, ("Details", details)] if fields]
@@ -268,7 +268,7 @@ def time_of(text: str) -> int | None:
 
 def _field(name: str, value: object) -> Field:
     label = _LABELS.get(name, name.replace("_", " "))
-    return Field(name=name, canonical=_canonical(value), label=label, text=_text(name, value))
+    return Field(name=name, label=label, text=_text(name, value))
 
 
 def _text(name: str, value: object) -> str:
@@ -281,8 +281,3 @@ def _text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def _canonical(value: object) -> str:
-    """As the leaf's JSON writes it: what the browser compares with the bytes that it verified."""
-    return msgspec.json.encode(value).decode()

@@ -19,7 +19,7 @@ from gateway.console.provider import open_provider
 from gateway.console.sessions import KEY_PURPOSE, Sessions
 from gateway.gate import Gate
 from gateway.intake import Intake
-from gateway.limits import AUDIT_ASKING, MAX_FORM
+from gateway.limits import AUDIT_ASKING, MAX_FORM, SIGN_INS_IN_FLIGHT
 from gateway.routes.problems import exception_handlers as problem_handlers
 from sealgate.deployment import Deployment
 
@@ -49,6 +49,7 @@ def open_console(deployment: Deployment, gate: Gate) -> ConsoleRoutes:
         templates=make_templates(),
         assets=Assets(),
         forms=Intake(requests_max=AUDIT_ASKING),
+        signing_in=Intake(requests_max=SIGN_INS_IN_FLIGHT),
         log_url=deployment.log_url,
         clock=gate.clock,
     )

@@ -41,7 +41,8 @@ async def to_provider(request: Asking, console: NamedDependency[Console]) -> Res
         raise Problem("not-found")
     console.require_own(request)
     begun, cookie = console.sessions.begin(own_path(request.query_params.get("to", HOME)))
-    address = await console.provider.address(begun)
+    with console.signing_in.slot():
+        address = await console.provider.address(begun)
     return Redirect(address, status_code=303, headers=HEADERS, cookies=[cookie])
 
 
@@ -53,7 +54,8 @@ async def signed_in(request: Asking, console: NamedDependency[Console]) -> Respo
     try:
         begun = console.sessions.begun(request.cookies)
         answer = _answer(request)
-        token = await console.provider.redeem(begun, answer)
+        with console.signing_in.slot():  # strangers get this far: they may not have the provider asked without end
+            token = await console.provider.redeem(begun, answer)
     except Unauthenticated as error:
         raise console.gate.turn_away(request, error) from None
     request.scope["headers"] = [

@@ -125,16 +125,36 @@ function conclude(kind, text) {
   verdict.replaceChildren(line);
 }
 
+// The one canonical form (RFC 8785): what has another is no record, however it hashes.
+function parseCanonical(leaf) {
+  const text = decoder.decode(leaf);
+  const sorted = (value) => (value !== null && typeof value === 'object' && !Array.isArray(value)
+    ? Object.fromEntries(Object.keys(value).sort().map((name) => [name, sorted(value[name])]))
+    : value);
+  const record = JSON.parse(text);
+  require(JSON.stringify(sorted(record)) === text, 'The record is not in its one canonical form.');
+  return record;
+}
+
+// A value in the words of the page.
+function inWords(name, value) {
+  if (name === 'ts_us') return `${new Date(value / 1000).toISOString().slice(0, 19).replace('T', ' ')} UTC`;
+  if (name === 'eps_micro' || name === 'budget_after_micro') {
+    const digits = String(value % 1e6).padStart(6, '0').replace(/0+$/, '');
+    return value < 0 ? String(value) : `${Math.floor(value / 1e6)}${digits && '.'}${digits}`;
+  }
+  if (typeof value === 'boolean') return value ? 'yes' : 'no';
+  return Array.isArray(value) ? value.join(', ') : String(value);
+}
+
 function comparePage(leaf) {
-  const record = JSON.parse(decoder.decode(leaf));
+  const record = parseCanonical(leaf);
   const shown = new Set();
   let wrong = 0;
   for (const element of document.querySelectorAll('[data-field]')) {
     const name = element.dataset.field;
     const value = name.startsWith('detail.') ? record.detail?.[name.slice(7)] : record[name];
-    const claimed = element.dataset.canonical;
-    let holds = value !== undefined && JSON.stringify(value) === JSON.stringify(JSON.parse(claimed));
-    if (typeof value === 'string') holds &&= element.textContent === value;
+    const holds = value !== undefined && element.textContent === inWords(name, value);
     element.classList.toggle('ok', holds);
     element.classList.toggle('bad', !holds);
     shown.add(name.startsWith('detail.') ? 'detail' : name);
@@ -198,7 +218,7 @@ async function verify() {
   } else {
     localStorage.removeItem(`sealgate.key.${checkpoint.origin}`);
   }
-  conclude('ok', `Verified: record ${index} stands in the log that ${key.name} signed.`);
+  conclude('ok', `Verified: record ${index} (${record.kind}) stands in the log that ${key.name} signed.`);
 }
 
 async function run(event) {

@@ -47,7 +47,8 @@ def fill(log: AuditLog, *, rounds: int = 16) -> None:
             "authn": "jwt",
         }
         begun = log.append(Record(kind="inference.authorized", operation="infer", **who)).result(10).record.id
-        end = Record(kind="inference.completed", outcome="completed", units=3, grant=begun, **who)
+        ids = ("clients-infer", "more")
+        end = Record(kind="inference.completed", outcome="completed", units=3, grant=begun, policy_ids=ids, **who)
         if number % 4 == 3:
             end = Record(kind="inference.failed", outcome="failed", reason="too-many-rows", grant=begun, **who)
         log.append(end).result(10)

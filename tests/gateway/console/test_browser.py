@@ -44,7 +44,7 @@ def test_a_record_is_verified(browse, number):
     window = browse()
     window.open(f"/console/records/{number}")
     verdict, steps = verify(window)
-    assert verdict == f"Verified: record {number} stands in the log that {LOG} signed."
+    assert re.fullmatch(rf"Verified: record {number} \([a-z.]+\) stands in the log that {LOG} signed\.", verdict)
     assert "What this page shows is what the record says." in steps
     boxes = window.page.locator(".path .box:not(.sibling)")
     assert boxes.count() == window.page.locator(".path .box.ok").count() > 2
@@ -97,8 +97,11 @@ LIES = {
     "the signature": data("note", missigned),
     "no checkpoint": data("note", lambda text: ""),
     "a word on the page": lambda text: re.sub(r'(data-field="tenant"[^>]*>)[^<]*', r"\1nobody", text),
-    "a word and what it claims to be": lambda text: re.sub(
-        r'(data-field="tenant" data-canonical=")[^"]*(">)[^<]*', r"\1&#34;nobody&#34;\2nobody", text
+    "a time on the page": lambda text: re.sub(r'(data-field="ts_us"[^>]*>)....', r"\g<1>1999", text),
+    "a number on the page": lambda text: re.sub(r'(data-field="units"[^>]*>)[^<]*', r"\g<1>300", text),
+    "a list on the page": lambda text: re.sub(r'(data-field="policy_ids"[^>]*>)[^<]*', r"\g<1>nothing", text),
+    "a detail on the page": lambda text: text.replace(
+        '<h2 id="group-1">', '<i data-field="detail.x">y</i><h2 id="group-1">'
     ),
     "a field that is left out": lambda text: re.sub(r'data-field="actor"', "", text),
 }

@@ -126,7 +126,8 @@ def refused(company: Company, answer: httpx.Response, reason: str) -> None:
     assert answer.status_code == 401
     assert "You could not be signed in" in answer.text
     assert reason not in answer.text
-    assert company.running.host.heard(frames.AuthFailed)[-1].reason == reason
+    assert [frame.reason for frame in company.running.host.heard(frames.AuthFailed)] == [reason]
+    company.running.host.told.clear()
 
 
 # In a browser --------------------------------------------------------------------------------------------------------
