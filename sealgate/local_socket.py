@@ -5,7 +5,6 @@ Trusts: the file system. Never: leaves the file open to others for a moment, tak
 
 from __future__ import annotations
 
-import contextlib
 import grp
 import os
 import socket
@@ -15,10 +14,10 @@ from sealgate.deployment import socket_address
 from sealgate.errors import ConfigurationError
 
 
-def bind_local(path: Path, *, group: str, setting: str, service: str) -> socket.socket:
+def bind_local(path: Path, *, service: str, group: str = "", setting: str = "") -> socket.socket:
     """A bound socket, 0600, or 0660 for `group`; the file of a dead service is replaced, a live one is an error.
 
-    `setting` names the group's setting, `service` who listens there, for the errors.
+    `service` says who listens there and `setting` where the group is named, for the errors.
     """
     number = _group_id(group, setting) if group else None
     sock = socket.socket(socket.AF_UNIX)
@@ -47,10 +46,16 @@ def _clear(path: Path, address: str, service: str) -> None:
         return
     if not path.is_socket():
         raise ConfigurationError(f"cannot listen on {path}: it is there and is not a socket")
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-        probe.connect(address)
-        raise ConfigurationError(f"{path} is in use: is another {service} running?")
-    path.unlink()
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(address)
+        except ConnectionRefusedError:  # nobody listens
+            path.unlink()
+            return
+        except BlockingIOError:  # somebody listens, and has more to do than it can take
+            pass
+    raise ConfigurationError(f"{path} is in use: is another {service} running?")
 
 
 def _group_id(group: str, setting: str) -> int:

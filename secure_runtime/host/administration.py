@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 from sealgate.errors import DecodeError
+from sealgate.local_socket import bind_local
 from sealgate.protocol.administration import AdminToHost, HostToAdmin
 from sealgate.protocol.frames import FrameReader, Refused, encode_frame
-from secure_runtime.host.link_server import bind_socket
 from secure_runtime.limits import ADMIN_QUESTION_S, MAX_ADMIN_CONNECTIONS, MAX_ADMIN_QUESTION
 
 _CREDENTIALS = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
@@ -45,7 +45,7 @@ class AdminServer:
 
     async def listen(self, path: Path) -> None:
         """Bind the socket, 0600; a stale file of a dead host is replaced, a live one an error."""
-        sock = bind_socket(path, "")
+        sock = bind_local(path, service="runtime")
         self._server = await asyncio.start_unix_server(self._begin, sock=sock, limit=MAX_ADMIN_QUESTION)
 
     async def close(self, *, drain_s: float) -> None:

@@ -9,15 +9,11 @@ closed.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import grp
-import os
-import socket
 from pathlib import Path
 from typing import Protocol
 
-from sealgate.deployment import socket_address
-from sealgate.errors import ConfigurationError, DecodeError
+from sealgate.errors import DecodeError
+from sealgate.local_socket import bind_local
 from sealgate.protocol.frames import (
     Answer,
     AuditRead,
@@ -141,7 +137,7 @@ class LinkServer:
 
     async def listen(self, path: Path, *, group: str) -> None:
         """Bind the socket, 0600 or 0660 for `group`; a stale file of a dead host is replaced, a live one an error."""
-        sock = bind_socket(path, group)
+        sock = bind_local(path, group=group, setting="runtime.socket_group", service="runtime")
         self._server = await asyncio.get_running_loop().create_unix_server(
             lambda: _GatewayConnection(self), sock=sock, backlog=128
         )
@@ -160,35 +156,3 @@ class LinkServer:
             await asyncio.wait(self.running, timeout=drain_s)
         for connection in list(self.connections):
             connection.close()
-
-
-def bind_socket(path: Path, group: str) -> socket.socket:
-    """A bound UNIX socket, 0600, or 0660 for `group`; a stale file is replaced, a live one an error."""
-    with socket_address(path) as address:
-        if path.exists():
-            with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
-                probe.connect(address)
-                raise ConfigurationError(f"{path} is in use: another runtime serves this deployment")
-            path.unlink()
-        sock = socket.socket(socket.AF_UNIX)
-        before = os.umask(0o177)
-        try:
-            sock.bind(address)
-            if group:
-                os.chown(path, -1, _group_id(group))
-                path.chmod(0o660)
-        except OSError as error:
-            sock.close()
-            raise ConfigurationError(f"cannot listen on {path}: {error.strerror}") from error
-        finally:
-            os.umask(before)
-    return sock
-
-
-def _group_id(group: str) -> int:
-    if group.isdecimal():
-        return int(group)
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise ConfigurationError(f"runtime.socket_group names '{group}', but there is no such group") from None

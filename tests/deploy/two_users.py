@@ -22,9 +22,9 @@ from gateway.telemetry import Telemetry
 from gateway.tls_identity import make_tls_context
 from policy.history import PolicyHistory
 from sealgate.deployment import open_deployment
+from sealgate.local_socket import bind_local
 from sealgate.transparency.record import Record
 from secure_runtime.host.key_files import load_ed25519, load_note_signer, load_subjects_key
-from secure_runtime.host.link_server import bind_socket
 from secure_runtime.host.policies import open_policy
 
 RUNTIME, GATEWAY, LINK = 52001, 52002, 52003
@@ -90,7 +90,9 @@ def main(base: Path) -> None:
             origin=origin,
         ) as log:
             log.append(Record(kind="policy.change")).result()
-            listener = bind_socket(deployment.socket, str(LINK))  # what the setting socket_group does
+            listener = bind_local(  # what the setting socket_group does
+                deployment.socket, group=str(LINK), setting="runtime.socket_group", service="runtime"
+            )
             listener.listen()
             os.write(ready_out, b"r")
             os.read(stop_in, 1)
