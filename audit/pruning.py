@@ -180,7 +180,9 @@ def _delete(connection: Connection, indices: Indices) -> None:
     groups = groups_of(connection, [(indices.ranges[0][0], indices.ranges[-1][1])])
     connection.execute(_DELETE_LEAVES, parts)
     connection.execute(_DELETE_ROWS, parts)
-    forget_days(connection, groups)
+    # Of the newest day more will be due a moment later: it is looked through once that is over, not for every page.
+    newest = max((group["day"] for group in groups), default=0)
+    forget_days(connection, [group for group in groups if group["day"] < newest])
 
 
 def _indexed(row: Any) -> Indexed:
