@@ -196,6 +196,19 @@ def test_small_logs_are_left_alone(bench, log) -> None:
         assert search(connection, RULES, [], start=0, now_us=NOW).records == ()
 
 
+def test_days_that_are_pruned_leave_the_roll_ups(aged: Aged) -> None:
+    def counted() -> set[int]:
+        return {int(day) for (day,) in aged.bench.sql("SELECT DISTINCT day FROM day_count")}
+
+    before = counted()
+    gone = aged.prune()
+    days = {int(ts_us) // DAY_US for (ts_us,) in aged.bench.sql("SELECT ts_us FROM record")}
+    assert len(gone) > 300
+    assert len(before - counted()) > 100
+    assert days <= counted()
+    assert len(counted() - days) <= 1  # the newest day of a run waits for the next one
+
+
 # Withheld, damaged, held ---------------------------------------------------------------------------------------------
 
 
