@@ -114,6 +114,7 @@ MAX_TOKEN_ANSWER = 64 * 1024
 PROVIDER_TIMEOUT_S = 10.0
 PROVIDER_FRESH_S = 3600  # how long the provider's addresses are believed
 CONSOLE_PAGE = 50  # records on one page
+CONSOLE_ROWS = 500  # of one table of a report; the rest is counted, and to be had from the API
 
 # Logs ----------------------------------------------------------------------------------------------------------------
 MAX_LOG_TEXT = 256

@@ -16,6 +16,7 @@ import msgspec
 
 from audit.query import Entry, RecordFilter
 from gateway.errors import Problem
+from gateway.limits import CONSOLE_ROWS
 from policy.usage import Usage
 from sealgate.protocol.obligations import epsilon_text
 from sealgate.transparency.record import KINDS, Record
@@ -153,14 +154,16 @@ def gauge_of(usage: Usage) -> Gauge:
 
 
 def table_of(table: Table) -> dict[str, object]:
-    """A report's table with its cells as text. Numbers are said to be numbers, so that they line up."""
+    """A report's table with its cells as text, no longer than a page can be. Numbers are marked, so that they line
+    up."""
+    shown = table.rows[:CONSOLE_ROWS]
     return {
         "title": table.title,
         "columns": [(column.name, column.unit in ("number", "epsilon")) for column in table.columns],
         "rows": [
-            [_cell(value, column.unit) for value, column in zip(row, table.columns, strict=True)] for row in table.rows
+            [_cell(value, column.unit) for value, column in zip(row, table.columns, strict=True)] for row in shown
         ],
-        "left_out": table.left_out,
+        "left_out": table.left_out + len(table.rows) - len(shown),
     }
 
 

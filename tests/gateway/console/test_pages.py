@@ -9,7 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
+from gateway.console.presentation import table_of
+from gateway.limits import CONSOLE_ROWS
 from sealgate.protocol import frames
+from sealgate.transparency.reports.form import Column, Table
 from sealgate.transparency.verifier import LogTrust, verify_bundle
 from tests.gateway.conftest import LOG
 from tests.gateway.console.conftest import HOSTILE, PAGES, SIGNER
@@ -226,6 +229,14 @@ def test_the_way_on_after_signing_in_stays_here(consoled, to):
     found = links(consoled.client().get("/console/sign-in", params={"to": to}).text)
     assert "/console" in found
     assert to not in found
+
+
+def test_a_table_is_no_longer_than_a_page_can_be():
+    columns = (Column("name"), Column("count", "number"), Column("first", "time"), Column("spent", "epsilon"))
+    rows = tuple(("x", 1234567, None, 2_500_000) for _ in range(CONSOLE_ROWS + 3))
+    shown = table_of(Table(title="t", columns=columns, rows=rows, left_out=4))
+    assert (len(shown["rows"]), shown["left_out"]) == (CONSOLE_ROWS, 7)
+    assert shown["rows"][0] == ["x", "1,234,567", "\u2013", "2.5"]
 
 
 # Forms ---------------------------------------------------------------------------------------------------------------
