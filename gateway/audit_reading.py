@@ -35,6 +35,7 @@ _ASKED = {
 _NOT_FOUND = frozenset({"not-found", "range"})
 _TOO_WIDE = "export-needs-every-tenant"
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+_ELSEWHERE = frozenset({"cross-site", "same-site"})  # Fetch Metadata: another site's page had the browser ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,7 @@ async def authorise_reading(
     is known, a detail that stands in the record as it is.
     """
     principal = await gate.authenticate(request)
+    _require_own(request)
     _require_said_once(request)
     asked = Asked(action=_ASKED[kind], model="", purpose="")
     detail = {"question": question} | {name: _UNPRINTABLE.sub("?", value)[:MAX_NAME] for name, value in said.items()}
@@ -123,6 +125,13 @@ def own_question(asked: Question, permit: Permit) -> Question:
     if asked.tenant not in (None, permit.records_of):
         raise Problem("not-found", detail="This caller may ask about one tenant only.")
     return msgspec.structs.replace(asked, tenant=permit.records_of)
+
+
+def _require_own(request: Asking) -> None:
+    """A browser shows a client certificate to whatever page asks it to: such a page must not put an export, or a
+    review, on record under the name of the auditor who has it open."""
+    if request.headers.get("sec-fetch-site", "") in _ELSEWHERE:
+        raise Problem("malformed-request", detail="Another site's page began this request.")
 
 
 def _require_said_once(request: Asking) -> None:

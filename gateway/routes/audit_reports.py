@@ -28,6 +28,7 @@ from sealgate.transparency.reports.reviewing import ReviewStatement
 
 _REFUSALS = (400, 401, 403, 404, 503)
 _TOO_WIDE = "report-needs-every-tenant"
+_JSON = "application/json"
 
 Text = Annotated[str | None, QueryParameter(max_length=MAX_AUDIT_TEXT)]
 Number = Annotated[int | None, QueryParameter(ge=0, lt=2**53)]
@@ -95,6 +96,7 @@ async def review(request: Asking, gate: NamedDependency[Gate]) -> Response[bytes
     record under the caller's pseudonym; the answer is that record's receipt."""
 
     async def state() -> dict[str, str]:
+        _require_json(request)
         with gate.reading.slot() as slot:
             declared = request.headers.get("content-length")
             raw = await slot.read_body(request.receive, declared=declared, limit=MAX_REVIEW)
@@ -107,6 +109,12 @@ async def review(request: Asking, gate: NamedDependency[Gate]) -> Response[bytes
 
 
 ROUTES = (report, review)
+
+
+def _require_json(request: Asking) -> None:
+    """No form of another site's page can be of this type, so no browser states a review that its user did not."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _JSON:
+        raise Problem("malformed-request", detail=f"The body is JSON: Content-Type is {_JSON}.")
 
 
 def _statement(raw: bytes) -> ReviewStatement:

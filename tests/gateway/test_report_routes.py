@@ -164,6 +164,25 @@ def test_a_statement_that_is_none_is_not_recorded(reported, overseer, change):
 
 
 def test_a_statement_is_read_with_a_bound(reported, overseer):
-    assert overseer.post("/audit/v1/reviews", content=b"[" * 9000).status_code == 413
-    assert overseer.post("/audit/v1/reviews", content=b"[" * 8000).status_code == 400
+    json = {"Content-Type": "application/json"}
+    assert overseer.post("/audit/v1/reviews", content=b"[" * 9000, headers=json).status_code == 413
+    assert overseer.post("/audit/v1/reviews", content=b"[" * 8000, headers=json).status_code == 400
     assert not reported.host._of(frames.AuditRead)
+
+
+@pytest.mark.parametrize("media_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_no_form_of_another_sites_page_states_a_review(reported, overseer, media_type):
+    """A browser shows the auditor's certificate to whoever has it send a form (enctype=text/plain, of any text)."""
+    content = msgspec.json.encode(STATEMENT)
+    answer = overseer.post("/audit/v1/reviews", content=content, headers={"Content-Type": media_type})
+    assert answer.status_code == 400
+    assert not reported.host._of(frames.AuditRead)
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize("path", ["reports/access", "records", "exports?first=0&last=7", "checkpoint"])
+def test_no_image_of_another_sites_page_reads_under_the_auditors_name(reported, overseer, path, site):
+    answer = overseer.get(f"/audit/v1/{path}", headers={"Sec-Fetch-Site": site})
+    assert answer.status_code == 400
+    assert not reported.host._of(frames.AuditRead)
+    assert overseer.get("/audit/v1/checkpoint", headers={"Sec-Fetch-Site": "none"}).status_code == 200
