@@ -197,6 +197,17 @@ def test_a_revoked_caller_is_out_at_once(company):
     assert console.get("/console").status_code == 200
 
 
+def test_every_gateway_process_knows_the_session(company):
+    console = company.sign_in()
+    other = Running(company.running.deployment, company.running.host)
+    try:
+        browser = other.client()
+        browser.cookies.update(console.cookies)
+        assert browser.get("/console").status_code == 200
+    finally:
+        other.close()
+
+
 def test_a_session_is_for_the_console_only(company):
     assert company.sign_in().get("/audit/v1/records").status_code == 401
 
