@@ -113,6 +113,20 @@ def catch_up_days(connection: Connection) -> None:
         at = rows[-1][0]
 
 
+def indices_between(connection: Connection, *, from_us: int | None, to_us: int | None, size: int) -> tuple[int, int]:
+    """Between which indices the days of a span of time stand, of the first `size` records: (0, -1) if nowhere. Records
+    of other times may stand there too."""
+    if from_us is None and to_us is None:
+        return 0, size - 1
+    statement = select(func.min(day_span.c.first_idx), func.max(day_span.c.last_idx))
+    if from_us is not None:
+        statement = statement.where(day_span.c.day >= from_us // DAY_US)
+    if to_us is not None:
+        statement = statement.where(day_span.c.day <= (to_us - 1) // DAY_US)
+    low, high = connection.execute(statement).one()
+    return (0, -1) if low is None else (int(low), min(int(high), size - 1))
+
+
 def rebuild_days(connection: Connection) -> None:
     """Throw the roll-ups away and count every leaf that is kept."""
     connection.execute(delete(day_count))

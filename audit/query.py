@@ -22,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from audit.cursor import Cursor, decode_cursor, encode_cursor
 from audit.database import open_database
+from audit.days import indices_between
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
 from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
@@ -110,7 +111,9 @@ class AuditReader:
             if cursor is not None:
                 at = decode_cursor(cursor, key, question=question)
                 size, edge = at.size, at.edge
-            found = connection.execute(page_statement(wanted, size=size, edge=edge, limit=limit + 1)).all()
+            first, last = indices_between(connection, from_us=wanted.from_us, to_us=wanted.to_us, size=size)
+            page = page_statement(wanted, first=first, size=last + 1, edge=edge, limit=limit + 1)
+            found = connection.execute(page).all()
         rows = sorted(found, key=lambda row: row.idx, reverse=not wanted.oldest_first)
         entries = tuple(_answer(index, leaf, wanted) for index, leaf in rows[:limit])
         more = None
@@ -265,13 +268,16 @@ def _check_filter(wanted: RecordFilter) -> None:
             raise QueryRefused("times are microseconds since 1970", code="filter")
 
 
-def page_statement(wanted: RecordFilter, *, size: int, edge: int | None, limit: int) -> Select[int, bytes]:
-    """The one statement behind `records`: keyset order on the index, within a snapshot.
+def page_statement(
+    wanted: RecordFilter, *, size: int, edge: int | None, limit: int, first: int = 0
+) -> Select[int, bytes]:
+    """The one statement behind `records`: keyset order on the index, within a snapshot, from index `first` up to
+    `size`: who asks for a day long gone must not wait for all that came since.
 
     The inner part picks the page from narrow rows; only the page's leaves are then read, in no certain order.
     """
     table = record_table
-    statement = select(table.c.idx).where(table.c.idx < size)
+    statement = select(table.c.idx).where(table.c.idx >= first, table.c.idx < size)
     for name in _EQUALS:
         value = getattr(wanted, name)
         if value is not None:

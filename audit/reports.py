@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, Select, func, select
 
+from audit.days import indices_between
 from audit.errors import LogDamaged, QueryRefused
 from audit.limits import EXPORT_CHUNK_RECORDS, MAX_REPORT_DAY_GROUPS, MAX_REPORT_RECORDS
 from audit.tables import day_count, day_span
@@ -146,16 +147,8 @@ def _of_day(connection: Connection, kinds: Sequence[str], day: int) -> Iterator[
 
 
 def _indices(connection: Connection, question: Question, *, size: int) -> tuple[int, int]:
-    """Between which indices the days of the span stand; the fold looks at each record's time itself."""
-    if question.from_us is None and question.to_us is None:
-        return 0, size - 1
-    statement = select(func.min(day_span.c.first_idx), func.max(day_span.c.last_idx))
-    if question.from_us is not None:
-        statement = statement.where(day_span.c.day >= question.from_us // DAY_US)
-    if question.to_us is not None:
-        statement = statement.where(day_span.c.day <= (question.to_us - 1) // DAY_US)
-    low, high = connection.execute(statement).one()
-    return (0, -1) if low is None else (low, high)
+    """Where the days of the span stand; the fold looks at each record's time itself."""
+    return indices_between(connection, from_us=question.from_us, to_us=question.to_us, size=size)
 
 
 def _listed(connection: Connection, kinds: Sequence[str], *, low: int, high: int) -> Iterator[_Seen]:

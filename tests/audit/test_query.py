@@ -14,7 +14,7 @@ import pymerkle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert
+from sqlalchemy import Engine, event, insert
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from audit import query, sqlite
@@ -25,6 +25,7 @@ from sealgate.transparency.merkle import leaf_hash, root_of, verify_consistency,
 from sealgate.transparency.notes import open_checkpoint
 from sealgate.transparency.record import Record
 
+DAY_US = 86_400_000_000
 FIELDS = ("tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason")
 VALUES = {
     "tenant": ["clinic", "lab"],
@@ -255,6 +256,39 @@ def test_no_question_sorts_or_scans_leaves(sqlite_filled) -> None:
     raw.close()
 
 
+def test_a_day_is_found_where_it_stands(bench) -> None:
+    """Not by going through all that came since: its page looks at no record before or after the day's own."""
+    day = DAY_US
+    log = bench.open(clock=lambda: 20 * day)
+    for number in range(60):  # in order, but for one record whose clock was a day ahead
+        ts_us = (20 + number // 10) * day + number + (day if number == 33 else 0)
+        log.append(bench.draft(ts_us=ts_us)).result()
+    reader = bench.reader()
+    said: list[Any] = []
+
+    def hear(_connection: Any, _cursor: Any, text: str, values: Any, *_: Any) -> None:
+        if text.startswith("SELECT") and "record.ts_us" in text:
+            said.append(set(values.values()) if isinstance(values, dict) else set(values))
+
+    event.listen(Engine, "before_cursor_execute", hear)
+    for low, high, found in (
+        (23 * day, 24 * day, [index for index in range(31, 41) if index != 34]),
+        (24 * day, 25 * day, [34, *range(41, 51)]),
+        (None, 21 * day, range(11)),
+        (25 * day, None, range(51, 61)),
+        (90 * day, None, ()),
+        (None, 20 * day, ()),
+    ):
+        said.clear()
+        wanted = RecordFilter(from_us=low, to_us=high, oldest_first=True)
+        assert everything(reader, wanted, 4)[0] == list(found)
+        assert said
+        for values in said:
+            assert {min(found, default=0), max(found, default=-1) + 1} <= values
+    event.remove(Engine, "before_cursor_execute", hear)
+    reader.close()
+
+
 def test_readers_cannot_write(filled) -> None:
     reader = filled.reader()
     with pytest.raises(DBAPIError), reader._engine.begin() as connection:
@@ -317,13 +351,14 @@ def test_a_damaged_leaf_is_said_to_be_damaged(filled) -> None:
     [
         ("tenant", "clinic", {"tenant": "clinic"}),
         ("kind", "policy.change", {"kind": "policy.change"}),
-        ("ts_us", 5, {"to_us": 10}),
-        ("ts_us", 2**52, {"from_us": 2**52}),
+        ("ts_us", 20 * DAY_US + 5, {"to_us": 20 * DAY_US + 10}),
+        ("ts_us", 21 * DAY_US - 5, {"from_us": 21 * DAY_US - 10}),
     ],
 )
 def test_an_index_that_lies_about_a_leaf_lets_nobody_read_it(
-    bench, log, column: str, value: object, wanted: dict[str, Any]
+    bench, column: str, value: object, wanted: dict[str, Any]
 ) -> None:
+    log = bench.open(clock=lambda: 20 * DAY_US + 100)
     other = log.append(bench.draft(tenant="laboratory")).result()
     bench.sql(f"UPDATE record SET {column} = ? WHERE idx = ?", value, other.index)
     reader = bench.reader()
