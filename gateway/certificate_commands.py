@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,8 +124,10 @@ def _revoke(arguments: argparse.Namespace) -> int:
 def _refuse(arguments: argparse.Namespace, what: x509.Certificate | str, *, reason: str, note: str) -> int:
     from cryptography.x509 import ReasonFlags
 
-    from gateway.own_authority import put_on_record, revoke
+    from gateway.own_authority import revoke
+    from gateway.revocation_record import put_on_record
     from sealgate.deployment import open_deployment
+    from sealgate.protocol.administration import CredentialRevoked
 
     deployment = open_deployment(arguments.state)
     done = revoke(deployment, what, reason=ReasonFlags[_REASONS[reason]])
@@ -134,8 +135,8 @@ def _refuse(arguments: argparse.Namespace, what: x509.Certificate | str, *, reas
         print(f"{done.fingerprint} was revoked before (it is in {done.place})")
         return 0
     print(f"revoked: {done.fingerprint}, in {done.place}; in force now, on open connections too")
-    said = put_on_record(deployment, done, reason=reason, note=note)
-    print(said.text, file=sys.stdout if said.recorded else sys.stderr)
+    note = "; ".join(filter(None, (reason, note)))
+    put_on_record(deployment, CredentialRevoked(what="certificate", fingerprint=done.fingerprint, note=note))
     return 0
 
 

@@ -1,8 +1,8 @@
 """What is behind `sealgate certificate`: the deployment's own authority issues, renews and revokes on disk.
 
-A revocation is in force when its file is written, because gateways look at it on every request; then it is put on
-record by the runtime host, if one runs. A certificate of the own authority goes on its revocation list
-(`pki/crl/ca.pem`); any other, or any at all once `ca.key` was moved away, on the deny list (`pki/revoked.txt`).
+A revocation is in force when its file is written, because gateways look at it on every request. A certificate of the
+own authority goes on its revocation list (`pki/crl/ca.pem`); any other, or any at all once `ca.key` was moved away, on
+the deny list (`pki/revoked.txt`).
 
 Trusts: whoever may write the state directory. Never: prints a key, or overwrites one that was not asked to be renewed.
 """
@@ -24,16 +24,14 @@ from gateway import pki
 from gateway.authentication.authorities import Authorities, fingerprint_of, judge, objections
 from gateway.authentication.certificates import DenyList
 from gateway.errors import AUTHENTICATION_FAILURES, Unauthenticated
-from gateway.file_changes import locked, make_folder, replace_file
 from policy.clients import CertificateClient
 from policy.history import PolicyHistory
 from policy.store import load_files
 from policy.tenants import Tenants
-from sealgate.administration import HostAway, HostRefused, tell_host
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.deployment import Deployment
+from sealgate.durable_files import locked, make_folder, replace_file
 from sealgate.errors import ConfigurationError
-from sealgate.protocol.administration import CredentialRevoked
 from sealgate.terminal import printable
 
 SERVER = "server"  # the name that means pki/server.pem
@@ -178,26 +176,6 @@ def _show(deployment: Deployment, name: str, certificate: x509.Certificate, *, c
         standing=standing,
         client=client,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """Whether a revocation is on record, in words."""
-
-    recorded: bool
-    text: str
-
-
-def put_on_record(deployment: Deployment, done: Revoked, *, reason: str, note: str) -> Said:
-    """Tell the runtime host what was revoked. It is in force whatever comes of this."""
-    frame = CredentialRevoked(
-        what="certificate", fingerprint=done.fingerprint, note="; ".join(filter(None, (reason, note)))
-    )
-    try:
-        answer = tell_host(deployment, frame)
-    except (HostAway, HostRefused, ConfigurationError) as error:
-        return Said(recorded=False, text=f"in force, but not on record: {printable(str(error))}")
-    return Said(recorded=True, text=f"on record as number {answer.record} of {printable(answer.log)}")
 
 
 # The two lists -------------------------------------------------------------------------------------------------------

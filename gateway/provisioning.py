@@ -40,6 +40,7 @@ from policy.tenants import FILE as TENANTS_FILE
 from policy.tenants import parse_tenants
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.deployment import Deployment, open_deployment
+from sealgate.durable_files import sync_folder, write_new
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
 from sealgate.transparency.cosignatures import Cosigner
@@ -94,7 +95,7 @@ def provision(
             if root.exists() and any(root.iterdir()):
                 root.rename(root.with_name(f"{root.name}.replaced-{now // 1_000_000}"))
             draft.rename(root)
-            _sync_folder(root.parent)
+            sync_folder(root.parent)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -175,10 +176,10 @@ class _Files:
                 path = root / name
                 for folder in reversed(path.relative_to(root).parents):
                     (root / folder).mkdir(mode=0o700, exist_ok=True)
-                _write_new(path, data, mode)
+                write_new(path, data, mode=mode)
         for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
             folder.chmod(0o700)
-            _sync_folder(folder)
+            sync_folder(folder)
 
 
 def _plan_certificates(plan: _Files, host: str, *, now: int, entropy: Entropy) -> None:
@@ -395,21 +396,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _write_new(path: Path, data: bytes, mode: int) -> None:
-    """Create `path` with `mode` from the start (never wider for a moment), and make it durable."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode & 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

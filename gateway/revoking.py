@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from gateway.authentication.revocations import Revocation
 from gateway.authentication.tokens import parse_unverified
 from gateway.errors import Unauthenticated
 from gateway.limits import MAX_LEEWAY_S, MAX_LIFETIME_S, MAX_TOKEN
+from gateway.revocation_record import put_on_record
 from policy.tenants import FILE as TENANTS_FILE
 from policy.tenants import parse_tenants
-from sealgate.administration import HostAway, HostRefused, tell_host
 from sealgate.ambient import now_us
 from sealgate.client.times import parse_moment
 from sealgate.deployment import Deployment, open_deployment
@@ -216,9 +215,4 @@ def _record(deployment: Deployment, entry: Revocation, *, restored: bool) -> Non
         restored=restored,
         note="; ".join(filter(None, (bounds, entry.reason))),
     )
-    try:
-        answer = tell_host(deployment, frame)
-    except (HostAway, HostRefused) as error:
-        print(f"in force, but not on record: {printable(str(error))}", file=sys.stderr)
-    else:
-        print(f"on record as number {answer.record} of {printable(answer.log)}")
+    put_on_record(deployment, frame)

@@ -39,6 +39,7 @@ from policy.store import (
     read_scenario_folder,
     read_scenarios,
 )
+from sealgate.durable_files import sync_folder, write_new
 from sealgate.protocol.administration import ApplyPolicy, Digest, Note
 from sealgate.protocol.canonical import canonical_json
 
@@ -144,15 +145,15 @@ class PolicyHistory:
         draft = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
         try:
             for name, data in contents.items():
-                _write(draft / name, data)
+                write_new(draft / name, data, mode=_READABLE)
             draft.chmod(_ENTERABLE)
-            _sync(draft)
+            sync_folder(draft)
             draft.rename(place)
         except BaseException:
             shutil.rmtree(draft, ignore_errors=True)
             if not place.is_dir():  # somebody else may have kept the same in the meantime
                 raise
-        _sync(self.folder)
+        sync_folder(self.folder)
 
     def scenarios(self, digest: str) -> dict[str, bytes]:
         """The scenario files with that digest; raises PolicyFileError if they are not there, or changed."""
@@ -194,11 +195,11 @@ class PolicyHistory:
         with _writing(self.folder):
             draft = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
             try:
-                _write(draft / "current", canonical_json(value) + b"\n")
+                write_new(draft / "current", canonical_json(value) + b"\n", mode=_READABLE)
                 (draft / "current").rename(self.current_file)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
-            _sync(self.folder)
+            sync_folder(self.folder)
 
     # Who may change it -----------------------------------------------------------------------------------------------
 
@@ -249,21 +250,3 @@ def _reading(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise PolicyFileError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    """A new file, readable to all who reach it and writable to none, durable when this returns."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        os.fchmod(file.fileno(), _READABLE)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,8 @@
 All of them are read again when they change, without a restart; what was read together is one `Generation`. A file of
 authorities that cannot be read, or holds none, leaves what it held before in force and is reported: a slip in adding
 one must not lock everybody out. To take one away is to remove its file, which counts whatever is wrong with others.
-Revocation lists that cannot be read mean that nobody's
-certificate counts until they can: what they would have said is not known.
+Revocation lists that cannot be read mean that nobody's certificate counts until they can: what they would have said is
+not known.
 
 Trusts: whoever may write these files. Never: takes an end certificate for an authority, or asks the network.
 """

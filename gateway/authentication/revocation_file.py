@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from gateway.authentication.issuers import FILE as ISSUERS_FILE
 from gateway.authentication.revocations import FILE, Revocation, parse_revocations
-from gateway.file_changes import locked, sync_folder
 from gateway.limits import MAX_REVOCATIONS, MAX_REVOKED_FILE
 from sealgate.ambient import Entropy, random_bytes
+from sealgate.durable_files import locked, replace_file
 from sealgate.errors import ConfigurationError
 
 Entries = tuple[Revocation, ...]
@@ -55,7 +53,7 @@ def change_revocations(
             if len(entries) > MAX_REVOCATIONS or len(data) > MAX_REVOKED_FILE:
                 raise ConfigurationError(f"{path} is full: {MAX_REVOCATIONS} entries or {MAX_REVOKED_FILE} bytes")
             parse_revocations(data, name=str(path))
-            _replace(path, data, entropy=entropy)
+            replace_file(path, data, like=path.with_name(ISSUERS_FILE), new_mode=0o600, entropy=entropy)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
     return entries
@@ -78,40 +76,3 @@ def _lines(entry: Revocation) -> Iterator[str]:
 def utc_seconds(moment: datetime.datetime) -> str:
     """RFC 3339 in UTC, whole seconds."""
     return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _replace(path: Path, data: bytes, *, entropy: Entropy) -> None:
-    status = _model_status(path)
-    draft = path.with_name(f".{path.name}.{entropy(8).hex()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            _keep_owner(file.fileno(), status, path)
-            os.fchmod(file.fileno(), status.st_mode & 0o666)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _model_status(path: Path) -> os.stat_result:
-    """Whose owner and mode the new file takes: the old one's, or those of the file beside it that gateways read."""
-    return (path if path.exists() else path.with_name(ISSUERS_FILE)).stat()
-
-
-def _keep_owner(descriptor: int, status: os.stat_result, path: Path) -> None:
-    """Whoever read the file must go on reading it: a gateway that cannot refuses every token."""
-    mine = os.fstat(descriptor)
-    if (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid):
-        return
-    try:
-        os.fchown(descriptor, status.st_uid, status.st_gid)
-    except PermissionError as error:
-        if not status.st_mode & stat.S_IROTH:
-            raise ConfigurationError(
-                f"{path} must be written by its owner, user {status.st_uid}, or by root"
-            ) from error

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from sealgate.durable_files import write_new
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.secrets import Secret
 from sealgate.transparency.cosignatures import Cosigner
@@ -77,10 +78,7 @@ def make_log_mldsa_key(path: Path) -> None:
     """Write a new ML-DSA-44 key, private from its first moment. Raises ConfigurationError if there is one already."""
     pem = MLDSA44PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(path, pem, mode=0o600)
         if os.geteuid() == 0:  # the runtime that reads it may be somebody else: whoever owns the folder
             owner = path.parent.stat()
             os.chown(path, owner.st_uid, owner.st_gid)

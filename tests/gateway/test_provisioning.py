@@ -226,16 +226,16 @@ def test_an_empty_folder_and_missing_parents_are_fine(tmp_path):
 @pytest.mark.parametrize("fails_at", [1, 12, 25])
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch, fails_at):
     written = 0
-    write = provisioning._write_new
+    write = provisioning.write_new
 
-    def failing(path: Path, data: bytes, mode: int) -> None:
+    def failing(path: Path, data: bytes, *, mode: int) -> None:
         nonlocal written
         written += 1
         if written == fails_at:
             raise OSError(28, "No space left on device")
-        write(path, data, mode)
+        write(path, data, mode=mode)
 
-    monkeypatch.setattr(provisioning, "_write_new", failing)
+    monkeypatch.setattr(provisioning, "write_new", failing)
     with pytest.raises(ConfigurationError, match="cannot be written: No space left on device"):
         provision(tmp_path / "state", **WANTED)
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.authentication import revocation_file
 from gateway.authentication.claims import VerifiedToken
 from gateway.authentication.revocation_file import change_revocations, read_revocations, render_revocations
 from gateway.authentication.revocations import Revocation, Revocations, parse_revocations
@@ -305,18 +304,20 @@ def test_a_file_that_its_reader_would_lose_is_not_replaced(path, monkeypatch):
     def denied(*_):
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(revocation_file.os, "fchown", denied)
-    own = os.stat(path.parent / "issuers.toml")
-    for mode, replaced in ((0o644, True), (0o640, False)):
-        os_stat = os.stat_result((mode | stat.S_IFREG, *own[1:4], own.st_uid + 1, *own[5:]))
-        monkeypatch.setattr(revocation_file, "_model_status", lambda _, found=os_stat: found)
-        if replaced:
-            change_revocations(path.parent, lambda old: (entry("a"),), now=0)
-        else:
-            with pytest.raises(ConfigurationError, match="must be written by its owner"):
-                change_revocations(path.parent, lambda old: (entry("b"),), now=0)
+    def of_somebody_else(descriptor, own=os.fstat):
+        status = own(descriptor)
+        return os.stat_result((*status[:4], status.st_uid + 1, *status[5:]))
+
+    issuers = path.parent / "issuers.toml"
+    monkeypatch.setattr(os, "fchown", denied)
+    monkeypatch.setattr(os, "fstat", of_somebody_else)
+    issuers.chmod(0o640)
+    with pytest.raises(ConfigurationError, match="must be written by its owner"):
+        change_revocations(path.parent, lambda old: (entry("b"),), now=0)
+    assert [item.name for item in path.parent.iterdir()] == ["issuers.toml"]
+    issuers.chmod(0o644)
+    change_revocations(path.parent, lambda old: (entry("a"),), now=0)
     assert read_revocations(path.parent) == (entry("a"),)
-    assert sorted(item.name for item in path.parent.iterdir()) == ["issuers.toml", "revoked.toml"]
 
 
 def test_a_broken_file_is_not_written_over(path):
@@ -341,7 +342,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(path, monkeypatch)
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(revocation_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ConfigurationError, match="No space left"):
         change_revocations(path.parent, lambda old: (*old, entry("b")), now=0)
     assert read_revocations(path.parent) == (entry("a"),)
