@@ -180,7 +180,8 @@ AuditKind: TypeAlias = Literal["audit.query", "audit.export", "audit.review"]
 
 
 class AuditRead(Frame, frozen=True, kw_only=True, tag="audit-read"):
-    """An auditor is about to read, or states that somebody looked; answered with `Recorded` once the read itself is a durable record.
+    """An auditor is about to read, or states that somebody looked; answered with `Recorded` once that is a durable
+    record.
 
     No other kind can be asked for: the host believes its own records (of keys and workers) when it starts again.
     """

@@ -1,4 +1,4 @@
-"""The example programs and the Python of the pages are type-checked, and the client is run against a real deployment."""
+"""The example programs and the Python of the pages are type-checked; the client runs against a real deployment."""
 
 from __future__ import annotations
 
