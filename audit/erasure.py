@@ -10,6 +10,7 @@ Trusts: its caller for who may erase. Never: puts a name, or anything that a nam
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -50,6 +51,14 @@ def erasing(subjects: Subjects, *, tenant: str, subject: str, ground: str) -> Ef
         return msgspec.structs.replace(draft, kind=COMPLETED, outcome="erased", reason=ground)
 
     return erase
+
+
+def require_nameless(words: str, *, subject: str) -> None:
+    """Raise PrivacyRefused (`names-person`) for words, meant for the record, that hold the person's own name: what is
+    on record can never be erased."""
+    name = re.escape(subject.casefold())
+    if subject and re.search(rf"(?<![^\W_]){name}(?![^\W_])", words.casefold()):
+        raise PrivacyRefused("the words for the record name the person", code="names-person")
 
 
 def forgetting(subjects: Subjects, *, after: str, before_us: int) -> Effect:

@@ -44,6 +44,7 @@ REFUSALS: dict[str, str] = {
     "hold-unknown": "no hold of this name is in force",
     "too-many-holds": "too many holds are in force",
     "pruning-under-way": "records are being deleted this very moment; try again",
+    "names-person": "the note, or the hold's name, holds the person's name: a record of it could never be erased",
     "retention-unsound": "the runtime host cannot read retention.toml; run: sealgate privacy retention STATE",
     "internal": "the runtime host failed; its own output says where",
 }

@@ -3,6 +3,7 @@
     find the pseudonym, put the question on record -> answer
     delete the name in the transaction of its record -> empty the write-ahead log -> answer
     search what is due in a thread -> announce it (and delete it, where the writer may) -> answer
+    forget who is left without records, which ends such a run -> empty the write-ahead log -> answer
 
 One at a time, so that each sees what the one before put on record. The rules of retention are read anew for each.
 Trusts: its caller for who asks. Never: lets a name come on record, or an answer out before the record is durable.
@@ -68,6 +69,8 @@ class Privacy:
     async def _answer(self, frame: PrivacyFrame, *, by: str) -> HostToAdmin:
         detail = {"by": by} | ({"note": frame.note} if frame.note else {})
         subjects = self._log.subjects
+        if isinstance(frame, AskAboutSubject | EraseSubject | PlaceHold):
+            erasure.require_nameless(frame.note, subject=frame.subject)
         if isinstance(frame, AskAboutSubject):
             return await self._find(frame, detail)
         if isinstance(frame, EraseSubject):
@@ -76,6 +79,8 @@ class Privacy:
             return await self._prune(frame, detail)
         if isinstance(frame, ForgetUnused):
             return await self._forget(frame, detail)
+        if isinstance(frame, PlaceHold):
+            erasure.require_nameless(frame.name, subject=frame.subject)
         effect = (
             holds.placing(subjects, name=frame.name, tenant=frame.tenant, subject=frame.subject)
             if isinstance(frame, PlaceHold)
@@ -149,7 +154,7 @@ class Privacy:
             except PrivacyRefused as error:
                 if error.code != _NOTHING:
                     raise
-        if on is None and count:
+        if on is None or count:  # the end of a run, and so of what it pruned; or names, should it break off here
             await asyncio.to_thread(self._database.scrub)
         return UnusedForgotten(id=frame.id, count=count, next=on or "")
 

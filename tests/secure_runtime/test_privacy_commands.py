@@ -243,6 +243,26 @@ def test_what_the_host_would_not_take_is_not_sent(host: Host, state: Path, argum
     assert host.log.state.size == size
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("erase", *ALICE, "--ground", "objection", "--note", "Alice wrote to us"),
+        ("hold", "case-alice-7", *ALICE),
+        ("hold", "case-7", *ALICE, "--note", "against alice_"),
+        ("subject", *ALICE, "--note", "asked by (ALICE)"),
+    ],
+)
+def test_a_name_does_not_come_on_record_in_the_words_beside_it(
+    host: Host, state: Path, arguments: tuple[str, ...]
+) -> None:
+    host.saw("alice")
+    size = host.log.state.size
+    with pytest.raises(HostRefused, match="holds the person's name"):
+        run(arguments[0], state, *arguments[1:])
+    assert host.log.state.size == size
+    assert run("erase", state, *ALICE, "--ground", "objection", "--note", "malice was not shown") == 0
+
+
 def test_a_ground_is_one_of_the_law(state: Path) -> None:
     with pytest.raises(SystemExit):
         run("erase", state, *ALICE, "--ground", "because")
@@ -291,6 +311,29 @@ def test_what_is_due_is_pruned_and_who_is_left_without_records_forgotten(
     with pytest.raises(HostRefused, match="knows nobody"):
         run("subject", state, *ALICE)
     run("subject", state, "--tenant", "clinic", "--subject", "bob")
+
+
+def test_what_was_pruned_and_forgotten_stands_in_no_file_of_the_log(
+    host: Host, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only if the last page of people had somebody to forget."""
+    monkeypatch.setattr(privacy, "PRUNE_SUBJECTS", 1)
+    actors = [host.saw(name, count=1, days_ago=200, purpose="billing") for name in "abcdefgh"]
+    host.saw("somebody", count=800)
+    host.restart(clock=now_us)
+    with host.log.reading() as connection:
+        sealed = dict(tuple(row) for row in connection.exec_driver_sql("SELECT ref, sealed FROM subject").all())
+    salts = [entry.salt.encode() for entry in host.records("inference.denied") if entry.actor in actors]
+    assert len(salts) == 8
+
+    def left() -> list[bytes]:
+        files = b"".join(path.read_bytes() for path in (state / "log").glob("audit.sqlite*"))
+        return [text for text in [*salts, *(sealed[actor] for actor in actors)] if text in files]
+
+    assert len(left()) == 16
+    host.restart(clock=lambda: now_us() + 200 * DAY_US)
+    assert run("prune", state) == 0
+    assert left() == []
 
 
 def test_rules_that_cannot_be_read_delete_nothing(host: Host, state: Path) -> None:
