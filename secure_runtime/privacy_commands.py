@@ -111,6 +111,8 @@ def _subject(deployment: Deployment, arguments: argparse.Namespace) -> int:
 def _erase(deployment: Deployment, arguments: argparse.Namespace) -> int:
     from sealgate.administration import ask_host
     from sealgate.protocol.administration import EraseSubject, SubjectErased
+    from sealgate.terminal import printable
+    from secure_runtime.names_left import files_that_name
 
     frame = EraseSubject(
         tenant=arguments.tenant, subject=arguments.subject, ground=arguments.ground, note=arguments.note
@@ -125,7 +127,12 @@ def _erase(deployment: Deployment, arguments: argparse.Namespace) -> int:
         )
     else:
         print("PostgreSQL keeps an older copy until it vacuums the table 'subject', and in its archives.")
-    print("Copies elsewhere are yours to delete: backups of the database, tokens/revoked.toml, the provider of tokens.")
+    left = files_that_name(deployment, arguments.subject)
+    if left:
+        print("The name, or what could not be read, still stands in files that are yours to change or delete:")
+        for path in left:
+            print(f"  {printable(str(path.relative_to(deployment.root)))}")
+    print("So are copies elsewhere: backups of the database, logs of proxies, the provider of tokens.")
     return 0
 
 

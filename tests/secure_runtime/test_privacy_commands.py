@@ -201,6 +201,23 @@ def test_an_erasure_with_its_ground(host: Host, state: Path, capsys: pytest.Capt
     assert host.saw("alice") != alice
 
 
+def test_an_erasure_tells_where_else_the_name_stands(
+    host: Host, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.saw("alice")
+    kept = state / "policy-history" / ("ab" * 32)
+    kept.mkdir(parents=True)
+    for folder in (state / "policy", kept):
+        (folder / "budgets.toml").write_text('[[budget]]\ntenant = "clinic"\nsubject = "\\u0061lice"\n')
+        (folder / "extra.cedar").write_text('forbid (principal == Principal::"alice2", action, resource);')
+    (state / "tokens" / "revoked.toml").write_text('[[revoked]]\ntenant = "clinic"\nsubject = "alice"\n')
+    assert run("erase", state, *ALICE, "--ground", "objection") == 0
+    said = capsys.readouterr().out
+    listed = {line.strip() for line in said.splitlines() if line.startswith("  ")}
+    assert listed == {"policy/budgets.toml", f"policy-history/{'ab' * 32}/budgets.toml", "tokens/revoked.toml"}
+    assert "alice" not in said
+
+
 def test_a_hold_blocks_until_it_is_released(host: Host, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     host.saw("alice")
     assert run("hold", state, "case-7", "--tenant", "clinic", "--note", "court of X") == 0
