@@ -7,11 +7,9 @@ not been authenticated and permitted.
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, NoReturn, TypeVar
 
 from litestar import Request
@@ -27,7 +25,9 @@ from gateway.telemetry import Telemetry, quoted
 from policy.decide import Deny, Permit, PolicySet
 from policy.entities import Action, Context, Principal
 from sealgate.ambient import Clock
+from sealgate.client.times import rfc3339
 from sealgate.protocol import frames
+from sealgate.protocol.dpop import to_base64url
 
 Asking = Request[Any, Any, Any]
 _T = TypeVar("_T")
@@ -186,14 +186,12 @@ def budget_members(reply: frames.Refused) -> dict[str, object]:
     """Which budget was exhausted, and when it renews (RFC 3339); null for never."""
     if not reply.budget:
         return {}
-    renews = datetime.fromtimestamp(reply.renews_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"budget": reply.budget, "renews": renews if reply.renews_us else None}
+    return {"budget": reply.budget, "renews": rfc3339(reply.renews_us) if reply.renews_us else None}
 
 
 def audit_headers(reply: frames.Answer | frames.Refused | frames.Recorded) -> dict[str, str]:
     """Where the record of this request stands, and the proof that it does."""
-    receipt = base64.urlsafe_b64encode(reply.receipt).rstrip(b"=").decode("ascii")
-    return {"Audit-Receipt": receipt, "Audit-Record": f"{reply.log} {reply.record}"}
+    return {"Audit-Receipt": to_base64url(reply.receipt), "Audit-Record": f"{reply.log} {reply.record}"}
 
 
 def source_class(client: Any) -> str:

@@ -29,6 +29,7 @@ from policy.history import PolicyHistory
 from policy.store import load_files
 from policy.tenants import Tenants
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.client.times import rfc3339
 from sealgate.deployment import Deployment
 from sealgate.durable_files import locked, make_folder, replace_file
 from sealgate.errors import ConfigurationError
@@ -227,9 +228,8 @@ def _deny(deployment: Deployment, fingerprint: str, *, now: int) -> Revoked:
         data = _HEADER
     if any(line.split(b"#")[0].strip() == fingerprint.encode() for line in data.splitlines()):
         return Revoked(fingerprint=fingerprint, place=path, before=True)
-    moment = datetime.datetime.fromtimestamp(now // 1_000_000, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     between = b"" if data.endswith(b"\n") or not data else b"\n"
-    replace_file(path, data + between + f"{fingerprint}  # {moment}\n".encode(), new_mode=0o644)
+    replace_file(path, data + between + f"{fingerprint}  # {rfc3339(now)}\n".encode(), new_mode=0o644)
     return Revoked(fingerprint=fingerprint, place=path, before=False)
 
 

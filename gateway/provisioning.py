@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import fcntl
-import hashlib
 import ipaddress
 import json
 import os
@@ -43,6 +42,7 @@ from sealgate.deployment import Deployment, open_deployment
 from sealgate.durable_files import sync_folder, write_new
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
+from sealgate.protocol.dpop import public_jwk, thumbprint, to_base64url
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.notes import NoteSigner
 
@@ -146,14 +146,14 @@ def issue_token(
         "client_id": subject,
         "iat": seconds,
         "exp": seconds + lifetime_s,
-        "jti": base64.urlsafe_b64encode(entropy(16)).rstrip(b"=").decode(),
+        "jti": to_base64url(entropy(16)),
         "tenant": tenant,
         "roles": list(roles),
         "purposes": list(purposes),
     }
     if confirmation:
         claims["cnf"] = _confirmation(confirmation)
-    headers = {"typ": "at+jwt", "kid": _thumbprint(key.public_key())}
+    headers = {"typ": "at+jwt", "kid": thumbprint(public_jwk(key.public_key()))}
     return jwt.encode(claims, key, algorithm=SIGNING, headers=headers)
 
 
@@ -199,7 +199,8 @@ def _plan_certificates(plan: _Files, host: str, *, now: int, entropy: Entropy) -
 def _plan_issuer(plan: _Files, audience: str) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     plan.private["tokens/issuer.key"] = _pem(key)
-    public = {**_jwk(key.public_key()), "kid": _thumbprint(key.public_key()), "use": "sig", "alg": SIGNING}
+    jwk = public_jwk(key.public_key())
+    public = {**jwk, "kid": thumbprint(jwk), "use": "sig", "alg": SIGNING}
     plan.public["tokens/jwks.json"] = json.dumps({"keys": [public]}, indent=2).encode() + b"\n"
     plan.public["tokens/issuers.toml"] = f"""\
 # Who may issue access tokens, and how they are checked. One [[issuer]] each; the first is the local one that
@@ -322,19 +323,6 @@ def _pem(key: Ed25519PrivateKey | MLDSA44PrivateKey | ec.EllipticCurvePrivateKey
 
 def _raw(key: Ed25519PrivateKey) -> str:
     return base64.b64encode(key.public_key().public_bytes_raw()).decode()
-
-
-def _jwk(key: ec.EllipticCurvePublicKey) -> dict[str, str]:
-    numbers = key.public_numbers()
-    x, y = (base64.urlsafe_b64encode(value.to_bytes(32, "big")).rstrip(b"=") for value in (numbers.x, numbers.y))
-    return {"kty": "EC", "crv": "P-256", "x": x.decode(), "y": y.decode()}
-
-
-def _thumbprint(key: ec.EllipticCurvePublicKey) -> str:
-    """RFC 7638: the hash of the required members in order, without spaces."""
-    member = _jwk(key)
-    text = f'{{"crv":"{member["crv"]}","kty":"{member["kty"]}","x":"{member["x"]}","y":"{member["y"]}"}}'
-    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
 
 
 def _confirmation(members: Mapping[str, str]) -> dict[str, str]:

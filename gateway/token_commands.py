@@ -77,13 +77,13 @@ def _issue(arguments: argparse.Namespace) -> int:
 def _confirmation(arguments: argparse.Namespace) -> dict[str, str]:
     members: dict[str, str] = {}
     if arguments.certificate is not None:
-        import base64
         import hashlib
 
         from sealgate.client.credentials import ClientCertificate
+        from sealgate.protocol.dpop import to_base64url
 
         leaf = ClientCertificate(arguments.certificate, arguments.certificate).leaf()
-        members["x5t#S256"] = base64.urlsafe_b64encode(hashlib.sha256(leaf).digest()).rstrip(b"=").decode()
+        members["x5t#S256"] = to_base64url(hashlib.sha256(leaf).digest())
     if arguments.jkt is not None:
         members["jkt"] = arguments.jkt
     if arguments.dpop_key is not None:

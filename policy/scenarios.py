@@ -44,9 +44,8 @@ class Caller(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tenant: Name
     subject: Subject = "somebody"
     roles: Annotated[tuple[Role, ...], msgspec.Meta(max_length=len(Role))] = (Role.CLIENT,)
-    purposes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_PURPOSES)] | None = (
-        None  # None: the one asked for
-    )
+    # None: the one asked for
+    purposes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_PURPOSES)] | None = None
     authn: _Authn = "jwt"
     token_binding: _TokenBinding | None = None
 

@@ -96,11 +96,9 @@ def _gauge(usage: Usage) -> str:
 
 
 def _moment(renews_us: int | None) -> str | None:
-    from datetime import UTC, datetime
+    from sealgate.client.times import rfc3339
 
-    if renews_us is None:
-        return None
-    return datetime.fromtimestamp(renews_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return None if renews_us is None else rfc3339(renews_us)
 
 
 def _document(usages: list[Usage]) -> str:

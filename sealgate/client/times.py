@@ -32,3 +32,8 @@ def utc_text(time_us: int) -> str:
     except OverflowError:
         return str(time_us)
     return moment.strftime("%Y-%m-%d %H:%M:%S.") + f"{moment.microsecond // 1000:03d}"
+
+
+def rfc3339(time_us: int) -> str:
+    """To the second, in UTC, as RFC 3339 writes it."""
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
