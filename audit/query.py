@@ -13,12 +13,15 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import ColumnElement, Connection, Select, literal_column, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from audit.cursor import Cursor, decode_cursor, encode_cursor
 from audit.database import open_database
@@ -28,7 +31,7 @@ from audit.export import write_export
 from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
 from audit.line_export import write_lines
 from audit.reports import answer_report
-from audit.tables import SCHEMA_VERSION
+from audit.tables import SCHEMA_VERSION, USUAL
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
@@ -64,6 +67,7 @@ class RecordFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 # Apart: who reads by SQL or checks proofs need not be able to make cursors.
 _HEAD = select(head_table.c.origin, head_table.c.schema_version, head_table.c.size)
 _CURSOR_KEY = select(head_table.c.cursor_key)
+_COMMON = ("inference.authorized", "inference.completed")
 _EQUALS = ("tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason")
 
 
@@ -268,6 +272,39 @@ def _check_filter(wanted: RecordFilter) -> None:
             raise QueryRefused("times are microseconds since 1970", code="filter")
 
 
+def _rare(name: str, value: str) -> list[ColumnElement[bool]]:
+    """What a value is not, in the words of the partial index that then finds it: nothing if it is usual."""
+    usual = USUAL.get(name, ())
+    return [] if value in usual else [record_table.c[name] != literal_column(f"'{word}'") for word in usual]
+
+
+class _Beside(FunctionElement[str]):
+    """A column that is compared after an index found the record by another one. SQLite, without statistics, would take
+    any; PostgreSQL knows better than we do."""
+
+    inherit_cache = True
+    name = "beside"
+
+
+@compiles(_Beside)
+def _as_it_is(element: _Beside, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(element.clauses, **options)
+
+
+@compiles(_Beside, "sqlite")
+def _not_by_index(element: _Beside, compiler: SQLCompiler, **options: Any) -> str:
+    return f"+{compiler.process(element.clauses, **options)}"
+
+
+def _narrowest(wanted: RecordFilter) -> str | None:
+    """Which of the names that are indexed and asked for should have fewest records."""
+    given = {name: getattr(wanted, name) for name in _EQUALS if getattr(wanted, name) is not None}
+    rare = [name for name in ("reason", "outcome") if given.get(name) is not None and given[name] not in USUAL[name]]
+    kind = [] if given.get("kind") in (None, *_COMMON) else ["kind"]
+    order = ("actor", *rare, *kind, "model", "tenant", "kind")
+    return next((name for name in order if name in given), None)
+
+
 def page_statement(
     wanted: RecordFilter, *, size: int, edge: int | None, limit: int, first: int = 0
 ) -> Select[int, bytes]:
@@ -277,22 +314,20 @@ def page_statement(
     The inner part picks the page from narrow rows; only the page's leaves are then read, in no certain order.
     """
     table = record_table
+    if edge is not None:  # one bound at each end: of two, SQLite seeks to the first and goes through the rest
+        first, size = (max(first, edge + 1), size) if wanted.oldest_first else (first, min(size, edge))
     statement = select(table.c.idx).where(table.c.idx >= first, table.c.idx < size)
+    narrowest = _narrowest(wanted)
     for name in _EQUALS:
         value = getattr(wanted, name)
-        if value is not None:
-            statement = statement.where(table.c[name] == value)
+        if value is not None and name == narrowest:
+            statement = statement.where(table.c[name] == value, *_rare(name, value))
+        elif value is not None:
+            statement = statement.where(_Beside(table.c[name]) == value)
     if wanted.from_us is not None:
         statement = statement.where(table.c.ts_us >= wanted.from_us)
     if wanted.to_us is not None:
         statement = statement.where(table.c.ts_us < wanted.to_us)
-    if wanted.oldest_first:
-        if edge is not None:
-            statement = statement.where(table.c.idx > edge)
-        statement = statement.order_by(table.c.idx.asc())
-    else:
-        if edge is not None:
-            statement = statement.where(table.c.idx < edge)
-        statement = statement.order_by(table.c.idx.desc())
+    statement = statement.order_by(table.c.idx.asc() if wanted.oldest_first else table.c.idx.desc())
     page = statement.limit(limit).subquery("page")
     return select(leaf_table.c.idx, leaf_table.c.leaf).join(page, page.c.idx == leaf_table.c.idx)

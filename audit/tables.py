@@ -17,11 +17,11 @@ that leads to the same tables (a test compares), and `REVISION`. Trusts nothing;
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, LargeBinary, MetaData, Table, Text, text
 
 METADATA = MetaData()
 SCHEMA_VERSION = 1  # of what rows mean: a reader of another one must not guess
-REVISION = "0003"  # the newest migration: what METADATA is
+REVISION = "0004"  # the newest migration: what METADATA is
 
 _Big = BigInteger().with_variant(Integer(), "sqlite")
 
@@ -68,6 +68,13 @@ for _column in (record.c.kind, record.c.tenant, record.c.actor, record.c.model):
     # Pages come in the order of idx. SQLite's entries end with it anyway; PostgreSQL must be told, or it sorts.
     Index(f"record_{_column.name}", _column).ddl_if(dialect="sqlite")
     Index(f"record_{_column.name}", _column, record.c.idx).ddl_if(dialect="postgresql")
+# What few records have is indexed for those alone. A question must repeat what that rules out, word for word.
+USUAL = {"reason": ("",), "outcome": ("", "completed")}
+for _name, _usual in USUAL.items():
+    _column = record.c[_name]
+    _rare = text(" AND ".join(f"{_name} <> '{word}'" for word in _usual))
+    Index(f"record_{_name}", _column, sqlite_where=_rare).ddl_if(dialect="sqlite")
+    Index(f"record_{_name}", _column, record.c.idx, postgresql_where=_rare).ddl_if(dialect="postgresql")
 
 open_intent = Table(
     "open_intent",

@@ -73,6 +73,8 @@ def back_to_the_first_layout(bench: Any) -> None:
         "DROP TABLE cosigned",
         "DROP TABLE day_count",
         "DROP TABLE day_span",
+        "DROP INDEX record_reason",
+        "DROP INDEX record_outcome",
         "DROP TABLE alembic_version",
     ):
         bench.sql(statement)
