@@ -69,7 +69,7 @@ class _Template:
 
     @classmethod
     def of(cls, origin: str, **fields: Any) -> _Template:
-        marked = {"id": _MARK["id"], "ts_us": _NUMBERS["ts"], "salt": _MARK["salt"]}
+        marked: dict[str, Any] = {"id": _MARK["id"], "ts_us": _NUMBERS["ts"], "salt": _MARK["salt"]}
         text = leaf_bytes(Record(v=1, log=origin, **marked, **fields)).decode().replace("%", "%%")
         for name in _TEXTS:
             text = text.replace(_MARK[name], f"%({name})s")
