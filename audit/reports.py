@@ -67,7 +67,7 @@ def answer_report(connection: Connection, *, name: str, question: Question, orig
     else:
         first, last = _range(question, size=size)
         root, findings, limits = _show_range(connection, fold, first=first, last=last, size=size)
-    answer = fold.answer(Part(first, last, whole=False))
+    answer = fold.answer(Part(first, last, whole=False, size=size))
     return Report(
         name=name,
         question=question.given(),

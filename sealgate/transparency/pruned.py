@@ -6,15 +6,20 @@ every proof about other records still holds. A record that is missing and was no
     detail.pruned       the indices, ascending: "0-255 300 302-400"
     detail.shortest_us  none of them was younger than this, by the rules of retention that were in force
 
+No announcement holds while a hold over the whole log is in force, nor one whose clock was ahead: times fall after it.
+(A hold over a tenant or a person cannot be checked so: whose the records were, only the hash is left to say.)
+
 Pure. Trusts nothing. Never: takes the word of whoever exported a bundle for what is missing from it.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import pairwise
 
 from sealgate.errors import DecodeError
@@ -24,9 +29,11 @@ from sealgate.transparency.record import Record
 
 KIND = "retention.pruned"
 INDICES, SHORTEST = "pruned", "shortest_us"  # of the detail
+PLACED, RELEASED = "hold.placed", "hold.released"
 
 _TEXT = re.compile(r"(?:0|[1-9][0-9]{0,15})(?:-[1-9][0-9]{0,15})?(?: (?:0|[1-9][0-9]{0,15})(?:-[1-9][0-9]{0,15})?)*\Z")
-_CLOCK_US = 24 * 3600 * 1_000_000  # a clock that was set back makes neighbours differ; more than a day is no clock
+_DAY_US = 24 * 3600 * 1_000_000
+_CLOCK_US = _DAY_US  # a clock that was set back makes neighbours differ; more than a day is no clock
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,22 @@ class Indices:
 @dataclass
 class _Gap:
     """Records of a range that are missing side by side. They are no older than the older one of their neighbours: the
-    one before them, unless the clock was set back."""
+    one before them, unless the clock was set back. `offset` is how many are missing before the first of them."""
 
     first: int
     last: int
     oldest_us: int
+    offset: int
+
+
+@dataclass
+class _Announcement:
+    """A record that says what was pruned. `said_us` is its time, unless the clock proved to have been ahead then."""
+
+    index: int
+    record: Record
+    indices: Indices
+    said_us: int
 
 
 class Pruned:
@@ -94,7 +112,9 @@ class Pruned:
 
     def __init__(self) -> None:
         self._gaps: list[_Gap] = []
-        self._announced: list[tuple[int, Record, Indices]] = []
+        self._announced: list[_Announcement] = []
+        self._ahead: list[tuple[int, int]] = []  # heap: announcements (newest time first) after which no time fell
+        self._held: set[str] = set()  # holds over the whole log
         self._before_us = 0
         self._problems = Problems()
 
@@ -106,7 +126,7 @@ class Pruned:
     @property
     def count(self) -> int:
         """How many records are missing so far."""
-        return sum(gap.last - gap.first + 1 for gap in self._gaps)
+        return self._gaps[-1].offset + self._gaps[-1].last - self._gaps[-1].first + 1 if self._gaps else 0
 
     @property
     def newest(self) -> int:
@@ -118,14 +138,22 @@ class Pruned:
         if self._gaps and self._gaps[-1].last == index - 1:
             self._gaps[-1].last = index
         else:
-            self._gaps.append(_Gap(index, index, self._before_us))
+            self._gaps.append(_Gap(index, index, self._before_us, self.count))
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         self._before_us = record.ts_us
         if self._gaps and self._gaps[-1].last == index - 1:
             self._gaps[-1].oldest_us = min(self._gaps[-1].oldest_us, record.ts_us)
-        if record.kind != KIND:
-            return
+        while self._ahead and record.ts_us < -self._ahead[0][0] - _CLOCK_US:
+            self._announced[heappop(self._ahead)[1]].said_us = record.ts_us
+        if record.kind == PLACED and not record.tenant:
+            self._held.add(record.reason)
+        elif record.kind == RELEASED:
+            self._held.discard(record.reason)
+        elif record.kind == KIND:
+            self._announce(index, record)
+
+    def _announce(self, index: int, record: Record) -> None:
         try:
             indices = Indices.parse(record.detail.get(INDICES, ""))
         except DecodeError:
@@ -134,16 +162,17 @@ class Pruned:
         if indices.ranges[-1][1] >= index:
             self._problems.add(f"record {index} announces the pruning of records that came after it")
             return
-        self._announced.append((index, record, indices))
+        if self._held:
+            self._problems.add(f"record {index} announces a pruning although a hold over the whole log is in force")
+        heappush(self._ahead, (-record.ts_us, len(self._announced)))
+        self._announced.append(_Announcement(index, record, indices, record.ts_us))
 
     def verdict(self, part: Range) -> Verdict:
-        used, silent = set(), 0
-        for gap in self._gaps:
-            for index, record, indices, count in self._announcements(gap):
-                silent -= count
-                used.add(index)
-                self._check_age(gap, index, record, indices)
-            silent += gap.last - gap.first + 1
+        used: dict[int, int] = {}  # record: how old what it announced was, at least
+        silent = self.count
+        for gap, said, count in self._explained():
+            silent -= count
+            used[said.index] = self._check_age(gap, said)
         if silent and part.last == part.size - 1:
             self._problems.add(f"{silent} of {self.count} missing records were never announced: they are withheld")
         if self._problems.count:
@@ -154,43 +183,62 @@ class Pruned:
             )
         if not self._gaps:
             return Verdict("ok", "nothing is missing")
-        said = ", ".join(str(index) for index in sorted(used)[:3]) + ("..." if len(used) > 3 else "")
-        return Verdict("ok", f"{self.count} records, only their hashes are left; announced by record {said}")
+        said_by = ", ".join(str(index) for index in sorted(used)[:3]) + ("..." if len(used) > 3 else "")
+        age = f"none younger than {min(used.values()) // _DAY_US} days by its rules then"
+        return Verdict("ok", f"{self.count} records, only their hashes are left, {age}; announced by record {said_by}")
 
-    def _announcements(self, gap: _Gap) -> Iterator[tuple[int, Record, Indices, int]]:
-        """Those that explain some of the gap, each with how many more records of it than those before."""
-        left = [(gap.first, gap.last)]
-        for index, record, indices in self._announced:
-            rest = [piece for first, last in left for piece in _without(first, last, indices)]
-            gone = _length(left) - _length(rest)
-            if gone:
-                yield index, record, indices, gone
-            left = rest
+    def _explained(self) -> Iterator[tuple[_Gap, _Announcement, int]]:
+        """Which announcement explains how many records of which gap: each record counts for the first that names it."""
+        left = _Left(self.count)
+        for said in self._announced:
+            for low, high in said.indices.ranges:
+                at = max(0, bisect_right(self._gaps, low, key=lambda gap: gap.first) - 1)
+                while at < len(self._gaps) and (gap := self._gaps[at]).first <= high:
+                    first = left.next(gap.offset + min(max(low, gap.first), gap.last + 1) - gap.first)
+                    past = gap.offset + min(high, gap.last) - gap.first + 1
+                    if count := left.take(first, past):
+                        yield gap, said, count
+                    if past <= gap.offset + gap.last - gap.first:
+                        break
+                    beyond = left.next(past)
+                    at = max(at + 1, bisect_right(self._gaps, beyond, key=lambda gap: gap.offset) - 1)
 
-    def _check_age(self, gap: _Gap, index: int, record: Record, indices: Indices) -> None:
-        """What is missing is no older than what stands around it: if that was too young, so was this."""
-        text = record.detail.get(SHORTEST, "")
+    def _check_age(self, gap: _Gap, said: _Announcement) -> int:
+        """What is missing is no older than what stands around it: if that was too young, so was this. Gives how old it
+        was at least, as the announcement states it."""
+        text = said.record.detail.get(SHORTEST, "")
         shortest_us = int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
+        # A clock that later showed a time before these very records was broken then, not right again.
+        said_us = said.said_us if said.said_us >= gap.oldest_us else said.record.ts_us
         if shortest_us < 0:
-            self._problems.add(f"record {index} does not say how old the pruned records were")
-        elif gap.oldest_us and record.ts_us - gap.oldest_us < shortest_us - _CLOCK_US:
-            self._problems.add(f"record {gap.first} was pruned before its time, as record {index} states it")
+            self._problems.add(f"record {said.index} does not say how old the pruned records were")
+        elif gap.oldest_us and said_us - gap.oldest_us < shortest_us - _CLOCK_US:
+            ahead = ", by a clock that was ahead" if said_us != said.record.ts_us else ""
+            self._problems.add(
+                f"record {gap.first} was pruned before its time, as record {said.index} states it{ahead}"
+            )
+        return shortest_us
 
 
-def _length(pieces: list[tuple[int, int]]) -> int:
-    return sum(last - first + 1 for first, last in pieces)
+class _Left:
+    """Missing records by their number, from which nothing is taken twice, in time that does not depend on how often."""
 
+    def __init__(self, count: int) -> None:
+        self._after = array("q", range(count + 1))
 
-def _without(first: int, last: int, indices: Indices) -> Iterator[tuple[int, int]]:
-    """What is left of first..last."""
-    at = max(0, bisect_right(indices.ranges, (first, 1 << 62)) - 1)
-    for low, high in indices.ranges[at:]:
-        if low > last:
-            break
-        if high < first:
-            continue
-        if low > first:
-            yield first, low - 1
-        first = high + 1
-    if first <= last:
-        yield first, last
+    def next(self, at: int) -> int:
+        """The first that is left from this one on; their count if none is."""
+        after = self._after
+        while after[at] != at:
+            after[at] = after[after[at]]
+            at = after[at]
+        return at
+
+    def take(self, at: int, past: int) -> int:
+        """Take those from `at`, which is left, to before `past`; how many there were."""
+        taken = 0
+        while at < past:
+            self._after[at] = at + 1
+            taken += 1
+            at = self.next(at + 1)
+        return taken

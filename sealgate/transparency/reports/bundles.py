@@ -46,7 +46,7 @@ def report_from_bundle(path: Path | BinaryIO, trust: LogTrust, *, name: str, que
     checkpoint = verified.checkpoint
     assert checkpoint is not None  # its step is ok
     first, last = _covered(question, verified.first, verified.last)
-    answer = fold.answer(Part(first, last, whole=True))
+    answer = fold.answer(Part(first, last, whole=True, size=checkpoint.size))
     wrong = tuple(f"step {step.number} of the bundle's verification: {step}" for step in verified.failures)
     limits = list(answer.limits)
     if name not in ("reconcile", "completeness") and (first > 0 or last < checkpoint.size - 1):

@@ -98,11 +98,13 @@ def _unreadable(column: Column, cell: Cell) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """Which records a fold was shown: first..last of a log, and whether all of them or only those it selects."""
+    """Which records a fold was shown: first..last of a log of `size` (0: not known), and whether all of them or only
+    those it selects."""
 
     first: int
     last: int
     whole: bool
+    size: int = 0
 
     @property
     def from_start(self) -> bool:

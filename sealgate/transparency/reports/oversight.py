@@ -108,7 +108,7 @@ class Review:
         detail = record.detail
         first, last = (_index(detail.get(name, "")) for name in ("first", "last"))
         if 0 <= first <= last < index:  # nobody can have looked at what came later
-            self._looked_at = _joined([*self._looked_at, (first, last)])
+            self._looked_at.append((first, last))
         if len(self._rows) >= MAX_REPORT_GROUPS:
             self._left_out += 1
             return
@@ -124,7 +124,7 @@ class Review:
             *(Column(name) for name in ("finding", "note", "report", "report digest", "root that was seen")),
         )
         reviews = Table(title="reviews", columns=columns, rows=tuple(self._rows), left_out=self._left_out)
-        open_ranges = [(first, last, last - first + 1) for first, last in _between(self._looked_at, part)]
+        open_ranges = [(first, last, last - first + 1) for first, last in _between(_joined(self._looked_at), part)]
         columns = tuple(Column(name, "number") for name in ("first", "last", "records"))
         unseen = Table(
             title="records that no review covers",

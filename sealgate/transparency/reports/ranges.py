@@ -39,7 +39,8 @@ class Reconciled:
             check.see(index, record, leaf)
 
     def answer(self, part: Part) -> Answer:
-        seen = Range(max(self._first, part.first), part.last, part.last + 1)
+        # What is missing from a part may be announced behind it, as far as anybody knows.
+        seen = Range(max(self._first, part.first), part.last, part.size or part.last + 2)
         told = [check for check in self._checks if check is not self._gone or self._gone.count]
         verdicts = [(check.name, check.verdict(seen)) for check in told]
         table = Table(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -107,6 +109,54 @@ def test_a_clock_that_was_set_back_accuses_nobody() -> None:
     entries = {0: old(100), 1: None, 2: old(300), 3: announced("1")}
     assert judged(entries)[0] == "ok"
     assert judged({**entries, 2: old(120)})[0] == "failed"
+
+
+def test_a_clock_that_was_set_ahead_prunes_nothing() -> None:
+    """Half a year forward, `privacy prune` by the rules as they stand, and back again."""
+    entries = {0: old(3), 1: None, 2: old(2), 3: announced("1", ts_us=NOW_US + 300 * DAY_US), 4: old(1), 5: old(0)}
+    status, detail = judged(entries)
+    assert (status, "by a clock that was ahead" in detail) == ("failed", True)
+    # A year later, too; and if the clock had gone on for some records, and several announcements were needed.
+    assert judged({**entries, 6: Record(kind="log.opened", ts_us=NOW_US + 600 * DAY_US)})[0] == "failed"
+    later = {7: announced("2", ts_us=NOW_US + 301 * DAY_US), 8: old(0)}
+    ahead = {**entries, 2: None, 4: Record(kind="log.opened", ts_us=NOW_US + 300 * DAY_US), 6: old(1), **later}
+    assert judged(ahead)[0] == "failed"
+
+
+def test_a_clock_that_broke_later_accuses_nobody() -> None:
+    entries = {0: old(300), 1: None, 2: announced("1"), 3: Record(kind="log.opened", ts_us=5 * DAY_US), 4: old(0)}
+    assert judged(entries)[0] == "ok"
+    assert judged({**entries, 3: old(1), 4: old(-1)})[0] == "ok"
+
+
+def test_nothing_is_pruned_while_the_whole_log_is_held() -> None:
+    placed = Record(kind="hold.placed", ts_us=NOW_US - DAY_US, reason="case-7")
+    released = Record(kind="hold.released", ts_us=NOW_US - DAY_US, reason="case-7")
+    held = {0: old(), 1: None, 2: placed, 3: announced("1")}
+    status, detail = judged(held)
+    assert (status, "although a hold over the whole log" in detail) == ("failed", True)
+    assert judged({0: old(), 1: None, 2: placed, 3: released, 4: announced("1")})[0] == "ok"
+    of_a_tenant = Record(kind="hold.placed", ts_us=NOW_US - DAY_US, reason="case-7", tenant="clinic")
+    assert judged({**held, 2: of_a_tenant})[0] == "ok"
+
+
+def test_the_verdict_says_what_age_the_rules_had() -> None:
+    assert "none younger than 1 days" in judged({0: old(), 1: None, 2: announced("1", shortest_days=1)})[1]
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_many_gaps_and_many_announcements_are_judged_in_time(split: bool) -> None:
+    """Every other record of 200,000 is another tenant's: a million of them took a quarter of an hour. `split`: the rest
+    was pruned later, so that one gap is explained by every announcement."""
+    count = 200_000
+    entries: dict[int, Record | None] = {index: None if index % 2 or split else old() for index in range(count)}
+    for rest in (1, 0) if split else (1,):
+        for first in range(rest, count, 1500):
+            indices = range(first, min(first + 1500, count), 2)
+            entries[len(entries)] = announced(" ".join(map(str, indices)))
+    began = time.process_time()
+    assert judged(entries)[0] == "ok"
+    assert time.process_time() - began < 15
 
 
 @pytest.mark.parametrize("detail", [{}, {INDICES: "1"}, {INDICES: "1", SHORTEST: "-5"}, {INDICES: "x", SHORTEST: "5"}])
