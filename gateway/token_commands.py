@@ -140,13 +140,13 @@ def _configure_revoke(parser: argparse.ArgumentParser) -> None:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    from gateway.revoking import revoke
+    from gateway.token_revocation import revoke
 
     return revoke(arguments)
 
 
 def _restore(arguments: argparse.Namespace) -> int:
-    from gateway.revoking import restore
+    from gateway.token_revocation import restore
 
     return restore(arguments)
 
@@ -157,7 +157,7 @@ def _configure_revocations(parser: argparse.ArgumentParser) -> None:
 
 
 def _revocations(arguments: argparse.Namespace) -> int:
-    from gateway.revoking import show
+    from gateway.token_revocation import show
 
     return show(arguments)
 

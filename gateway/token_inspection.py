@@ -21,12 +21,11 @@ from gateway.authentication.revocations import Revocations
 from gateway.authentication.tokens import TokenVerifier, VerifiedToken, parse_unverified
 from gateway.errors import AUTHENTICATION_FAILURES, Unauthenticated
 from gateway.limits import MAX_TOKEN
+from sealgate.client.arguments import TOKEN_VARIABLE
 from sealgate.client.times import utc_text
 from sealgate.deployment import Deployment, open_deployment
 from sealgate.errors import ConfigurationError
 from sealgate.terminal import printable_json, render_pairs
-
-TOKEN_VARIABLE = "SEALGATE_TOKEN"  # noqa: S105 - the name of a variable
 
 
 def inspect(arguments: argparse.Namespace) -> int:

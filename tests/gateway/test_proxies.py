@@ -26,7 +26,7 @@ from tests.gateway.test_certificates import authority_of, bound_token, der_of
 
 EXAMPLES = Path(__file__).parents[2] / "deploy" / "proxies"
 REFUSED = (httpx.ReadError, httpx.RemoteProtocolError, httpx.ConnectError)
-KINDS = [f"{program}-{way}" for program in ("haproxy", "nginx") for way in ("unix", "tls")]
+OVER_UNIX, OVER_TLS = (tuple(f"{program}-{way}" for program in ("haproxy", "nginx")) for way in ("unix", "tls"))
 
 
 def needed(program):
@@ -146,7 +146,7 @@ def behind(kind, deployment):
             gateway.close()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[*OVER_UNIX, *OVER_TLS])
 def proxied(request, deployment):
     needed(request.param.split("-")[0])
     with behind(request.param, deployment) as gateway:
@@ -253,10 +253,9 @@ def test_a_revocation_is_in_force_on_a_connection_that_is_open_to_the_proxy(prox
     assert proxied.host.heard(frames.AuthFailed)[0].reason == "certificate-revoked"
 
 
+@pytest.mark.parametrize("proxied", OVER_UNIX, indirect=True)  # over TLS the proxy itself would be a stranger then
 def test_who_passes_the_proxy_still_has_to_pass_the_gateway(proxied):
     """The proxy knows an authority that the gateway does not, or not any more."""
-    if not proxied.deployment.gateway_socket:
-        pytest.skip("over TLS the proxy itself would be a stranger then")
     (proxied.deployment.pki / "ca.pem").write_bytes(pem(Ca("Another").certificate))
     with httpx.Client(verify=trusting(proxied, "integration")) as client:
         client.base_url = f"https://localhost:{proxied.proxy_port}"
@@ -278,9 +277,8 @@ def test_a_stranger_does_not_pass_the_proxy(proxied):
     assert proxied.host.told == []
 
 
+@pytest.mark.parametrize("proxied", OVER_TLS, indirect=True)  # over the UNIX socket the proxy has no certificate
 def test_the_proxys_own_certificate_is_nobodys(proxied):
-    if proxied.deployment.gateway_socket:
-        pytest.skip("over the UNIX socket the proxy has no certificate")
     direct = proxied.client(certificate="proxy", direct=True)
     assert post_sealed(direct).status_code == 401
     assert post_sealed(proxied.client(certificate="proxy")).status_code == 401
