@@ -176,12 +176,14 @@ def measure(name: str, url: str, fresh: str, file: Path | None, arguments: argpa
     """One database's rows of the table."""
     if file is None or not file.exists():
         spent, count = timed(lambda: build_log(url, arguments.records))
-        print(f"{name}: {count:,} records built in {spent / 1000:,.0f} s; {size_of(url, file, arguments.records)}")
-    else:
-        print(f"{name}: {size_of(url, file, arguments.records)}")
+        print(f"{name}: {count:,} records built in {spent / 1000:,.0f} s")
+    spent, log = timed(lambda: open_log(url))
+    assert isinstance(log, AuditLog)
+    with log:
+        count = log.state.size
     if file is None:
-        open_log(url).close()
         analyze(url)
+    print(f"{name}: {count:,} records, {size_of(url, file, count)}; first opened in {spent / 1000:,.1f} s", flush=True)
     found = ask(url, rounds=arguments.rounds)
     found |= write(url, fresh, rounds=arguments.rounds)
     found |= verify(url, rounds=arguments.rounds)
