@@ -43,7 +43,6 @@ def configure(commands: Any) -> None:
     show.add_argument("record", nargs="?", metavar="RECORD", help="the id or the index of a record")
     show.add_argument("--receipt", type=Path, metavar="FILE", help="show the record of a kept receipt; offline")
     show.add_argument("--cose", type=Path, metavar="FILE", help="also as COSE Receipt (RFC 9942); its leaf: FILE.leaf")
-    show.add_argument("--cose", type=Path, metavar="FILE", help="also as COSE Receipt (RFC 9942); its leaf: FILE.leaf")
     show.add_argument("--json", action="store_true", help=JSON_HELP)
     finish(show, _show, online=True)
 

@@ -51,7 +51,6 @@ from sealgate.transparency.exports.leaves import place
 from sealgate.transparency.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from sealgate.transparency.published import sign_root
-from sealgate.transparency.published import sign_root
 from sealgate.transparency.ranges import range_proof
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import Record, leaf_bytes, parse_leaf
