@@ -3,6 +3,7 @@
 A thread of its own goes round the witnesses of a policy (C2SP tlog-policy) every so often, with the newest published
 checkpoint and the proof that it extends what that witness saw last. When a quorum has cosigned, the log's writer gets
 the note to publish. No request ever waits for a witness, and a witness that is away delays nothing but cosignatures.
+Each is asked in a thread of its own: one that answers a byte at a time, without end, holds up its own answers alone.
 
 Trusts: the policy's keys; of what a witness answers, the cosignatures that verify. Never: submits what the log's own
 key did not sign, follows a redirect, speaks in clear to another machine, or sends anything but hashes and sizes.
@@ -36,6 +37,7 @@ from sealgate.transparency.notes import (
 from sealgate.transparency.witness_policy import WitnessPolicy
 from sealgate.witness.witness import MEDIA_SIZE, Submission, encode_submission
 
+_WHOLE_ANSWER = 3  # times WITNESS_TIMEOUT_S: how long a round waits for one witness
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _TLS_FAILED = "its TLS certificate is not one that is trusted here"
 
@@ -65,6 +67,7 @@ class _Place:
     seen: int = 0  # size of the tree that was cosigned there last, as far as is known
     lines: tuple[int, bytes] = (0, b"")  # its cosignatures on the checkpoint of that size
     trouble: str = ""  # what was told last
+    asking: threading.Thread | None = None
 
     @property
     def name(self) -> str:
@@ -121,7 +124,7 @@ class WitnessClient:
             if self._stop.is_set():
                 return False
             if place.lines[0] != newest.size:
-                self._ask(client, place, verified)
+                self._ask_in_time(client, place, verified)
         note = verified.note + b"".join(place.lines[1] for place in self._places if place.lines[0] == newest.size)
         try:
             witnessed = self.policy.require_witnessed(note, logs=(self.verifier,))
@@ -131,6 +134,23 @@ class WitnessClient:
             self.publish(newest.size, note)
         self._done = newest.size
         return True
+
+    def _ask_in_time(self, client: httpx.Client, place: _Place, verified: VerifiedCheckpoint) -> None:
+        """Timeouts are of parts of an answer; this one is of all of it. Who is late is not asked anew meanwhile."""
+        if place.asking is not None and place.asking.is_alive():
+            return
+        place.asking = threading.Thread(
+            target=self._ask, args=(client, place, verified), name="audit-witness", daemon=True
+        )
+        place.asking.start()
+        place.asking.join(_WHOLE_ANSWER * WITNESS_TIMEOUT_S)
+        if place.asking.is_alive():
+            self._say(place, "it does not answer in time")
+
+    def _say(self, place: _Place, trouble: str) -> None:
+        if trouble != place.trouble:
+            self.tell(f"witness {place.name}: {trouble or 'cosigns again'}")
+        place.trouble = trouble
 
     def _ask(self, client: httpx.Client, place: _Place, verified: VerifiedCheckpoint) -> None:
         trouble = ""
@@ -146,9 +166,9 @@ class WitnessClient:
             trouble = f"the exchange failed ({type(error).__name__})"
         except (AuditError, LogError) as error:
             trouble = f"the log cannot be read for it ({error.code})"
-        if trouble != place.trouble:
-            self.tell(f"witness {place.name}: {trouble or 'cosigns again'}")
-        place.trouble = trouble
+        except Exception as error:  # nobody else would hear of it
+            trouble = f"internal fault: {type(error).__name__}"
+        self._say(place, trouble)
 
     def _submit(self, client: httpx.Client, place: _Place, verified: VerifiedCheckpoint) -> None:
         """One submission, and a second one if the witness says that it saw another size last."""

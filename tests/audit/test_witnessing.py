@@ -315,6 +315,39 @@ def test_whatever_else_is_answered_is_told_and_harms_nothing(
         asking.close()
 
 
+def test_a_witness_that_answers_without_end_holds_up_no_other(bench, ask, running: Running, until, monkeypatch) -> None:
+    """A byte of a header, and before any timeout the next."""
+    monkeypatch.setattr("audit.witnessing.WITNESS_TIMEOUT_S", 0.3)
+    stop = threading.Event()
+    good, late = running.witness("good"), running.witness("late")
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+            while not stop.wait(0.02):
+                connection.sendall(b"x")
+
+    dripping = threading.Thread(target=drip)
+    dripping.start()
+    slow = (late[0], f"http://127.0.0.1:{listening.getsockname()[1]}")
+    asking = ask(policy(slow, good, quorum="any"))
+    try:
+        size = asking.grow()
+        rounds = threading.Thread(target=asking.round, daemon=True)
+        rounds.start()
+        rounds.join(20)
+        assert not rounds.is_alive()
+        assert asking.told == ["witness witness.example/late: it does not answer in time"]
+        note = asking.cosigned(size, until)
+        assert len(verify_cosignatures(note, [one.public for one in good[0].cosigners])) == 1
+    finally:
+        stop.set()
+        dripping.join()
+        listening.close()
+
+
 def test_a_cosignature_of_another_tree_is_not_kept(make_sqlite_bench, tmp_path, running: Running) -> None:
     from sealgate.transparency.notes import Checkpoint
 
