@@ -36,9 +36,6 @@ MAX_SOCKET_PATH = 107  # of a UNIX socket's address on Linux (sun_path)
 
 # Freshness and keys --------------------------------------------------------------------------------------------------
 DATE_WINDOW_S = 120  # how far the inner Date may lie from the worker's clock, either way
-KEY_ACTIVE_S = 24 * 3600
-KEY_STALE_S = 3600
-REPLAY_SET_MAX = 1_000_000  # seen encapsulations per key; a full set refuses, it never forgets
 EVIDENCE_LIFETIME_S = 3600
 EVIDENCE_SKEW_S = 60  # how far in the future the time of issue may lie: clocks differ
 

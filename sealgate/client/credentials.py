@@ -16,6 +16,7 @@ from sealgate.client.dpop import Prover, wants_nonce
 from sealgate.client.errors import UsageError
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.binding import bind_certificate, bind_token
+from sealgate.protocol.dpop import SCHEME
 
 TokenSource: TypeAlias = "str | Callable[[], str]"
 """A bearer token, or a function that returns one when a request is made (for tokens that are renewed)."""
@@ -93,7 +94,7 @@ class Credential:
         if self._prover is None:
             return (("authorization", f"Bearer {self._token}"),)
         proof = self._prover.proof(method, url, token=self._token)
-        return (("authorization", f"DPoP {self._token}"), ("dpop", proof))
+        return (("authorization", f"{SCHEME} {self._token}"), ("dpop", proof))
 
     def wants_again(self, status: int, headers: Mapping[str, str]) -> bool:
         """Take what an answer says of nonces; whether the same request, sent once more, may pass."""

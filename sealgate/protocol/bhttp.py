@@ -26,7 +26,6 @@ Fields: TypeAlias = tuple[tuple[str, str], ...]
 Bytes: TypeAlias = bytes | bytearray | memoryview
 PadTo: TypeAlias = Callable[[int], int] | None
 
-MEDIA_BHTTP = "message/bhttp"
 _MAX_INFORMATIONAL = 16  # 1xx responses before the final one; they are read and dropped
 
 _METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -51,14 +50,6 @@ from secure_runtime.host.witnesses import witnessed
 from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS
 
 
-@dataclass(frozen=True)
-class _Identity:
-    """What is fixed for the life of one host process."""
-
-    deployment: Deployment
-    attester: SoftwareAttester
-
-
 class RuntimeHost:
     """Implements `link_server.Service`. Owned by the event loop of the main thread."""
 
@@ -77,10 +68,8 @@ class RuntimeHost:
         self._log = log
         self._clock = clock
         self._tell = tell
-        self._identity = _Identity(
-            deployment=deployment,
-            attester=SoftwareAttester(load_ed25519(deployment.operator_key)),
-        )
+        self._deployment = deployment
+        self._attester = SoftwareAttester(load_ed25519(deployment.operator_key))
         self._policies = PolicyKeeper(deployment, log, policy, put_in_force=self._put_in_force)
         self._policy_before = policy_before
         self._privacy = Privacy(log, url=deployment.log_url, retention=deployment.retention, clock=clock)
@@ -108,7 +97,7 @@ class RuntimeHost:
         self._stopping = False
 
     def _boot_plan(self, avoid_key_ids: tuple[int, ...]) -> BootPlan:
-        deployment, settings = self._identity.deployment, self._identity.deployment.settings.runtime
+        deployment, settings = self._deployment, self._deployment.settings.runtime
         return BootPlan(
             profile=settings.profile,
             audience=deployment.settings.deployment.audience,
@@ -152,11 +141,11 @@ class RuntimeHost:
         published = self._supervisor.published
         if published is None:
             return Refused(status=503, code="unavailable", retry_after_s=1), b""
-        return EvidenceGiven(), self._identity.attester.attest(self._claims(published, frame.nonce))
+        return EvidenceGiven(), self._attester.attest(self._claims(published, frame.nonce))
 
     def _claims(self, published: Published, nonce: bytes) -> Claims:
-        facts, identity, now = published.facts, self._identity, self._clock()
-        settings = identity.deployment.settings
+        facts, now = published.facts, self._clock()
+        settings = self._deployment.settings
         return Claims(
             nonce=nonce,
             issued_at_us=now,
@@ -205,12 +194,12 @@ class RuntimeHost:
             ready=ready,
             detail=detail,
             log_state="ok" if log.ok else f"failed: {log.reason}",
-            log=self._identity.deployment.settings.deployment.origin,
+            log=self._deployment.settings.deployment.origin,
             key_configs=published.key_configs if published else b"",
             models=published.facts.models if published else (),
             policy_digest=self._policies.in_force.digest,
             assurance="software",
-            profile=self._identity.deployment.settings.runtime.profile,
+            profile=self._deployment.settings.runtime.profile,
             degraded=bool(published and published.facts.profile == "dev"),
             single_use=bool(published and published.facts.single_use),
         )
@@ -254,10 +243,10 @@ class RuntimeHost:
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; then drain, let the worker leave, and close the log in order."""
-        settings = self._identity.deployment.settings.runtime
+        settings = self._deployment.settings.runtime
         await self._policies.record_start(self._policy_before)
-        await self._server.listen(self._identity.deployment.socket, group=settings.socket_group)
-        await self._admin.listen(self._identity.deployment.admin_socket)
+        await self._server.listen(self._deployment.socket, group=settings.socket_group)
+        await self._admin.listen(self._deployment.admin_socket)
         supervising = asyncio.create_task(self._supervisor.run())
         watching = asyncio.create_task(self._watch())
         stopping = asyncio.create_task(stop.wait())
@@ -271,8 +260,8 @@ class RuntimeHost:
             await asyncio.wait_for(supervising, DRAIN_S)
         with contextlib.suppress(LogUnavailable):
             self._auth_failures.flush()
-        self._identity.deployment.socket.unlink(missing_ok=True)
-        self._identity.deployment.admin_socket.unlink(missing_ok=True)
+        self._deployment.socket.unlink(missing_ok=True)
+        self._deployment.admin_socket.unlink(missing_ok=True)
 
     async def _watch(self) -> None:
         """Once a second: close the minute of counted failures, and tell gateways when the log's state changed."""

@@ -22,6 +22,7 @@ from secure_runtime.errors import SandboxRefused
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.single_use import SingleUse
+from secure_runtime.worker.sweeps import Worker
 
 _ZEROS: dict[str, bool | str] = {"BOOL": False, "BYTES": ""}
 _ROWS_LARGE = 4096  # enough to start torch's own threads
@@ -32,8 +33,6 @@ _NOISED = Obligations(noise_epsilon_micro=1_000_000, noise_rows=1, receipt_requi
 
 def rehearse(plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel]) -> None:
     """Serve a few requests per model and suite with a worker that is then dropped."""
-    from secure_runtime.worker.main import Worker
-
     sent: list[bytes | memoryview] = []
 
     def send(frame: Frame, body: bytes) -> None:
@@ -61,8 +60,6 @@ def rehearse_single_use(
     plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel], single_use: SingleUse
 ) -> None:
     """After the seal: each kind of request in a process of its own; one of each kind of answer is opened, too."""
-    from secure_runtime.worker.main import Worker
-
     sent: list[bytes | memoryview] = []
 
     def send(frame: Frame, body: bytes) -> None:

@@ -77,7 +77,7 @@ class SingleUse:
 
     @property
     def channel(self) -> socket.socket:
-        """To poll: when there is something to read, `collect`."""
+        """To poll: when there is something to read, `advance`."""
         return self._channel
 
     @property

@@ -17,7 +17,7 @@ from secure_runtime.limits import SLICE_ROWS
 from secure_runtime.models.bundle import LoadedModel, module_from_weights
 from secure_runtime.models.predictor import Predictor
 from secure_runtime.worker.engine.serving import Engine
-from secure_runtime.worker.main import Worker
+from secure_runtime.worker.sweeps import Worker
 from tests.secure_runtime.models.conftest import manifest_for, weights_for
 
 SPEC = LogisticRegressionSpec(inputs=1, classes=4)

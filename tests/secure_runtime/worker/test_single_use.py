@@ -59,7 +59,7 @@ import ctypes, gc, mmap, time
 from dataclasses import replace
 import msgspec
 from sealgate.protocol import bhttp
-from secure_runtime.worker import main, slots, zygote
+from secure_runtime.worker import main, slots, sweeps, zygote
 from secure_runtime.worker.engine import serving
 from secure_runtime.worker.keys import HeldKey
 
@@ -74,7 +74,7 @@ def grow(size):
 
 def held():
     gc.unfreeze()  # a Worker holds the signing key
-    keys = [thing for thing in gc.get_objects() if isinstance(thing, (HeldKey, main.Worker))]
+    keys = [thing for thing in gc.get_objects() if isinstance(thing, (HeldKey, sweeps.Worker))]
     open_slots = []
     for thing in gc.get_objects():
         if isinstance(thing, slots.Slot) and not thing._memory.closed:

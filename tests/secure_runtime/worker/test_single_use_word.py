@@ -18,9 +18,9 @@ from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS
 from secure_runtime.host.admission import Admission, LiveWorker
 from secure_runtime.host.worker_link import Outcome
 from secure_runtime.worker.gatekeeper import accept
-from secure_runtime.worker.main import Worker
 from secure_runtime.worker.single_use import SingleUse
 from secure_runtime.worker.slots import Result, Slot
+from secure_runtime.worker.sweeps import Worker
 from secure_runtime.worker.zygote import BEGIN, ENDED, WELL
 
 DIGESTS = ("a" * 64, "b" * 64)

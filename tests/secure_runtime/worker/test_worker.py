@@ -17,8 +17,8 @@ from sealgate.protocol.frames import encode_frame as encode
 from sealgate.protocol.ohttp import commitment, decode_key_configs, seal_request
 from secure_runtime.models.bundle import LoadedModel, load_bundle
 from secure_runtime.worker.engine.serving import Engine
-from secure_runtime.worker.main import Worker
 from secure_runtime.worker.rehearsal import rehearse
+from secure_runtime.worker.sweeps import Worker
 
 MODEL = "breast-cancer"
 
@@ -183,16 +183,16 @@ def test_answers_of_one_size_class_do_not_show_which_label_won(runner: Callable[
 
 
 def test_plaintext_is_wiped_when_answered(runner: Callable[..., Runner], template: Any, monkeypatch: Any) -> None:
-    from secure_runtime.worker import main
+    from secure_runtime.worker import sweeps
 
     admitted: list[Any] = []
-    true_admit = main.admit
+    true_admit = sweeps.admit
 
     def remember(*arguments: Any, **more: Any) -> Any:
         admitted.append(true_admit(*arguments, **more))
         return admitted[-1]
 
-    monkeypatch.setattr(main, "admit", remember)
+    monkeypatch.setattr(sweeps, "admit", remember)
     run = runner()
     work, raw = run.work(1, template.rows[:1])
     run.worker.sweep([(work, raw, False)])

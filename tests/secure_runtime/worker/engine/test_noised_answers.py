@@ -18,7 +18,7 @@ from secure_runtime.errors import BadInput
 from secure_runtime.models.bundle import LoadedModel, load_bundle
 from secure_runtime.worker.engine import serving
 from secure_runtime.worker.engine.serving import Engine
-from secure_runtime.worker.main import Worker
+from secure_runtime.worker.sweeps import Worker
 
 MODEL = "breast-cancer"
 NOISE = Obligations(noise_epsilon_micro=500_000, noise_rows=4)

@@ -1,0 +1,261 @@
+"""What the worker does for ever: take whatever has arrived, admit it, run it as batches, seal, sign, answer.
+
+What a permit wants in a process of its own is accepted here, opened and run there, and signed here. Everything that
+arrived together is one sweep; each request in it comes to exactly one signed end.
+
+Trusts: the host for grants, which say who may have what. Never: keeps plaintext beyond the sweep that it came in, or
+signs for what it did not admit.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.protocol import bhttp
+from sealgate.protocol.completion import Statement, sign_completion
+from sealgate.protocol.frames import (
+    BootPlan,
+    Cancel,
+    Done,
+    Frame,
+    FrameReader,
+    Grant,
+    HostToWorker,
+    KeysChanged,
+    Rotate,
+    Shutdown,
+    Work,
+)
+from sealgate.protocol.ohttp import commitment
+from secure_runtime.errors import TurnedAway
+from secure_runtime.limits import RECEIVE_BYTES
+from secure_runtime.worker.engine.serving import Engine, EngineAnswer
+from secure_runtime.worker.gatekeeper import Admitted, accept, admit
+from secure_runtime.worker.keys import KeyRing
+from secure_runtime.worker.single_use import Ended, SingleUse
+
+
+@dataclass(frozen=True)
+class _Turned:
+    """A refusal in the place of an admitted request."""
+
+    grant: Grant
+    why: TurnedAway
+
+
+class Worker:
+    """Everything after the seal. One thread owns it all; time and randomness are injected."""
+
+    def __init__(
+        self,
+        plan: BootPlan,
+        engine: Engine,
+        *,
+        send: Callable[[Frame, bytes], None],
+        single_use: SingleUse | None = None,
+        clock: Clock = now_us,
+        entropy: Entropy = random_bytes,
+    ) -> None:
+        self._plan = plan
+        self._engine = engine
+        self._single_use = single_use
+        self._send = send
+        self._clock = clock
+        self.instance = entropy(16).hex()
+        self._signer = Ed25519PrivateKey.generate()
+        self.keys = KeyRing(
+            plan.suites,
+            active_s=plan.key_active_s,
+            stale_s=plan.key_stale_s,
+            replay_max=plan.replay_max,
+            avoid_ids=plan.avoid_key_ids,
+            clock=clock,
+            entropy=entropy,
+        )
+        self._seq = 0
+
+    @property
+    def completion_key(self) -> bytes:
+        """The Ed25519 public key that completions verify under."""
+        return self._signer.public_key().public_bytes_raw()
+
+    def tick(self) -> None:
+        """Rotate keys when their time has come, and tell the host."""
+        if self.keys.tick():
+            self._send(KeysChanged(key_configs=self.keys.published()), b"")
+
+    def rotate(self) -> None:
+        """Rotate now."""
+        self.keys.rotate()
+        self._send(KeysChanged(key_configs=self.keys.published()), b"")
+
+    def sweep(self, works: list[tuple[Work, bytes, bool]]) -> None:
+        """Bring every work item `(frame, sealed request, cancelled)` to its one signed end; those that a process of
+        their own runs come to theirs by `advance`."""
+        places: list[Admitted | _Turned | None] = []
+        for work, raw, cancelled in works:
+            try:
+                if cancelled:
+                    raise TurnedAway("cancelled", problem="timed-out")
+                places.append(self._admit(work, raw))
+            except TurnedAway as why:
+                places.append(_Turned(work.grant, why))
+        self.advance()  # the processes run beside the batch
+        answers = iter(self._engine.run([place for place in places if isinstance(place, Admitted)]))
+        for (work, raw, _), place in zip(works, places, strict=True):
+            if isinstance(place, _Turned):
+                self._refuse(work, raw, reason=place.why.code, problem=place.why.problem)
+            elif place is not None:
+                self._answer(work, raw, place, next(answers))
+
+    @property
+    def channel(self) -> socket.socket | None:
+        """To poll beside the host's socket: when it can be read, `advance`."""
+        return self._single_use.channel if self._single_use is not None else None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is still in a process of its own, or waits for one."""
+        return self._single_use is not None and self._single_use.busy
+
+    def advance(self) -> None:
+        """Sign and send what single-use processes came to; start those that waited."""
+        if self._single_use is not None:
+            self._close(self._single_use.advance())
+
+    def cancel(self, ids: AbstractSet[int]) -> None:
+        """Bring those to their end that wait for a process of their own."""
+        if self._single_use is not None:
+            self._close(self._single_use.cancel(ids))
+
+    def _close(self, ends: list[Ended]) -> None:
+        for end in ends:
+            result = end.result
+            if result.outcome == "refused":
+                self._refuse(end.work, end.raw, reason=result.reason, problem=result.problem)
+                continue
+            completion = self._sign(
+                end.work.grant,
+                end.raw,
+                outcome=result.outcome,
+                reason=result.reason,
+                model_digest=result.model_digest,
+                certificate_digest=result.certificate_digest,
+                units=result.units,
+                eps_micro=result.eps_micro,
+                resp_commit=commitment(end.sealed),
+            )
+            self._send(Done(id=end.work.id, completion=completion, media_type=result.media_type), end.sealed)
+
+    def _admit(self, work: Work, raw: bytes) -> Admitted | None:
+        """None for a request that was given to a process of its own: nothing of it is opened here."""
+        if work.grant.obligations.single_use:
+            if self._single_use is None:
+                raise TurnedAway("single-use-not-offered")
+            accepted = accept(work.grant, raw, work.media_type, keys=self.keys, now_us=self._clock())
+            self._single_use.begin(work, raw, accepted)
+            return None
+        return admit(
+            work.grant,
+            raw,
+            work.media_type,
+            keys=self.keys,
+            audience=self._plan.audience,
+            now_us=self._clock(),
+            date_window_s=self._plan.date_window_s,
+        )
+
+    def _answer(self, work: Work, raw: bytes, admitted: Admitted, answer: EngineAnswer) -> None:
+        """Seal the answer, forget the question, sign what was done."""
+        sealed, media_type = admitted.sealer.seal(bhttp.encode_response(answer.response))
+        admitted.plaintext.wipe()
+        completion = self._sign(
+            work.grant,
+            raw,
+            outcome=answer.outcome,
+            reason=answer.reason,
+            model_digest=answer.model_digest,
+            certificate_digest=answer.certificate_digest,
+            units=answer.units,
+            eps_micro=answer.eps_micro,
+            resp_commit=commitment(sealed),
+        )
+        self._send(Done(id=work.id, completion=completion, media_type=media_type), sealed)
+
+    def _refuse(self, work: Work, raw: bytes, *, reason: str, problem: str) -> None:
+        completion = self._sign(work.grant, raw, outcome="refused", reason=reason)
+        self._send(Done(id=work.id, completion=completion, problem=problem), b"")
+
+    def _sign(self, grant: Grant, raw: bytes, *, outcome: str, reason: str, **rest: Any) -> Any:
+        self._seq += 1
+        values = {"model_digest": "", "certificate_digest": "", "units": 0, "resp_commit": "", **rest}
+        statement = Statement(
+            instance=self.instance,
+            seq=self._seq,
+            grant=grant.id,
+            outcome=outcome,
+            reason=reason,
+            model=grant.model,
+            req_commit=commitment(raw),
+            **values,
+        )
+        return sign_completion(statement, self._signer)
+
+
+def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
+    """Until the host hangs up or says Shutdown. `outgoing` is what the worker's `send` fills."""
+    reader = FrameReader(HostToWorker)
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    if worker.channel is not None:
+        poller.register(worker.channel, select.POLLIN)
+    waiting: deque[tuple[Frame, bytes]] = deque()
+    leave = False
+    while True:
+        poller.poll(max(1, min(int(worker.keys.seconds_to_next_change() * 1000) + 1, 3_600_000)))
+        worker.tick()
+        open_still = _drain(sock, reader, waiting)
+        cancelled = {frame.id for frame, _ in waiting if isinstance(frame, Cancel)}
+        works = [(frame, body, frame.id in cancelled) for frame, body in waiting if isinstance(frame, Work)]
+        if any(isinstance(frame, Rotate) for frame, _ in waiting):
+            worker.rotate()
+        leave = leave or any(isinstance(frame, Shutdown) for frame, _ in waiting)
+        waiting.clear()
+        worker.cancel(cancelled)
+        worker.sweep(works)
+        flush(sock, outgoing)
+        if not open_still or (leave and not worker.busy):
+            return
+
+
+def _drain(sock: socket.socket, reader: FrameReader, into: deque[tuple[Frame, bytes]]) -> bool:
+    """Take what has arrived, up to a bound; False when the host hung up. `recv`, never `recvmsg`: no descriptors."""
+    taken = 0
+    while taken < RECEIVE_BYTES:
+        try:
+            data = sock.recv(1 << 20, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        taken += len(data)
+        into.extend(reader.feed(data))
+    return True
+
+
+def flush(sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
+    """Write what is queued; nothing stays in it."""
+    if outgoing:
+        data, outgoing[:] = b"".join(outgoing), []
+        sock.sendall(data)
