@@ -83,7 +83,7 @@ async def authorise_reading(
                 await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=too_wide), principal, asked)
             frame = AuditRead(caller=caller_of(principal), decision=permit.decision, kind=kind, detail=detail)
             recorded = await gate.record_read(request, frame)
-            headers = audit_headers(recorded)
+            headers = audit_headers(recorded) | {"Cache-Control": "no-store"}  # kept, it would be read unrecorded
             return MayRead(principal=principal, permit=permit, headers=headers, receipt=recorded.receipt)
 
         return await gate.under_one_policy(request, principal, put_on_record)

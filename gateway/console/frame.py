@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import jinja2
 from litestar import Response
@@ -210,8 +210,10 @@ def wanted_address(request: Asking) -> str:
 
 
 def own_path(text: str) -> str:
-    """The text if it is an address of this console, else its first page."""
-    return text if len(text) <= 2048 and _OWN_PATH.fullmatch(text) and "//" not in text else HOME
+    """The text if it is an address of this console, else its first page. Browsers take dot segments out of a path,
+    encoded ones too: one with them is an address of something else."""
+    fine = len(text) <= 2048 and _OWN_PATH.fullmatch(text) and "//" not in text
+    return text if fine and {".", ".."}.isdisjoint(unquote(text.partition("?")[0]).split("/")) else HOME
 
 
 def shows_anything(request: Asking) -> bool:

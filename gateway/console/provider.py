@@ -43,6 +43,7 @@ class _Metadata(msgspec.Struct, frozen=True, kw_only=True):
     authorization_endpoint: str
     token_endpoint: str
     authorization_response_iss_parameter_supported: bool = False
+    code_challenge_methods_supported: list[str] | None = None
 
 
 class _Granted(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +125,8 @@ class SignInProvider:
             raise Unauthenticated("sign-in-failed")
         token = await self._exchanged(metadata.token_endpoint, code, begun.verifier)
         _, claims = parse_unverified(token)
+        if claims.get("iss") != metadata.issuer:
+            raise Unauthenticated("sign-in-failed")  # of another issuer, that this one has no word for
         if claims.get("client_id", claims.get("azp")) != self.registration.client_id:
             raise Unauthenticated("sign-in-failed")  # a token that was made for another program
         return token
@@ -176,6 +179,9 @@ class SignInProvider:
             raise self._away("its metadata names no place to sign in over https") from None
         if metadata.issuer != self.registration.issuer or "#" in metadata.authorization_endpoint:
             raise self._away("its metadata is another issuer's")
+        said = metadata.code_challenge_methods_supported
+        if said is not None and "S256" not in said:  # RFC 9700 section 2.1.1; some do it and say nothing
+            raise self._away("it does not know PKCE with S256")
         return metadata
 
     async def _ask(self, method: str, url: str, *, most: int, **more: Any) -> tuple[int, bytes]:

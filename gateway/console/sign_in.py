@@ -31,6 +31,7 @@ _ANSWER = ("code", "state", "iss", "error")
 @get(SIGN_IN, include_in_schema=False)
 async def sign_in(request: Asking, console: NamedDependency[Console]) -> Response[bytes]:
     """How to sign in."""
+    console.require_own(request)  # `to` is opened, and on record, as soon as its reader is signed in
     return console.sign_in_page(status=200, to=request.query_params.get("to", HOME))
 
 

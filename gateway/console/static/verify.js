@@ -128,11 +128,13 @@ function conclude(kind, text) {
 // The one canonical form (RFC 8785): what has another is no record, however it hashes.
 function parseCanonical(leaf) {
   const text = decoder.decode(leaf);
-  const sorted = (value) => (value !== null && typeof value === 'object' && !Array.isArray(value)
-    ? Object.fromEntries(Object.keys(value).sort().map((name) => [name, sorted(value[name])]))
-    : value);
+  const canonical = (value) => {
+    if (Array.isArray(value)) return `[${value.map(canonical).join(',')}]`;
+    if (value === null || typeof value !== 'object') return JSON.stringify(value);
+    return `{${Object.keys(value).sort().map((name) => `${JSON.stringify(name)}:${canonical(value[name])}`).join(',')}}`;
+  };
   const record = JSON.parse(text);
-  require(JSON.stringify(sorted(record)) === text, 'The record is not in its one canonical form.');
+  require(canonical(record) === text, 'The record is not in its one canonical form.');
   return record;
 }
 
@@ -147,22 +149,52 @@ function inWords(name, value) {
   return Array.isArray(value) ? value.join(', ') : String(value);
 }
 
-function comparePage(leaf) {
+// What the page calls a field; others are called by their own name.
+const LABELS = new Map(Object.entries({
+  ts_us: 'time',
+  id: 'record id',
+  actor: 'caller (pseudonym)',
+  authn: 'authenticated by',
+  model_digest: 'weights (SHA-256)',
+  certificate_digest: 'certificate (SHA-256)',
+  eps_micro: 'epsilon',
+  budget_after_micro: 'epsilon left after',
+  policy_digest: 'policy (SHA-256)',
+  policy_ids: 'policies that decided',
+  req_commit: 'sealed request (SHA-256)',
+  resp_commit: 'sealed answer (SHA-256)',
+  runtime_instance: 'worker',
+  runtime_seq: "worker's counter",
+  runtime_sig: "worker's signature",
+  evidence_digest: 'attestation evidence (SHA-256)',
+  intent_seq: 'ends record',
+  degraded: 'reduced isolation',
+  v: 'version of the form',
+}));
+const labelOf = (name) => LABELS.get(name) ?? name.replace(/^detail\./, '').replaceAll('_', ' ');
+
+// Whether the page shows a value where somebody can see it, under the name of its field.
+function shows(element, name, value) {
+  const seen = element.getClientRects().length > 0 && element.previousElementSibling?.getClientRects().length > 0;
+  return seen && element.previousElementSibling.textContent === labelOf(name) && element.textContent === inWords(name, value);
+}
+
+function comparePage(leaf, index) {
   const record = parseCanonical(leaf);
-  const shown = new Set();
-  let wrong = 0;
-  for (const element of document.querySelectorAll('[data-field]')) {
-    const name = element.dataset.field;
-    const value = name.startsWith('detail.') ? record.detail?.[name.slice(7)] : record[name];
-    const holds = value !== undefined && element.textContent === inWords(name, value);
+  const said = new Map(Object.entries(record).filter(([name]) => name !== 'detail'));
+  for (const [name, value] of Object.entries(record.detail ?? {})) said.set(`detail.${name}`, value);
+  const left = new Set(said.keys());
+  let wrong = document.querySelector('h1 .number').textContent === index ? 0 : 1;
+  for (const element of document.querySelectorAll('dl.fields dd, [data-field]')) {
+    const name = element.dataset.field ?? '';
+    const holds = said.has(name) && shows(element, name, said.get(name));
     element.classList.toggle('ok', holds);
     element.classList.toggle('bad', !holds);
-    shown.add(name.startsWith('detail.') ? 'detail' : name);
+    left.delete(name);
     wrong += holds ? 0 : 1;
   }
-  const hidden = Object.keys(record).filter((name) => !shown.has(name) && !(name === 'detail' && !Object.keys(record.detail).length));
   require(wrong === 0, 'The page shows something else than the record says: look at the marked fields.');
-  require(hidden.length === 0, `The page leaves out what the record says of: ${hidden.join(', ')}.`);
+  require(left.size === 0, `The page leaves out what the record says of: ${[...left].join(', ')}.`);
   document.getElementById('leaf').textContent = decoder.decode(leaf);
   return record;
 }
@@ -195,6 +227,7 @@ function compareWithSeen(checkpoint, key) {
 async function verify() {
   const pinning = document.getElementById('pin').checked;
   const { index, size, leaf: leafText, proof: proofText, note } = place.dataset;
+  require(/^(0|[1-9]\d{0,18})$/.test(index), 'The page names no record of the log.');
   const key = await parseKey(document.getElementById('vkey').value);
   say('ok', `The key is whole and is named ${key.name}.`);
   const checkpoint = parseNote(fromBase64(note));
@@ -209,7 +242,7 @@ async function verify() {
   markPath(path, arrives);
   require(arrives, 'The path does not lead to the signed root: this record is not in the log that was signed.');
   say('ok', `${path.length - 1} joins lead to the signed root.`);
-  const record = comparePage(leaf);
+  const record = comparePage(leaf, index);
   require(record.log === checkpoint.origin, 'The record names another log than the checkpoint.');
   say('ok', 'What this page shows is what the record says.');
   if (pinning) {
@@ -246,9 +279,7 @@ if (place) {
     }
   })();
   const pinned = localStorage.getItem(`sealgate.key.${origin}`);
-  if (pinned) {
-    document.getElementById('vkey').value = pinned;
-    document.getElementById('pin').checked = true;
-  }
+  document.getElementById('vkey').value = pinned ?? ''; // whatever stood there, the page wrote it
+  document.getElementById('pin').checked = pinned !== null;
   document.getElementById('verify-form').addEventListener('submit', run);
 }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
+from hashlib import sha256
+from importlib import resources
 
 import pytest
 
-from sealgate.transparency.notes import NoteSigner
+from gateway.console import presentation
+from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from tests.gateway.conftest import LOG, plain_answer
 from tests.gateway.console.conftest import PAGES, SIGNER
 from tests.peers.components import require_accessibility_checker
@@ -103,8 +106,14 @@ LIES = {
     "a detail on the page": lambda text: text.replace(
         '<h2 id="group-1">', '<i data-field="detail.x">y</i><h2 id="group-1">'
     ),
-    "a field that is left out": lambda text: re.sub(r'data-field="actor"', "", text),
+    "a field that is left out": lambda text: re.sub(r'<div>[^/]*</dt><dd[^>]*data-field="actor".*?</div>', "", text),
+    "a field beside the checked ones": lambda text: text.replace('data-field="actor"', ""),
+    "a field that nobody can see": lambda text: re.sub(r'<dd([^>]*data-field="actor")', r"<dd hidden\1", text),
+    "a field under another's name": lambda text: text.replace("<dt>purpose</dt>", "<dt>tenant</dt>"),
+    "the number above the record": lambda text: re.sub(r'(<h1>.*class="number">)\d+', r"\g<1>4", text),
 }
+COUNTED = "/console/records/49"
+"""A record with two details."""
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -116,6 +125,60 @@ def test_a_page_that_lies_is_not_verified(browse, lie):
     verdict, _ = verify(window)
     assert verdict == "Not verified."
     assert window.page.locator("#verdict .ok").count() == 0
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda text: re.sub(r'<div>[^/]*</dt><dd[^>]*data-field="detail.source".*?</div>', "", text),
+        lambda text: re.sub(r'(data-field="detail.source"[^>]*>)[^<]*', r"\1nothing", text),
+        lambda text: text.replace('data-field="detail.source"', 'data-field="detail.constructor"'),
+    ],
+    ids=["left out", "changed", "of every object"],
+)
+def test_the_details_of_a_record_are_compared_one_by_one(browse, lie):
+    window = browse()
+    before = window.open(COUNTED).text()
+    assert lie(before) != before
+    assert verify(window)[0].startswith("Verified")
+    changing(window, COUNTED, lie)
+    assert verify(window)[0] == "Not verified."
+
+
+def test_a_record_has_no_place_before_the_first(browse):
+    """In a tree of two, the path of record 0 would do for a record -1, and for 0x0."""
+    window = browse()
+    whole = window.open("/console/records/0").text()
+    leaf = base64.b64decode(re.search(r'data-leaf="([^"]*)"', whole)[1])
+    beside = sha256(b"\x00beside").digest()
+    root = sha256(b"\x01" + sha256(b"\x00" + leaf).digest() + beside).digest()
+    note = base64.b64encode(sign_checkpoint(Checkpoint(LOG, 2, root), SIGNER)).decode()
+    proof = base64.b64encode(beside).decode()
+    for index, verdict in (("0", "Verified"), ("-1", "Not verified."), ("0x0", "Not verified.")):
+        changes = {"index": index, "size": "2", "note": note, "proof": proof}
+
+        def small(text, changes=changes, index=index):
+            for name, value in changes.items():
+                text = data(name, lambda _, value=value: value)(text)
+            return text.replace('class="number">0</span></h1>', f'class="number">{index}</span></h1>')
+
+        window = browse()
+        changing(window, "/console/records/0", small)
+        assert verify(window)[0].startswith(verdict)
+
+
+def test_the_key_is_the_auditors_own_and_no_page_fills_it_in(browse):
+    window = browse()
+    theirs = ANOTHER.vkey
+    changing(window, RECORD, lambda text: text.replace('id="vkey"', f'id="vkey" value="{theirs}"'))
+    assert window.page.input_value("#vkey") == ""
+
+
+def test_the_script_calls_fields_what_the_page_calls_them():
+    script = (resources.files("gateway.console") / "static" / "verify.js").read_text()
+    table = script.split("const LABELS = ")[1].split("}));")[0]
+    found = re.findall(r"^  (\w+): (?:'(.*)'|\"(.*)\"),$", table, re.MULTILINE)
+    assert {name: one or other for name, one, other in found} == presentation._LABELS
 
 
 @pytest.mark.parametrize(
@@ -162,7 +225,6 @@ def test_a_pinned_key_is_remembered_and_so_is_the_largest_tree(browse):
 
 def test_a_shard_of_the_log_belongs_to_the_logs_key(browse):
     """A checkpoint of NAME/2030h1, signed by the key under that name, is taken under the key of NAME; of NAME/x not."""
-    from sealgate.transparency.notes import Checkpoint, sign_checkpoint
 
     def renamed(origin):
         def change(text):
