@@ -1,24 +1,31 @@
 """The witness over HTTP (C2SP tlog-witness): `POST /add-checkpoint`, and nothing else.
 
 There is no caller to authenticate: the log's signature on the checkpoint is the authority. Bounded: body size, time per
-request, requests at once. TLS where a certificate is given; without one it belongs on loopback or behind a proxy.
+connection (a peer that sends a byte at a time gains nothing), connections and requests at once. TLS where a certificate
+is given; without one it belongs on loopback or behind a proxy.
 Trusts: `Witness`. Never: answers with more than the protocol says.
 """
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+from sealgate.ambient import monotonic_ns
 from sealgate.errors import ConfigurationError
 from sealgate.witness.witness import MAX_BODY, Witness, WitnessRefusal
 
 _PATH = "/add-checkpoint"
-_TIMEOUT_S = 20.0
+_TIMEOUT_S = 20.0  # of one read
+_LIFE_S = 60.0  # of a connection, whatever happens on it
 _AT_ONCE = 64
+_CONNECTIONS = 512
 
 
 class WitnessServer(ThreadingHTTPServer):
@@ -33,6 +40,7 @@ class WitnessServer(ThreadingHTTPServer):
         self.witness = witness
         self.tell = tell
         self.slots = threading.BoundedSemaphore(_AT_ONCE)
+        self._open: dict[socket.socket, int] = {}  # when each was accepted; entries go when they close
         try:
             super().__init__(address, _Handler)
         except OSError as error:
@@ -40,6 +48,25 @@ class WitnessServer(ThreadingHTTPServer):
         if tls is not None:
             # The handshake happens in the request's own thread, at its first read: a slow peer holds up nobody else.
             self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._open) >= _CONNECTIONS:
+            self.shutdown_request(request)
+            return
+        self._open[request] = monotonic_ns()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called by `serve_forever` at every turn: end the connections whose time is over. Their threads then see the
+        end of the stream."""
+        before = monotonic_ns() - int(_LIFE_S * 1e9)
+        for request in [one for one, since in self._open.copy().items() if since < before]:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(request, socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A peer that went away, or TLS that failed: nothing that anybody needs a trace of."""
