@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 COMPLETED, REFUSED = "erasure.completed", "erasure.refused"
 HELD = "legal-hold"
+LEFT_OUT = "(left out: it held the person's name)"
 
 
 def erasing(subjects: Subjects, *, tenant: str, subject: str, ground: str) -> Effect:
@@ -59,6 +60,16 @@ def require_nameless(words: str, *, subject: str) -> None:
     name = re.escape(subject.casefold())
     if subject and re.search(rf"(?<![^\W_]){name}(?![^\W_])", words.casefold()):
         raise PrivacyRefused("the words for the record name the person", code="names-person")
+
+
+def nameless(words: str, *, subject: str) -> str:
+    """The words, or what stands in their place where `require_nameless` would refuse them: for what must come on record
+    whatever was written beside it."""
+    try:
+        require_nameless(words, subject=subject)
+    except PrivacyRefused:
+        return LEFT_OUT
+    return words
 
 
 def forgetting(subjects: Subjects, *, after: str, before_us: int) -> Effect:

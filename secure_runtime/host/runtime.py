@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from audit.auth_failures import AuthFailures
+from audit.erasure import nameless
 from audit.errors import LogUnavailable
 from audit.log import AuditLog
 from audit.query import AuditReader, RecordFilter
@@ -284,7 +285,7 @@ def _revocation(frame: CredentialRevoked, *, actor: str, by: str) -> Record:
         kind="credential.restore" if frame.restored else "credential.revoke",
         tenant=frame.tenant,
         actor=actor,
-        detail={"what": frame.what, **named, "by": by, "note": frame.note},
+        detail={"what": frame.what, **named, "by": by, "note": nameless(frame.note, subject=frame.subject)},
     )
 
 
