@@ -173,10 +173,10 @@ const LABELS = new Map(Object.entries({
 }));
 const labelOf = (name) => LABELS.get(name) ?? name.replace(/^detail\./, '').replaceAll('_', ' ');
 
-// Whether the page shows a value where somebody can see it, under the name of its field.
-function shows(element, name, value) {
-  const seen = element.getClientRects().length > 0 && element.previousElementSibling?.getClientRects().length > 0;
-  return seen && element.previousElementSibling.textContent === labelOf(name) && element.textContent === inWords(name, value);
+// Whether an element says this, where somebody can see it.
+function says(element, text) {
+  const { width, height } = element?.getBoundingClientRect() ?? {};
+  return element?.textContent === text && (text === '' || (width > 1 && height > 1));
 }
 
 function comparePage(leaf, index) {
@@ -184,10 +184,10 @@ function comparePage(leaf, index) {
   const said = new Map(Object.entries(record).filter(([name]) => name !== 'detail'));
   for (const [name, value] of Object.entries(record.detail ?? {})) said.set(`detail.${name}`, value);
   const left = new Set(said.keys());
-  let wrong = document.querySelector('h1 .number').textContent === index ? 0 : 1;
+  let wrong = says(document.querySelector('h1 .number'), index) ? 0 : 1;
   for (const element of document.querySelectorAll('dl.fields dd, [data-field]')) {
     const name = element.dataset.field ?? '';
-    const holds = said.has(name) && shows(element, name, said.get(name));
+    const holds = said.has(name) && says(element.previousElementSibling, labelOf(name)) && says(element, inWords(name, said.get(name)));
     element.classList.toggle('ok', holds);
     element.classList.toggle('bad', !holds);
     left.delete(name);
@@ -199,12 +199,19 @@ function comparePage(leaf, index) {
   return record;
 }
 
-function markPath(path, good) {
-  for (const box of document.querySelectorAll('.path .box')) {
-    const mine = box.dataset.role === 'sibling' ? null : path[Number(box.dataset.step)];
-    box.classList.remove('ok', 'bad');
-    if (mine) box.classList.add(good && toHex(mine) === box.dataset.hash ? 'ok' : 'bad');
-  }
+// Whether the picture and the list under it are of this path. What is not is marked.
+function comparePath(path, proof, good) {
+  const boxes = [...document.querySelectorAll('.path .box')];
+  const listed = [...document.querySelectorAll('.hashes code')].map((element) => element.textContent);
+  const holds = boxes.map((box, at) => {
+    const beside = box.dataset.role === 'sibling';
+    const step = Number(box.dataset.step);
+    const hash = toHex((beside ? proof[step - 1] : path[step]) ?? []);
+    const mine = hash !== '' && box.querySelector('.hash').textContent === hash.slice(0, 10) && listed[at] === hash;
+    if (!beside || !mine) box.classList.add(good && mine ? 'ok' : 'bad');
+    return mine;
+  });
+  return holds.every(Boolean) && boxes.length === path.length + proof.length && listed.length === boxes.length;
 }
 
 // What this browser saw before under the same key: a log never gets smaller, and has one tree of each size.
@@ -237,10 +244,13 @@ async function verify() {
   const leaf = fromBase64(leafText);
   const leafHash = await sha256(Uint8Array.of(0), leaf);
   say('ok', `The record’s hash is ${toHex(leafHash).slice(0, 16)}…`);
-  const path = await climb(leafHash, BigInt(index), checkpoint.size, proofText.split(' ').filter(Boolean).map(fromBase64));
+  const proof = proofText.split(' ').filter(Boolean).map(fromBase64);
+  const path = await climb(leafHash, BigInt(index), checkpoint.size, proof);
   const arrives = same(path.at(-1), checkpoint.root);
-  markPath(path, arrives);
+  const drawn = comparePath(path, proof, arrives);
   require(arrives, 'The path does not lead to the signed root: this record is not in the log that was signed.');
+  require(drawn, 'The path that the page draws is another one: look at the marked hashes.');
+  document.getElementById('checkpoint').textContent = decoder.decode(fromBase64(note));
   say('ok', `${path.length - 1} joins lead to the signed root.`);
   const record = comparePage(leaf, index);
   require(record.log === checkpoint.origin, 'The record names another log than the checkpoint.');
