@@ -92,6 +92,7 @@ class PostgresqlDatabase:
         settings = {
             **_COMMON,
             "default_transaction_read_only": "on",
+            "plan_cache_mode": "force_custom_plan",  # some words are in half of all records and some in none
             "statement_timeout": str(int(MAX_QUERY_S * 1000)),
             "lock_timeout": str(BUSY_TIMEOUT_MS),
             "idle_in_transaction_session_timeout": str(int(READER_IDLE_S * 1000)),

@@ -316,7 +316,9 @@ def page_statement(
     table = record_table
     if edge is not None:  # one bound at each end: of two, SQLite seeks to the first and goes through the rest
         first, size = (max(first, edge + 1), size) if wanted.oldest_first else (first, min(size, edge))
-    statement = select(table.c.idx).where(table.c.idx >= first, table.c.idx < size)
+    statement = select(table.c.idx).where(table.c.idx < size)
+    if first:
+        statement = statement.where(table.c.idx >= first)
     narrowest = _narrowest(wanted)
     for name in _EQUALS:
         value = getattr(wanted, name)

@@ -324,3 +324,12 @@ def test_sixty_four_callers_never_overspend_a_budget_in_it(postgres_bench) -> No
     assert postgres_bench.sql("SELECT requests_used FROM budget_use") == [(40,)]
     report = postgres_bench.audit()
     assert report.ok, report.lines()
+
+
+def test_readers_plan_for_the_word_that_is_asked_for(postgres_bench: Any) -> None:
+    """A plan for any word, which PostgreSQL would keep after some questions, goes through the log for a rare one."""
+    postgres_bench.open()
+    engine = open_database(postgres_bench.url).reader_engine()
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("SHOW plan_cache_mode").scalar_one() == "force_custom_plan"
+    engine.dispose()

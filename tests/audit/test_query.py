@@ -357,7 +357,7 @@ def test_a_day_is_found_where_it_stands(bench) -> None:
         said.clear()
         wanted = RecordFilter(from_us=low, to_us=high, oldest_first=True)
         assert everything(reader, wanted, 4)[0] == list(found)
-        assert min(found, default=0) in said[0]
+        assert min(found, default=0) in {0, *said[0]}
         assert all(max(found, default=-1) + 1 in values for values in said)
     event.remove(Engine, "before_cursor_execute", hear)
     reader.close()
