@@ -37,7 +37,7 @@ from audit.limits import (
 )
 from audit.opening import Intent, read_log
 from audit.schema import bring_up_to_date
-from audit.sealing import HeadSeal
+from audit.sealing import SEALED, HeadSeal
 from audit.subjects import Subjects
 from sealgate.ambient import Clock, Entropy, monotonic_ns, now_us, random_bytes
 from sealgate.errors import ConfigurationError
@@ -336,15 +336,10 @@ class AuditLog:
 def _recover(committer: Committer, on_abort: Effect | None) -> None:
     """Record the opening, and an end for every request that the last writer left open. Nothing else runs yet."""
     open_intents = committer.open_intents
-    pendings = [
-        Pending(
-            Record(
-                kind="log.opened",
-                outcome="opened",
-                detail={"size": str(committer.size), "aborted": str(len(open_intents))},
-            )
-        )
-    ]
+    detail = {"size": str(committer.size), "aborted": str(len(open_intents))}
+    if not committer.size:
+        detail[SEALED] = "yes"
+    pendings = [Pending(Record(kind="log.opened", outcome="opened", detail=detail))]
     pendings += [Pending(_aborted(intent), on_abort) for intent in open_intents]
     for start in range(0, len(pendings), MAX_BATCH):
         outcome = committer.commit(pendings[start : start + MAX_BATCH])

@@ -5,7 +5,7 @@
     3. the newest stored checkpoint was signed by this log's key, and its root is the root the tree had at that size;
        only a log that holds nothing but openings may have none. The newest cosigned one likewise, if there is one
     4. every record was written by this log's writer: the seal over size and root is the writer's. A log from before
-       there were seals has none: then its newest checkpoint must be of all its records
+       there were seals has none: then its first record must say so, and its newest checkpoint be of all its records
     5. the requests that were under way when the last writer stopped are found
 
 Trusts: nothing on disk beyond what it recomputes. Never: repairs; a contradiction raises LogDamaged for a person.
@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Table, func, insert, select
 
 from audit.errors import LogDamaged, LogInUse
 from audit.limits import TILE_HEIGHT, TILE_WIDTH
-from audit.sealing import HeadSeal
+from audit.sealing import SEALED, HeadSeal
 from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import cosigned as cosigned_table
@@ -32,7 +32,15 @@ from audit.tree import StoredTree, TileWriter, read_tile
 from sealgate.ambient import Entropy
 from sealgate.errors import DecodeError, LogError
 from sealgate.transparency.cosignatures import Cosigner, verify_cosignatures
-from sealgate.transparency.merkle import EMPTY_ROOT, HASH_SIZE, Frontier, leaf_hash, root_at
+from sealgate.transparency.merkle import (
+    EMPTY_ROOT,
+    HASH_SIZE,
+    Frontier,
+    inclusion_proof,
+    inclusion_root,
+    leaf_hash,
+    root_at,
+)
 from sealgate.transparency.notes import NoteVerifier, VerifiedCheckpoint, open_checkpoint
 from sealgate.transparency.record import Record, parse_leaf
 
@@ -68,6 +76,8 @@ def read_log(
         raise LogDamaged("the log's hashes do not lead to its stored root")
     checkpoint = _check_checkpoint(connection, size, tree, verifier, mldsa)  # 3
     cosigned = _newest_note(connection, cosigned_table, size, tree, verifier)
+    if sealed is None:
+        _require_begun_without_seals(connection, size, root, tree)
     _check_seal(seal, sealed, size=size, root=root, signed=checkpoint)  # 4
     tiles = TileWriter(size, lambda level, index, width: read_tile(connection, level, index, width))
     cosigned_size = cosigned.checkpoint.size if cosigned else -1
@@ -152,6 +162,24 @@ def _newest_note(
     if signed.size != row.size or signed.size > size or root_at(signed.size, tree) != signed.root:
         raise LogDamaged("the log is not the one that its newest checkpoint was signed over")
     return verified
+
+
+def _require_begun_without_seals(connection: Connection, size: int, root: bytes, tree: StoredTree) -> None:
+    """Taking the seal away would let whoever can write the database roll the log back to any checkpoint that it keeps.
+    Only a log that began before there were seals may have none; its first record, which the root covers, tells. (It is
+    there: those releases pruned nothing.)"""
+    if not size:
+        return
+    stripped = LogDamaged("the head has no seal, but the log was sealed from its beginning")
+    leaf = connection.execute(select(leaf_table.c.leaf).where(leaf_table.c.idx == 0)).scalar_one_or_none()
+    try:
+        first = parse_leaf(bytes(leaf or b""))
+        path = inclusion_proof(0, size, tree)
+        shown = inclusion_root(hashed_leaf=leaf_hash(bytes(leaf or b"")), index=0, size=size, proof=path)
+    except (DecodeError, LogError) as error:
+        raise stripped from error
+    if shown != root or SEALED in first.detail:
+        raise stripped
 
 
 def _check_seal(

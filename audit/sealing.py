@@ -18,6 +18,8 @@ from sealgate.errors import LogError
 from sealgate.transparency.notes import Checkpoint, NoteSigner
 
 _PURPOSE = b"sealgate audit head seal v1"
+SEALED = "sealed"
+"""In the detail of a log's first record: it was sealed from the beginning, so a head without a seal is not its own."""
 
 
 class HeadSeal:

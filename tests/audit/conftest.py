@@ -282,3 +282,18 @@ def until() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.005)
 
     return wait
+
+
+@pytest.fixture
+def before_seals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log's first record as releases wrote it that had no seals."""
+    from audit.commit import Committer, Pending
+
+    real = Committer.commit
+
+    def commit(self: Committer, batch: list[Pending], **options: bool) -> object:
+        for pending in batch:
+            pending.draft.detail.pop("sealed", None)
+        return real(self, batch, **options)
+
+    monkeypatch.setattr(Committer, "commit", commit)

@@ -98,7 +98,7 @@ def test_the_revision_in_the_code_is_the_newest_migration() -> None:
     assert len(list(scripts.walk_revisions())) == len(list(Path(scripts.versions).glob("r*.py")))
 
 
-def test_a_log_from_before_there_were_migrations_is_recognised_and_goes_on(bench) -> None:
+def test_a_log_from_before_there_were_migrations_is_recognised_and_goes_on(before_seals, bench) -> None:
     log = bench.open()
     bench.start_worker(log)
     done = bench.request(log)

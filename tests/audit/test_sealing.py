@@ -87,7 +87,33 @@ def test_the_forgers_own_seal_is_not_the_writers_either(bench, monkeypatch) -> N
         bench.open()
 
 
-def test_a_log_from_before_there_were_seals_gets_one_if_all_of_it_is_signed(bench) -> None:
+@pytest.mark.parametrize("first", ["kept", "deleted", "another"])
+def test_without_its_seal_no_log_is_rolled_back_to_an_older_checkpoint(bench, first: str) -> None:
+    """All that it takes is to write the database: the older checkpoint stands in it, signed."""
+    log = bench.open()
+    log.append(bench.draft()).result()
+    log.close()
+    (head,) = bench.sql("SELECT size, root FROM head")
+    (note,) = bench.sql("SELECT size, ts_us, note FROM checkpoint ORDER BY size DESC LIMIT 1")
+    log = bench.open()
+    log.append(bench.draft(reason="what must go")).result()
+    log.close()
+    for table in ("leaf", "record"):
+        bench.sql(f"DELETE FROM {table} WHERE idx >= ?", head[0])
+    bench.sql("DELETE FROM checkpoint")
+    bench.sql("INSERT INTO checkpoint VALUES (?, ?, ?)", *note)
+    bench.sql("UPDATE tile SET hashes = substr(hashes, 1, ?) WHERE level = 0", 32 * head[0])
+    bench.sql("UPDATE head SET size = ?, root = ?, seal = NULL", *head)
+    if first == "deleted":
+        bench.sql("DELETE FROM leaf WHERE idx = 0")
+    if first == "another":
+        ((leaf,),) = bench.sql("SELECT leaf FROM leaf WHERE idx = 1")
+        bench.sql("UPDATE leaf SET leaf = ? WHERE idx = 0", leaf)
+    with pytest.raises(LogDamaged):
+        bench.open()
+
+
+def test_a_log_from_before_there_were_seals_gets_one_if_all_of_it_is_signed(bench, before_seals) -> None:
     log = bench.open()
     log.append(bench.draft()).result()
     log.close()
@@ -98,7 +124,7 @@ def test_a_log_from_before_there_were_seals_gets_one_if_all_of_it_is_signed(benc
     assert bench.audit().ok
 
 
-def test_a_log_from_before_there_were_seals_that_crashed_is_left_to_that_release(bench) -> None:
+def test_a_log_from_before_there_were_seals_that_crashed_is_left_to_that_release(bench, before_seals) -> None:
     unpublished(bench)
     bench.sql(HEAD, None)
     with pytest.raises(LogDamaged, match="start it once more and stop it in order"):
