@@ -94,7 +94,8 @@ def _watch(arguments: argparse.Namespace) -> int:
     ) as client:
         while True:
             seen = watch_once(client, folder)
-            grown = f"grew from {seen.before} to" if seen.before else "first seen with"
+            same = seen.before == seen.checkpoint.size
+            grown = "still has" if same else f"grew from {seen.before} to" if seen.before else "first seen with"
             origin = printable(seen.checkpoint.origin)
             say(f"{origin}: {grown} {seen.checkpoint.size} records; cosigned in {seen.cosigned}")
             if arguments.every is None:
@@ -115,7 +116,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     tls = server_tls(arguments.tls_cert, arguments.tls_key) if arguments.tls_cert else None
     server = WitnessServer((arguments.host, arguments.port), folder.witness(tell=say), tls=tls, tell=say)
     scheme = "https" if tls else "http (in clear)"
-    say(f"{folder.name} answers for {len(folder.logs)} logs on {scheme}, {arguments.host} port {server.server_port}")
+    logs = "1 log" if len(folder.logs) == 1 else f"{len(folder.logs)} logs"
+    say(f"{folder.name} answers for {logs} on {scheme}, {arguments.host} port {server.server_port}")
     with server:
         try:
             server.serve_forever()

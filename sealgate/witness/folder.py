@@ -33,10 +33,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from sealgate.ambient import Clock, now_us, random_bytes
-from sealgate.errors import ConfigurationError
+from sealgate.errors import ConfigurationError, LogError
 from sealgate.limits import MAX_TRUST_FILE, MAX_WITNESSED_LOGS
 from sealgate.transparency.cosignatures import Cosigner
-from sealgate.transparency.notes import Checkpoint, NoteVerifier, require_key_name
+from sealgate.transparency.notes import Checkpoint, NoteVerifier, require_key_name, split_note
 from sealgate.witness.store import Store
 from sealgate.witness.witness import Witness
 
@@ -68,20 +68,39 @@ class WitnessFolder:
             )
             self.keep_conflict(newer.origin, newer.size, (kept_note, newer_note))
 
-        return Witness(self.cosigners, self.logs, self.store, clock=clock, on_conflict=conflict)
+        return Witness(
+            self.cosigners,
+            self.logs,
+            self.store,
+            clock=clock,
+            on_conflict=conflict,
+            on_cosigned=self.keep_cosigned,
+        )
 
     @property
     def store(self) -> Store:
         return Store(self.root / _SEEN)
 
-    def keep_cosigned(self, origin: str, note: bytes) -> Path:
-        """Write the cosigned checkpoint for auditors; replaces the older one at once."""
-        path = self.root / "cosigned" / f"{_file_name(origin)}.note"
+    def cosigned(self, origin: str) -> Path:
+        """Where the newest cosigned checkpoint of a log stands, for auditors."""
+        return self.root / "cosigned" / f"{_file_name(origin)}.note"
+
+    def keep_cosigned(self, checkpoint: Checkpoint, note: bytes) -> None:
+        """Write the cosigned checkpoint for auditors; replaces the older one at once, and never a newer one.
+
+        Whoever submits may add signature lines of nobody: a note that those make unreadable is not kept."""
+        path = self.cosigned(checkpoint.origin)
+        try:
+            split_note(note)
+        except LogError:
+            return
         path.parent.mkdir(exist_ok=True)
-        new = path.with_name(f".{path.name}.{os.getpid()}")
-        new.write_bytes(note)
-        new.replace(path)
-        return path
+        with self.store.held(checkpoint.origin) as seen:
+            if seen is not None and seen.checkpoint.size > checkpoint.size:
+                return
+            new = path.with_name(f".{path.name}.{os.getpid()}")
+            new.write_bytes(note)
+            new.replace(path)
 
     def keep_conflict(self, origin: str, size: int, notes: tuple[bytes, bytes]) -> Path:
         """Keep two signed checkpoints that cannot both be true."""

@@ -54,6 +54,16 @@ class Store:
             ).fetchone()
         return None if row is None else Seen(Checkpoint(origin, row[0], row[1]), row[2], row[3])
 
+    @contextmanager
+    def held(self, origin: str) -> Iterator[Seen | None]:
+        """What was cosigned last of this log, while nothing is cosigned by anybody else."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.newest(origin)
+            finally:
+                connection.execute("ROLLBACK")
+
     def replace(self, before: int, checkpoint: Checkpoint, note: bytes, *, now_us: int) -> bool:
         """Make `checkpoint` the newest if the one that is stored still has the size `before` (0: none is stored).
 

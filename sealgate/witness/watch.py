@@ -14,7 +14,9 @@ from sealgate.client.audit import AuditClient
 from sealgate.errors import LogError
 from sealgate.transparency.notes import Checkpoint
 from sealgate.witness.folder import WitnessFolder
-from sealgate.witness.witness import Submission, WitnessRefusal, encode_submission
+from sealgate.witness.witness import MEDIA_SIZE, Submission, WitnessRefusal, encode_submission
+
+_LOOKS = 5
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,23 @@ class Watched:
 
 def watch_once(client: AuditClient, folder: WitnessFolder) -> Watched:
     """Look at the log once. Raises LogError: `log-rolled-back`, `two-histories`, or `not-witnessed` for a log that this
-    witness does not know."""
+    witness does not know. Another process of this witness may cosign in the middle of a look: then it looks again."""
+    for _ in range(_LOOKS):
+        try:
+            return _look(client, folder)
+        except WitnessRefusal:
+            continue
+    raise LogError("others kept this witness busy: it cosigned something newer in the middle of each look", code="busy")
+
+
+def _look(client: AuditClient, folder: WitnessFolder) -> Watched:
+    """Raises WitnessRefusal if what was cosigned last is no longer what it was when the look began."""
+    remembered = {origin: folder.store.newest(origin) for origin in folder.logs}  # before the log is asked
     verified = client.checkpoint()
     newest, note = verified.checkpoint, verified.note
     if newest.origin not in folder.logs:
         raise LogError(f"this witness does not know the log '{newest.origin}'; add its key first", code="not-witnessed")
-    seen = folder.store.newest(newest.origin)
+    seen = remembered[newest.origin]
     before = seen.checkpoint.size if seen else 0
     if seen is not None and newest.size < before:
         kept = folder.keep_conflict(newest.origin, newest.size, (seen.note, note))
@@ -43,8 +56,10 @@ def watch_once(client: AuditClient, folder: WitnessFolder) -> Watched:
         )
     proof = client.consistency(before, newest.size) if 0 < before < newest.size else ()
     try:
-        lines = folder.witness().add_checkpoint(encode_submission(Submission(before, tuple(proof), note)))
+        folder.witness().add_checkpoint(encode_submission(Submission(before, tuple(proof), note)))
     except WitnessRefusal as refusal:
+        if refusal.media_type == MEDIA_SIZE:
+            raise
         kept = folder.keep_conflict(newest.origin, newest.size, (seen.note if seen else b"", note))
         raise LogError(f"not cosigned: {refusal}; both checkpoints in {kept}", code="two-histories") from refusal
-    return Watched(before, newest, folder.keep_cosigned(newest.origin, note + lines))
+    return Watched(before, newest, folder.cosigned(newest.origin))

@@ -97,15 +97,17 @@ class Witness:
         *,
         clock: Clock = now_us,
         on_conflict: Callable[[Checkpoint, bytes, bytes], None] = lambda newer, kept_note, newer_note: None,
+        on_cosigned: Callable[[Checkpoint, bytes], None] = lambda checkpoint, note: None,
     ) -> None:
         """`logs` maps each origin to the keys whose signature counts for it. `on_conflict` is told of two trees of
         one size that a log signed: that pair of notes is the proof. (A wrong consistency proof proves nothing against
-        the log: whoever submitted it may have made it up.)"""
+        the log: whoever submitted it may have made it up.) `on_cosigned` is given what was cosigned, as one note."""
         self._cosigners = tuple(cosigners)
         self._logs = dict(logs)
         self._store = store
         self._clock = clock
         self._on_conflict = on_conflict
+        self._on_cosigned = on_cosigned
 
     def add_checkpoint(self, body: bytes) -> bytes:
         """The cosignature lines, once the checkpoint is remembered; raises WitnessRefusal."""
@@ -143,8 +145,9 @@ class Witness:
         if not self._store.replace(before, checkpoint, note, now_us=now):
             seen = self._store.newest(checkpoint.origin)
             raise _other_size(seen.checkpoint.size if seen else 0)
-        lines = (cosigner.cosign(checkpoint, timestamp_s=now // 1_000_000) for cosigner in self._cosigners)
-        return b"".join(lines)
+        lines = b"".join(cosigner.cosign(checkpoint, timestamp_s=now // 1_000_000) for cosigner in self._cosigners)
+        self._on_cosigned(checkpoint, note + lines)
+        return lines
 
 
 def _other_size(size: int) -> WitnessRefusal:

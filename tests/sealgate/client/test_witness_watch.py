@@ -22,6 +22,7 @@ from sealgate.transparency.witness_policy import load_witness_policy
 from sealgate.witness.folder import WitnessFolder, add_log, make_folder, open_folder
 from sealgate.witness.server import WitnessServer, server_tls
 from sealgate.witness.watch import watch_once
+from sealgate.witness.witness import Submission, encode_submission
 from tests.sealgate.witness.trees import LOG, TREE
 
 TOKEN = "header.payload.signature"
@@ -92,6 +93,31 @@ def test_a_rewritten_history_is_caught(service: Any, folder: WitnessFolder, more
     seen = folder.store.newest(service.log.origin)
     assert seen is not None
     assert seen.checkpoint.size == 6
+
+
+def test_a_checkpoint_that_is_submitted_in_the_middle_of_a_look_accuses_nobody(
+    service: Any, folder: WitnessFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look(service, folder)
+    asked = AuditClient.checkpoint
+    submissions = [5, 4]
+
+    def checkpoint(client: AuditClient) -> Any:
+        shown = asked(client)
+        if submissions:
+            for _ in range(submissions.pop()):
+                service.log.append(Record(kind="audit.query"))
+            before = folder.store.newest(service.log.origin)
+            assert before is not None
+            newer = asked(client)
+            proof = client.consistency(before.checkpoint.size, newer.checkpoint.size)
+            body = encode_submission(Submission(before.checkpoint.size, tuple(proof), newer.note))
+            folder.witness().add_checkpoint(body)
+        return shown
+
+    monkeypatch.setattr(AuditClient, "checkpoint", checkpoint)
+    assert look(service, folder).checkpoint.size == 11
+    assert not (folder.root / "conflicts").exists()
 
 
 def test_a_log_that_it_does_not_know(service: Any, tmp_path: Path) -> None:

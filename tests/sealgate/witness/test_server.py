@@ -13,6 +13,7 @@ import pytest
 
 from sealgate.cli import main
 from sealgate.transparency.cosignatures import verify_cosignatures
+from sealgate.transparency.notes import Checkpoint, NoteVerifier
 from sealgate.transparency.witness_policy import load_witness_policy
 from sealgate.witness.folder import WitnessFolder, add_log, make_folder, open_folder
 from sealgate.witness.server import WitnessServer
@@ -49,6 +50,24 @@ def test_a_log_submits_over_http(server: WitnessServer, folder: WitnessFolder) -
         stale = client.post(url(server), content=TREE.body(3, 9))
         assert (stale.status_code, stale.text, stale.headers["content-type"]) == (409, "7\n", "text/x.tlog.size")
         assert client.post(url(server), content=TREE.body(7, 9)).status_code == 200
+
+
+def cosigned_size(folder: WitnessFolder) -> int:
+    note = folder.cosigned(LOG.name).read_bytes()
+    policy = load_witness_policy(folder.root / "witness.policy")
+    return policy.require_witnessed(note, logs=(NoteVerifier.parse(LOG.vkey),)).verified.checkpoint.size
+
+
+def test_auditors_find_the_newest_that_was_cosigned(server: WitnessServer, folder: WitnessFolder) -> None:
+    with httpx.Client(trust_env=False) as client:
+        for old, new in ((0, 7), (7, 9)):
+            assert client.post(url(server), content=TREE.body(old, new)).status_code == 200
+            assert cosigned_size(folder) == new
+        padded = TREE.body(9, 9) + "— nobody AAAAAAAA\n".encode() * 15
+        assert client.post(url(server), content=padded).status_code == 200
+        assert cosigned_size(folder) == 9
+    folder.keep_cosigned(Checkpoint(LOG.name, 7, TREE.roots[7]), TREE.note(7))
+    assert cosigned_size(folder) == 9, "an older one never replaces it"
 
 
 @pytest.mark.parametrize(
