@@ -132,7 +132,7 @@ def _erase(deployment: Deployment, arguments: argparse.Namespace) -> int:
         print("The name, or what could not be read, still stands in files that are yours to change or delete:")
         for path in left:
             print(f"  {printable(str(path.relative_to(deployment.root)))}")
-    print("So are copies elsewhere: backups of the database, logs of proxies, the provider of tokens.")
+    print("Copies elsewhere are yours to delete too: backups of the database, logs of proxies, the provider of tokens.")
     return 0
 
 
@@ -250,7 +250,8 @@ def _prune(deployment: Deployment, arguments: argparse.Namespace) -> int:
 
     def told(answer: RecordsPruned, count: int) -> None:
         if not arguments.json:
-            say(f"record {answer.record}: {count} records, from {answer.indices.partition(' ')[0]} on")
+            first = answer.indices.partition(" ")[0].partition("-")[0]
+            say(f"{count} records, the first of them {first}, are deleted, as record {answer.record} announced")
 
     done = prune_all(deployment, note=arguments.note, told=told)
     if arguments.json:

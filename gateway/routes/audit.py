@@ -111,7 +111,7 @@ async def record(request: Asking, gate: NamedDependency[Gate], identifier: FromP
         by_index = _INDEX.fullmatch(identifier) is not None
         entry = reader.record_at(int(identifier)) if by_index else reader.record(identifier[:MAX_AUDIT_TEXT])
         if permit.records_of not in (None, entry.record.tenant):
-            raise QueryRefused("no record has this id", code="not-found")
+            raise QueryRefused("no record that is kept has this id or index", code="not-found")
         return _encode(_row(entry))
 
     return await _read(request, gate, "record", read)

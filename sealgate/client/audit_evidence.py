@@ -105,7 +105,10 @@ def _print_report(report: Any, skipped: list[Any]) -> None:
     for line in report.lines():
         print(printable(line))
     if not report.ok:
-        print(f"\nREFUSED: {len(report.failures)} of {len(report.steps)} steps do not hold")
+        failed = len(report.failures) - (len(skipped) if report.strict else 0)
+        more = f"{len(skipped)} were skipped, which --strict does not accept" if report.strict and skipped else ""
+        held = f"{failed} of {len(report.steps)} steps do not hold" if failed else ""
+        print(f"\nREFUSED: {', '.join(filter(None, (held, more)))}")
     elif skipped:
         names = ", ".join(str(step.number) for step in skipped)
         print(f"\nNothing that was checked is wrong, but steps were skipped ({names}): not fully verified")

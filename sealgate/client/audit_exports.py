@@ -113,7 +113,9 @@ def _export_lines(client: AuditClient, arguments: argparse.Namespace, last: int)
         except UsageError:
             raise
         except (SealgateError, KeyboardInterrupt):
-            if part.exists():
+            if part.exists() and part.stat().st_size == 0:
+                part.unlink()
+            elif part.exists():
                 print(f"\n{part} holds what came; go on with the same command and --resume", file=sys.stderr)
             raise
 

@@ -69,7 +69,7 @@ def _question(arguments: argparse.Namespace) -> Question:
     from sealgate.client.errors import UsageError
     from sealgate.client.times import parse_moment
     from sealgate.errors import DecodeError
-    from sealgate.transparency.reports.catalogue import require_report
+    from sealgate.transparency.reports.catalogue import REPORTS, require_report
     from sealgate.transparency.reports.question import Question
 
     now = now_us()
@@ -77,6 +77,12 @@ def _question(arguments: argparse.Namespace) -> Question:
     for option, name in _TIMES.items():
         text = getattr(arguments, option)
         given[name] = None if text is None else parse_moment(text, now_us=now)
+    kind = REPORTS.get(arguments.name)
+    for option, name in _TIMES.items():
+        if kind is not None and given[name] is not None and name not in kind.parameters:
+            raise UsageError(f"the report '{arguments.name}' does not take --{option}")
+    if None not in (given["from_us"], given["to_us"]) and given["from_us"] >= given["to_us"]:
+        raise UsageError("--since must come before --until")
     question = Question(**given)
     try:
         require_report(arguments.name, question)

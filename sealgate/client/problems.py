@@ -29,7 +29,6 @@ _HINTS = {
     "unavailable": "the service cannot infer at the moment; try again later",
     "sealed-request-refused": "the runtime refused the sealed request; check this machine's clock and the credential",
     "unknown-key": "the service changed its keys again; try once more",
-    "not-found": "there is nothing at that address",
     "too-large": "the request is larger than the service allows",
     "timed-out": "the model did not answer in time",
 }

@@ -149,6 +149,7 @@ class _Verification:
     onlookers: Sequence[Onlooker]
     steps: list[Step] = field(default_factory=list)
     unreadable: Problems = field(default_factory=Problems)
+    cut_short: bool = False  # the entries could not be read to their end
 
     def run(self, stream: BinaryIO) -> Report:
         try:
@@ -182,7 +183,10 @@ class _Verification:
         for size, shown in roots.items():
             given.compare(size, shown)
         for check in checks:  # 6 to 10
-            self._add(check.name, check.verdict(part))
+            verdict = check.verdict(part)
+            if self.cut_short and verdict.status == "ok":
+                verdict = Verdict("skipped", "the entries cannot be read to their end")
+            self._add(check.name, verdict)
         limits = (_PRUNED.format(gone.count),) if gone.count else ()
         if gone.count:
             self._add(gone.name, gone.verdict(part))  # 11
@@ -298,12 +302,14 @@ class _Verification:
             result = error
         except DecodeError as error:
             self.unreadable.add(str(error))
+            self.cut_short = True
             return LogError("the entries cannot be read")
         try:
             for _ in hashes:  # whatever is left, so that every check sees every record
                 pass
         except DecodeError as error:
             self.unreadable.add(str(error))
+            self.cut_short = True
         return result
 
     def _entries(self, bundle: Bundle, gone: int) -> Verdict:

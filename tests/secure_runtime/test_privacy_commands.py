@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -312,8 +313,10 @@ def test_what_is_due_is_pruned_and_who_is_left_without_records_forgotten(
     assert run("prune", state, "--dry-run", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"due": [{"tenant": "clinic", "purpose": "billing", "due": 300}]}
     assert run("prune", state, "--note", "monthly") == 0
-    assert "300 records are deleted" in capsys.readouterr().out
+    told = capsys.readouterr().out
     (announced,) = host.records("retention.pruned")
+    assert re.search(r"^300 records, the first of them \d+, are deleted, as record \d+ announced$", told, re.M)
+    assert "300 records are deleted" in told
     assert announced.detail["by"] == f"uid:{os.getuid()}"
     assert announced.detail["note"] == "monthly"
     assert announced.detail["count"] == "300"

@@ -115,6 +115,7 @@ def test_what_cannot_be_asked_is_one_line_and_asks_nobody(service: Any, audit: R
     with pytest.raises(ConfigurationError) as failure:
         audit("report", *words)
     assert "\n" not in str(failure.value)
+    assert "_us" not in str(failure.value), "options have the names that people typed"
     assert service.count("/audit") == before
 
 

@@ -104,6 +104,18 @@ def test_a_repacked_member_does_not_have_its_digest(log, name: str) -> None:
     assert any("digest in its manifest" in step.detail for step in report.failures), report.lines()
 
 
+def test_checks_that_could_not_see_every_entry_do_not_call_anything_ok(log) -> None:
+    honest = ContainerReader(log.bundle(0, 7))
+    out = io.BytesIO()
+    writer = ContainerWriter(out)
+    for member in honest.names:
+        writer.add(member, honest.read(member) + (b"\n" if member.startswith("entries/") else b""))
+    writer.close()
+    found = statuses(check(log, out))
+    assert found[3] == "failed"
+    assert "ok" not in {found[number] for number in (6, 7, 8, 9)}
+
+
 # 2: signature
 
 
