@@ -128,7 +128,7 @@ class AuditReader:
     def record(self, identifier: str) -> Entry:
         """The record with this id."""
         if "\0" in identifier:
-            raise QueryRefused("no record has this id", code="not-found")
+            raise QueryRefused("no record that is kept has this id or index", code="not-found")
         statement = (
             select(leaf_table.c.idx, leaf_table.c.leaf)
             .join(record_table, record_table.c.idx == leaf_table.c.idx)
@@ -137,7 +137,7 @@ class AuditReader:
         with self._snapshot() as (connection, _size):
             row = connection.execute(statement).one_or_none()
         if row is None:
-            raise QueryRefused("no record has this id", code="not-found")
+            raise QueryRefused("no record that is kept has this id or index", code="not-found")
         return _entry(row.idx, row.leaf)
 
     def record_at(self, index: int) -> Entry:
@@ -145,7 +145,7 @@ class AuditReader:
         with self._snapshot() as (connection, _size):
             leaf = connection.execute(select(leaf_table.c.leaf).where(leaf_table.c.idx == index)).scalar_one_or_none()
         if leaf is None:
-            raise QueryRefused("no record has this id", code="not-found")
+            raise QueryRefused("no record that is kept has this id or index", code="not-found")
         return _entry(index, leaf)
 
     def report(self, name: str, question: Question) -> Report:

@@ -115,7 +115,7 @@ async def record(request: Asking, console: NamedDependency[Console], identifier:
         numbered = identifier.isascii() and identifier.isdecimal() and len(identifier) <= 15
         entry = reader.record_at(int(identifier)) if numbered else reader.record(identifier)
         if permit.records_of not in (None, entry.record.tenant):
-            raise QueryRefused("no record has this id", code="not-found")
+            raise QueryRefused("no record that is kept has this id or index", code="not-found")
         return entry, _proof_of(reader, entry)
 
     entry, proof = await read_log(console.gate, may, read)
