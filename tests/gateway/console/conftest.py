@@ -102,9 +102,10 @@ def consoled(_consoled: Running) -> Running:
     return _consoled
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser, started once."""
+    """The browser. Its driver keeps an event loop running in this thread, so it must not outlive the module that needs
+    it: `asyncio.run` of other tests would be refused."""
     program = require_browser()
     from playwright.sync_api import sync_playwright
 
