@@ -10,6 +10,7 @@
 
 Trusts: the database's commit. Never: signs what is not durable; never goes on after an error, whoever calls decides
 nothing: every exception out of `commit` and `publish` is fatal to the log.
+Long, because it is one transaction from its first statement to its receipts.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ waiting and everything later is refused, and what was acknowledged before is on 
 
 Trusts: the host that calls it (it alone decides what is recorded). Never: acknowledges before the disk has it, loses a
 queued record to a caller's cancellation, or runs beside a second writer.
+Long, because opening, appending and closing share one lock and are read together.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@
     12. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
 
 A step that cannot be decided is `skipped` and says why; in strict mode that is a failure. Trusts: the keys in
-`LogTrust` and SHA-256. Never: stops at the first failure, or calls verified what was not checked.
+`LogTrust` and SHA-256. Never: stops at the first failure, or calls verified what was not checked. Long, because an
+auditor reads all steps in their order on this one page.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The runtime host, put together: log, budgets, supervisor, admission, attester, and the socket for gateways.
 
 The only place where these meet. Trusts: the deployment's files, readable by the host alone. Never: sees plaintext.
+Long, because it is the list of the host's parts and how they hang together.
 """
 
 from __future__ import annotations
