@@ -6,7 +6,7 @@
     Receipts      the receipts that were handed in are the very leaves of this log, under checkpoints of its tree
 
 Pure, in memory bounded by the range. Trusts nothing but the keys that the log's own `worker.start` records name: that
-those belong to attested workers is the evidence's business, not the log's.
+those belong to attested workers is the evidence's business, not the log's. Long, because the checks are read together.
 """
 
 from __future__ import annotations

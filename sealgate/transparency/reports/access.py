@@ -9,6 +9,8 @@ a random pseudonym, and who is behind it stands in the report on a subject.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from sealgate.transparency.record import ENDS, Record
 from sealgate.transparency.reports.counting import Counted, Tallies, Tally, counted
 from sealgate.transparency.reports.form import Answer, Cell, Column, Part, Table
@@ -23,7 +25,7 @@ def _used(row: Tally) -> tuple[Cell, ...]:
     return (*ends, row.units, row.eps_micro, row.first_us, row.last_us)
 
 
-class Counts:
+class Counts(ABC):
     """A report that only counts: a fold that takes whole groups too."""
 
     kinds: tuple[str, ...] = ()
@@ -40,12 +42,12 @@ class Counts:
         if one.kind in self.kinds and self._question.matches(one):
             self._add(one)
 
+    @abstractmethod
     def answer(self, part: Part) -> Answer:
         """What was counted."""
-        raise NotImplementedError
 
-    def _add(self, one: Counted) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _add(self, one: Counted) -> None: ...
 
 
 class Access(Counts):
