@@ -38,6 +38,7 @@ from audit.tables import head as head_table
 from audit.tables import open_intent as intent_table
 from sealgate.ambient import Clock, Entropy, uuid7
 from sealgate.errors import DecodeError
+from sealgate.transparency.cose_receipt import reissue
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.merkle import inclusion_proof, leaf_hash
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
@@ -149,6 +150,10 @@ class Committer:
     def unpublished(self) -> bool:
         """A checkpoint was signed, or cosigned, that readers cannot see yet."""
         return self._witnessed is not None or (self._note is not None and self._note[0] > self._stored.size)
+
+    def cose_receipt(self, receipt: bytes) -> bytes:
+        """See AuditLog.cose_receipt. From any thread: it reads nothing that changes."""
+        return reissue(receipt, self._signer)
 
     def take_cosigned(self, size: int, note: bytes) -> None:
         """Publish this cosigned checkpoint with the next one, unless a newer one is there already."""

@@ -238,6 +238,10 @@ class AuditLog:
         with self._wake:
             return self._note
 
+    def cose_receipt(self, receipt: bytes) -> bytes:
+        """A receipt of this log also as COSE Receipt (RFC 9942). Raises ReceiptError for any other's."""
+        return self._committer.cose_receipt(receipt)
+
     def publish_cosigned(self, size: int, note: bytes) -> None:
         """Let readers have this checkpoint of ours, of `size` records, that witnesses cosigned. Does not wait."""
         with self._wake:

@@ -41,6 +41,7 @@ class Asked:
     action: Action
     model: str
     purpose: str
+    cose: bool = False  # the receipt is wanted as COSE Receipt too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,7 @@ class Gate:
             purpose=asked.purpose,
             caller=caller_of(principal),
             decision=decision,
+            cose=asked.cose,
         )
         reply = await while_awaited(request.receive, self.link.deny(frame), timeout_s=self.request_timeout_s)
         if isinstance(reply, frames.Refused):
@@ -191,7 +193,8 @@ def budget_members(reply: frames.Refused) -> dict[str, object]:
 
 def audit_headers(reply: frames.Answer | frames.Refused | frames.Recorded) -> dict[str, str]:
     """Where the record of this request stands, and the proof that it does."""
-    return {"Audit-Receipt": to_base64url(reply.receipt), "Audit-Record": f"{reply.log} {reply.record}"}
+    headers = {"Audit-Receipt": to_base64url(reply.receipt), "Audit-Record": f"{reply.log} {reply.record}"}
+    return headers | ({"Audit-Cose-Receipt": to_base64url(reply.cose_receipt)} if reply.cose_receipt else {})
 
 
 def source_class(client: Any) -> str:

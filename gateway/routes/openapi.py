@@ -27,6 +27,7 @@ from litestar.openapi.spec import (
 from gateway.errors import MEDIA_PROBLEM, PROBLEMS
 from sealgate.limits import MAX_ADMIN_NOTE, MAX_NAME
 from sealgate.protocol.ohttp import MEDIA_CHUNKED_REQUEST, MEDIA_REQUEST
+from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
 
 class ProblemDocument(msgspec.Struct, frozen=True):
@@ -98,6 +99,8 @@ class SealedOperation(Operation):
         fields.append(
             _text_field("Sealed-Operation", "Must fit the request inside", required=False, enum=["infer", "read-model"])
         )
+        cose = "Ask for the receipt as COSE Receipt (RFC 9942) too: it comes in Audit-Cose-Receipt, base64url"
+        fields.append(_text_field("Accept-Receipt", cose, required=False, enum=[MEDIA_COSE]))
         if not self.parameters:
             fields.append(_text_field("Sealed-Model", "The model; must equal the one inside", required=True))
         self.parameters = [*(self.parameters or []), *fields]

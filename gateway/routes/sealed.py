@@ -27,6 +27,7 @@ from sealgate.errors import DecodeError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.frames import Answer, Submit
 from sealgate.protocol.ohttp import MEDIA_RESPONSE, SealedRequest
+from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 _OPERATIONS = {"infer": Action.INFER, "read-model": Action.READ_MODEL}
@@ -88,7 +89,10 @@ def _asked(request: Request[Any, Any, Any], model: str) -> Asked:
             detail="Name the model in the path or in Sealed-Model, and the purpose in Purpose; "
             "Sealed-Operation is infer or read-model.",
         )
-    return Asked(action=_OPERATIONS[operation], model=model, purpose=purpose)
+    receipt = _field(request, b"accept-receipt")
+    if receipt not in ("", MEDIA_COSE):
+        raise Problem("malformed-request", detail=f"Accept-Receipt, if it is given, is {MEDIA_COSE}.")
+    return Asked(action=_OPERATIONS[operation], model=model, purpose=purpose, cose=bool(receipt))
 
 
 def _field(request: Request[Any, Any, Any], name: bytes, otherwise: str = "") -> str:
@@ -114,6 +118,7 @@ def _submission(principal: Principal, asked: Asked, permit: Permit, sealed: Seal
         media_type=sealed.media_type,
         caller=caller_of(principal),
         decision=permit.decision,
+        cose=asked.cose,
     )
 
 

@@ -1,4 +1,4 @@
-"""`sealgate audit query` and `show`: records that match a filter, and one record with its proof.
+"""`sealgate audit query`, `show` and `receipt`: records that match a filter, one with its proof, and a kept proof.
 
 Trusts: the log keys of the trust file. Never: calls a filter's answer complete.
 """
@@ -45,6 +45,12 @@ def configure(commands: Any) -> None:
     show.add_argument("--cose", type=Path, metavar="FILE", help="also as COSE Receipt (RFC 9942); its leaf: FILE.leaf")
     show.add_argument("--json", action="store_true", help=JSON_HELP)
     finish(show, _show, online=True)
+
+    receipt = commands.add_parser("receipt", help="verify a kept receipt, offline", description=_receipt.__doc__)
+    receipt.add_argument("receipt", type=Path, metavar="FILE", help="a receipt, or a COSE Receipt (RFC 9942)")
+    receipt.add_argument("--leaf", type=Path, metavar="FILE", help="a COSE Receipt's record (default: FILE.leaf)")
+    receipt.add_argument("--json", action="store_true", help=JSON_HELP)
+    finish(receipt, _receipt, online=False)
 
 
 def _query(arguments: argparse.Namespace) -> int:
@@ -116,6 +122,26 @@ def _show(arguments: argparse.Namespace) -> int:
             replace_file(arguments.cose, receipt)
             replace_file(arguments.cose.with_name(arguments.cose.name + ".leaf"), entry.leaf)
     return print_record(arguments, entry.index, entry.leaf, f"in {checkpoint.origin} at size {checkpoint.size}")
+
+
+def _receipt(arguments: argparse.Namespace) -> int:
+    """Verify a receipt that was kept, without the service, and show the record that it proves. A COSE Receipt carries
+    no record: that is read from the file beside it."""
+    from sealgate.client.errors import UsageError
+    from sealgate.evidence.trust import load_trust
+    from sealgate.limits import MAX_LEAF, MAX_RECEIPT
+    from sealgate.transparency.cose_receipt import COSE_SIGN1, verify_cose_receipt
+
+    data = read_bounded(arguments.receipt, MAX_RECEIPT)
+    if not data.startswith(COSE_SIGN1):
+        if arguments.leaf is not None:
+            raise UsageError(f"{arguments.receipt} is no COSE receipt: it carries its record itself; leave --leaf away")
+        return _show_receipt(arguments)
+    beside = arguments.leaf or arguments.receipt.with_name(arguments.receipt.name + ".leaf")
+    leaf = read_bounded(beside, MAX_LEAF)
+    proven = verify_cose_receipt(data, leaf, load_trust(arguments.trust).log_keys)
+    where = f"in {proven.origin}, under a root of {proven.size} records that the log signed (COSE Receipt)"
+    return print_record(arguments, proven.index, leaf, where)
 
 
 def _show_receipt(arguments: argparse.Namespace) -> int:

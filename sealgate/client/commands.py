@@ -21,6 +21,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--purpose", required=True, metavar="P", help="what you ask for; the policy decides by it")
     parser.add_argument("--rows", required=True, metavar="CSV", help="rows to ask about; - reads standard input")
     parser.add_argument("--receipt-out", type=Path, metavar="FILE", help="keep the audit receipt")
+    parser.add_argument(
+        "--cose-out", type=Path, metavar="FILE", help="keep it as COSE Receipt (RFC 9942) too; its leaf: FILE.leaf"
+    )
     parser.add_argument("--strict", action="store_true", help="treat every skipped check of the evidence as a failure")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--explain", action="store_true", help="print what was verified, step by step")
@@ -35,13 +38,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
     connection = read_connection(arguments)
     table = read_rows(arguments.rows)
-    _check_place(arguments.receipt_out)
+    _check_place("--receipt-out", arguments.receipt_out)
+    _check_place("--cose-out", arguments.cose_out)
     session = Session(
         connection.trust.strictly() if arguments.strict else connection.trust,
         purpose=arguments.purpose,
         token=connection.token,
         certificate=connection.certificate,
         dpop_key=connection.dpop_key,
+        cose_receipts=arguments.cose_out is not None,
         proxy=connection.proxy,
         timeout=connection.timeout_s,
     )
@@ -53,23 +58,25 @@ def _run(arguments: argparse.Namespace) -> int:
         except (ServiceRefused, InferenceFailed) as refused:
             _say_recorded(refused)
             _keep(arguments.receipt_out, refused.receipt_bytes)
+            _keep_cose(arguments.cose_out, refused)
             raise
         except (EvidenceRefused, ReceiptRefused) as refused:
             _explain_refusal(arguments, refused)
             raise
     try:
         _keep(arguments.receipt_out, result.receipt_bytes)
+        _keep_cose(arguments.cose_out, result)
     finally:  # the answer is paid for: a receipt that cannot be kept does not cost it
         _print(arguments, metadata, result)
     return 0
 
 
-def _check_place(path: Path | None) -> None:
+def _check_place(option: str, path: Path | None) -> None:
     """Before anything is asked, because asking costs budget."""
     from sealgate.client.errors import UsageError
 
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise UsageError(f"--receipt-out {path}: name a file in a folder that exists")
+        raise UsageError(f"{option} {path}: name a file in a folder that exists")
 
 
 def _keep(path: Path | None, receipt: bytes) -> None:
@@ -77,6 +84,19 @@ def _keep(path: Path | None, receipt: bytes) -> None:
 
     if path is not None and receipt:
         save_receipt(path, receipt)
+
+
+def _keep_cose(path: Path | None, answered: Any) -> None:
+    """The COSE Receipt of an answer or a refusal, and beside it the leaf that it is about."""
+    import sys
+
+    if path is None or answered.receipt is None:
+        return
+    if not answered.cose_receipt:
+        print(f"{path}: the service gave no COSE receipt; --receipt-out keeps what it gave", file=sys.stderr)
+        return
+    _keep(path, answered.cose_receipt)
+    _keep(path.with_name(path.name + ".leaf"), answered.receipt.leaf)
 
 
 def _say_recorded(refused: Any) -> None:

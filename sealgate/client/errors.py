@@ -82,6 +82,7 @@ class ServiceRefused(RemoteError):
         retry_after_s: int | None,
         receipt: VerifiedReceipt | None = None,
         receipt_bytes: bytes = b"",
+        cose_receipt: bytes = b"",
         receipt_refused: ReceiptRefused | None = None,
     ) -> None:
         if receipt_refused is not None:
@@ -91,6 +92,7 @@ class ServiceRefused(RemoteError):
         self.receipt_refused = receipt_refused
         self.receipt = receipt
         self.receipt_bytes = receipt_bytes
+        self.cose_receipt = cose_receipt
 
 
 class BudgetSpent(ServiceRefused):
@@ -113,7 +115,16 @@ class InferenceFailed(RemoteError):
 
     code = "inference-failed"
 
-    def __init__(self, message: str, *, status: int, receipt: VerifiedReceipt, receipt_bytes: bytes) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        receipt: VerifiedReceipt,
+        receipt_bytes: bytes,
+        cose_receipt: bytes = b"",
+    ) -> None:
         super().__init__(message, status=status)
         self.receipt = receipt
         self.receipt_bytes = receipt_bytes
+        self.cose_receipt = cose_receipt

@@ -42,6 +42,7 @@ from sealgate.client.receipts import (
     Asked,
     CheckedReceipt,
     check_answer,
+    check_cose,
     check_obligations,
     check_refusal,
     decode_receipt_header,
@@ -87,6 +88,7 @@ class SealedAnswer:
     key_config: KeyConfig
     retried: bool
     obligations: Obligations
+    cose_receipt: bytes = field(default=b"", repr=False)  # verified; empty unless it was asked for and came
 
 
 Flow: TypeAlias = Generator[OuterRequest, OuterResponse, SealedAnswer]
@@ -99,8 +101,12 @@ class SealedChannel:
     fetch it.
     """
 
-    def __init__(self, trust: Trust, *, clock: Clock = now_us, entropy: Entropy = random_bytes) -> None:
+    def __init__(
+        self, trust: Trust, *, cose_receipts: bool = False, clock: Clock = now_us, entropy: Entropy = random_bytes
+    ) -> None:
+        """With `cose_receipts`, every receipt is also asked for as COSE Receipt (RFC 9942)."""
         self.trust = trust
+        self._cose = cose_receipts
         self._clock = clock
         self._entropy = entropy
         self._evidence: VerifiedEvidence | None = None
@@ -198,7 +204,8 @@ class SealedChannel:
         sealed, media_type, opener = seal_request(config, inner, entropy=self._entropy)
         if len(sealed) > MAX_SEALED_REQUEST:
             raise UsageError("the request is larger than the service accepts; send fewer rows at once")
-        headers = seal_headers(request, target, media_type=media_type, accept=opener.media_type)
+        accept = opener.media_type
+        headers = seal_headers(request, target, media_type=media_type, accept=accept, cose=self._cose)
         answer = yield from self._send(seal_envelope(target, sealed, headers), credential)
         asked = Asked(
             model=target.model,
@@ -209,6 +216,7 @@ class SealedChannel:
             received_us=self._clock(),
         )
         checked = self._require_sealed(answer, asked, evidence)
+        cose_receipt = self._cose_receipt(answer, checked)
         response = bhttp.decode_response(opener.open(answer.body, answer.media_type))
         obligations = decode_obligations([value for name, value in response.fields if name == FIELD])
         checked = check_obligations(checked, obligations)
@@ -221,6 +229,7 @@ class SealedChannel:
             key_config=config,
             retried=retried,
             obligations=obligations,
+            cose_receipt=cose_receipt,
         )
 
     def _send(
@@ -254,9 +263,14 @@ class SealedChannel:
             return _refusal(answer)
         try:
             checked = check_refusal(decode_receipt_header(receipt), asked, evidence=evidence, trust=self.trust)
+            cose_receipt = self._cose_receipt(answer, checked)
         except ReceiptRefused as refused:
             return _refusal(answer, receipt_refused=refused)
-        return _refusal(answer, checked=checked)
+        return _refusal(answer, checked=checked, cose_receipt=cose_receipt)
+
+    def _cose_receipt(self, answer: OuterResponse, checked: CheckedReceipt) -> bytes:
+        text = answer.headers.get("audit-cose-receipt", "") if self._cose else ""
+        return check_cose(decode_receipt_header(text), checked, trust=self.trust) if text else b""
 
 
 def choose_config(evidence: VerifiedEvidence) -> KeyConfig:
@@ -282,7 +296,11 @@ def _body_of(answer: OuterResponse, media_type: str) -> bytes:
 
 
 def _refusal(
-    answer: OuterResponse, *, checked: CheckedReceipt | None = None, receipt_refused: ReceiptRefused | None = None
+    answer: OuterResponse,
+    *,
+    checked: CheckedReceipt | None = None,
+    cose_receipt: bytes = b"",
+    receipt_refused: ReceiptRefused | None = None,
 ) -> ServiceRefused:
     headers = answer.headers
     problem = read_problem(answer.status, headers.get("content-type", ""), headers.get("retry-after", ""), answer.body)
@@ -293,6 +311,7 @@ def _refusal(
         "retry_after_s": problem.retry_after_s,
         "receipt": checked.verified if checked else None,
         "receipt_bytes": checked.raw if checked else b"",
+        "cose_receipt": cose_receipt,
         "receipt_refused": receipt_refused,
     }
     budget, renews = (problem.budget, problem.renews) if checked is None else recorded_budget(checked)

@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote
 from sealgate.client.credentials import Credential
 from sealgate.client.errors import UsageError
 from sealgate.limits import MAX_NAME, MAX_SEALED_RESPONSE
+from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
 _TARGET = re.compile(r"/v2/models/([^/?#]+)(?:/versions/[^/?#]+)?(/infer|/ready)?\Z")
 _FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
@@ -116,7 +117,9 @@ def inner_fields(request: InnerRequest, credential: Credential, sent_us: int) ->
     return ours + tuple((name, value) for name, value in kept if name not in _OURS and name not in _OUTSIDE)
 
 
-def seal_headers(request: InnerRequest, target: Target, *, media_type: str, accept: str) -> tuple[tuple[str, str], ...]:
+def seal_headers(
+    request: InnerRequest, target: Target, *, media_type: str, accept: str, cose: bool = False
+) -> tuple[tuple[str, str], ...]:
     """The outer header fields of a sealed request, but for the credential's: those are made each time it is sent."""
     trace = [value for name, value in request.fields if name.lower() == "traceparent" and _FIELD_VALUE.match(value)]
     return (
@@ -124,6 +127,7 @@ def seal_headers(request: InnerRequest, target: Target, *, media_type: str, acce
         ("accept", accept),
         ("purpose", request.purpose),
         ("sealed-operation", target.operation),
+        *((("accept-receipt", MEDIA_COSE),) if cose else ()),
         *(("traceparent", value) for value in trace[:1]),
     )
 

@@ -33,6 +33,7 @@ from sealgate.protocol.completion import verify_completion
 from sealgate.protocol.frames import Obligations
 from sealgate.protocol.obligations import encode_obligations
 from sealgate.terminal import printable
+from sealgate.transparency.cose_receipt import same_proof
 from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
 from sealgate.transparency.record import Record, completion_of
 
@@ -157,6 +158,16 @@ def check_refusal(raw: bytes, asked: Asked, *, evidence: VerifiedEvidence, trust
     _check_purpose(record, asked, transcript)
     _check_time(record, asked, transcript)
     return CheckedReceipt(verified=verified, raw=raw, transcript=transcript.checks)
+
+
+def check_cose(raw: bytes, checked: CheckedReceipt, *, trust: Trust) -> bytes:
+    """A COSE Receipt that came beside a receipt, if it proves the same; raises ReceiptRefused."""
+    try:
+        same_proof(raw, checked.verified, trust.log_keys)
+    except SealgateError as error:
+        transcript = Transcript(subject="COSE receipt", refusal=ReceiptRefused, strict=True)
+        transcript.fail("receipt", "it does not prove what the receipt does", anchor="log_keys", cause=error)
+    return raw
 
 
 def recorded_budget(checked: CheckedReceipt) -> tuple[str, datetime | None]:

@@ -67,6 +67,12 @@ class InferResult:
         """One output as a numpy array."""
         return to_numpy(self.tensors[name])
 
+    @property
+    def cose_receipt(self) -> bytes:
+        """The receipt as COSE Receipt (RFC 9942), verified; empty unless the session asks for them and one came. Its
+        leaf is `receipt.leaf`."""
+        return self.answer.cose_receipt
+
     def save_receipt(self, path: Path | str) -> None:
         """Write the receipt: it proves to others that this inference is on record. Owner-only; replaces a file."""
         save_receipt(Path(path), self.receipt_bytes)
@@ -139,6 +145,7 @@ def require_sealed(response: httpx.Response) -> SealedAnswer:
             status=response.status_code,
             receipt=answer.receipt,
             receipt_bytes=answer.receipt_bytes,
+            cose_receipt=answer.cose_receipt,
         )
     return answer
 

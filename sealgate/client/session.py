@@ -46,7 +46,8 @@ class Session:
 
     `purpose` is what every request is for unless a call says otherwise. Give a `token` (text, or a function that
     returns the current one, such as `ClientCredentials`), a client `certificate`, or both; `dpop_key` is the key that
-    the token is bound to, if it is. `proxy`, `trust_env` and `timeout` are httpx's.
+    the token is bound to, if it is. With `cose_receipts`, receipts come as COSE Receipts (RFC 9942) too. `proxy`,
+    `trust_env` and `timeout` are httpx's.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Session:
         token: TokenSource | None = None,
         certificate: CertificateSource = None,
         dpop_key: DpopKey | None = None,
+        cose_receipts: bool = False,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -71,6 +73,7 @@ class Session:
             token=token,
             certificate=_certificate(certificate),
             dpop_key=dpop_key,
+            cose_receipts=cose_receipts,
             proxy=proxy,
             trust_env=trust_env,
             timeout=timeout,
@@ -155,6 +158,7 @@ class AsyncSession:
         token: AsyncTokenSource | None = None,
         certificate: CertificateSource = None,
         dpop_key: DpopKey | None = None,
+        cose_receipts: bool = False,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -169,6 +173,7 @@ class AsyncSession:
             token=token,
             certificate=_certificate(certificate),
             dpop_key=dpop_key,
+            cose_receipts=cose_receipts,
             proxy=proxy,
             trust_env=trust_env,
             timeout=timeout,

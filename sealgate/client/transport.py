@@ -94,10 +94,11 @@ class _Setting:
         purpose: str,
         certificate: ClientCertificate | None,
         dpop_key: DpopKey | None,
+        cose_receipts: bool,
         clock: Clock,
         entropy: Entropy,
     ) -> _Setting:
-        channel = SealedChannel(open_trust(trust), clock=clock, entropy=entropy)
+        channel = SealedChannel(open_trust(trust), cose_receipts=cose_receipts, clock=clock, entropy=entropy)
         prover = Prover(dpop_key, clock=clock, entropy=entropy) if dpop_key else None
         return cls(channel, purpose, certificate.leaf() if certificate else None, prover)
 
@@ -132,6 +133,7 @@ class SealedTransport(httpx.BaseTransport):
         token: TokenSource | None = None,
         certificate: ClientCertificate | None = None,
         dpop_key: DpopKey | None = None,
+        cose_receipts: bool = False,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -139,7 +141,7 @@ class SealedTransport(httpx.BaseTransport):
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
-        self._setting = _Setting.read(trust, purpose, certificate, dpop_key, clock, entropy)
+        self._setting = _Setting.read(trust, purpose, certificate, dpop_key, cose_receipts, clock, entropy)
         self._token = token
         held = self._setting.channel.trust
         with reading_proxy():
@@ -209,6 +211,7 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         token: AsyncTokenSource | None = None,
         certificate: ClientCertificate | None = None,
         dpop_key: DpopKey | None = None,
+        cose_receipts: bool = False,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
         timeout: httpx.Timeout | float = DEFAULT_TIMEOUT,
@@ -216,7 +219,7 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
-        self._setting = _Setting.read(trust, purpose, certificate, dpop_key, clock, entropy)
+        self._setting = _Setting.read(trust, purpose, certificate, dpop_key, cose_receipts, clock, entropy)
         self._token = token
         held = self._setting.channel.trust
         with reading_proxy():

@@ -149,7 +149,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Submit(Frame, frozen=True, kw_only=True, tag="submit"):
-    """A permitted sealed request; body: the encapsulated request."""
+    """A permitted sealed request; body: the encapsulated request. `cose`: its receipt is wanted as COSE Receipt too."""
 
     model: str
     operation: str
@@ -157,6 +157,7 @@ class Submit(Frame, frozen=True, kw_only=True, tag="submit"):
     media_type: str
     caller: Caller
     decision: Decision
+    cose: bool = False
 
 
 class Deny(Frame, frozen=True, kw_only=True, tag="deny"):
@@ -167,6 +168,7 @@ class Deny(Frame, frozen=True, kw_only=True, tag="deny"):
     purpose: str
     caller: Caller
     decision: Decision
+    cose: bool = False
 
 
 class AuthFailed(Frame, frozen=True, kw_only=True, tag="auth-failed"):
@@ -212,6 +214,7 @@ class Answer(Frame, frozen=True, kw_only=True, tag="answer"):
     log: str
     record: int
     receipt: bytes
+    cose_receipt: bytes = b""  # RFC 9942; only where it was asked for
 
 
 class Refused(Frame, frozen=True, kw_only=True, tag="refused"):
@@ -222,6 +225,7 @@ class Refused(Frame, frozen=True, kw_only=True, tag="refused"):
     log: str = ""
     record: int = -1
     receipt: bytes = b""
+    cose_receipt: bytes = b""
     retry_after_s: int = 0
     budget: str = ""  # the budget that was exhausted, and when it renews (0: never)
     renews_us: int = 0
@@ -233,6 +237,7 @@ class Recorded(Frame, frozen=True, kw_only=True, tag="recorded"):
     log: str
     record: int
     receipt: bytes
+    cose_receipt: bytes = b""
 
 
 class EvidenceGiven(Frame, frozen=True, kw_only=True, tag="evidence-given"):

@@ -3,8 +3,8 @@
     18([ {1: -8, 4: kid, 15: {1: origin}, 395: 1}, {396: {-1: [<<[size, index, [hash, ...]]>>]}}, nil, signature ])
 
 A COSE_Sign1 whose detached payload is the root; the reader works the root out from the leaf and the path. It carries no
-leaf, and no signature over the tree's size: a C2SP receipt (`receipt`) says more. It is made from a checkpoint that the
-log published (`published.sign_root`).
+leaf, and no signature over the tree's size: a C2SP receipt (`receipt`) says more. Anybody makes one from a checkpoint
+that the log published (`published.sign_root`); the log itself also from a C2SP receipt that it just gave (`reissue`).
 
 Trusts: the verifier keys it is given. Never: opens anything but one canonical form; accepts two proofs in one receipt.
 """
@@ -22,10 +22,13 @@ from sealgate.limits import MAX_PROOF_HASHES, MAX_RECEIPT
 from sealgate.protocol import cbor
 from sealgate.transparency.cose_root import INCLUSION, VDP, protected_header, root_message
 from sealgate.transparency.merkle import HASH_SIZE, inclusion_root, leaf_hash
-from sealgate.transparency.notes import NoteVerifier, open_checkpoint, parse_signature_line, split_note
+from sealgate.transparency.notes import NoteSigner, NoteVerifier, open_checkpoint, parse_signature_line, split_note
+from sealgate.transparency.published import sign_root
+from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
 from sealgate.transparency.record import Record, parse_leaf
 
 MEDIA_TYPE = "application/cose"
+COSE_SIGN1 = b"\xd2"  # how every COSE Receipt begins: tag 18
 _SIGN1 = 18
 
 
@@ -49,6 +52,23 @@ def build_cose_receipt(*, index: int, proof: Sequence[bytes], note: bytes, verif
     inclusion = cbor.encode([checkpoint.size, index, list(proof)])
     parts: list[cbor.Value] = [protected_header(key.name, key.key_id), {VDP: {INCLUSION: [inclusion]}}, None, signature]
     return cbor.encode(cbor.Tag(_SIGN1, parts))
+
+
+def reissue(receipt: bytes, signer: NoteSigner) -> bytes:
+    """The log's own C2SP receipt as a COSE Receipt. Signs no root that this very key did not sign as a checkpoint's.
+    Raises ReceiptError for a receipt of another log or key."""
+    verified = verify_receipt(receipt, [signer.verifier])
+    note = sign_root(verified.note, signer)
+    return build_cose_receipt(index=verified.index, proof=verified.proof, note=note, verifiers=[signer.verifier])
+
+
+def same_proof(receipt: bytes, proven: VerifiedReceipt, verifiers: Sequence[NoteVerifier]) -> VerifiedCoseReceipt:
+    """That a COSE Receipt proves what a C2SP receipt does: the same record, place and tree; raises ReceiptError."""
+    verified = verify_cose_receipt(receipt, proven.leaf, verifiers)
+    tree = (proven.index, proven.checkpoint.size, proven.checkpoint.origin)
+    if (verified.index, verified.size, verified.origin) != tree:
+        raise ReceiptError("the COSE receipt is of another tree than the receipt", code="receipt-other")
+    return verified
 
 
 def verify_cose_receipt(receipt: bytes, leaf: bytes, verifiers: Sequence[NoteVerifier]) -> VerifiedCoseReceipt:

@@ -40,6 +40,7 @@ class VerifiedReceipt:
     index: int
     checkpoint: Checkpoint
     note: bytes
+    proof: tuple[bytes, ...]
 
 
 def build_receipt(index: int, leaf: bytes, proof: Sequence[bytes], checkpoint_note: bytes) -> bytes:
@@ -71,7 +72,7 @@ def verify_receipt(receipt: bytes, verifiers: Sequence[NoteVerifier]) -> Verifie
         raise ReceiptError("the receipt's leaf is not a record", code="receipt-leaf") from error
     if record.log != checkpoint.origin:
         raise ReceiptError("the receipt's record belongs to another log", code="receipt-log")
-    return VerifiedReceipt(record, leaf, index, checkpoint, note)
+    return VerifiedReceipt(record, leaf, index, checkpoint, note, tuple(proof))
 
 
 def _parse(receipt: bytes) -> tuple[int, bytes, list[bytes], bytes]:

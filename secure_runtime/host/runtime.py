@@ -42,6 +42,7 @@ from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
 from secure_runtime.host.administration import AdminServer
 from secure_runtime.host.admission import Admission
+from secure_runtime.host.cose_receipts import with_cose_receipt
 from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.policies import HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
@@ -122,7 +123,7 @@ class RuntimeHost:
     async def answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
         """Dispatch one frame; the reply repeats its id."""
         reply, sealed = await self._answer(frame, body, gone)
-        return _with_id(reply, frame.id), sealed
+        return with_cose_receipt(_with_id(reply, frame.id), frame, self._log), sealed
 
     async def _answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
         try:
