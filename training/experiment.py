@@ -30,6 +30,7 @@ from training.accountant import calibrate, cost_of
 from training.configuration import Configuration, load_configuration, micro
 from training.data import Table, load_table
 from training.documents import card_of, certificate_of, manifest_of
+from training.losses import Loss
 from training.measure import Quality, measure, train_plainly
 from training.outputs import Outputs, check_outputs
 from training.private_sgd import PrivateSgd, initialise, train_privately
@@ -136,10 +137,10 @@ def run_experiment(
     with narrator.progress(mechanism) as on_step:
         executed = train_privately(
             module,
-            rows,
+            (rows,),
             targets,
             constants=constants_of(configuration, mechanism),
-            classes=class_count(manifest.architecture),
+            loss=Loss.usual(class_count(manifest.architecture)),
             entropy=entropy,
             on_step=on_step,
         )

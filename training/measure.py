@@ -17,7 +17,8 @@ from secure_runtime.models.architectures import build
 from secure_runtime.models.predictor import Predictor
 from training.data import Table
 from training.limits import BASELINE_ROWS, BASELINE_STEPS, EVALUATION_ROWS
-from training.private_sgd import initialise, row_losses
+from training.losses import Loss
+from training.private_sgd import initialise
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,14 @@ def train_plainly(manifest: Manifest, rows: torch.Tensor, targets: torch.Tensor)
     """The same architecture on the same scaled rows without privacy: Adam, a fixed number of steps."""
     module = build(manifest.architecture).double()
     initialise(module)
-    classes = class_count(manifest.architecture)
+    losses = Loss.usual(class_count(manifest.architecture))
     parameters = list(module.parameters())
     means = [torch.zeros_like(parameter) for parameter in parameters]
     squares = [torch.zeros_like(parameter) for parameter in parameters]
     for step in range(1, BASELINE_STEPS + 1):
         start = (step - 1) * BASELINE_ROWS % len(rows)
         part = slice(start, start + BASELINE_ROWS)
-        loss = row_losses(module(rows[part]), targets[part], classes=classes).mean()
+        loss = losses.each(module(rows[part]), targets[part]).mean()
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, mean, square, gradient in zip(parameters, means, squares, gradients, strict=True):

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from opacus.grad_sample import GradSampleModule
 from torch import nn
-from torch.nn import functional
 
 from sealgate.ambient import Entropy, random_bytes
 from training.errors import TrainingError
 from training.limits import MAX_GRADIENT_NUMBERS
+from training.losses import Loss
 from training.randomness import Keystream, PoissonSampler
 
 
@@ -40,15 +40,6 @@ class PrivateSgd:
     learning_rate: float
     momentum: float = 0.0
     average_steps: int = 0  # the weights are averaged over the last so many steps; 0 keeps the last ones
-
-
-def row_losses(logits: torch.Tensor, targets: torch.Tensor, *, classes: int) -> torch.Tensor:
-    """The loss of each row: [n, logits], [n] -> [n]. Cross-entropy for classes, half the squared error for values."""
-    if classes == 0:
-        return 0.5 * (logits[:, 0] - targets) ** 2
-    if classes == 2:
-        return functional.binary_cross_entropy_with_logits(logits[:, 0], targets, reduction="none")
-    return functional.cross_entropy(logits, targets.long(), reduction="none")
 
 
 def clipped_sum(gradients: list[torch.Tensor], clip_norm: float) -> list[torch.Tensor]:
@@ -68,27 +59,28 @@ def clipped_sum(gradients: list[torch.Tensor], clip_norm: float) -> list[torch.T
 class GradientSum:
     """Clipped sums of per-example gradients of a module, in parts of bounded memory. Owns the Opacus hooks."""
 
-    def __init__(self, module: nn.Module, *, classes: int, clip_norm: float) -> None:
+    def __init__(self, module: nn.Module, *, loss: Loss, clip_norm: float) -> None:
         self._wrapped = GradSampleModule(module, loss_reduction="sum")
         self._parameters = list(module.parameters())
-        self._classes = classes
+        self._loss = loss
         self._clip_norm = clip_norm
         self._part = max(1, MAX_GRADIENT_NUMBERS // sum(one.numel() for one in self._parameters))
 
-    def over(self, rows: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
-        """The clipped sum over these rows: [n, columns], [n] -> one tensor per parameter. Zero for no rows."""
+    def over(self, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> list[torch.Tensor]:
+        """The clipped sum over these examples: each [n, ...], [n] -> one tensor per parameter. Zero for none."""
         total = [torch.zeros_like(parameter) for parameter in self._parameters]
-        for start in range(0, len(rows), self._part):
-            part = self._per_row(rows[start : start + self._part], targets[start : start + self._part])
-            for sum_so_far, more in zip(total, clipped_sum(part, self._clip_norm), strict=True):
+        for start in range(0, len(targets), self._part):
+            part = slice(start, start + self._part)
+            each = self._per_example(tuple(one[part] for one in inputs), targets[part])
+            for sum_so_far, more in zip(total, clipped_sum(each, self._clip_norm), strict=True):
                 sum_so_far += more
         return total
 
-    def _per_row(self, rows: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+    def _per_example(self, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> list[torch.Tensor]:
         self._wrapped.zero_grad(set_to_none=True)
-        # The rows want a gradient too, although nobody reads it: torch calls backward hooks properly only then.
-        logits = self._wrapped(rows.detach().requires_grad_())
-        torch.autograd.backward(row_losses(logits, targets, classes=self._classes).sum())
+        # The inputs want a gradient too, although nobody reads it: torch calls backward hooks properly only then.
+        logits = self._wrapped(*(one.detach().requires_grad_(one.is_floating_point()) for one in inputs))
+        torch.autograd.backward(self._loss.each(logits, targets).sum())
         gradients: list[torch.Tensor] = []
         for parameter in self._parameters:
             gradients.append(parameter.grad_sample)  # type: ignore[attr-defined]
@@ -116,28 +108,29 @@ def initialise(module: nn.Module, entropy: Entropy = random_bytes) -> None:
 
 def train_privately(
     module: nn.Module,
-    rows: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
     targets: torch.Tensor,
     *,
     constants: PrivateSgd,
-    classes: int,
+    loss: Loss,
     entropy: Entropy = random_bytes,
     on_step: Callable[[int], None] = lambda _step: None,
 ) -> int:
     """Train the module in place; returns the number of steps executed. Raises TrainingError if it diverges.
 
-    rows: float64 [n, columns], scaled; targets: float64 [n]. The module must be float64.
+    inputs: scaled, each [n, ...], in the order of the module's arguments; targets: float64 [n]. The module must be
+    float64.
     """
     sampler = PoissonSampler(constants.rate, Keystream(entropy))
     noise = Keystream(entropy)
-    gradient_sum = GradientSum(module, classes=classes, clip_norm=constants.clip_norm)
+    gradient_sum = GradientSum(module, loss=loss, clip_norm=constants.clip_norm)
     parameters = list(module.parameters())
     velocity = [torch.zeros_like(parameter) for parameter in parameters]
     average = [torch.zeros_like(parameter) for parameter in parameters]
     try:
         for step in range(1, constants.steps + 1):
-            drawn = torch.from_numpy(sampler.draw(len(rows)))
-            summed = gradient_sum.over(rows[drawn], targets[drawn])
+            drawn = torch.from_numpy(sampler.draw(len(targets)))
+            summed = gradient_sum.over(tuple(one[drawn] for one in inputs), targets[drawn])
             add_noise(summed, noise, deviation=constants.sigma * constants.clip_norm)
             with torch.no_grad():
                 for parameter, speed, gradient in zip(parameters, velocity, summed, strict=True):

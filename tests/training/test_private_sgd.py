@@ -14,13 +14,13 @@ from sealgate.certificate.manifest import LinearRegressionSpec, LogisticRegressi
 from secure_runtime.models.architectures import build
 from training import private_sgd
 from training.errors import TrainingError
+from training.losses import Loss
 from training.private_sgd import (
     GradientSum,
     PrivateSgd,
     add_noise,
     clipped_sum,
     initialise,
-    row_losses,
     train_privately,
 )
 from training.randomness import Keystream
@@ -59,7 +59,7 @@ def one_by_one(module, features, targets, classes, clip) -> list[torch.Tensor]:
     """The oracle: one row, one backward pass, one clip; no Opacus."""
     total = [torch.zeros_like(p) for p in module.parameters()]
     for row in range(len(features)):
-        loss = row_losses(module(features[row : row + 1]), targets[row : row + 1], classes=classes).sum()
+        loss = Loss.usual(classes).each(module(features[row : row + 1]), targets[row : row + 1]).sum()
         gradients = torch.autograd.grad(loss, list(module.parameters()))
         norm = float(torch.sqrt(sum((g**2).sum() for g in gradients)))
         for sum_so_far, gradient in zip(total, gradients, strict=True):
@@ -72,8 +72,8 @@ def test_clipped_sums_are_those_of_a_loop_over_rows(spec, clip):
     features, targets = data(spec)
     module = module_for(spec)
     wanted = one_by_one(module, features, targets, class_count(spec), clip)
-    gradient_sum = GradientSum(module, classes=class_count(spec), clip_norm=clip)
-    found = gradient_sum.over(features, targets)
+    gradient_sum = GradientSum(module, loss=Loss.usual(class_count(spec)), clip_norm=clip)
+    found = gradient_sum.over((features,), targets)
     gradient_sum.close()
     for ours, theirs in zip(found, wanted, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
@@ -84,8 +84,8 @@ def test_parts_of_bounded_memory_give_the_same_sum(spec, monkeypatch):
     sums = []
     for numbers in (10**9, 100):
         monkeypatch.setattr(private_sgd, "MAX_GRADIENT_NUMBERS", numbers)
-        gradient_sum = GradientSum(module_for(spec), classes=class_count(spec), clip_norm=1.0)
-        sums.append(gradient_sum.over(features, targets))
+        gradient_sum = GradientSum(module_for(spec), loss=Loss.usual(class_count(spec)), clip_norm=1.0)
+        sums.append(gradient_sum.over((features,), targets))
         gradient_sum.close()
     for whole, parts in zip(*sums, strict=True):
         assert torch.allclose(whole, parts, rtol=1e-12, atol=1e-13)
@@ -95,11 +95,11 @@ def test_no_single_row_moves_the_sum_by_more_than_the_clip_norm(spec):
     features, targets = data(spec)
     features[0] *= 1e6  # an outlier that would dominate everything
     module = module_for(spec)
-    gradient_sum = GradientSum(module, classes=class_count(spec), clip_norm=0.7)
-    everybody = gradient_sum.over(features, targets)
+    gradient_sum = GradientSum(module, loss=Loss.usual(class_count(spec)), clip_norm=0.7)
+    everybody = gradient_sum.over((features,), targets)
     for row in range(len(features)):
         others = torch.arange(len(features)) != row
-        without = gradient_sum.over(features[others], targets[others])
+        without = gradient_sum.over((features[others],), targets[others])
         moved = torch.sqrt(sum(((a - b) ** 2).sum() for a, b in zip(everybody, without, strict=True)))
         assert float(moved) <= 0.7 * (1 + 1e-9)
     gradient_sum.close()
@@ -113,9 +113,9 @@ def test_a_row_without_a_finite_gradient_counts_as_zero():
 
 def test_no_rows_give_a_zero_sum_and_still_noise(spec):
     module = module_for(spec)
-    gradient_sum = GradientSum(module, classes=class_count(spec), clip_norm=1.0)
+    gradient_sum = GradientSum(module, loss=Loss.usual(class_count(spec)), clip_norm=1.0)
     features, targets = data(spec)
-    empty = gradient_sum.over(features[:0], targets[:0])
+    empty = gradient_sum.over((features[:0],), targets[:0])
     gradient_sum.close()
     assert all(bool((one == 0).all()) for one in empty)
     add_noise(empty, Keystream(), deviation=1.0)
@@ -128,7 +128,9 @@ def test_the_noise_of_a_step_has_the_declared_deviation_and_no_other_divisor():
     module = build(spec).double()
     rows = torch.zeros((5, 2000), dtype=torch.float64)
     constants = PrivateSgd(rate=Fraction(1, 10**12), steps=4, divisor=50.0, clip_norm=3.0, sigma=2.0, learning_rate=0.1)
-    executed = train_privately(module, rows, torch.zeros(5, dtype=torch.float64), constants=constants, classes=2)
+    executed = train_privately(
+        module, (rows,), torch.zeros(5, dtype=torch.float64), constants=constants, loss=Loss.usual(2)
+    )
     assert executed == 4
     weights = module.layers[0].weight.detach().numpy().ravel()
     expected = 0.1 * 2.0 * 3.0 / 50.0 * np.sqrt(4)
@@ -145,7 +147,7 @@ def test_manual_seed_does_not_reproduce_a_run(spec):
         module = build(spec).double()
         initialise(module)
         constants = PrivateSgd(rate=Fraction(1), steps=2, divisor=40, clip_norm=1, sigma=1, learning_rate=0.1)
-        train_privately(module, features, targets, constants=constants, classes=class_count(spec))
+        train_privately(module, (features,), targets, constants=constants, loss=Loss.usual(class_count(spec)))
         results.append(torch.cat([p.detach().ravel() for p in module.parameters()]))
     assert not bool((results[0] == results[1]).any())
 
@@ -170,7 +172,7 @@ def test_neighbours_under_the_same_noise_differ_by_one_clipped_gradient(row):
     ends = []
     for rows, wanted in ((features, targets), (features[others], targets[others])):
         module = module_for(spec)
-        train_privately(module, rows, wanted, constants=constants, classes=3, entropy=Replay())
+        train_privately(module, (rows,), wanted, constants=constants, loss=Loss.usual(3), entropy=Replay())
         ends.append(torch.cat([p.detach().ravel() for p in module.parameters()]))
     moved = float((ends[0] - ends[1]).norm())
     assert 0 < moved <= 0.5 / 20 * (1 + 1e-9)
@@ -184,7 +186,7 @@ def test_momentum_and_averaging_are_what_they_say():
     constants = PrivateSgd(
         rate=Fraction(1), steps=3, divisor=1, clip_norm=1, sigma=0, learning_rate=1, momentum=0.5, average_steps=2
     )
-    train_privately(module, rows, targets, constants=constants, classes=0)
+    train_privately(module, (rows,), targets, constants=constants, loss=Loss.usual(0))
     path = np.cumsum([1.0, 1.5, 1.75]) / np.sqrt(2)
     assert module.layers[0].weight.item() == pytest.approx(path[1:].mean())
 
@@ -194,10 +196,10 @@ def test_training_leaves_no_trace_of_the_training_library():
     module = module_for(spec)
     features, targets = data(spec)
     constants = PrivateSgd(rate=Fraction(1, 2), steps=2, divisor=20, clip_norm=1, sigma=1, learning_rate=0.1)
-    train_privately(module, features, targets, constants=constants, classes=3)
+    train_privately(module, (features,), targets, constants=constants, loss=Loss.usual(3))
     assert not any("_module" in name for name in module.state_dict())
     assert not any(layer._forward_hooks or layer._backward_hooks for layer in module.modules())
-    again = GradientSum(module, classes=3, clip_norm=1.0)  # would refuse if its hooks were still there
+    again = GradientSum(module, loss=Loss.usual(3), clip_norm=1.0)  # would refuse if its hooks were still there
     again.close()
 
 
@@ -219,5 +221,5 @@ def test_divergence_is_an_error_not_a_model():
         rate=Fraction(1), steps=3, divisor=1, clip_norm=1, sigma=1, learning_rate=1e308, momentum=0.9
     )
     with pytest.raises(TrainingError) as caught:
-        train_privately(build(spec).double(), features, targets, constants=constants, classes=0)
+        train_privately(build(spec).double(), (features,), targets, constants=constants, loss=Loss.usual(0))
     assert caught.value.code == "diverged"
