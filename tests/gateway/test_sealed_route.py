@@ -37,6 +37,7 @@ def test_a_token_sends_and_gets_the_sealed_answer_with_its_receipt(shared):
     assert answer.headers["content-type"] == "message/ohttp-res"
     assert answer.content == b"sealed answer to " + raw[:4]
     assert answer.headers["audit-record"] == f"{LOG} 7"
+    assert "audit-cose-receipt" not in answer.headers
     assert base64.urlsafe_b64decode(answer.headers["audit-receipt"] + "==") == b"receipt of 7"
     (frame,) = shared.host.heard(frames.Submit)
     assert (frame.model, frame.operation, frame.purpose, frame.media_type) == ("wine", "infer", "treatment", media_type)
@@ -47,6 +48,28 @@ def test_a_token_sends_and_gets_the_sealed_answer_with_its_receipt(shared):
     assert frame.decision.policy_digest == shared.gate.policy.digest
     assert frame.decision.obligations.round_digits == 6
     assert shared.host.bodies() == [raw]
+
+
+def test_a_cose_receipt_is_asked_for_by_a_field_and_handed_on(shared):
+    raw, media_type = sealed_request()
+    headers = {"Content-Type": media_type, "Purpose": "treatment", "Accept-Receipt": "application/cose"}
+    reply = frames.Answer(media_type="message/ohttp-res", log=LOG, record=7, receipt=b"r", cose_receipt=b"as cose")
+    shared.host.script = lambda frame, body: (reply, b"sealed")
+    client = shared.client(token=shared.token())
+    answer = client.post("/sealed/wine", content=raw, headers=headers)
+    assert base64.urlsafe_b64decode(answer.headers["audit-cose-receipt"] + "==") == b"as cose"
+    assert base64.urlsafe_b64decode(answer.headers["audit-receipt"] + "==") == b"r"
+    denied = frames.Recorded(log=LOG, record=8, receipt=b"r", cose_receipt=b"denied")
+    shared.host.script = lambda frame, body: (denied, b"")
+    answer = client.post("/sealed/wine", content=raw, headers=headers | {"Purpose": "marketing"})
+    assert answer.status_code == 403
+    assert base64.urlsafe_b64decode(answer.headers["audit-cose-receipt"] + "==") == b"denied"
+    assert [frame.cose for kind in (frames.Submit, frames.Deny) for frame in shared.host.heard(kind)] == [True, True]
+    answer = client.post("/sealed/wine", content=raw, headers=headers | {"Accept-Receipt": "application/jwt"})
+    assert (answer.status_code, problem(answer, "malformed-request")["detail"]) == (
+        400,
+        "Accept-Receipt, if it is given, is application/cose.",
+    )
 
 
 def test_a_certificate_alone_is_an_identity(shared):

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from sealgate.client.transport import open_trust
 from sealgate.transparency.cose_receipt import verify_cose_receipt
@@ -52,3 +54,20 @@ def test_a_record_of_the_live_log_as_a_cose_receipt(live: Live, asked: list[Any]
     assert verify_cose_receipt(out.read_bytes(), leaf, keys).index == entry.index
     exports = [record for record in live.records() if record.kind == "audit.export"]
     assert exports[-1].detail["format"] == "ndjson"
+
+
+def test_an_answer_brings_a_cose_receipt_that_a_foreign_verifier_takes(live: Live, tmp_path: Path) -> None:
+    scitt = pytest.importorskip("scitt_cose", reason="SKIPPED FOR WANT OF scitt-cose: pip install 'sealgate[dev]'")
+    with live.session(cose_receipts=True) as session:
+        result = session.infer(MODEL, live.rows[:1])
+    (key,) = open_trust(live.trust).log_keys
+    pem = Ed25519PublicKey.from_public_bytes(key.public_key).public_bytes(
+        Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+    )
+    leaf = result.receipt.leaf
+    seen = scitt.verify_receipt(result.cose_receipt, leaf_entry_hex=leaf.hex(), log_public_key_pem=pem)
+    assert (seen.ok, seen.leaf_index, seen.issuer) == (True, result.receipt.index, result.receipt.record.log)
+    (tmp_path / "r.cose").write_bytes(result.cose_receipt)
+    (tmp_path / "r.cose.leaf").write_bytes(leaf)
+    done = run_sealgate("audit", "receipt", tmp_path / "r.cose", "--trust", live.trust)
+    assert result.receipt.record.id in done.stdout

@@ -46,6 +46,7 @@ from sealgate.protocol.frames import Layer, ModelFacts
 from sealgate.protocol.hpke import Kem, KemPrivateKey
 from sealgate.protocol.ohttp import KeyConfig, SealedRequest, commitment, encode_key_configs, open_request
 from sealgate.transparency.bundle import BundleWriter
+from sealgate.transparency.cose_receipt import reissue
 from sealgate.transparency.exports.formats import FORMATS
 from sealgate.transparency.exports.leaves import place
 from sealgate.transparency.merkle import consistency_proof, inclusion_proof, leaf_hash, root_of
@@ -199,6 +200,9 @@ class FakeService:
             response = _answer(200, self.instance.key_configs(), "application/ohttp-keys")
         elif request.url.path.startswith("/sealed/"):
             response = self.sealed(request)
+            if request.headers.get("accept-receipt") == "application/cose" and "audit-receipt" in response.headers:
+                cose = reissue(receipt_of(response), self.log.signer)
+                response.headers["audit-cose-receipt"] = base64.urlsafe_b64encode(cose).rstrip(b"=").decode()
         elif request.url.path.startswith("/audit/v1/"):
             response = self.audit(request)
         else:

@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import LogError, ReceiptError
-from sealgate.transparency.cose_receipt import build_cose_receipt, verify_cose_receipt
+from sealgate.transparency.cose_receipt import build_cose_receipt, reissue, same_proof, verify_cose_receipt
 from sealgate.transparency.merkle import inclusion_proof, leaf_hash, root_of
-from sealgate.transparency.notes import NoteSigner, open_checkpoint, split_note
+from sealgate.transparency.notes import Checkpoint, NoteSigner, open_checkpoint, sign_checkpoint, split_note
 from sealgate.transparency.published import sign_root
+from sealgate.transparency.receipt import build_receipt, verify_receipt
 
 
 def pem_of(log: Any) -> bytes:
@@ -145,3 +146,44 @@ def test_the_line_for_cose_never_stands_for_the_notes_signature(log: Any) -> Non
     text, lines = split_note(published(log))
     with pytest.raises(LogError):
         open_checkpoint(text + b"\n" + lines[1].encode() + b"\n", [log.signer.verifier])
+
+
+def plain(log: Any, index: int) -> bytes:
+    return build_receipt(index, log.leaves[index], path(log, index), log.checkpoint())
+
+
+def test_the_log_makes_one_of_its_own_receipt_which_others_verify(log: Any) -> None:
+    scitt = pytest.importorskip("scitt_cose", reason="SKIPPED FOR WANT OF scitt-cose: pip install 'sealgate[dev]'")
+    keys = [log.signer.verifier]
+    for index, leaf in enumerate(log.leaves):
+        receipt = plain(log, index)
+        cose = reissue(receipt, log.signer)
+        assert cose == made(log, index)
+        assert scitt.verify_receipt(cose, leaf_entry_hex=leaf.hex(), log_public_key_pem=pem_of(log)).ok
+        assert same_proof(cose, verify_receipt(receipt, keys), keys).record == log.records[index]
+        other = verify_receipt(plain(log, (index + 1) % len(log.leaves)), keys)
+        with pytest.raises(ReceiptError):
+            same_proof(cose, other, keys)
+
+
+def test_no_root_is_signed_that_the_key_did_not_sign_as_a_checkpoints(log: Any) -> None:
+    receipt = plain(log, 1)
+    for signer in (NoteSigner.from_seed(log.origin, b"\x09" * 32), NoteSigner.from_seed("elsewhere/log", b"\x01" * 32)):
+        with pytest.raises(ReceiptError):
+            reissue(receipt, signer)
+    for at in range(0, len(receipt), 7):
+        changed = receipt[:at] + bytes([receipt[at] ^ 1]) + receipt[at + 1 :]
+        with pytest.raises(ReceiptError):
+            reissue(changed, log.signer)
+
+
+def test_a_receipt_of_the_same_record_in_another_tree_is_another(log: Any) -> None:
+    keys, size = [log.signer.verifier], len(log.leaves) - 1
+    smaller = Checkpoint(log.origin, size, root_of(map(leaf_hash, log.leaves[:size])))
+    proof = inclusion_proof(
+        0, size, lambda level, at: root_of(map(leaf_hash, log.leaves[at << level : (at + 1) << level]))
+    )
+    before = build_receipt(0, log.leaves[0], proof, sign_checkpoint(smaller, log.signer))
+    with pytest.raises(ReceiptError) as caught:
+        same_proof(made(log, 0), verify_receipt(before, keys), keys)
+    assert caught.value.code == "receipt-other"
