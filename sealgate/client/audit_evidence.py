@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sealgate.client.audit_output import JSON_HELP, finish, format_json, open_client, read_bounded, replace_file
+
+if TYPE_CHECKING:
+    from sealgate.transparency.several import SeveralReport
+    from sealgate.transparency.verifier import Report
 
 
 def configure(commands: Any) -> None:
@@ -22,13 +26,24 @@ def configure(commands: Any) -> None:
     checkpoint.add_argument("--json", action="store_true", help=JSON_HELP)
     finish(checkpoint, _checkpoint, online=True)
 
-    verify = commands.add_parser("verify", help="verify a bundle, offline", description=_verify.__doc__)
-    verify.add_argument("bundle", type=Path, metavar="BUNDLE", help="what `sealgate audit export` wrote")
+    verify = commands.add_parser("verify", help="verify bundles, offline", description=_verify.__doc__)
+    verify.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="what `sealgate audit export` wrote")
     verify.add_argument("--strict", action="store_true", help="a skipped step is a failure")
     verify.add_argument("--receipt", type=Path, action="append", default=[], metavar="FILE", help="must be in the log")
-    verify.add_argument("--kept", type=Path, metavar="FILE", help="checkpoint kept from an earlier audit")
+    verify.add_argument(
+        "--kept", type=Path, action="append", default=[], metavar="FILE", help="checkpoint kept from an earlier audit"
+    )
     verify.add_argument("--witness-policy", type=Path, metavar="FILE", help="whose cosignatures count (tlog-policy)")
-    verify.add_argument("--cosigned", type=Path, metavar="FILE", help="the checkpoint that witnesses cosigned")
+    verify.add_argument(
+        "--cosigned", type=Path, action="append", default=[], metavar="FILE", help="what witnesses cosigned of it"
+    )
+    verify.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a log of which there must be a bundle (default: each of the trust file)",
+    )
     verify.add_argument("--json", action="store_true", help=JSON_HELP)
     finish(verify, _verify, online=False)
 
@@ -66,42 +81,92 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    """Verify an evidence bundle without the service: signature, every record, the tree, ends, workers, receipts."""
+    """Verify evidence bundles without the service: signature, every record, the tree, ends, workers, receipts. Bundles
+    of several logs are verified each by itself, and a log of the trust file of which there is none is named."""
     from sealgate.client.errors import UsageError
     from sealgate.evidence.trust import load_trust
     from sealgate.limits import MAX_NOTE, MAX_RECEIPT
-    from sealgate.transparency.verifier import LogTrust, verify_bundle
+    from sealgate.transparency.several import Given, verify_bundles
+    from sealgate.transparency.verifier import LogTrust
     from sealgate.transparency.witness_policy import load_witness_policy
 
-    if arguments.cosigned is not None and arguments.witness_policy is None:
+    if arguments.cosigned and arguments.witness_policy is None:
         raise UsageError("--cosigned needs --witness-policy: whose cosignatures count?")
     trust = load_trust(arguments.trust)
-    kept = None if arguments.kept is None else read_bounded(arguments.kept, MAX_NOTE)
-    receipts = [read_bounded(path, MAX_RECEIPT) for path in arguments.receipt]
     log_trust = LogTrust(
         verifiers=trust.log_keys,
         mldsa_keys=trust.log_mldsa_keys,
-        kept_checkpoint=kept,
         witnesses=None if arguments.witness_policy is None else load_witness_policy(arguments.witness_policy),
-        cosigned_checkpoint=None if arguments.cosigned is None else read_bounded(arguments.cosigned, MAX_NOTE),
     )
-    report = verify_bundle(arguments.bundle, log_trust, arguments.strict, receipts)
-    skipped = [step for step in report.steps if step.status == "skipped"]
+    given = Given(
+        receipts=tuple(read_bounded(path, MAX_RECEIPT) for path in arguments.receipt),
+        kept=tuple(read_bounded(path, MAX_NOTE) for path in arguments.kept),
+        cosigned=tuple(read_bounded(path, MAX_NOTE) for path in arguments.cosigned),
+    )
+    several = verify_bundles(arguments.bundles, log_trust, strict=arguments.strict, given=given, logs=arguments.log)
     if arguments.json:
+        print(format_json(_document(several)))
+    else:
+        _print_several(several)
+    return 0 if several.ok else 1
+
+
+def _document(several: SeveralReport) -> dict[str, Any]:
+    """As JSON: of one bundle its report, of several a list of them."""
+    reports = []
+    for bundle in several.bundles:
+        report = bundle.report
         steps = [
             {"number": step.number, "name": step.name, "status": step.status, "detail": step.detail}
             for step in report.steps
         ]
         document = {"ok": report.ok, "strict": report.strict, "records": _covered(report), "steps": steps}
-        print(format_json(document | {"limits": report.limits}))
-    else:
-        _print_report(report, skipped)
-    return 0 if report.ok else 1
+        reports.append(document | {"limits": report.limits})
+    together = {"missing": several.missing, "unused": several.unused}
+    if len(reports) == 1:
+        return reports[0] | together | {"ok": several.ok}
+    named = [{"bundle": str(bundle.path)} | report for bundle, report in zip(several.bundles, reports, strict=True)]
+    return {"ok": several.ok, "strict": several.strict, "bundles": named} | together
 
 
-def _print_report(report: Any, skipped: list[Any]) -> None:
+def _print_several(several: SeveralReport) -> None:
     from sealgate.terminal import printable
 
+    for bundle in several.bundles:
+        if len(several.bundles) > 1:
+            print(printable(f"--- {bundle.path}: {bundle.origin or 'of no log that is trusted'}"))
+        _print_report(bundle.report)
+        if len(several.bundles) > 1:
+            print()
+    for name in several.missing:
+        print(
+            printable(
+                f"MISSING: the trust file knows the log {name}, and no bundle that was given is proven to be of it"
+            )
+        )
+    for text in several.unused:
+        print(printable(f"UNUSED: {text}"))
+    if len(several.bundles) > 1 or (several.strict and not several.ok and several.bundles[0].report.ok):
+        print(_verdict(several))
+
+
+def _verdict(several: SeveralReport) -> str:
+    """Of all bundles together."""
+    refused = sum(not bundle.report.ok for bundle in several.bundles)
+    if several.ok and not (several.missing or several.unused):
+        skipped = any(step.status == "skipped" for bundle in several.bundles for step in bundle.report.steps)
+        return f"Nothing is wrong in {len(several.bundles)} bundles" + ("" if skipped else ": all steps of all hold")
+    if several.ok:
+        return "Nothing that was checked is wrong, but not everything was there: not fully verified"
+    apart = "what is missing or unused is not accepted by --strict" if several.strict else ""
+    counted = f"{refused} of {len(several.bundles)} bundles" if refused else ""
+    return f"REFUSED: {'; '.join(filter(None, (counted, apart if several.missing or several.unused else '')))}"
+
+
+def _print_report(report: Report) -> None:
+    from sealgate.terminal import printable
+
+    skipped = [step for step in report.steps if step.status == "skipped"]
     for line in report.lines():
         print(printable(line))
     if not report.ok:
@@ -119,7 +184,7 @@ def _print_report(report: Any, skipped: list[Any]) -> None:
         print(printable(f"VERIFIED: all {len(report.steps)} steps hold for {held}"))
 
 
-def _covered(report: Any) -> dict[str, Any] | None:
+def _covered(report: Report) -> dict[str, Any] | None:
     """What part of which log a report is about: a bundle of three records proves nothing about the fourth."""
     checkpoint = report.checkpoint
     if checkpoint is None:

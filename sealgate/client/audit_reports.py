@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sealgate.client.audit_output import JSON_HELP, finish, format_json, open_client, read_bounded
 
 if TYPE_CHECKING:
-    from sealgate.transparency.reports.form import Cell, Column, Report, Table
+    from sealgate.transparency.reports.form import Basis, Cell, Column, Report, Table
+    from sealgate.transparency.reports.joint import JointReport
     from sealgate.transparency.reports.question import Question
 
 _FILTERS = ("tenant", "actor", "model", "purpose")
@@ -27,7 +28,14 @@ def configure(commands: Any) -> None:
     """Add them."""
     report = commands.add_parser("report", help="what auditors ask, over many records", description=_report.__doc__)
     report.add_argument("name", metavar="NAME", help=_NAMES)
-    report.add_argument("--bundle", type=Path, metavar="FILE", help="answer from an evidence bundle, proven; offline")
+    report.add_argument(
+        "--bundle",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="answer from an evidence bundle, proven; offline. Several: of several logs",
+    )
     for name in _FILTERS:
         report.add_argument(f"--{name}", metavar="TEXT", help=f"only records with this {name}")
     report.add_argument(
@@ -52,8 +60,9 @@ def configure(commands: Any) -> None:
 def _report(arguments: argparse.Namespace) -> int:
     """Answer a report. From a bundle it is proven (--bundle, offline); from the service it is the service's word."""
     question = _question(arguments)
-    if arguments.bundle is not None:
-        report = _from_bundle(arguments, question)
+    report: Report | JointReport
+    if arguments.bundle:
+        report = _from_bundles(arguments, question)
     else:
         with open_client(arguments) as client:
             report = client.report(arguments.name, question)
@@ -91,21 +100,30 @@ def _question(arguments: argparse.Namespace) -> Question:
     return question
 
 
-def _from_bundle(arguments: argparse.Namespace, question: Question) -> Report:
+def _from_bundles(arguments: argparse.Namespace, question: Question) -> Report | JointReport:
+    from sealgate.client.errors import UsageError
+    from sealgate.errors import DecodeError
     from sealgate.evidence.trust import load_trust
     from sealgate.transparency.reports.bundles import report_from_bundle
+    from sealgate.transparency.reports.joint import report_from_bundles
     from sealgate.transparency.verifier import LogTrust
 
     trust = load_trust(arguments.trust)
     log_trust = LogTrust(verifiers=trust.log_keys, mldsa_keys=trust.log_mldsa_keys)
-    return report_from_bundle(arguments.bundle, log_trust, name=arguments.name, question=question)
+    if len(arguments.bundle) == 1:
+        return report_from_bundle(arguments.bundle[0], log_trust, name=arguments.name, question=question)
+    try:
+        return report_from_bundles(arguments.bundle, log_trust, name=arguments.name, question=question)
+    except DecodeError as error:
+        raise UsageError(str(error)) from error
 
 
 # Printing -------------------------------------------------------------------------------------------------------------
 
 
-def _print(report: Report) -> None:
+def _print(report: Report | JointReport) -> None:
     from sealgate.terminal import printable
+    from sealgate.transparency.reports.form import Report
 
     for table in report.tables:
         print(_table(table))
@@ -114,11 +132,13 @@ def _print(report: Report) -> None:
         print(printable(f"WRONG: {finding}"))
     for limit in report.limits:
         print(printable(f"note: {limit}"))
-    print(printable(_basis(report)))
+    for name in () if isinstance(report, Report) else report.missing:
+        print(printable(f"MISSING: the log {name} did not answer: what it holds is in none of this"))
+    for basis in (report.basis,) if isinstance(report, Report) else report.bases:
+        print(printable(_basis(basis)))
 
 
-def _basis(report: Report) -> str:
-    basis = report.basis
+def _basis(basis: Basis) -> str:
     if basis.proven:
         return (
             f"PROVEN from records {basis.first} to {basis.last} of the {basis.size} of {basis.origin}, "

@@ -1,0 +1,155 @@
+"""Bundles of several logs together: each host has a log of its own, and one question may be about all of them.
+
+Every bundle is verified by itself (`verifier`), against what was kept or handed in of its own log; nothing of one log
+proves anything of another. What is looked at together is whether something is left out: a log that the auditor names,
+or the trust file, and of which no bundle is there, and a receipt or a kept checkpoint of such a log.
+
+Trusts: what `LogTrust` says, for every log alike. Never: calls several logs verified while one of them is missing
+without saying so; reads which log a bundle is of from anything but what the verifier then checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sealgate.errors import ConfigurationError, DecodeError, LogError, ReceiptError
+from sealgate.transparency.bundle import Bundle
+from sealgate.transparency.notes import open_checkpoint
+from sealgate.transparency.receipt import verify_receipt
+from sealgate.transparency.shards import belongs_to
+from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Beside the bundles: receipts, checkpoints kept from earlier audits, and cosigned ones, of any of the logs."""
+
+    receipts: tuple[bytes, ...] = ()
+    kept: tuple[bytes, ...] = ()
+    cosigned: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifiedBundle:
+    """One of the bundles, and what came of it."""
+
+    path: Path
+    report: Report
+
+    @property
+    def origin(self) -> str:
+        """Which log it is proven to be of; "" if it proves nothing."""
+        return self.report.checkpoint.origin if self.report.checkpoint is not None else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralReport:
+    """What came of all of them. `missing` names logs without a bundle, `unused` what belongs to none of the bundles."""
+
+    bundles: tuple[VerifiedBundle, ...]
+    strict: bool
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Every bundle holds; in strict mode, also nothing is missing and nothing was left unused."""
+        whole = not (self.missing or self.unused)
+        return all(bundle.report.ok for bundle in self.bundles) and (whole or not self.strict)
+
+
+def verify_bundles(
+    paths: Sequence[Path],
+    trust: LogTrust,
+    *,
+    strict: bool = False,
+    given: Given | None = None,
+    logs: Sequence[str] = (),
+) -> SeveralReport:
+    """Check bundles of one or several logs. `logs` names those that must be there (none: all that `trust` knows).
+
+    Raises ConfigurationError for a file that cannot be read, a trust without keys, or a log that it does not know.
+    """
+    known = tuple(dict.fromkeys(verifier.name for verifier in trust.verifiers))
+    for name in logs:
+        if name not in known:
+            raise ConfigurationError(f"no log key of the trust file is for '{name}'; there are: {', '.join(known)}")
+    sorting = _Sorting(trust, given or Given())
+    origins = [origin_said(path) for path in paths]
+    verified = []
+    for path, origin in zip(paths, origins, strict=True):
+        own = replace(trust, kept_checkpoint=sorting.kept_of(origin), cosigned_checkpoint=sorting.cosigned_of(origin))
+        verified.append(VerifiedBundle(path=path, report=verify_bundle(path, own, strict, sorting.receipts_of(origin))))
+    missing = missing_logs(logs or known, [bundle.origin for bundle in verified])
+    return SeveralReport(
+        bundles=tuple(verified), strict=strict, missing=missing, unused=sorting.unused({*filter(None, origins)})
+    )
+
+
+def missing_logs(wanted: Iterable[str], origins: Iterable[str]) -> tuple[str, ...]:
+    """Which of the logs none of these origins is a tree of."""
+    there = [origin for origin in origins if origin]
+    return tuple(name for name in wanted if not any(belongs_to(origin, name) for origin in there))
+
+
+def origin_said(path: Path) -> str:
+    """Which log a bundle says that it is of; "" if it says nothing. Raises ConfigurationError if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return Bundle(stream).manifest.origin
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    except DecodeError:
+        return ""
+
+
+class _Sorting:
+    """Which of what was handed in is of which log. What does not verify belongs to every bundle: there it fails."""
+
+    def __init__(self, trust: LogTrust, given: Given) -> None:
+        self._receipts = [(_origin_of_receipt(one, trust), one) for one in given.receipts]
+        self._kept = [(_origin_of_note(one, trust), one) for one in given.kept]
+        self._cosigned = [(_origin_of_note(one, trust), one) for one in given.cosigned]
+        self._fallback = trust
+
+    def receipts_of(self, origin: str) -> list[bytes]:
+        return [one for of, one in self._receipts if of in ("", origin)]
+
+    def kept_of(self, origin: str) -> bytes | None:
+        return _one(self._kept, origin, otherwise=self._fallback.kept_checkpoint, what="kept checkpoints")
+
+    def cosigned_of(self, origin: str) -> bytes | None:
+        return _one(self._cosigned, origin, otherwise=self._fallback.cosigned_checkpoint, what="cosigned checkpoints")
+
+    def unused(self, origins: set[str]) -> tuple[str, ...]:
+        """What is of a log of which there is no bundle."""
+        named = (("receipt", self._receipts), ("kept checkpoint", self._kept), ("cosigned checkpoint", self._cosigned))
+        return tuple(
+            f"{what} {number} is of {of}, of which no bundle is there"
+            for what, things in named
+            for number, (of, _) in enumerate(things, 1)
+            if of and of not in origins
+        )
+
+
+def _one(things: Sequence[tuple[str, bytes]], origin: str, *, otherwise: bytes | None, what: str) -> bytes | None:
+    own = [one for of, one in things if of in ("", origin)]
+    if len(own) > 1:
+        raise ConfigurationError(f"there are several {what} for {origin}: give one of each log")
+    return own[0] if own else otherwise
+
+
+def _origin_of_receipt(receipt: bytes, trust: LogTrust) -> str:
+    try:
+        return verify_receipt(receipt, trust.verifiers).checkpoint.origin
+    except ReceiptError:
+        return ""
+
+
+def _origin_of_note(note: bytes, trust: LogTrust) -> str:
+    try:
+        return open_checkpoint(note, trust.verifiers).checkpoint.origin
+    except LogError:
+        return ""
