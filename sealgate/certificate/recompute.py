@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from sealgate.certificate.decimals import MICRO, parse_decimal
 from sealgate.certificate.refusals import refusal
@@ -70,10 +71,10 @@ class Epsilon:
     discretisation: str
 
 
-def epsilon_micro(steps: GaussianSteps, *, replace_one: bool = False, discretisation: str = FINE) -> int:
-    """Epsilon in millionths, rounded up; raises CertificateError for parameters that cannot be recomputed.
+def privacy_loss(steps: GaussianSteps, *, replace_one: bool = False, discretisation: str = FINE) -> Any:
+    """dp-accounting's PrivacyLossDistribution of all steps together; raises CertificateError for what is out of bounds.
 
-    `replace_one` gives the figure for exchanging one row instead of adding or removing it (1.05 to 2.3 times larger).
+    `replace_one` exchanges one row instead of adding or removing it (an epsilon 1.05 to 2.3 times larger).
     """
     # Imported here: a base installation has no accountant, and scipy is slow to load.
     from dp_accounting import privacy_accountant
@@ -87,7 +88,13 @@ def epsilon_micro(steps: GaussianSteps, *, replace_one: bool = False, discretisa
         sampling_prob=float(steps.rate),
         neighboring_relation=relations.REPLACE_ONE if replace_one else relations.ADD_OR_REMOVE_ONE,
     )
-    epsilon = float(loss.self_compose(steps.steps).get_epsilon_for_delta(float(steps.delta)))
+    return loss.self_compose(steps.steps)
+
+
+def epsilon_micro(steps: GaussianSteps, *, replace_one: bool = False, discretisation: str = FINE) -> int:
+    """Epsilon in millionths, rounded up; raises CertificateError for parameters that cannot be recomputed."""
+    loss = privacy_loss(steps, replace_one=replace_one, discretisation=discretisation)
+    epsilon = float(loss.get_epsilon_for_delta(float(steps.delta)))
     if not 0 <= epsilon <= 10 * MAX_EPSILON_MICRO / MICRO:
         raise refusal("epsilon-out-of-range", "epsilon is too large to mean anything")
     return -int(-epsilon * MICRO // 1)
