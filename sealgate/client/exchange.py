@@ -71,6 +71,7 @@ from sealgate.protocol.ohttp import (
     seal_request,
 )
 from sealgate.transparency.receipt import VerifiedReceipt
+from sealgate.transparency.shards import is_later
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +281,11 @@ def choose_config(evidence: VerifiedEvidence) -> KeyConfig:
 
 
 def _continues(before: VerifiedEvidence, after: VerifiedEvidence) -> bool:
-    """Whether the log of `after` can be a later state of the log of `before`."""
+    """Whether the log of `after` can be a later state of the log of `before`: of one shard, or of a later shard."""
     old, new = before.checkpoint, after.checkpoint
-    if old.origin != new.origin or new.size < old.size:
+    if old.origin != new.origin:
+        return before.claims.log_origin == after.claims.log_origin and is_later(new.origin, old.origin)
+    if new.size < old.size:
         return False
     return new.size > old.size or new.root == old.root
 

@@ -36,6 +36,7 @@ from sealgate.terminal import printable
 from sealgate.transparency.cose_receipt import same_proof
 from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
 from sealgate.transparency.record import Record, completion_of
+from sealgate.transparency.shards import belongs_to
 
 _ANSWERS = {"inference.completed": "completed", "inference.failed": "failed"}
 _REFUSALS = ("inference.denied", "inference.failed")
@@ -188,7 +189,7 @@ def _check_log(raw: bytes, evidence: VerifiedEvidence, trust: Trust, transcript:
         transcript.fail("receipt", "its signature or inclusion proof does not hold", anchor="log_keys", cause=error)
     transcript.passed("receipt", f"record {verified.index} of {verified.checkpoint.size}", anchor="log_keys")
     origins = {verified.checkpoint.origin, verified.record.log}
-    if origins != {evidence.claims.log_origin}:
+    if not all(belongs_to(origin, evidence.claims.log_origin) for origin in origins):
         transcript.fail("log", "it is from another log than the evidence names", anchor="evidence")
     if verified.index < evidence.checkpoint.size:
         transcript.fail("log", "it is older than the evidence: a record of an earlier request", anchor="evidence")

@@ -35,6 +35,7 @@ from sealgate.limits import EVIDENCE_LIFETIME_S, EVIDENCE_SKEW_S, MAX_NONCE, MIN
 from sealgate.protocol.frames import ModelFacts
 from sealgate.protocol.ohttp import KeyConfig, decode_key_configs
 from sealgate.transparency.notes import Checkpoint, open_checkpoint
+from sealgate.transparency.shards import belongs_to
 
 SELF_ASSERTED = "self-asserted"
 GRADES = (SELF_ASSERTED, SOFTWARE, "tpm", "hardware")
@@ -218,7 +219,7 @@ def _check_log(claims: Claims, trust: Trust, transcript: Transcript) -> Checkpoi
             "log", "its checkpoint is not signed by a log key of the trust file", anchor="log_keys", cause=error
         )
     checkpoint = opened.checkpoint
-    if checkpoint.origin != claims.log_origin:
+    if not belongs_to(checkpoint.origin, claims.log_origin):
         transcript.fail("log", "its checkpoint belongs to another log than it names", anchor="log_keys")
     transcript.passed("log", f"{checkpoint.origin} at size {checkpoint.size}", anchor="log_keys")
     return checkpoint

@@ -20,9 +20,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sealgate.errors import DecodeError, LogError, ReceiptError
 from sealgate.limits import MAX_PROOF_HASHES, MAX_RECEIPT
 from sealgate.protocol import cbor
-from sealgate.transparency.cose_root import INCLUSION, VDP, protected_header, root_message
+from sealgate.transparency.cose_root import INCLUSION, VDP, parse_issuer, protected_header, root_message
 from sealgate.transparency.merkle import HASH_SIZE, inclusion_root, leaf_hash
-from sealgate.transparency.notes import NoteSigner, NoteVerifier, open_checkpoint, parse_signature_line, split_note
+from sealgate.transparency.notes import (
+    NoteSigner,
+    NoteVerifier,
+    open_checkpoint,
+    parse_signature_line,
+    split_note,
+    verifiers_of,
+)
 from sealgate.transparency.published import sign_root
 from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
 from sealgate.transparency.record import Record, parse_leaf
@@ -48,7 +55,7 @@ def build_cose_receipt(*, index: int, proof: Sequence[bytes], note: bytes, verif
     """Out of a checkpoint's note and the path to a record in its tree. Raises LogError if the note is not by a trusted
     key, or carries no signature for COSE Receipts (only published ones do, and not those of earlier releases)."""
     checkpoint = open_checkpoint(note, verifiers).checkpoint
-    key, signature = _root_signature(note, [one for one in verifiers if one.name == checkpoint.origin])
+    key, signature = _root_signature(note, verifiers_of(checkpoint.origin, verifiers))
     inclusion = cbor.encode([checkpoint.size, index, list(proof)])
     parts: list[cbor.Value] = [protected_header(key.name, key.key_id), {VDP: {INCLUSION: [inclusion]}}, None, signature]
     return cbor.encode(cbor.Tag(_SIGN1, parts))
@@ -58,7 +65,7 @@ def reissue(receipt: bytes, signer: NoteSigner) -> bytes:
     """The log's own C2SP receipt as a COSE Receipt. Signs no root that this very key did not sign as a checkpoint's.
     Raises ReceiptError for a receipt of another log or key."""
     verified = verify_receipt(receipt, [signer.verifier])
-    note = sign_root(verified.note, signer)
+    note = sign_root(verified.note, signer.under(verified.checkpoint.origin))
     return build_cose_receipt(index=verified.index, proof=verified.proof, note=note, verifiers=[signer.verifier])
 
 
@@ -80,8 +87,8 @@ def verify_cose_receipt(receipt: bytes, leaf: bytes, verifiers: Sequence[NoteVer
     4. The leaf is a record, and names the log that signed.
     """
     protected, size, index, path, signature = _parse(receipt)  # 1
-    known = {protected_header(verifier.name, verifier.key_id): verifier for verifier in verifiers}
-    verifier = known.get(protected)
+    named = verifiers_of(parse_issuer(protected), verifiers)
+    verifier = next((one for one in named if protected_header(one.name, one.key_id) == protected), None)
     if verifier is None:
         raise ReceiptError("the COSE receipt is not by a trusted key of a log", code="receipt-key")
     try:

@@ -12,6 +12,8 @@ Trusts nothing. Never: holds a private key.
 
 from __future__ import annotations
 
+from sealgate.errors import DecodeError
+from sealgate.limits import MAX_RECEIPT
 from sealgate.protocol import cbor
 
 LINE_TYPE = b"\xffsealgate/cose-receipt-root@v1\n"
@@ -27,6 +29,17 @@ ISS = 1
 def protected_header(origin: str, key_id: bytes) -> bytes:
     """The encoded protected header: algorithm, key, who issued it, and which tree it is about."""
     return cbor.encode({ALG: EDDSA, KID: key_id, CWT_CLAIMS: {ISS: origin}, VDS: RFC9162_SHA256})
+
+
+def parse_issuer(protected: bytes) -> str:
+    """The origin that an encoded protected header names; "" if it names none. Nothing else of it is checked."""
+    try:
+        match cbor.decode(protected, limit=MAX_RECEIPT):
+            case {15: {1: str(origin)}}:
+                return origin
+    except DecodeError:
+        pass
+    return ""
 
 
 def root_message(origin: str, key_id: bytes, root: bytes) -> bytes:

@@ -11,7 +11,7 @@ import base64
 import binascii
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -27,6 +27,7 @@ from sealgate.transparency.notes import (
     require_key_name,
     split_note,
 )
+from sealgate.transparency.shards import belongs_to
 
 _TIMESTAMP = struct.Struct(">Q")
 _MAX_TIMESTAMP = 2**63 - 1
@@ -79,6 +80,10 @@ class CosignerKey:
     def key_id(self) -> bytes:
         return key_id_of(self.name, self.kind.value, self.public_key)
 
+    def under(self, origin: str) -> CosignerKey | None:
+        """A log's own key under the name of a shard of it; None if the origin is none of its."""
+        return replace(self, name=origin) if belongs_to(origin, self.name) else None
+
     @property
     def vkey(self) -> str:
         """The text form that trust policies carry."""
@@ -104,6 +109,12 @@ class Cosigner:
         kind = CosignatureType.ED25519 if isinstance(key, Ed25519PrivateKey) else CosignatureType.ML_DSA_44
         self._key = key
         self.public = CosignerKey(name, kind, key.public_key().public_bytes_raw())
+
+    def under(self, origin: str) -> Cosigner:
+        """A log's own key under the name of a shard of it. Raises LogError for another log's name."""
+        if not belongs_to(origin, self.public.name):
+            raise LogError("a log's key signs for the shards of that log only", code="origin")
+        return Cosigner(origin, self._key)
 
     def cosign(self, checkpoint: Checkpoint, *, timestamp_s: int) -> bytes:
         """The signature line that says so. Only for a checkpoint whose log signature and consistency were verified."""

@@ -1,7 +1,8 @@
 """Signed notes and checkpoints (C2SP signed-note and tlog-checkpoint), Ed25519.
 
 A checkpoint says: the log with this origin had this many leaves and this root. Its text is trusted only after a known
-key's signature over it verified, so `open_checkpoint` is the only way from bytes to a `VerifiedCheckpoint`.
+key's signature over it verified, so `open_checkpoint` is the only way from bytes to a `VerifiedCheckpoint`. A key that
+is known under a log's name is known under the names of its shards too (`sealgate.transparency.shards`).
 Trusts: the verifier keys it is given. Never: signs anything but checkpoints; never accepts a checkpoint whose origin is
 not the name of a key that signed it.
 """
@@ -25,6 +26,7 @@ from sealgate.limits import MAX_NOTE
 from sealgate.protocol.secrets import Secret
 from sealgate.transparency.cose_root import LINE_TYPE, root_message
 from sealgate.transparency.merkle import HASH_SIZE, MAX_TREE_SIZE
+from sealgate.transparency.shards import belongs_to
 
 _ED25519 = b"\x01"  # signature type of the note specification
 _DASH = "\u2014 "
@@ -75,6 +77,12 @@ class NoteVerifier:
     def key_id(self) -> bytes:
         return _key_id(self.name, self.public_key)
 
+    def under(self, origin: str) -> NoteVerifier | None:
+        """The same key under the name of a shard of its log; None if the origin is none of its."""
+        if origin == self.name:
+            return self
+        return NoteVerifier(origin, self.public_key) if belongs_to(origin, self.name) else None
+
     @property
     def cose_line_id(self) -> bytes:
         """The key id of this key's other signature, the one over the root alone (`cose_root`)."""
@@ -122,6 +130,14 @@ class NoteSigner:
     @property
     def vkey(self) -> str:
         return self.verifier.vkey
+
+    def under(self, origin: str) -> NoteSigner:
+        """The same key under the name of a shard of its log. Raises LogError for another log's name."""
+        if origin == self.name:
+            return self
+        if not belongs_to(origin, self.name):
+            raise LogError("a log's key signs for the shards of that log only", code="origin")
+        return NoteSigner(origin, self._key)
 
     def derive_key(self, purpose: bytes) -> bytes:
         """32 secret bytes for another use, from which the signing key does not follow (HKDF, RFC 5869)."""
@@ -187,6 +203,9 @@ def open_checkpoint(note: bytes, verifiers: Sequence[NoteVerifier]) -> VerifiedC
         name, key_id, signature = parse_signature_line(line)
         verifier = known.get((name, key_id))
         if verifier is None:
+            of_shard = (verifier for verifier in verifiers_of(name, verifiers) if verifier.key_id == key_id)
+            verifier = next(of_shard, None)
+        if verifier is None:
             continue
         try:
             Ed25519PublicKey.from_public_bytes(verifier.public_key).verify(signature, text)
@@ -197,6 +216,12 @@ def open_checkpoint(note: bytes, verifiers: Sequence[NoteVerifier]) -> VerifiedC
     if checkpoint.origin not in signers:
         raise LogError("no trusted key of this log signed the checkpoint", code="checkpoint-unsigned")
     return VerifiedCheckpoint(checkpoint, note, tuple(signers))
+
+
+def verifiers_of(origin: str, verifiers: Sequence[NoteVerifier]) -> list[NoteVerifier]:
+    """Those of the keys that may sign for an origin, under its name."""
+    named = (verifier.under(origin) for verifier in verifiers)
+    return [verifier for verifier in named if verifier is not None]
 
 
 def split_note(note: bytes) -> tuple[bytes, list[str]]:

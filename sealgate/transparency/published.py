@@ -69,4 +69,5 @@ def strength(origin: str, mldsa_keys: Sequence[CosignerKey]) -> str:
 
 
 def _keys_of(origin: str, mldsa_keys: Sequence[CosignerKey]) -> list[CosignerKey]:
-    return [key for key in mldsa_keys if key.name == origin]
+    named = (key.under(origin) for key in mldsa_keys)
+    return [key for key in named if key is not None]

@@ -136,7 +136,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
     folder = open_folder(arguments.folder)
     store = folder.store
-    seen = {origin: store.newest(origin) for origin in sorted(folder.logs)}
+    seen = dict.fromkeys(sorted(folder.logs)) | {one.checkpoint.origin: one for one in store.every()}
     times = {
         origin: datetime.datetime.fromtimestamp(one.seen_us / 1e6, datetime.UTC).isoformat(timespec="seconds")
         for origin, one in seen.items()

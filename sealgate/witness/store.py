@@ -54,6 +54,12 @@ class Store:
             ).fetchone()
         return None if row is None else Seen(Checkpoint(origin, row[0], row[1]), row[2], row[3])
 
+    def every(self) -> list[Seen]:
+        """What was cosigned last of each log, and of each shard of one."""
+        with self._connection() as connection:
+            rows = connection.execute("SELECT origin, size, root, note, seen_us FROM newest ORDER BY origin").fetchall()
+        return [Seen(Checkpoint(*row[:3]), row[3], row[4]) for row in rows]
+
     @contextmanager
     def held(self, origin: str) -> Iterator[Seen | None]:
         """What was cosigned last of this log, while nothing is cosigned by anybody else."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from sealgate.client.audit import AuditClient
 from sealgate.errors import LogError
 from sealgate.transparency.notes import Checkpoint
+from sealgate.transparency.shards import belongs_to
 from sealgate.witness.folder import WitnessFolder
 from sealgate.witness.witness import MEDIA_SIZE, Submission, WitnessRefusal, encode_submission
 
@@ -41,12 +42,12 @@ def watch_once(client: AuditClient, folder: WitnessFolder) -> Watched:
 
 def _look(client: AuditClient, folder: WitnessFolder) -> Watched:
     """Raises WitnessRefusal if what was cosigned last is no longer what it was when the look began."""
-    remembered = {origin: folder.store.newest(origin) for origin in folder.logs}  # before the log is asked
+    remembered = {seen.checkpoint.origin: seen for seen in folder.store.every()}  # before the log is asked
     verified = client.checkpoint()
     newest, note = verified.checkpoint, verified.note
-    if newest.origin not in folder.logs:
+    if not any(belongs_to(newest.origin, name) for name in folder.logs):
         raise LogError(f"this witness does not know the log '{newest.origin}'; add its key first", code="not-witnessed")
-    seen = remembered[newest.origin]
+    seen = remembered.get(newest.origin)
     before = seen.checkpoint.size if seen else 0
     if seen is not None and newest.size < before:
         kept = folder.keep_conflict(newest.origin, newest.size, (seen.note, note))

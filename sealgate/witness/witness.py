@@ -32,6 +32,7 @@ from sealgate.transparency.notes import (
     parse_decimal,
     split_note,
 )
+from sealgate.transparency.shards import belongs_to
 from sealgate.witness.store import Store
 
 MAX_BODY = MAX_NOTE + 64 * MAX_PROOF_HASHES
@@ -99,9 +100,10 @@ class Witness:
         on_conflict: Callable[[Checkpoint, bytes, bytes], None] = lambda newer, kept_note, newer_note: None,
         on_cosigned: Callable[[Checkpoint, bytes], None] = lambda checkpoint, note: None,
     ) -> None:
-        """`logs` maps each origin to the keys whose signature counts for it. `on_conflict` is told of two trees of
-        one size that a log signed: that pair of notes is the proof. (A wrong consistency proof proves nothing against
-        the log: whoever submitted it may have made it up.) `on_cosigned` is given what was cosigned, as one note."""
+        """`logs` maps each log's name to the keys whose signature counts for it and its shards. `on_conflict` is told
+        of two trees of one size that a log signed: that pair of notes is the proof. (A wrong consistency proof proves
+        nothing against the log: whoever submitted it may have made it up.) `on_cosigned` is given what was cosigned, as
+        one note."""
         self._cosigners = tuple(cosigners)
         self._logs = dict(logs)
         self._store = store
@@ -132,8 +134,8 @@ class Witness:
             claimed = parse_checkpoint_text(split_note(note)[0])
         except LogError as error:
             raise WitnessRefusal("the checkpoint is malformed", status=400) from error
-        keys = self._logs.get(claimed.origin)
-        if keys is None:
+        keys = [key for name, keys in self._logs.items() if belongs_to(claimed.origin, name) for key in keys]
+        if not keys:
             raise WitnessRefusal("this witness does not know that log", status=404)
         try:
             return open_checkpoint(note, keys).checkpoint
