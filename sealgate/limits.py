@@ -75,8 +75,14 @@ MAX_BUNDLE_FILES = 16  # directory entries read before a bundle is refused
 MAX_BUNDLES = 256  # bundles listed in one models directory
 MAX_COLUMNS = 8192  # features of one model
 MAX_CLASSES = 1024
+MAX_INPUTS = 8  # tensors that one model takes
+MAX_EXAMPLE_NUMBERS = 4 * 1024 * 1024  # numbers in one row of one input
+MAX_TOKENS = 8192  # tokens in one text
+MAX_VOCABULARY = 262_144
 MAX_HIDDEN_LAYERS = 16
 MAX_LAYER_WIDTH = 16384
+MAX_HEADS = 128  # of attention
+MAX_ATTENTION_SCORES = 16 * 1024 * 1024  # of one example in one layer: heads times steps times steps
 
 # Privacy accounting: beyond these a certificate is refused, because recomputing it would cost minutes or mean nothing
 MAX_TRAINING_STEPS = 1_000_000
@@ -88,3 +94,7 @@ MIN_DELTA_EXPONENT = 12  # delta below 1e-12 is beyond the accountant's precisio
 
 # Requests from people ------------------------------------------------------------------------------------------------
 MAX_NAME = 128  # model, tenant, purpose, client names
+
+# What a certificate may say of its audit.
+MAX_AUDIT_PROBES = 32
+MAX_AUDIT_WORDS = 400  # characters of one probe's figures

@@ -21,6 +21,7 @@ import math
 import re
 from fractions import Fraction
 
+from sealgate.certificate.audits import check_audit
 from sealgate.certificate.decimals import MICRO, parse_decimal
 from sealgate.certificate.recompute import ACCOUNTANT, GaussianSteps
 from sealgate.certificate.refusals import refusal
@@ -115,10 +116,5 @@ def _check_accounting(certificate: Certificate) -> None:
 
 
 def _check_audit(certificate: Certificate) -> None:
-    audit = certificate.audit
-    if audit is None:
-        return
-    if not (audit.epsilon_lower_micro >= 0 and 0 < audit.confidence_ppm < MICRO and audit.canaries > 0):
-        raise refusal("certificate-malformed", "the audit's figures are out of range")
-    if audit.epsilon_lower_micro > certificate.epsilon_micro:
-        raise refusal("audit-contradicts", "the empirical audit found more leakage than the certificate claims")
+    if certificate.audit is not None:
+        check_audit(certificate.audit, epsilon_micro=certificate.epsilon_micro)

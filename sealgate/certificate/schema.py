@@ -105,13 +105,27 @@ class Release(_Part, frozen=True):
     covered: bool
 
 
+class AuditProbe(_Part, frozen=True):
+    """One question to the trainer: `verdict` is "held" or anything else, which is refused; `found` are its figures."""
+
+    name: str
+    verdict: str
+    found: str
+
+
 class Audit(_Part, frozen=True):
-    """An empirical attack on the training: a lower bound on epsilon with its confidence."""
+    """An attack on the training code with this run's constants, on made-up rows: see `audits.py` for the methods.
+
+    `epsilon_lower_micro` is the greatest epsilon that the attack excludes with confidence `confidence_ppm` millionths,
+    from `canaries` of them over `steps` steps.
+    """
 
     method: str
     epsilon_lower_micro: int
     confidence_ppm: int
     canaries: int
+    steps: int
+    probes: tuple[AuditProbe, ...]
     code_digest: str
 
 

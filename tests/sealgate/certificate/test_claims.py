@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sealgate.certificate.audits import PROBES
 from sealgate.certificate.bundle import verify_bundle
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.refusals import REFUSALS, refusal
-from sealgate.certificate.schema import Audit, Rate
+from sealgate.certificate.schema import Audit, AuditProbe, Rate
 from sealgate.certificate.statement import CERTIFICATE_PREDICATE, _statement, parse_certificate_statement
 from sealgate.errors import CertificateError
 from tests.sealgate.certificate.conftest import a_certificate
@@ -20,12 +21,19 @@ def filled(certificate):
     return msgspec.structs.replace(certificate, weights_digest="a" * 64, manifest_digest="b" * 64)
 
 
+def probes(**verdicts):
+    names = PROBES["lanes-and-replay"]
+    return tuple(AuditProbe(name=name, verdict=verdicts.get(name, "held"), found="0 of 1") for name in names)
+
+
 def audit(**changes):
     base = {
-        "method": "lanes",
+        "method": "lanes-and-replay",
         "epsilon_lower_micro": 1_000,
-        "confidence_ppm": 950_000,
-        "canaries": 1000,
+        "confidence_ppm": 999_000,
+        "canaries": 20_000,
+        "steps": 60,
+        "probes": probes(),
         "code_digest": "e" * 64,
     }
     return Audit(**{**base, **changes})
@@ -70,7 +78,16 @@ REFUSED = [
     ("accountant", {"accounting__second_accountant": "dp-accounting-pld"}),
     ("accountants-disagree", {"accounting__second_epsilon_micro": 300_000}),
     ("audit-contradicts", {"audit": audit(epsilon_lower_micro=90_000_000)}),
+    ("audit-contradicts", {"audit": audit(probes=probes(clipping="failed"))}),
+    ("audit-contradicts", {"audit": audit(probes=probes(lanes=""))}),
     ("certificate-malformed", {"audit": audit(canaries=0)}),
+    ("certificate-malformed", {"audit": audit(steps=0)}),
+    ("certificate-malformed", {"audit": audit(confidence_ppm=1_000_000)}),
+    ("certificate-malformed", {"audit": audit(method="black-box")}),
+    ("certificate-malformed", {"audit": audit(code_digest="none")}),
+    ("certificate-malformed", {"audit": audit(probes=probes()[1:])}),
+    ("certificate-malformed", {"audit": audit(probes=(*probes(), probes()[0]))}),
+    ("certificate-malformed", {"audit": audit(probes=())}),
     ("certificate-malformed", {"schema": 2}),
     ("certificate-malformed", {"issued": "20260102"}),
     ("certificate-malformed", {"issued": "soon"}),
