@@ -12,7 +12,6 @@ from importlib.metadata import version
 from litestar import Litestar
 from litestar.di import Provide
 
-from audit.query import AuditReader
 from gateway.access_log import AccessLog
 from gateway.authentication.authenticate import Authenticator
 from gateway.authentication.certificates import make_certificate_reader
@@ -25,6 +24,7 @@ from gateway.console.router import open_console
 from gateway.gate import Gate
 from gateway.intake import Intake
 from gateway.limits import AUDIT_ASKING, AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
+from gateway.other_logs import open_logs
 from gateway.policy_in_force import open_policy_in_force
 from gateway.routes import audit, audit_exports, audit_reports, health, keys, sealed
 from gateway.routes.openapi import openapi_config
@@ -67,7 +67,7 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
         link=RuntimeLink(
             deployment.socket, telemetry=telemetry, on_state=lambda state: policies.follow(state.policy_digest)
         ),
-        audit=AuditReader(deployment.log_url, origin=deployment.settings.deployment.origin),
+        logs=open_logs(deployment),
         sealed=Intake(requests_max=settings.max_concurrent, body_timeout_s=settings.body_timeout_s),
         evidence=Intake(requests_max=EVIDENCE_IN_FLIGHT),
         asking=Intake(requests_max=AUDIT_ASKING),
@@ -95,7 +95,7 @@ def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clo
             await gate.authenticator.close()
             await gate.link.close()
             await gate.policies.close()
-            gate.audit.close()
+            gate.logs.close()
 
     return Litestar(
         route_handlers=(*ROUTES, *console.routes),

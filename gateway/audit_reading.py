@@ -19,6 +19,7 @@ from audit.errors import LogUnavailable, QueryRefused
 from audit.query import AuditReader, RecordFilter
 from gateway.errors import Problem
 from gateway.gate import Asked, Asking, Gate, audit_headers, caller_of
+from gateway.other_logs import ReadableLog
 from policy.decide import Permit
 from policy.entities import Action, Principal
 from sealgate.errors import DecodeError, SealgateError
@@ -34,19 +35,21 @@ _ASKED = {
 }
 _NOT_FOUND = frozenset({"not-found", "range"})
 _TOO_WIDE = "export-needs-every-tenant"
+_OTHER_LOG = "log-needs-every-tenant"
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _ELSEWHERE = frozenset({"cross-site", "same-site"})  # Fetch Metadata: another site's page had the browser ask
 
 
 @dataclass(frozen=True, kw_only=True)
 class MayRead:
-    """Holding one proves: `principal` may read the log now, within `permit`, and that it does so is on record.
+    """Holding one proves: `principal` may read `log` now, within `permit`, and that it does so is on record.
 
     `headers` say where that record stands.
     """
 
     principal: Principal
     permit: Permit
+    log: ReadableLog
     headers: dict[str, str]
     receipt: bytes = b""
 
@@ -59,9 +62,11 @@ async def authorise_reading(
     kind: AuditKind,
     said: Mapping[str, str],
     too_wide: str = "",
+    log: str | None = None,
     state: Callable[[], Awaitable[dict[str, str]]] | None = None,
 ) -> MayRead:
-    """The right to read. `question` and `said` (what was asked, by name) go into the record.
+    """The right to read. `question` and `said` (what was asked, by name) go into the record, which is in the own log
+    whichever one is read: `log` names it, or is None for the own one.
 
     With `too_wide`, who may read one tenant's records only is refused for that reason. `state` gives, once the caller
     is known, a detail that stands in the record as it is.
@@ -69,6 +74,8 @@ async def authorise_reading(
     principal = await gate.authenticate(request)
     _require_own(request)
     _require_said_once(request)
+    which = gate.logs.of(log)
+    said = dict(said) | ({"log": which.origin} if not which.own else {})
     asked = Asked(action=_ASKED[kind], model="", purpose="")
     detail = {"question": question} | {name: _UNPRINTABLE.sub("?", value)[:MAX_NAME] for name, value in said.items()}
     if state is not None:
@@ -79,12 +86,14 @@ async def authorise_reading(
 
         async def put_on_record(principal: Principal) -> MayRead:
             permit = await gate.authorise(request, principal, asked)
-            if too_wide and permit.records_of is not None:
-                await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=too_wide), principal, asked)
+            reason = too_wide if permit.records_of is not None else ""
+            reason = reason or ("" if which.may_be_read(permit) else _OTHER_LOG)
+            if reason:
+                await gate.refuse(request, msgspec.structs.replace(permit.decision, reason=reason), principal, asked)
             frame = AuditRead(caller=caller_of(principal), decision=permit.decision, kind=kind, detail=detail)
             recorded = await gate.record_read(request, frame)
             headers = audit_headers(recorded) | {"Cache-Control": "no-store"}  # kept, it would be read unrecorded
-            return MayRead(principal=principal, permit=permit, headers=headers, receipt=recorded.receipt)
+            return MayRead(principal=principal, permit=permit, log=which, headers=headers, receipt=recorded.receipt)
 
         return await gate.under_one_policy(request, principal, put_on_record)
 
@@ -92,7 +101,7 @@ async def authorise_reading(
 async def read_log(gate: Gate, may: MayRead, read: Callable[[AuditReader, Permit], _T]) -> _T:
     """What `read` gives, in a thread, within the places that readers have."""
     with gate.reading.slot():
-        return await answerable(asyncio.to_thread(read, gate.audit, may.permit))
+        return await answerable(asyncio.to_thread(read, may.log.reader, may.permit))
 
 
 async def answerable(work: Awaitable[_T]) -> _T:

@@ -19,6 +19,7 @@ from gateway.authentication.authenticate import Authenticator
 from gateway.errors import PROBLEMS, PolicyChanged, Problem, Unauthenticated
 from gateway.intake import Intake, while_awaited
 from gateway.limits import POLICY_ATTEMPTS
+from gateway.other_logs import ReadableLogs
 from gateway.policy_in_force import PolicyInForce
 from gateway.runtime_link import RuntimeLink
 from gateway.telemetry import Telemetry, quoted
@@ -51,7 +52,7 @@ class Gate:
     authenticator: Authenticator
     policies: PolicyInForce
     link: RuntimeLink
-    audit: AuditReader
+    logs: ReadableLogs
     sealed: Intake
     evidence: Intake
     asking: Intake
@@ -59,6 +60,11 @@ class Gate:
     request_timeout_s: float
     telemetry: Telemetry
     clock: Clock
+
+    @property
+    def audit(self) -> AuditReader:
+        """The own host's log."""
+        return self.logs.own.reader
 
     @property
     def policy(self) -> PolicySet:

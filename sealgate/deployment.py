@@ -10,7 +10,7 @@
     publishers.toml                 keys whose signature on a model bundle counts
     models/NAME/                    bundles
     evidence/operator.key           signs software evidence
-    log/log.key, log/mldsa.key, log/subjects.key, log/audit.sqlite
+    log/log.key, log/mldsa.key, log/subjects.key, log/people.sqlite, log/audit.sqlite
     run/runtime.sock, run/admin.sock
     client/trust.toml, client/ca.pem   what a client needs: hand these out
 
@@ -39,6 +39,14 @@ class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
     origin: str
 
 
+class OtherLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[[log.others]]`: the log of another host, which this gateway reads for auditors."""
+
+    origin: str
+    database: str  # as log.database, with a role or file mode that may only read
+    same_tenants: bool = False  # a tenant's own auditors may read it too: it has the same tenants as this deployment
+
+
 class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[log]`: where the audit log stands, and who is asked to cosign it. Files are relative to the state directory."""
 
@@ -46,6 +54,7 @@ class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     witness_policy: str = ""  # a C2SP tlog-policy whose witnesses have URLs; "": no witness is asked
     witness_every_s: float = 60.0
     witness_ca: str = ""  # the only authority for the witnesses' TLS; "": those of the system
+    others: tuple[OtherLog, ...] = ()
 
 
 class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -185,6 +194,11 @@ class Deployment:
         return self.root / "log" / "subjects.key"
 
     @property
+    def person_keys(self) -> Path:
+        """A key for each person in the log (audit.person_keys); the runtime begins it."""
+        return self.root / "log" / "people.sqlite"
+
+    @property
     def database(self) -> Path:
         return self.root / "log" / "audit.sqlite"
 
@@ -244,6 +258,9 @@ def open_deployment(root: Path) -> Deployment:
             raise ConfigurationError(f"{path}: {name} is '{value}', must be one of: {', '.join(allowed)}")
     if not 1 <= settings.log.witness_every_s <= 86_400:
         raise ConfigurationError(f"{path}: log.witness_every_s must be from 1 to 86400")
+    origins = [settings.deployment.origin, *(other.origin for other in settings.log.others)]
+    if len(set(origins)) != len(origins) or not all(other.origin and other.database for other in settings.log.others):
+        raise ConfigurationError(f"{path}: each of [[log.others]] needs a database and an origin that is no other's")
     if settings.runtime.single_use and settings.runtime.torch_threads != 1:
         raise ConfigurationError(f"{path}: runtime.single_use needs runtime.torch_threads = 1")
     return Deployment(root.resolve(), settings)

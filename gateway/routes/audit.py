@@ -43,6 +43,9 @@ Number = Annotated[int | None, QueryParameter(ge=0, lt=2**53)]
 Needed = Annotated[int, QueryParameter(ge=0, lt=2**53)]
 Cosigned = Annotated[int, QueryParameter(ge=0, le=1)]
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
+Log = Annotated[
+    str | None, QueryParameter(max_length=MAX_AUDIT_TEXT, description="Of another host: see /audit/v1/logs")
+]
 
 
 def wanted_records(
@@ -88,6 +91,7 @@ async def records(
     wanted: NamedDependency[RecordFilter],
     cursor: Text = None,
     limit: Limit = 100,
+    log: Log = None,
 ) -> Response[bytes]:
     """Newest first (`order=oldest` turns it round). `cursor` goes on in the same snapshot, whose size is `tree_size`.
     A record is a leaf: its canonical JSON is what is hashed into the tree."""
@@ -100,11 +104,13 @@ async def records(
         rows = [_row(entry) for entry in page.records]
         return _encode({"records": rows, "cursor": page.cursor, "tree_size": page.tree_size})
 
-    return await _read(request, gate, "records", read)
+    return await _read(request, gate, "records", read, log=log)
 
 
 @get("/audit/v1/records/{identifier:str}", responses=answers(_JSON, *_REFUSALS), summary="One record")
-async def record(request: Asking, gate: NamedDependency[Gate], identifier: FromPath[str]) -> Response[bytes]:
+async def record(
+    request: Asking, gate: NamedDependency[Gate], identifier: FromPath[str], log: Log = None
+) -> Response[bytes]:
     """The record with this id, or at this index. Another tenant's record is not found."""
 
     def read(reader: AuditReader, permit: Permit) -> bytes:
@@ -114,62 +120,82 @@ async def record(request: Asking, gate: NamedDependency[Gate], identifier: FromP
             raise QueryRefused("no record that is kept has this id or index", code="not-found")
         return _encode(_row(entry))
 
-    return await _read(request, gate, "record", read)
+    return await _read(request, gate, "record", read, log=log)
 
 
 @get("/audit/v1/checkpoint", responses=answers("text/plain", *_REFUSALS), summary="The newest signed checkpoint")
-async def checkpoint(request: Asking, gate: NamedDependency[Gate], cosigned: Cosigned = 0) -> Response[bytes]:
+async def checkpoint(
+    request: Asking, gate: NamedDependency[Gate], cosigned: Cosigned = 0, log: Log = None
+) -> Response[bytes]:
     """A C2SP signed note; with `cosigned=1`, the newest one that the log's witnesses cosigned."""
 
     def read(reader: AuditReader, _: Permit) -> bytes:
         return reader.checkpoint(cosigned=bool(cosigned))
 
-    return await _read(request, gate, "checkpoint", read, media_type="text/plain")
+    return await _read(request, gate, "checkpoint", read, log=log, media_type="text/plain")
 
 
 @get("/audit/v1/proofs/inclusion", responses=answers(_JSON, *_REFUSALS), summary="Proof that a record is in the log")
-async def inclusion(request: Asking, gate: NamedDependency[Gate], index: Needed, size: Needed) -> Response[bytes]:
+async def inclusion(
+    request: Asking, gate: NamedDependency[Gate], index: Needed, size: Needed, log: Log = None
+) -> Response[bytes]:
     """RFC 9162 inclusion proof of the record at `index` in the tree of `size` records; hashes in base64."""
 
     def read(reader: AuditReader, _: Permit) -> bytes:
         return _encode({"index": index, "size": size, "hashes": _hashes(reader.inclusion(index, size))})
 
-    return await _read(request, gate, "inclusion", read)
+    return await _read(request, gate, "inclusion", read, log=log)
 
 
 @get("/audit/v1/proofs/consistency", responses=answers(_JSON, *_REFUSALS), summary="Proof that the log only grew")
-async def consistency(request: Asking, gate: NamedDependency[Gate], first: Needed, second: Needed) -> Response[bytes]:
+async def consistency(
+    request: Asking, gate: NamedDependency[Gate], first: Needed, second: Needed, log: Log = None
+) -> Response[bytes]:
     """RFC 9162 consistency proof between the trees of `first` and `second` records; hashes in base64."""
 
     def read(reader: AuditReader, _: Permit) -> bytes:
         return _encode({"first": first, "second": second, "hashes": _hashes(reader.consistency(first, second))})
 
-    return await _read(request, gate, "consistency", read)
+    return await _read(request, gate, "consistency", read, log=log)
 
 
 @get(
     "/audit/v1/tile/{level:int}/{tile:path}", responses=answers("application/octet-stream", *_REFUSALS), summary="Tile"
 )
 async def tile(
-    request: Asking, gate: NamedDependency[Gate], level: FromPath[int], tile: FromPath[str]
+    request: Asking, gate: NamedDependency[Gate], level: FromPath[int], tile: FromPath[str], log: Log = None
 ) -> Response[bytes]:
     """A C2SP tile: the index in groups of three digits (`x001/x234/067`), with `.p/WIDTH` behind it if partial."""
     index, width = _tile_place(tile)
+    octets = "application/octet-stream"
     return await _read(
-        request, gate, "tile", lambda reader, _: reader.tile(level, index, width), media_type="application/octet-stream"
+        request, gate, "tile", lambda reader, _: reader.tile(level, index, width), log=log, media_type=octets
     )
 
 
-ROUTES = (records, record, checkpoint, inclusion, consistency, tile)
+@get("/audit/v1/logs", responses=answers(_JSON, *_REFUSALS), summary="The logs that can be read here")
+async def logs(request: Asking, gate: NamedDependency[Gate]) -> Response[bytes]:
+    """The log of this gateway's host, and those of other hosts that the parameter `log` may name elsewhere: the origin
+    of each, how many records it has, and whether it can be read now. One that cannot is named all the same."""
+    return await _read(request, gate, "logs", lambda _, permit: _encode({"logs": gate.logs.states(permit)}), log=None)
+
+
+ROUTES = (records, record, checkpoint, inclusion, consistency, tile, logs)
 
 
 # The one way to read -------------------------------------------------------------------------------------------------
 
 
 async def _read(
-    request: Asking, gate: Gate, question: str, read: Callable[[AuditReader, Permit], bytes], media_type: str = _JSON
+    request: Asking,
+    gate: Gate,
+    question: str,
+    read: Callable[[AuditReader, Permit], bytes],
+    *,
+    log: str | None,
+    media_type: str = _JSON,
 ) -> Response[bytes]:
-    may = await authorise_reading(request, gate, question, kind="audit.query", said=_said(request))
+    may = await authorise_reading(request, gate, question, kind="audit.query", said=_said(request), log=log)
     content = await read_log(gate, may, read)
     return Response(content=content, media_type=media_type, headers=may.headers)
 

@@ -19,6 +19,7 @@ from gateway.audit_reading import authorise_reading, own_question, read_log
 from gateway.errors import Problem
 from gateway.gate import Asking, Gate
 from gateway.limits import MAX_AUDIT_TEXT, MAX_REVIEW
+from gateway.routes.audit import Log
 from gateway.routes.openapi import ReviewOperation, answers
 from policy.decide import Permit
 from sealgate.errors import DecodeError
@@ -66,14 +67,18 @@ def asked_question(
     summary="A report",
 )
 async def report(
-    request: Asking, gate: NamedDependency[Gate], name: FromPath[str], asked: NamedDependency[Question]
+    request: Asking,
+    gate: NamedDependency[Gate],
+    name: FromPath[str],
+    asked: NamedDependency[Question],
+    log: Log = None,
 ) -> Response[bytes]:
     """access, denials, budget, in-force, reconcile, completeness, break-glass or review. The answer is the database's
     word; over an evidence bundle the same report is proven (`sealgate audit report NAME --bundle FILE`)."""
     known = REPORTS.get(name)
     said = {"name": name, **asked.given()}
     too_wide = "" if known is None or known.of_one_tenant else _TOO_WIDE
-    may = await authorise_reading(request, gate, "report", kind="audit.query", said=said, too_wide=too_wide)
+    may = await authorise_reading(request, gate, "report", kind="audit.query", said=said, too_wide=too_wide, log=log)
     if known is None:
         raise Problem("not-found", detail=f"There are the reports {', '.join(REPORTS)}.")
 
