@@ -38,8 +38,9 @@ KINDS: dict[str, str] = {
     "hold.placed": "records, and who they are about, must be kept until further notice",
     "hold.released": "a hold was lifted",
     "retention.pruned": "records whose time is over are deleted; their hashes stay",
-    "log.opened": "the writer started",
-    "log.closed": "the writer stopped in order",
+    "log.opened": "the writer started, or a new shard began",
+    "log.closed": "the writer stopped in order, or the shard ends here",
+    "log.carried": "what was in force or under way when this shard began, said again",
 }
 """Every kind that may be written, with what it means. The writer refuses others."""
 

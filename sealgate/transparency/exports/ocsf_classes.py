@@ -38,6 +38,7 @@ _KINDS: dict[str, tuple[int, int, str]] = {
     "worker.stop": (_LIFECYCLE, 4, "Stop"),
     "log.opened": (_LIFECYCLE, 3, "Start"),
     "log.closed": (_LIFECYCLE, 4, "Stop"),
+    "log.carried": (_LIFECYCLE, 99, "Carry Over"),
     "audit.query": (_API, 2, "Read"),
     "audit.export": (_API, 2, "Read"),
     "audit.review": (_API, 2, "Read"),
