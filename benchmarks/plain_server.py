@@ -15,7 +15,7 @@ from litestar import Litestar, Request, Response, post
 from sealgate.certificate.publishers import load_publishers
 from sealgate.protocol import inference
 from secure_runtime.models.bundle import load_bundle
-from secure_runtime.worker.engine.tensors import from_torch, to_torch
+from secure_runtime.worker.engine.tensors import from_torch, to_model
 
 
 def build(state: Path, bundle: Path) -> Litestar:
@@ -28,7 +28,7 @@ def build(state: Path, bundle: Path) -> Litestar:
     async def infer(name: str, request: Request) -> Response[bytes]:  # type: ignore[type-arg]
         fields = tuple(request.headers.items())
         decoded, binary = inference.decode_infer_request(fields, await request.body())
-        outputs = model.predict(to_torch(decoded.inputs[0], datatype=spec.datatype, shape=spec.shape))
+        outputs = model.predict({spec.name: to_model(decoded.inputs[0], spec)})
         tensors = tuple(from_torch(out.name, outputs[out.name], out.datatype) for out in model.manifest.outputs)
         answer = inference.InferResponse(model_name=name, model_version=model.facts.version, outputs=tensors)
         headers, body = inference.encode_infer_response(answer, binary_outputs=binary)

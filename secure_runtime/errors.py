@@ -45,6 +45,7 @@ ENGINE_REASONS = frozenset(
         "bad-input",
         "input-datatype",
         "input-not-finite",
+        "input-range",
         "input-shape",
         "model-error",
         "model-not-loaded",

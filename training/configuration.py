@@ -14,7 +14,8 @@ from pathlib import Path
 import msgspec
 
 from sealgate.certificate.decimals import MICRO, decimal_text
-from sealgate.certificate.manifest import ACTIVATIONS, NAME, SENSITIVITIES, VERSION
+from sealgate.certificate.architectures import ACTIVATIONS
+from sealgate.certificate.manifest import NAME, SENSITIVITIES, VERSION
 from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.limits import MAX_CLASSES, MAX_COLUMNS, MAX_TRAINING_STEPS
 from training.limits import MAX_CONFIGURATION

@@ -9,20 +9,12 @@ from __future__ import annotations
 import datetime
 from decimal import Decimal
 
+from sealgate.certificate.architectures import Architecture, LinearRegressionSpec, LogisticRegressionSpec, MlpSpec
 from sealgate.certificate.bundle import sha256_hex
 from sealgate.certificate.claims import FRESH, NOISE_SOURCE
 from sealgate.certificate.decimals import decimal_text, micro_text
-from sealgate.certificate.manifest import (
-    Architecture,
-    Column,
-    InputTensor,
-    LinearRegressionSpec,
-    LogisticRegressionSpec,
-    Manifest,
-    MlpSpec,
-    OutputTensor,
-    ValueRange,
-)
+from sealgate.certificate.inputs import Column, InputTensor, TableContent
+from sealgate.certificate.manifest import Manifest, OutputTensor, ValueRange
 from sealgate.certificate.recompute import ACCOUNTANT, GaussianSteps, accountant_version
 from sealgate.certificate.schema import (
     Accounting,
@@ -96,7 +88,11 @@ def manifest_of(configuration: Configuration) -> Manifest:
         version=model.version,
         description=model.description.strip(),
         architecture=architecture_of(configuration),
-        inputs=(InputTensor(name="features", datatype="FP32", shape=(-1, len(columns)), columns=columns),),
+        inputs=(
+            InputTensor(
+                name="features", datatype="FP32", shape=(-1, len(columns)), content=TableContent(columns=columns)
+            ),
+        ),
         outputs=outputs,
         value_range=None if span is None else ValueRange(low=decimal_text(span[0]), high=decimal_text(span[1])),
         sensitivity=model.sensitivity,

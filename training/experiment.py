@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.certificate.bundle import VerifiedBundle
 from sealgate.certificate.decimals import MICRO
-from sealgate.certificate.manifest import Manifest, class_count, manifest_bytes
+from sealgate.certificate.manifest import Manifest, manifest_bytes
 from sealgate.certificate.recompute import GaussianSteps
 from secure_runtime.models.architectures import build
 from secure_runtime.models.predictor import Predictor
@@ -83,9 +83,9 @@ def constants_of(configuration: Configuration, mechanism: GaussianSteps) -> Priv
 def model_space(manifest: Manifest, table: Table) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and targets as the model sees them: clamped and scaled by public constants, float64."""
     scaler = Predictor(manifest, build(manifest.architecture))
-    rows = scaler.scaled(torch.from_numpy(table.features))
+    rows = scaler.scaled({manifest.inputs[0].name: torch.from_numpy(table.features)})
     targets = torch.from_numpy(table.target)
-    if class_count(manifest.architecture) == 0:
+    if manifest.classes == 0:
         assert manifest.value_range is not None
         low, high = float(manifest.value_range.low), float(manifest.value_range.high)
         targets = (targets.clamp(low, high) - (high + low) / 2) / ((high - low) / 2)
@@ -140,7 +140,7 @@ def run_experiment(
             (rows,),
             targets,
             constants=constants_of(configuration, mechanism),
-            loss=Loss.usual(class_count(manifest.architecture)),
+            loss=Loss.usual(manifest.classes),
             entropy=entropy,
             on_step=on_step,
         )

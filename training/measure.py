@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sealgate.certificate.manifest import Manifest, class_count
+from sealgate.certificate.manifest import Manifest
 from secure_runtime.models.architectures import build
 from secure_runtime.models.predictor import Predictor
 from training.data import Table
@@ -39,13 +39,13 @@ def measure(manifest: Manifest, module: nn.Module, table: Table) -> Quality:
     served.load_state_dict({name: value.to(torch.float32) for name, value in module.state_dict().items()})
     predictor = Predictor(manifest, served)
     names = {output.role: output.name for output in manifest.outputs}
-    wanted = names["label"] if class_count(manifest.architecture) else names["value"]
+    wanted = names["label"] if manifest.classes else names["value"]
     parts = []
     for start in range(0, len(table), EVALUATION_ROWS):
         rows = torch.from_numpy(table.features[start : start + EVALUATION_ROWS].astype(np.float32))
-        parts.append(predictor.predict(rows)[wanted].numpy())
+        parts.append(predictor.predict({manifest.inputs[0].name: rows})[wanted].numpy())
     found = np.concatenate(parts)
-    if class_count(manifest.architecture):
+    if manifest.classes:
         return Quality("accuracy", float((found == table.target).mean()), len(table))
     residual = float(((found - table.target) ** 2).sum())
     spread = float(((table.target - table.target.mean()) ** 2).sum())
@@ -56,7 +56,7 @@ def train_plainly(manifest: Manifest, rows: torch.Tensor, targets: torch.Tensor)
     """The same architecture on the same scaled rows without privacy: Adam, a fixed number of steps."""
     module = build(manifest.architecture).double()
     initialise(module)
-    losses = Loss.usual(class_count(manifest.architecture))
+    losses = Loss.usual(manifest.classes)
     parameters = list(module.parameters())
     means = [torch.zeros_like(parameter) for parameter in parameters]
     squares = [torch.zeros_like(parameter) for parameter in parameters]

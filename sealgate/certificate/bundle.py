@@ -31,7 +31,7 @@ from sealgate.certificate.claims import check_claims
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.dsse import SignedPayload, open_envelope
 from sealgate.certificate.files import CARD, CERTIFICATE, FILE_LIMITS, MANIFEST, SIGNATURE, SIGNED, WEIGHTS, open_folder
-from sealgate.certificate.manifest import Manifest, expected_tensors, parse_manifest
+from sealgate.certificate.manifest import Manifest, parse_manifest
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.recompute import GaussianSteps, recompute
 from sealgate.certificate.refusals import refusal
@@ -154,7 +154,7 @@ def _check_weights(weights: bytes, digest: str, manifest: Manifest) -> None:
     if sha256_hex(weights) != digest:
         raise refusal("weights-digest", "the weights are not the ones that were signed")
     found = {name: place.shape for name, place in parse_weights_header(weights).items()}
-    if found != expected_tensors(manifest.architecture):
+    if found != manifest.architecture.tensors():
         raise refusal("weights-shape", "the tensors are not those of the declared architecture")
 
 

@@ -1,87 +1,29 @@
 """The manifest: what a model is, what goes in and what comes out. Canonical JSON without floats.
 
-Inputs and outputs are Open Inference Protocol tensors. An architecture is data: the runtime builds it from its own
-definitions (`secure_runtime.models`), a bundle never brings code. Every size is bounded here, before torch is asked for
-memory. Trusts: nothing. Never: holds weights or statistics of private data.
+Inputs (`inputs.py`) and outputs are Open Inference Protocol tensors; the architecture (`architectures/`) is data. Every
+size is bounded here, before torch is asked for memory. Trusts: nothing. Never: holds weights or statistics of private
+data.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import re
-from typing import TypeAlias
 
 import msgspec
 
+from sealgate.certificate.architectures import Architecture
 from sealgate.certificate.decimals import parse_decimal
+from sealgate.certificate.inputs import InputTensor
 from sealgate.certificate.refusals import refusal
 from sealgate.errors import DecodeError
-from sealgate.limits import (
-    MAX_CLASSES,
-    MAX_COLUMNS,
-    MAX_HIDDEN_LAYERS,
-    MAX_LAYER_WIDTH,
-    MAX_MANIFEST,
-    MAX_NAME,
-    MAX_WEIGHTS,
-)
+from sealgate.limits import MAX_EXAMPLE_NUMBERS, MAX_INPUTS, MAX_MANIFEST, MAX_NAME
 from sealgate.protocol.canonical import canonical_json, parse_canonical_json
 
-ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
+ARITHMETICS = ("float64", "float32")
 SENSITIVITIES = ("public", "personal", "special-category")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}\Z")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}\Z")
-
-
-class LinearRegressionSpec(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="family", tag="linear-regression", kw_only=True
-):
-    """value = w . x + b"""
-
-    inputs: int
-
-
-class LogisticRegressionSpec(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="family", tag="logistic-regression", kw_only=True
-):
-    """Class scores from one linear layer: a sigmoid for two classes, a softmax for more."""
-
-    inputs: int
-    classes: int
-
-
-class MlpSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="family", tag="mlp", kw_only=True):
-    """Linear layers with one activation between them. `classes` is 0 for regression."""
-
-    inputs: int
-    hidden: tuple[int, ...]
-    activation: str
-    classes: int
-
-
-Architecture: TypeAlias = LinearRegressionSpec | LogisticRegressionSpec | MlpSpec
-
-
-class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One feature. Its value is clamped to [low, high], then (value - center) / scale enters the model.
-
-    All four are public constants, written as decimal texts.
-    """
-
-    name: str
-    low: str
-    high: str
-    center: str
-    scale: str
-
-
-class InputTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`shape` is [-1, number of columns]: -1 stands for the rows of a request."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    columns: tuple[Column, ...]
 
 
 class OutputTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -116,44 +58,17 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     sensitivity: str
     purposes: tuple[str, ...]
     units_per_row: int
+    arithmetic: str = "float64"  # of the model: in float64 an answer does not depend on who shared its batch
 
     @property
     def family(self) -> str:
-        """The architecture's tag: "linear-regression", "logistic-regression" or "mlp"."""
-        return str(self.architecture.__struct_config__.tag)
+        """The architecture's tag: "linear-regression", "mlp", "cnn", ..."""
+        return self.architecture.family
 
-
-def class_count(architecture: Architecture) -> int:
-    """Number of classes; 0 for regression."""
-    return 0 if isinstance(architecture, LinearRegressionSpec) else architecture.classes
-
-
-def logit_count(architecture: Architecture) -> int:
-    """Width of the last layer: one number for a value or for two classes, one per class for more."""
-    classes = class_count(architecture)
-    return classes if classes > 2 else 1
-
-
-def expected_tensors(architecture: Architecture) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights (all FP32): what the file must hold, no more and no less."""
-    hidden = architecture.hidden if isinstance(architecture, MlpSpec) else ()
-    widths = (architecture.inputs, *hidden, logit_count(architecture))
-    tensors: dict[str, tuple[int, ...]] = {}
-    for index, (width_in, width_out) in enumerate(itertools.pairwise(widths)):
-        tensors[f"layers.{index}.weight"] = (width_out, width_in)
-        tensors[f"layers.{index}.bias"] = (width_out,)
-    return tensors
-
-
-def weight_count(architecture: Architecture) -> int:
-    """Number of weights."""
-    total = 0
-    for shape in expected_tensors(architecture).values():
-        size = 1
-        for side in shape:
-            size *= side
-        total += size
-    return total
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 for regression."""
+        return self.architecture.classes
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -184,58 +99,33 @@ def check_manifest(manifest: Manifest) -> None:
         (all(0 < len(purpose) <= MAX_NAME for purpose in manifest.purposes), "a purpose is malformed"),
         (len(set(manifest.purposes)) == len(manifest.purposes), "a purpose stands twice"),
         (0 < manifest.units_per_row <= 1_000_000, "its units per row are out of range"),
+        (manifest.arithmetic in ARITHMETICS, "its arithmetic is unknown"),
     ):
         if not holds:
             raise refusal("manifest-inconsistent", f"the manifest is refused: {what}")
-    _check_architecture(manifest.architecture)
-    _check_input(manifest)
+    for reason in manifest.architecture.refusals():
+        raise refusal("manifest-inconsistent", f"the architecture is refused: {reason}")
+    _check_inputs(manifest)
     _check_outputs(manifest)
 
 
-def _check_architecture(architecture: Architecture) -> None:
-    classes = class_count(architecture)
-    needs_classes = isinstance(architecture, LogisticRegressionSpec)
-    hidden = architecture.hidden if isinstance(architecture, MlpSpec) else ()
-    for holds, what in (
-        (0 < architecture.inputs <= MAX_COLUMNS, "the number of inputs is out of range"),
-        (2 <= classes <= MAX_CLASSES or (classes == 0 and not needs_classes), "the number of classes is out of range"),
-        (len(hidden) <= MAX_HIDDEN_LAYERS, "it has too many layers"),
-        (all(0 < width <= MAX_LAYER_WIDTH for width in hidden), "a layer's width is out of range"),
-        (not isinstance(architecture, MlpSpec) or hidden, "an MLP needs a hidden layer"),
-        (not isinstance(architecture, MlpSpec) or architecture.activation in ACTIVATIONS, "unknown activation"),
-    ):
-        if not holds:
-            raise refusal("manifest-inconsistent", f"the architecture is refused: {what}")
-    if weight_count(architecture) * 4 > MAX_WEIGHTS:
-        raise refusal("manifest-inconsistent", "the architecture is refused: it has too many weights")
-
-
-def _check_input(manifest: Manifest) -> None:
-    if len(manifest.inputs) != 1:
-        raise refusal("manifest-inconsistent", "the manifest is refused: it must have exactly one input")
-    tensor, width = manifest.inputs[0], manifest.architecture.inputs
-    names = [column.name for column in tensor.columns]
-    if (
-        tensor.datatype != "FP32"
-        or tensor.shape != (-1, width)
-        or len(names) != width
-        or not 0 < len(tensor.name) <= MAX_NAME
-    ):
-        raise refusal("manifest-inconsistent", "the manifest is refused: its input does not fit the architecture")
-    if len(set(names)) != len(names) or not all(0 < len(name) <= MAX_NAME for name in names):
-        raise refusal("manifest-inconsistent", "the manifest is refused: column names must be unique and not empty")
-    try:
-        for column in tensor.columns:
-            low, high, scale = parse_decimal(column.low), parse_decimal(column.high), parse_decimal(column.scale)
-            parse_decimal(column.center)
-            if not (low < high and scale > 0):
-                raise DecodeError("empty range")
-    except DecodeError as error:
-        raise refusal("manifest-inconsistent", "the manifest is refused: a column's bounds are malformed") from error
+def _check_inputs(manifest: Manifest) -> None:
+    inputs, architecture = manifest.inputs, manifest.architecture
+    if not 0 < len(inputs) <= MAX_INPUTS or len({tensor.name for tensor in inputs}) != len(inputs):
+        raise refusal("manifest-inconsistent", "the manifest is refused: it needs inputs, each with its own name")
+    for tensor in inputs:
+        for reason in tensor.refusals():
+            raise refusal("manifest-inconsistent", f"the manifest is refused: an input cannot be taken: {reason}")
+    if sum(math.prod(tensor.model_shape) for tensor in inputs) > MAX_EXAMPLE_NUMBERS:
+        raise refusal("manifest-inconsistent", "the manifest is refused: one row of its inputs is too large")
+    if tuple(tensor.model_shape for tensor in inputs) != architecture.input_shapes():
+        raise refusal("manifest-inconsistent", "the manifest is refused: its inputs do not fit the architecture")
+    if max(tensor.content.vocabulary for tensor in inputs) != architecture.vocabulary:
+        raise refusal("manifest-inconsistent", "the manifest is refused: its vocabulary is not the architecture's")
 
 
 def _check_outputs(manifest: Manifest) -> None:
-    classes = class_count(manifest.architecture)
+    classes = manifest.classes
     if classes:
         wanted = {"scores": ("FP32", (-1, classes)), "label": ("INT64", (-1,))}
     else:

@@ -20,9 +20,11 @@ class TensorMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Sealgate's additions. `labels` holds the class names of outputs that have them."""
+    """Sealgate's additions. `labels` holds the class names of outputs that have them, `contents` what each input
+    is: "table", "image", "sequence", "tokens", "text", "graph-nodes" or "graph-edges"."""
 
     columns: tuple[str, ...] = ()
+    contents: dict[str, str] = {}
     labels: dict[str, tuple[str, ...]] = {}
     model_digest: str = ""
     certificate_digest: str = ""

@@ -7,6 +7,7 @@ opens anything in `predict`, so that it works after the worker's sandbox is seal
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
-from sealgate.certificate.manifest import Architecture, Manifest
+from sealgate.certificate.architectures import Architecture
+from sealgate.certificate.manifest import Manifest
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.weights import parse_weights_header
@@ -32,15 +34,15 @@ class LoadedModel:
     manifest: Manifest
     predictor: Predictor = field(repr=False)
 
-    def predict(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Raw FP32 rows [n, features] in the manifest's column order -> outputs by manifest name. Raises BadInput."""
-        return self.predictor.predict(batch)
+    def predict(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Raw inputs by manifest name, [n, ...] each -> outputs by manifest name. Raises BadInput."""
+        return self.predictor.predict(inputs)
 
 
 def module_from_weights(architecture: Architecture, weights: bytes) -> nn.Module:
     """Build the module and fill it from the bytes of a safetensors file; raises CertificateError if they do not fit."""
     module = build(architecture)
-    parameters = dict(module.named_parameters())
+    parameters = dict(module.state_dict(keep_vars=True))
     places = parse_weights_header(weights)
     if {name: place.shape for name, place in places.items()} != {
         name: tuple(parameter.shape) for name, parameter in parameters.items()
@@ -72,16 +74,17 @@ def warm_up(model: LoadedModel, *, max_rows: int = 256) -> None:
 
     Batch sizes: one row, a few, a full batch; torch picks other kernels for each.
     """
-    width = model.manifest.architecture.inputs
+    prepared = model.predictor.inputs
     for rows in sorted({1, 2, 7, min(64, max_rows), max_rows}):
-        for output in model.predict(torch.zeros(rows, width)).values():
+        for output in model.predict({one.spec.name: one.zeros(rows) for one in prepared}).values():
             output.tolist()
+    first = prepared[0]
     for wrong in (
-        torch.zeros(0, width),
-        torch.zeros(1, width + 1),
-        torch.zeros(width),
-        torch.zeros(1, width, dtype=torch.float64),
-        torch.full((1, width), float("nan")),
+        first.zeros(0),
+        torch.zeros(1, *first.shape, 1, dtype=first.wire_dtype),
+        torch.zeros(1, dtype=first.wire_dtype),
+        torch.zeros(1, *first.shape, dtype=torch.complex64),
+        first.zeros(1) - 1 if first.spec.content.vocabulary else torch.full((1, *first.shape), float("nan")),
     ):
         with contextlib.suppress(BadInput):
-            model.predict(wrong)
+            model.predict({**{one.spec.name: one.zeros(1) for one in prepared}, first.spec.name: wrong})

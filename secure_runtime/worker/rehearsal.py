@@ -15,6 +15,7 @@ from email.utils import format_datetime
 import msgspec
 
 from sealgate.ambient import now_us
+from sealgate.certificate.inputs import InputTensor
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import BootPlan, Frame, FrameReader, Grant, Obligations, Work, WorkerToHost, encode_frame
 from sealgate.protocol.ohttp import ResponseOpener, decode_key_configs, seal_request
@@ -26,6 +27,7 @@ from secure_runtime.worker.sweeps import Worker
 
 _ZEROS: dict[str, bool | str] = {"BOOL": False, "BYTES": ""}
 _ROWS_LARGE = 4096  # enough to start torch's own threads
+_NUMBERS_LARGE = 1024 * 1024  # in one request: as JSON it still fits
 _PATIENCE_MS = 30_000  # with a single-use process, before the worker gives up its start
 _REDUCED = Obligations(round_digits=3, top_k=1)
 _NOISED = Obligations(noise_epsilon_micro=1_000_000, noise_rows=1, receipt_required=True)
@@ -109,14 +111,13 @@ def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[s
     wrong."""
     made: list[tuple[str, str, bytes, Obligations]] = []
     for name, model in models.items():
-        spec = model.manifest.inputs[0]
+        specs = model.manifest.inputs
+        largest = max(1, min(_ROWS_LARGE, _NUMBERS_LARGE // sum(math.prod(spec.model_shape) for spec in specs)))
         path = f"/v2/models/{name}/infer"
-        for rows in (1, _ROWS_LARGE):
-            shape = tuple(rows if size == -1 else size for size in spec.shape)
-            zero = _ZEROS.get(spec.datatype, 0)
-            tensor = inference.tensor_from_list(spec.name, spec.datatype, shape, [zero] * math.prod(shape))
+        for rows in (1, largest):
+            tensors = tuple(_zeros(spec, rows) for spec in specs)
             for binary in (True, False):
-                request = inference.InferRequest(inputs=(tensor,))
+                request = inference.InferRequest(inputs=tensors)
                 fields, body = inference.encode_infer_request(request, binary=binary)
                 made.append(("infer", name, _encode(plan, "POST", path, tuple(fields), body), _REDUCED))
                 if rows == 1:
@@ -129,6 +130,13 @@ def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[s
         made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}/ready", (), b""), _REDUCED))
     made.append(("infer", "none", _encode(plan, "POST", "/v2/models/none/infer", (), b"{}"), _REDUCED))
     return made
+
+
+def _zeros(spec: InputTensor, rows: int) -> inference.Tensor:
+    shape = (rows, *spec.shape[1:])
+    return inference.tensor_from_list(
+        spec.name, spec.datatype, shape, [_ZEROS.get(spec.datatype, 0)] * math.prod(shape)
+    )
 
 
 def _encode(plan: BootPlan, method: str, path: str, fields: tuple[tuple[str, str], ...], body: bytes) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sealgate.certificate.manifest import LinearRegressionSpec, LogisticRegressionSpec, MlpSpec, class_count
+from sealgate.certificate.architectures import LinearRegressionSpec, LogisticRegressionSpec, MlpSpec
 from secure_runtime.models.architectures import build
 from training import private_sgd
 from training.errors import TrainingError
@@ -42,7 +42,7 @@ def spec(request):
 def data(spec, rows: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
     generator = np.random.default_rng(11)
     features = torch.from_numpy(generator.normal(size=(rows, 4)) * 4)
-    classes = class_count(spec)
+    classes = spec.classes
     targets = generator.integers(0, classes, rows) if classes else generator.normal(size=rows)
     return features, torch.from_numpy(targets.astype(np.float64))
 
@@ -71,8 +71,8 @@ def one_by_one(module, features, targets, classes, clip) -> list[torch.Tensor]:
 def test_clipped_sums_are_those_of_a_loop_over_rows(spec, clip):
     features, targets = data(spec)
     module = module_for(spec)
-    wanted = one_by_one(module, features, targets, class_count(spec), clip)
-    gradient_sum = GradientSum(module, loss=Loss.usual(class_count(spec)), clip_norm=clip)
+    wanted = one_by_one(module, features, targets, spec.classes, clip)
+    gradient_sum = GradientSum(module, loss=Loss.usual(spec.classes), clip_norm=clip)
     found = gradient_sum.over((features,), targets)
     gradient_sum.close()
     for ours, theirs in zip(found, wanted, strict=True):
@@ -84,7 +84,7 @@ def test_parts_of_bounded_memory_give_the_same_sum(spec, monkeypatch):
     sums = []
     for numbers in (10**9, 100):
         monkeypatch.setattr(private_sgd, "MAX_GRADIENT_NUMBERS", numbers)
-        gradient_sum = GradientSum(module_for(spec), loss=Loss.usual(class_count(spec)), clip_norm=1.0)
+        gradient_sum = GradientSum(module_for(spec), loss=Loss.usual(spec.classes), clip_norm=1.0)
         sums.append(gradient_sum.over((features,), targets))
         gradient_sum.close()
     for whole, parts in zip(*sums, strict=True):
@@ -95,7 +95,7 @@ def test_no_single_row_moves_the_sum_by_more_than_the_clip_norm(spec):
     features, targets = data(spec)
     features[0] *= 1e6  # an outlier that would dominate everything
     module = module_for(spec)
-    gradient_sum = GradientSum(module, loss=Loss.usual(class_count(spec)), clip_norm=0.7)
+    gradient_sum = GradientSum(module, loss=Loss.usual(spec.classes), clip_norm=0.7)
     everybody = gradient_sum.over((features,), targets)
     for row in range(len(features)):
         others = torch.arange(len(features)) != row
@@ -113,7 +113,7 @@ def test_a_row_without_a_finite_gradient_counts_as_zero():
 
 def test_no_rows_give_a_zero_sum_and_still_noise(spec):
     module = module_for(spec)
-    gradient_sum = GradientSum(module, loss=Loss.usual(class_count(spec)), clip_norm=1.0)
+    gradient_sum = GradientSum(module, loss=Loss.usual(spec.classes), clip_norm=1.0)
     features, targets = data(spec)
     empty = gradient_sum.over((features[:0],), targets[:0])
     gradient_sum.close()
@@ -147,7 +147,7 @@ def test_manual_seed_does_not_reproduce_a_run(spec):
         module = build(spec).double()
         initialise(module)
         constants = PrivateSgd(rate=Fraction(1), steps=2, divisor=40, clip_norm=1, sigma=1, learning_rate=0.1)
-        train_privately(module, (features,), targets, constants=constants, loss=Loss.usual(class_count(spec)))
+        train_privately(module, (features,), targets, constants=constants, loss=Loss.usual(spec.classes))
         results.append(torch.cat([p.detach().ravel() for p in module.parameters()]))
     assert not bool((results[0] == results[1]).any())
 

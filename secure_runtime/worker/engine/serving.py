@@ -18,6 +18,7 @@ import msgspec
 import torch
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.certificate.inputs import Content
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_FIELD_SECTION, MAX_INNER_MESSAGE
 from sealgate.protocol import bhttp, inference
@@ -28,7 +29,7 @@ from secure_runtime.limits import SLICE_ROWS
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine.noise import noised, require_few_rows
 from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_values
-from secure_runtime.worker.engine.tensors import from_torch, to_torch
+from secure_runtime.worker.engine.tensors import from_torch, to_model
 from secure_runtime.worker.gatekeeper import Admitted
 
 _MODEL_ERROR = BadInput("the model could not be run on this input", status=500, code="model-error")
@@ -64,7 +65,8 @@ class _Job:
     model: LoadedModel
     request: inference.InferRequest
     wants_binary: inference.BinaryOutputs
-    rows: torch.Tensor
+    inputs: dict[str, torch.Tensor]  # by the manifest's names, [rows, ...] each
+    rows: int
 
 
 class Engine:
@@ -116,12 +118,11 @@ class Engine:
         batches: list[list[_Job]] = []
         rows = 0
         for job in jobs:
-            count = job.rows.shape[0]
-            if not batches or rows + count > self._max_batch_rows:
+            if not batches or rows + job.rows > self._max_batch_rows:
                 batches.append([])
                 rows = 0
             batches[-1].append(job)
-            rows += count
+            rows += job.rows
         return batches
 
 
@@ -139,12 +140,22 @@ def _parse(index: int, admitted: Admitted, model: LoadedModel) -> _Job:
     for wanted in request.outputs:
         if wanted.name not in known:
             raise BadInput(f"the model has no output '{wanted.name}'; it has: {', '.join(sorted(known))}")
-    spec = specs[0]
-    rows = to_torch(given[spec.name], datatype=spec.datatype, shape=spec.shape)
+    inputs = {spec.name: to_model(given[spec.name], spec) for spec in specs}
+    rows = inputs[specs[0].name].shape[0]
+    if any(one.shape[0] != rows for one in inputs.values()):
+        raise BadInput(f"the inputs {expected} must have the same number of rows", code="input-shape")
     obligations = admitted.grant.obligations
     if obligations.noise_epsilon_micro:
-        require_few_rows(rows.shape[0], model.manifest, noise_rows=obligations.noise_rows)
-    return _Job(index=index, admitted=admitted, model=model, request=request, wants_binary=wants_binary, rows=rows)
+        require_few_rows(rows, model.manifest, noise_rows=obligations.noise_rows)
+    return _Job(
+        index=index,
+        admitted=admitted,
+        model=model,
+        request=request,
+        wants_binary=wants_binary,
+        inputs=inputs,
+        rows=rows,
+    )
 
 
 def _run_batch(batch: Sequence[_Job], clock: Clock, entropy: Entropy) -> list[EngineAnswer]:
@@ -156,7 +167,7 @@ def _run_batch(batch: Sequence[_Job], clock: Clock, entropy: Entropy) -> list[En
         return [_failed(_TOO_SLOW if isinstance(error, _TooSlow) else _MODEL_ERROR, batch[0].model)]
     answers, start = [], 0
     for job in batch:
-        end = start + job.rows.shape[0]
+        end = start + job.rows
         try:
             answers.append(_answered(job, {name: values[start:end] for name, values in outputs.items()}, entropy))
         except BadInput as error:
@@ -169,13 +180,14 @@ def _run_batch(batch: Sequence[_Job], clock: Clock, entropy: Entropy) -> list[En
 
 def _predict(batch: Sequence[_Job], clock: Clock) -> Mapping[str, torch.Tensor]:
     """All rows of a batch, a slice at a time: what a model needs per row does not add up, and time is looked at."""
-    model, rows = batch[0].model, torch.cat([job.rows for job in batch])
+    model, rows = batch[0].model, sum(job.rows for job in batch)
+    inputs = {spec.name: torch.cat([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
     expires_us = max(job.admitted.grant.expires_us for job in batch)
     slices: list[Mapping[str, torch.Tensor]] = []
-    for start in range(0, rows.shape[0], SLICE_ROWS):
+    for start in range(0, rows, SLICE_ROWS):
         if start and clock() >= expires_us:
             raise _TooSlow
-        slices.append(model.predict(rows[start : start + SLICE_ROWS]))
+        slices.append(model.predict({name: one[start : start + SLICE_ROWS] for name, one in inputs.items()}))
     return {name: torch.cat([one[name] for one in slices]) for name in slices[0]}
 
 
@@ -203,7 +215,7 @@ def _answered(job: _Job, outputs: Mapping[str, torch.Tensor], entropy: Entropy) 
         answer = _failed(error, job.model)
     except Exception:
         answer = _failed(_MODEL_ERROR, job.model)
-    return replace(answer, eps_micro=job.rows.shape[0] * epsilon_micro)
+    return replace(answer, eps_micro=job.rows * epsilon_micro)
 
 
 def _formed(job: _Job, outputs: Mapping[str, torch.Tensor], wanted: Container[str]) -> EngineAnswer:
@@ -235,7 +247,7 @@ def _formed(job: _Job, outputs: Mapping[str, torch.Tensor], wanted: Container[st
         response=bhttp.Response(status=200, fields=tuple(fields), body=body),
         outcome="completed",
         reason="",
-        units=job.rows.shape[0] * job.model.manifest.units_per_row,
+        units=job.rows * job.model.manifest.units_per_row,
         model_digest=facts.model_digest,
         certificate_digest=facts.certificate_digest,
     )
@@ -271,6 +283,7 @@ def _described(admitted: Admitted, model: LoadedModel) -> EngineAnswer:
             "outputs": [{"name": o.name, "datatype": o.datatype, "shape": list(o.shape)} for o in manifest.outputs],
             "parameters": {
                 "columns": [column.name for column in manifest.inputs[0].columns],
+                "contents": {tensor.name: _kind(tensor.content) for tensor in manifest.inputs},
                 "labels": {output.name: list(output.labels) for output in manifest.outputs if output.labels},
                 "model_digest": facts.model_digest,
                 "certificate_digest": facts.certificate_digest,
@@ -287,6 +300,11 @@ def _described(admitted: Admitted, model: LoadedModel) -> EngineAnswer:
         model_digest=facts.model_digest,
         certificate_digest=facts.certificate_digest,
     )
+
+
+def _kind(content: Content) -> str:
+    """ "table", "image", "text", ...: what an input holds."""
+    return str(content.__struct_config__.tag)
 
 
 def _failed(error: BadInput, model: LoadedModel | None) -> EngineAnswer:

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
-from sealgate.protocol.inference import Tensor
+from sealgate.certificate.inputs import InputTensor, TextContent
+from sealgate.protocol.inference import Tensor, tensor_to_list
 from secure_runtime.errors import BadInput
+from secure_runtime.models.tokenizers import tokens_of
 
 _FROM_WIRE: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -47,6 +49,21 @@ def to_torch(tensor: Tensor, *, datatype: str, shape: Sequence[int]) -> torch.Te
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise BadInput(f"input '{tensor.name}' contains NaN or infinity")
     return values
+
+
+def to_model(tensor: Tensor, spec: InputTensor) -> torch.Tensor:
+    """The tensor as a model's input takes it: numbers as they are, texts as tokens. Raises BadInput."""
+    if not isinstance(spec.content, TextContent):
+        return to_torch(tensor, datatype=spec.datatype, shape=spec.shape)
+    if tensor.datatype != "BYTES" or len(tensor.shape) != 1:
+        raise BadInput(f"input '{tensor.name}' is {tensor.datatype} {list(tensor.shape)}, expected BYTES [rows]")
+    if not tensor.shape[0]:
+        raise BadInput(f"input '{tensor.name}' has no rows")
+    try:
+        texts = [value.decode() for value in tensor_to_list(tensor)]
+    except UnicodeDecodeError:
+        raise BadInput(f"input '{tensor.name}' has a text that is not UTF-8") from None
+    return tokens_of(texts, spec.content.tokenizer)
 
 
 def from_torch(name: str, values: torch.Tensor, datatype: str) -> Tensor:

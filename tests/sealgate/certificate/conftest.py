@@ -14,10 +14,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.numpy import save
 
+from sealgate.certificate.architectures import LogisticRegressionSpec
 from sealgate.certificate.bundle import sha256_hex
 from sealgate.certificate.dsse import sign_envelope
 from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, SIGNATURE, WEIGHTS
-from sealgate.certificate.manifest import Column, InputTensor, LogisticRegressionSpec, Manifest, OutputTensor
+from sealgate.certificate.inputs import Column, InputTensor, TableContent
+from sealgate.certificate.manifest import Manifest, OutputTensor
 from sealgate.certificate.publishers import Publishers, publishers_of
 from sealgate.certificate.recompute import FINE, Epsilon, GaussianSteps, recompute
 from sealgate.certificate.schema import (
@@ -55,7 +57,9 @@ def a_manifest() -> Manifest:
                 name="features",
                 datatype="FP32",
                 shape=(-1, 3),
-                columns=tuple(Column(name=n, low="-1", high="1", center="0", scale="1") for n in ("a", "b", "c")),
+                content=TableContent(
+                    columns=tuple(Column(name=n, low="-1", high="1", center="0", scale="1") for n in ("a", "b", "c"))
+                ),
             ),
         ),
         outputs=(

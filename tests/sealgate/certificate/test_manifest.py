@@ -7,17 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sealgate.certificate.architectures import LinearRegressionSpec, LogisticRegressionSpec, MlpSpec
 from sealgate.certificate.decimals import decimal_text, micro_text, parse_decimal
-from sealgate.certificate.manifest import (
-    LinearRegressionSpec,
-    LogisticRegressionSpec,
-    MlpSpec,
-    ValueRange,
-    expected_tensors,
-    manifest_bytes,
-    parse_manifest,
-    weight_count,
-)
+from sealgate.certificate.inputs import TableContent
+from sealgate.certificate.manifest import ValueRange, manifest_bytes, parse_manifest
 from sealgate.errors import CertificateError, DecodeError
 from sealgate.protocol.canonical import canonical_json
 
@@ -36,10 +29,10 @@ def test_round_trip(forge):
 
 
 def test_shapes_of_every_family():
-    assert expected_tensors(LinearRegressionSpec(inputs=4)) == {"layers.0.weight": (1, 4), "layers.0.bias": (1,)}
-    assert expected_tensors(LogisticRegressionSpec(inputs=4, classes=3))["layers.0.weight"] == (3, 4)
+    assert LinearRegressionSpec(inputs=4).tensors() == {"layers.0.weight": (1, 4), "layers.0.bias": (1,)}
+    assert LogisticRegressionSpec(inputs=4, classes=3).tensors()["layers.0.weight"] == (3, 4)
     mlp = MlpSpec(inputs=4, hidden=(8, 2), activation="relu", classes=0)
-    assert expected_tensors(mlp) == {
+    assert mlp.tensors() == {
         "layers.0.weight": (8, 4),
         "layers.0.bias": (8,),
         "layers.1.weight": (2, 8),
@@ -47,13 +40,16 @@ def test_shapes_of_every_family():
         "layers.2.weight": (1, 2),
         "layers.2.bias": (1,),
     }
-    assert weight_count(mlp) == 32 + 8 + 16 + 2 + 2 + 1
+    assert mlp.weight_count() == 32 + 8 + 16 + 2 + 2 + 1
 
 
 def with_column(manifest, **changes):
     (tensor,) = manifest.inputs
     return replace(
-        manifest, inputs=(replace(tensor, columns=(replace(tensor.columns[0], **changes), *tensor.columns[1:])),)
+        manifest,
+        inputs=(
+            replace(tensor, content=TableContent(columns=(replace(tensor.columns[0], **changes), *tensor.columns[1:]))),
+        ),
     )
 
 

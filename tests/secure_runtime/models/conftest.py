@@ -10,18 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from sealgate.certificate.manifest import (
-    Column,
-    InputTensor,
-    LinearRegressionSpec,
-    LogisticRegressionSpec,
-    Manifest,
-    MlpSpec,
-    OutputTensor,
-    ValueRange,
-    class_count,
-    expected_tensors,
-)
+from sealgate.certificate.architectures import LinearRegressionSpec, LogisticRegressionSpec, MlpSpec
+from sealgate.certificate.inputs import Column, InputTensor, TableContent
+from sealgate.certificate.manifest import Manifest, OutputTensor, ValueRange
 from tests.sealgate.certificate.conftest import Forge, a_manifest
 
 SPECS = {
@@ -36,7 +27,7 @@ SPECS = {
 
 
 def manifest_for(spec) -> Manifest:
-    classes = class_count(spec)
+    classes = spec.classes
     labels = tuple(f"class {index}" for index in range(classes))
     columns = tuple(
         Column(name=f"c{index}", low="-2", high=str(3 + index), center="0.5", scale="2.5")
@@ -52,7 +43,9 @@ def manifest_for(spec) -> Manifest:
     return msgspec.structs.replace(
         a_manifest(),
         architecture=spec,
-        inputs=(InputTensor(name="rows", datatype="FP32", shape=(-1, spec.inputs), columns=columns),),
+        inputs=(
+            InputTensor(name="rows", datatype="FP32", shape=(-1, spec.inputs), content=TableContent(columns=columns)),
+        ),
         outputs=outputs,
         value_range=None if classes else ValueRange(low="10", high="30"),
     )
@@ -60,7 +53,7 @@ def manifest_for(spec) -> Manifest:
 
 def weights_for(spec, seed: int = 1) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
-    return {name: generator.normal(size=shape).astype(np.float32) for name, shape in expected_tensors(spec).items()}
+    return {name: generator.normal(size=shape).astype(np.float32) for name, shape in spec.tensors().items()}
 
 
 @pytest.fixture(params=SPECS, ids=list(SPECS))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from scipy.special import erf, expit, softmax
 
-from sealgate.certificate.manifest import MlpSpec, class_count, expected_tensors
+from sealgate.certificate.architectures import MlpSpec
 from sealgate.errors import CertificateError
 from secure_runtime.errors import BadInput
 from secure_runtime.models.architectures import build
@@ -40,9 +40,9 @@ def oracle(spec, manifest, weights, rows: np.ndarray) -> dict[str, np.ndarray]:
         x = x @ weights[f"layers.{index}.weight"].astype(np.float64).T + weights[f"layers.{index}.bias"]
         if index < count - 1:
             x = ACTIVATIONS[spec.activation](x)
-    if class_count(spec) == 0:
+    if spec.classes == 0:
         return {"amount": np.clip(x[:, 0] * 10 + 20, 10, 30)}
-    chances = np.stack([expit(-x[:, 0]), expit(x[:, 0])], axis=1) if class_count(spec) == 2 else softmax(x, axis=1)
+    chances = np.stack([expit(-x[:, 0]), expit(x[:, 0])], axis=1) if spec.classes == 2 else softmax(x, axis=1)
     return {"chances": chances, "decision": chances.argmax(axis=1)}
 
 
@@ -50,7 +50,7 @@ def test_predictions_are_those_of_a_plain_calculation(forged, spec):
     forge, directory = forged
     model = load_bundle(directory, forge.publishers)
     rows = np.random.default_rng(3).normal(size=(64, 5)).astype(np.float32) * 3
-    found = model.predict(torch.from_numpy(rows))
+    found = model.predict({"rows": torch.from_numpy(rows)})
     wanted = oracle(spec, model.manifest, weights_for(spec), rows)
     assert found.keys() == wanted.keys()
     for name, values in wanted.items():
@@ -64,9 +64,9 @@ def test_an_answer_does_not_depend_on_its_company(forged):
     forge, directory = forged
     model = load_bundle(directory, forge.publishers)
     rows = torch.from_numpy(np.random.default_rng(5).normal(size=(200, 5)).astype(np.float32))
-    together = model.predict(rows)
+    together = model.predict({"rows": rows})
     for size in (1, 3, 64):
-        parts = [model.predict(rows[start : start + size]) for start in range(0, 200, size)]
+        parts = [model.predict({"rows": rows[start : start + size]}) for start in range(0, 200, size)]
         for name, values in together.items():
             assert torch.equal(torch.cat([part[name] for part in parts]), values), (name, size)
 
@@ -81,7 +81,7 @@ def test_any_finite_row_has_a_finite_answer(rows):
         from secure_runtime.models.predictor import Predictor
 
         module = module_from_weights(spec, bytes(save(weights_for(spec))))
-        for values in Predictor(manifest, module).predict(torch.tensor(rows, dtype=torch.float32)).values():
+        for values in Predictor(manifest, module).predict({"rows": torch.tensor(rows, dtype=torch.float32)}).values():
             assert bool(torch.isfinite(values.to(torch.float64)).all())
             if values.ndim == 2:
                 assert torch.allclose(values.sum(dim=1), torch.ones(len(values)), atol=1e-5)
@@ -105,13 +105,13 @@ def test_rows_that_cannot_be_answered(batch, code, tmp_path):
     forge = Forge(manifest=manifest_for(spec), weights=bytes(save(weights_for(spec))))
     model = load_bundle(forge.write(tmp_path / "toy"), forge.publishers)
     with pytest.raises(BadInput) as caught:
-        model.predict(batch)
+        model.predict({"rows": batch})
     assert caught.value.code == code
 
 
 def test_the_module_has_exactly_the_tensors_that_the_manifest_promises(spec):
     module = build(spec)
-    assert {name: tuple(p.shape) for name, p in module.named_parameters()} == expected_tensors(spec)
+    assert {name: tuple(p.shape) for name, p in module.named_parameters()} == spec.tensors()
     assert not dict(module.named_buffers())
     assert all(bool((p == 0).all()) for p in module.parameters())
 
@@ -182,11 +182,11 @@ modules, threads = set(sys.modules), threading.active_count()
 tasks = len(list(Path("/proc/self/task").iterdir()))
 sealed[0] = True
 for rows in (1, 2, 5, 64, 256):
-    for value in model.predict(torch.randn(rows, 5)).values():
+    for value in model.predict({"rows": torch.randn(rows, 5)}).values():
         value.numpy().tobytes(), value.tolist()
 for wrong in (torch.zeros(0, 5), torch.full((1, 5), float("nan"))):
     try:
-        model.predict(wrong)
+        model.predict({"rows": wrong})
     except BadInput as error:
         str(error), error.code
 sealed[0] = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from sealgate.certificate.manifest import LogisticRegressionSpec
+from sealgate.certificate.architectures import LogisticRegressionSpec
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import BootPlan, Done, Frame, ModelFacts, Work
 from sealgate.protocol.ohttp import decode_key_configs, seal_request
@@ -29,11 +30,11 @@ class Watched(Predictor):
     sizes: list[int]
     instead: Any = None
 
-    def predict(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.sizes.append(batch.shape[0])
+    def predict(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.sizes.append(inputs["rows"].shape[0])
         if self.instead is not None:
             self.instead()
-        return super().predict(batch)
+        return super().predict(inputs)
 
 
 class Desk:

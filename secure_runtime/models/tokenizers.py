@@ -1,0 +1,40 @@
+"""From texts to tokens by public rules, the same for training and for serving. Token 0 is padding.
+
+Trusts: the checked manifest. Never: keeps a text, opens a file, or shows a text in an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import torch
+
+from sealgate.certificate.inputs import HashedWords, Tokenizer, Utf8Bytes
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+def tokens_of(texts: Sequence[str], tokenizer: Tokenizer) -> torch.Tensor:
+    """Texts as tokens: int64 [n, length], cut or padded with zeros at the end."""
+    found = torch.zeros(len(texts), tokenizer.length, dtype=torch.int64)
+    for row, text in enumerate(texts):
+        numbers = _numbers(text, tokenizer)
+        if numbers:
+            found[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+    return found
+
+
+def _numbers(text: str, tokenizer: Tokenizer) -> list[int]:
+    match tokenizer:
+        case Utf8Bytes(length=length):
+            return [byte + 1 for byte in text.encode()[:length]]
+        case HashedWords(length=length, buckets=buckets):
+            numbers: list[int] = []
+            for word in _WORD.finditer(text.lower()):
+                if len(numbers) == length:
+                    break
+                digest = hashlib.blake2b(word.group().encode(), digest_size=8).digest()
+                numbers.append(int.from_bytes(digest, "big") % buckets + 1)
+            return numbers
