@@ -30,3 +30,11 @@ AUDIT_REPLAY_STEPS = 100
 AUDIT_MIN_DRAWS = 100  # canaries that a step of the replay draws, on average
 AUDIT_CONSTANT_ROWS = 100_000
 AUDIT_CONSTANT_LANES = 64
+AUDIT_OTHERS = 5  # made-up examples of the run's own architecture, and one more at a time
+AUDIT_NEIGHBOURS = 12
+
+# The choice of a gradient mode. Two sizes of the check: a dimension that is not the examples cannot fit both.
+CHECK_ROWS = (3, 5)
+MEASURED_ROWS = 64
+MEASURED_ROUNDS = 2
+MAX_PART_NUMBERS = 16 * 1024 * 1024  # of activations and gradients at the same time: 64 to 128 MB

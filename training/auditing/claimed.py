@@ -1,27 +1,21 @@
-"""What the claim allows an attacker: its trade-off between false and true accusations.
-
-For two neighbouring data sets any attack obeys TPR <= exp(e) * FPR + delta(e) for every e at once (Kairouz, Oh and
-Viswanath 2015; Dong, Roth and Su 2022). `delta(e)` comes from dp-accounting's privacy-loss distribution, as the
-certificate's epsilon does, and is an upper bound; both directions of add-remove are covered. Pure.
-"""
+"""What the claim allows an attacker, as tests of it need it: the curve, and delta at one slope of it. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
 
-from sealgate.certificate.decimals import MICRO
-from sealgate.certificate.recompute import COARSE, GaussianSteps
+from sealgate.certificate.recompute import COARSE
+from sealgate.certificate.tradeoff import TradeOff, of_steps
+from training.auditing.subject import Subject
 
 
-def delta_curve(claim: GaussianSteps, epsilons: Sequence[float]) -> list[float]:
-    """delta(e) of the claimed mechanism for each e >= 0; raises CertificateError for what cannot be computed."""
-    from dp_accounting.pld import privacy_loss_distribution
+def claimed_curve(subject: Subject, *, steps: int) -> TradeOff:
+    """The trade-off curve that the certificate would claim for so many steps; raises CertificateError."""
+    return of_steps(subject.claim(steps=steps), discretisation=COARSE)
 
-    claim.require_computable()
-    loss = privacy_loss_distribution.from_gaussian_mechanism(
-        claim.sigma_micro / MICRO,
-        value_discretization_interval=float(COARSE),
-        sampling_prob=float(claim.rate),
-    )
-    composed = loss.self_compose(claim.steps)
-    return [float(composed.get_delta_for_epsilon(epsilon)) for epsilon in epsilons]
+
+def delta_at(curve: TradeOff, epsilon: float) -> float:
+    """The least delta of the curve's pairs that holds at this epsilon: delta only falls as epsilon grows."""
+    pairs = sorted(curve.pairs)
+    place = bisect.bisect_right(pairs, (epsilon, 1.0))
+    return min((delta for _, delta in pairs[:place]), default=1.0)

@@ -27,7 +27,8 @@ from scipy import stats
 
 from sealgate.ambient import Entropy
 from sealgate.certificate.decimals import MICRO, parse_decimal
-from training.auditing.claimed import delta_curve
+from sealgate.certificate.tradeoff import TradeOff
+from training.auditing.claimed import delta_at
 from training.auditing.lanes import Canaries, watch
 from training.auditing.probes import BOUND_ALPHA, FALSE_ALARM, Probe, lower, too_unlikely, upper
 from training.auditing.subject import Subject
@@ -92,14 +93,14 @@ def log_ratios(moved: NDArray[np.float64], *, rate: float, sigma: float) -> NDAr
     return total
 
 
-def guesses_within_the_claim(subject: Subject, observed: Observed, entropy: Entropy) -> Probe:
-    """The probe `lanes`: no guessing rule of a fixed list beats the claimed curve."""
-    deltas = delta_curve(subject.claim(steps=observed.steps), SLOPES)
+def guesses_within_the_claim(curve: TradeOff, observed: Observed, entropy: Entropy) -> Probe:
+    """The probe `lanes`: no guessing rule of a fixed list beats the claimed curve (the one for the steps observed)."""
     coin = Keystream(entropy)
     worst = 1.0
     text = ""
     for mirrored in (False, True):
-        for slope, delta in zip(SLOPES, deltas, strict=True):
+        for slope in SLOPES:
+            delta = delta_at(curve, slope)
             kept_share = math.exp(-slope)
             accused = -observed.ratio > slope if mirrored else observed.ratio > slope
             truly = ~observed.included if mirrored else observed.included
