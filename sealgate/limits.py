@@ -90,6 +90,9 @@ MIN_SIGMA_MICRO = 300_000
 MAX_SIGMA_MICRO = 10_000_000_000
 MAX_EPSILON_MICRO = 100_000_000  # epsilon 100: above it the guarantee is empty
 MAX_PRIVACY_LOSS_MEAN = 5000  # steps * rate / (2 sigma^2): bounds the memory of the privacy-loss distribution
+MAX_MU_SQUARED = 200  # of Gaussian releases together: beyond it epsilon is above MAX_EPSILON_MICRO at any usual delta
+MAX_NORM_MICRO = 10**12  # of clip norms and row norms
+MAX_SELECTION_TRIALS = 10_000  # runs among which the best is chosen, on average
 MIN_DELTA_EXPONENT = 12  # delta below 1e-12 is beyond the accountant's precision
 
 # Requests from people ------------------------------------------------------------------------------------------------

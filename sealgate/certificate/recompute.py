@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from sealgate.certificate.decimals import MICRO, parse_decimal
+from sealgate.certificate.decimals import MICRO, micro_text, parse_decimal
 from sealgate.certificate.refusals import refusal
 from sealgate.errors import DecodeError
 from sealgate.limits import (
@@ -30,7 +30,7 @@ ACCOUNTANT = "dp-accounting-pld"
 FINE = "0.0001"
 COARSE = "0.001"
 # Above this the fine pass takes ten seconds, and the third decimal of such an epsilon matters to nobody.
-_FINE_BELOW_MICRO = 20 * MICRO
+FINE_BELOW_MICRO = 20 * MICRO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,17 @@ class GaussianSteps:
         mean_loss = self.steps * self.rate / (2 * Fraction(self.sigma_micro, MICRO) ** 2)
         if mean_loss > MAX_PRIVACY_LOSS_MEAN:
             raise refusal("epsilon-out-of-range", "so little noise over so many steps protects nothing")
+
+    def epsilon(self) -> Epsilon:
+        """Both figures; see `recompute`."""
+        return recompute(self)
+
+    def words(self) -> str:
+        """The constants as one line for people."""
+        return (
+            f"sigma {micro_text(self.sigma_micro)}, rate {self.rate.numerator}/{self.rate.denominator}, "
+            f"{self.steps} steps, delta {self.delta}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +116,7 @@ def recompute(steps: GaussianSteps) -> Epsilon:
     coarse = epsilon_micro(steps, discretisation=COARSE)
     if coarse > MAX_EPSILON_MICRO:
         raise refusal("epsilon-out-of-range", "epsilon is too large to mean anything")
-    discretisation = FINE if coarse <= _FINE_BELOW_MICRO else COARSE
+    discretisation = FINE if coarse <= FINE_BELOW_MICRO else COARSE
     add_remove = epsilon_micro(steps, discretisation=discretisation)
     replace_one = epsilon_micro(steps, replace_one=True, discretisation=discretisation)
     # Replacing a row by one without influence is removing it, so the true figure cannot be smaller; the bounds can.
