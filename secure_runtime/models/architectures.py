@@ -11,11 +11,15 @@ from torch import nn
 
 from sealgate.certificate.architectures import (
     Architecture,
+    CnnSpec,
     LinearRegressionSpec,
     LogisticRegressionSpec,
     MlpSpec,
+    ScatterNetSpec,
 )
+from secure_runtime.models.families.cnn import Cnn
 from secure_runtime.models.families.linear import MLP, LinearModel
+from secure_runtime.models.families.scatternet import ScatterNet
 
 
 def build(architecture: Architecture) -> nn.Module:
@@ -25,6 +29,10 @@ def build(architecture: Architecture) -> nn.Module:
             return LinearModel(architecture)
         case MlpSpec():
             return MLP(architecture)
+        case ScatterNetSpec():
+            return ScatterNet(architecture)
+        case CnnSpec():
+            return Cnn(architecture)
 
 
 def probabilities(architecture: Architecture, logits: torch.Tensor) -> torch.Tensor:

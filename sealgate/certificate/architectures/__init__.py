@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import typing
 from typing import TypeAlias
 
+from sealgate.certificate.architectures.cnn import CnnSpec
+from sealgate.certificate.architectures.embedding_bag import EmbeddingBagSpec
+from sealgate.certificate.architectures.frozen_encoder import FrozenEncoderSpec
+from sealgate.certificate.architectures.graph import GraphSpec
 from sealgate.certificate.architectures.linear import LinearRegressionSpec, LogisticRegressionSpec, MlpSpec
+from sealgate.certificate.architectures.recurrent import RecurrentSpec
+from sealgate.certificate.architectures.scatternet import ScatterNetSpec
 from sealgate.certificate.architectures.spec import ACTIVATIONS, DeclaredInputs, Spec
+from sealgate.certificate.architectures.transformer import TransformerSpec
 
-Architecture: TypeAlias = LinearRegressionSpec | LogisticRegressionSpec | MlpSpec
+Architecture: TypeAlias = (
+    LinearRegressionSpec
+    | LogisticRegressionSpec
+    | MlpSpec
+    | ScatterNetSpec
+    | CnnSpec
+    | RecurrentSpec
+    | TransformerSpec
+    | EmbeddingBagSpec
+    | FrozenEncoderSpec
+    | GraphSpec
+)
 FAMILIES: dict[str, type[Spec]] = {
-    str(family.__struct_config__.tag): family for family in (LinearRegressionSpec, LogisticRegressionSpec, MlpSpec)
+    str(family.__struct_config__.tag): family for family in typing.get_args(Architecture)
 }
 
 __all__ = [
     "ACTIVATIONS",
     "FAMILIES",
     "Architecture",
+    "CnnSpec",
     "DeclaredInputs",
+    "EmbeddingBagSpec",
+    "FrozenEncoderSpec",
+    "GraphSpec",
     "LinearRegressionSpec",
     "LogisticRegressionSpec",
     "MlpSpec",
+    "RecurrentSpec",
+    "ScatterNetSpec",
     "Spec",
+    "TransformerSpec",
 ]

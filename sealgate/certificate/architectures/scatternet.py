@@ -1,5 +1,5 @@
-"""ScatterNet (Oyallon & Mallat 2015; with differential privacy Tramer & Boneh 2021): fixed wavelet features of an image,
-normalised, and one trained linear layer. Few weights and no early layers to learn, so little noise for its accuracy.
+"""ScatterNet (Oyallon & Mallat 2015; with differential privacy Tramer & Boneh 2021): fixed wavelet features of an
+image, normalised, and one trained linear layer. No early layers to learn, so little noise for its accuracy.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
 
     `norm_groups` 0 leaves the features as they are; `norm_epsilon_micro` is added to the variances, in millionths.
     `mirrored` averages the features of an image and of its mirror image, where left and right mean nothing.
+    `rooted` takes square roots before normalising: faint structure then counts for more.
     """
 
     channels: int
@@ -34,6 +35,7 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
     norm_groups: int = 27
     norm_epsilon_micro: int = 10
     mirrored: bool = False
+    rooted: bool = False
 
     @property
     def paths(self) -> int:

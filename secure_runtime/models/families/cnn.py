@@ -8,9 +8,20 @@ import torch
 from torch import nn
 
 from sealgate.certificate.architectures.cnn import CnnSpec, Stage
-from secure_runtime.models.families.layers import ACTIVATIONS, convolution, group_norm, linear
+from secure_runtime.models.families.layers import ACTIVATIONS, linear
 
 _POOLINGS: dict[str, type[nn.MaxPool2d] | type[nn.AvgPool2d]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+
+
+def convolution(before: int, stage: Stage) -> nn.Conv2d:
+    """A convolution of zeros, padded by half its kernel. torch's own initialisation is skipped: it would draw."""
+    layer = nn.Conv2d(
+        before, stage.channels, stage.kernel, stride=stage.stride, padding=stage.kernel // 2, device="meta"
+    ).to_empty(device="cpu")
+    nn.init.zeros_(layer.weight)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class ConvolutionStage(nn.Module):
@@ -18,8 +29,8 @@ class ConvolutionStage(nn.Module):
 
     def __init__(self, before: int, stage: Stage, *, activation: str, pooling: str) -> None:
         super().__init__()
-        self.convolution = convolution(before, stage.channels, kernel=stage.kernel, stride=stage.stride)
-        self.norm = group_norm(stage.channels, stage.norm_groups) if stage.norm_groups else None
+        self.convolution = convolution(before, stage)
+        self.norm = nn.GroupNorm(stage.norm_groups, stage.channels) if stage.norm_groups else None
         self.activation = ACTIVATIONS[activation]()
         self.pool = _POOLINGS[pooling](stage.pool) if stage.pool > 1 else None
 

@@ -61,7 +61,7 @@ class Scattering(nn.Module):
         """The scattering coefficients of each image."""
         rows, channels = images.shape[:2]
         planes = images.reshape(rows * channels, *images.shape[2:])
-        found = torch.cat([self._part(part) for part in planes.split(PART_ROWS)])  # [n * channels, paths, h, w]
+        found = torch.cat([self._part(part) for part in torch.split(planes, PART_ROWS)])  # [n * channels, paths, h, w]
         return found.reshape(rows, channels * found.shape[1], *found.shape[2:])
 
     def _part(self, planes: torch.Tensor) -> torch.Tensor:  # [m, height, width] -> [m, paths, h, w]
@@ -84,12 +84,14 @@ class Scattering(nn.Module):
         """| x * psi | at every angle, subsampled from `level` to `scale`: [m, 1, ...] spectra -> [m, angles, ...]."""
         filtered = _folded(spectrum * self.get_buffer(_psi(scale, level)), 1 << (scale - level))
         waves = torch.fft.ifft2(filtered)
-        return (waves.real.square() + waves.imag.square()).sqrt_()  # several times faster than abs()
+        moduli: torch.Tensor = (waves.real.square() + waves.imag.square()).sqrt_()  # several times faster than abs()
+        return moduli
 
     def _average(self, planes: torch.Tensor, level: int) -> torch.Tensor:
         """x * phi at every 2^J-th pixel, without the border that only padding reached."""
         rows, columns = self.get_buffer(f"phi_rows_{level}"), self.get_buffer(f"phi_columns_{level}")
-        return rows @ (planes @ columns)
+        averaged: torch.Tensor = rows @ (planes @ columns)
+        return averaged
 
 
 def morlet(grid: tuple[int, int], *, scale: int, direction: float, slant: float) -> torch.Tensor:
@@ -101,7 +103,8 @@ def morlet(grid: tuple[int, int], *, scale: int, direction: float, slant: float)
     envelope = torch.exp(-(along**2 + (slant * across) ** 2) / (2 * width**2)) * (slant / (2 * math.pi * width**2))
     wave = torch.polar(envelope, along * (3 * math.pi / 4 / 2**scale))
     gabor, gauss = (one.reshape(_PERIODS, grid[0], _PERIODS, grid[1]).sum(dim=(0, 2)) for one in (wave, envelope))
-    return torch.fft.fft2(gabor - gabor.sum() / gauss.sum() * gauss).real
+    spectrum: torch.Tensor = torch.fft.fft2(gabor - gabor.sum() / gauss.sum() * gauss)
+    return spectrum.real
 
 
 def _averages(side: int, *, scales: int, level: int) -> torch.Tensor:
@@ -109,7 +112,8 @@ def _averages(side: int, *, scales: int, level: int) -> torch.Tensor:
     width = 0.8 * 2 ** (scales - 1)
     place = torch.arange(-2 * side, (_PERIODS - 2) * side, dtype=torch.float64)
     gauss = torch.exp(-(place**2) / (2 * width**2)) / (math.sqrt(2 * math.pi) * width)
-    kernel = torch.fft.ifft(_halved(torch.fft.fft(gauss.reshape(_PERIODS, side).sum(dim=0)).real, -1, level)).real
+    spectrum: torch.Tensor = torch.fft.fft(gauss.reshape(_PERIODS, side).sum(dim=0))
+    kernel: torch.Tensor = torch.fft.ifft(_halved(spectrum.real, -1, level)).real
     fine, step = side >> level, 1 << (scales - level)
     kept = torch.arange(step, fine - step, step)
     return kernel[(kept[:, None] - torch.arange(fine)) % fine]
@@ -135,8 +139,8 @@ def _folded(spectra: torch.Tensor, factor: int) -> torch.Tensor:
     """Spectra of every `factor`-th pixel in both directions: frequencies that become the same one are averaged."""
     if factor == 1:
         return spectra
-    *_, height, width = spectra.shape
-    tiles = spectra.unflatten(-1, (factor, width // factor)).unflatten(-3, (factor, height // factor))
+    *lead, height, width = spectra.shape
+    tiles = spectra.reshape(*lead, factor, height // factor, factor, width // factor)
     total = torch.zeros_like(tiles[..., 0, :, 0, :])
     for down in range(factor):
         for right in range(factor):

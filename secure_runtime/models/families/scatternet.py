@@ -20,13 +20,16 @@ class ScatteringFeatures(nn.Module):
         super().__init__()
         self.scattering = Scattering(height=spec.height, width=spec.width, scales=spec.scales, angles=spec.angles)
         self.mirrored = spec.mirrored
+        self.rooted = spec.rooted
         self.groups = spec.norm_groups
         self.epsilon = spec.norm_epsilon_micro * _MILLIONTH
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [n, channels, height, width] -> [n, features]
-        planes = self.scattering(images)  # [n, channels * paths, h, w]
+        planes: torch.Tensor = self.scattering(images)  # [n, channels * paths, h, w]
         if self.mirrored:
             planes = (planes + self.scattering(images.flip(-1))) / 2
+        if self.rooted:
+            planes = planes.clamp_min(0).sqrt()
         if self.groups:
             planes = functional.group_norm(planes, self.groups, eps=self.epsilon)
         return planes.flatten(1)
