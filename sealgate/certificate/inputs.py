@@ -18,6 +18,9 @@ from sealgate.errors import DecodeError
 from sealgate.limits import MAX_COLUMNS, MAX_EXAMPLE_NUMBERS, MAX_NAME, MAX_TOKENS, MAX_VOCABULARY
 
 
+_LEAST_PIECES = 3
+
+
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all parts: immutable, no unknown fields, keywords only."""
 
@@ -152,7 +155,31 @@ class Utf8Bytes(
         return 257
 
 
-Tokenizer: TypeAlias = HashedWords | Utf8Bytes
+class WordPiece(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="tokenizer", tag="wordpiece", kw_only=True
+):
+    """The pieces of words that BERT's uncased models read. The vocabulary is public, from the pretraining, in order."""
+
+    vocabulary: tuple[str, ...]
+    length: int
+
+    @property
+    def size(self) -> int:
+        """The pieces, of which the first is padding."""
+        return len(self.vocabulary)
+
+    def refusals(self) -> Iterator[str]:
+        """What is wrong with the vocabulary."""
+        pieces = set(self.vocabulary)
+        if self.vocabulary[:1] != ("[PAD]",) or not pieces >= {"[UNK]", "[CLS]", "[SEP]"}:
+            yield "its vocabulary must begin with [PAD] and hold [UNK], [CLS] and [SEP]"
+        if len(pieces) != len(self.vocabulary) or not all(0 < len(piece) <= MAX_NAME for piece in pieces):
+            yield "a piece of its vocabulary stands twice, is empty or too long"
+        if self.length < _LEAST_PIECES:
+            yield "its texts have no room for [CLS], a piece and [SEP]"
+
+
+Tokenizer: TypeAlias = HashedWords | Utf8Bytes | WordPiece
 
 
 class TextContent(_Content, frozen=True, tag="text"):
@@ -172,6 +199,8 @@ class TextContent(_Content, frozen=True, tag="text"):
             yield "texts are BYTES [-1]"
         if not 0 < self.tokenizer.length <= MAX_TOKENS or not 1 < self.tokenizer.size <= MAX_VOCABULARY:
             yield "its tokenizer's sizes are out of range"
+        elif isinstance(self.tokenizer, WordPiece):
+            yield from self.tokenizer.refusals()
 
 
 class GraphNodesContent(_Content, frozen=True, tag="graph-nodes"):

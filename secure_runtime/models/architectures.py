@@ -12,14 +12,24 @@ from torch import nn
 from sealgate.certificate.architectures import (
     Architecture,
     CnnSpec,
+    EmbeddingBagSpec,
+    FrozenEncoderSpec,
+    GraphSpec,
     LinearRegressionSpec,
     LogisticRegressionSpec,
     MlpSpec,
+    RecurrentSpec,
     ScatterNetSpec,
+    TransformerSpec,
 )
 from secure_runtime.models.families.cnn import Cnn
+from secure_runtime.models.families.embedding_bag import EmbeddingBag
+from secure_runtime.models.families.frozen_encoder import FrozenEncoder
+from secure_runtime.models.families.graph import Graph
 from secure_runtime.models.families.linear import MLP, LinearModel
+from secure_runtime.models.families.recurrent import Recurrent
 from secure_runtime.models.families.scatternet import ScatterNet
+from secure_runtime.models.families.transformer import Transformer
 
 
 def build(architecture: Architecture) -> nn.Module:
@@ -33,6 +43,16 @@ def build(architecture: Architecture) -> nn.Module:
             return ScatterNet(architecture)
         case CnnSpec():
             return Cnn(architecture)
+        case RecurrentSpec():
+            return Recurrent(architecture)
+        case TransformerSpec():
+            return Transformer(architecture)
+        case EmbeddingBagSpec():
+            return EmbeddingBag(architecture)
+        case FrozenEncoderSpec():
+            return FrozenEncoder(architecture)
+        case GraphSpec():
+            return Graph(architecture)
 
 
 def probabilities(architecture: Architecture, logits: torch.Tensor) -> torch.Tensor:

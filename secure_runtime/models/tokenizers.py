@@ -5,13 +5,15 @@ Trusts: the checked manifest. Never: keeps a text, opens a file, or shows a text
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Sequence
 
 import torch
 
-from sealgate.certificate.inputs import HashedWords, Tokenizer, Utf8Bytes
+from sealgate.certificate.inputs import HashedWords, Tokenizer, Utf8Bytes, WordPiece
+from secure_runtime.models.wordpiece import WordPieces
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -38,3 +40,11 @@ def _numbers(text: str, tokenizer: Tokenizer) -> list[int]:
                 digest = hashlib.blake2b(word.group().encode(), digest_size=8).digest()
                 numbers.append(int.from_bytes(digest, "big") % buckets + 1)
             return numbers
+        case WordPiece(length=length, vocabulary=vocabulary):
+            return _pieces_of(vocabulary).numbers(text, length=length)
+
+
+@functools.lru_cache(maxsize=64)
+def _pieces_of(vocabulary: tuple[str, ...]) -> WordPieces:
+    """The index of a public vocabulary, made once: it takes milliseconds. Nothing of a text is remembered."""
+    return WordPieces(vocabulary)
