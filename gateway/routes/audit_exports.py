@@ -25,7 +25,7 @@ from sealgate.transparency.exports.formats import FORMATS
 
 _REFUSALS = (400, 401, 403, 404, 503)
 _BUNDLE = "bundle"
-_RECORDED = ("first", "last", "consistent_with", "format", "log")
+_RECORDED = ("first", "last", "consistent_with", "format")
 _FORMATS = f"'{_BUNDLE}', {', '.join(repr(name) for name in FORMATS)}"
 
 Number = Annotated[int | None, QueryParameter(ge=0, lt=2**53)]

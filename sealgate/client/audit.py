@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import copy
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,8 +41,10 @@ from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.reports.form import Report, require_own_word
 from sealgate.transparency.reports.question import Question
 from sealgate.transparency.reports.reviewing import ReviewStatement
+from sealgate.transparency.shards import belongs_to
 
 MAX_PAGE = 1000
+MAX_LOGS = 1000
 MAX_EXPORT = 4 * 1024**3
 _MAX_ANSWER = MAX_PAGE * (MAX_LEAF + 64) + 4096
 
@@ -61,6 +64,20 @@ class _Page(msgspec.Struct):
 
 class _Proof(msgspec.Struct):
     hashes: list[str]
+
+
+class ServedLog(msgspec.Struct, frozen=True, kw_only=True):
+    """A log that the service says it reads: its own host's, or another's. Its word, until something is proven."""
+
+    origin: str
+    own: bool
+    reachable: bool
+    size: int | None = None
+    reason: str = ""
+
+
+class _Logs(msgspec.Struct):
+    logs: list[ServedLog]
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,7 @@ class AuditClient:
         outer: httpx.BaseTransport | None = None,
     ) -> None:
         self.trust = open_trust(trust)
+        self._log = ""  # of another host, if one is asked for
         self._token = token
         self._certificate = certificate.leaf() if certificate else None
         self._prover = Prover(dpop_key) if dpop_key else None
@@ -108,6 +126,20 @@ class AuditClient:
                 timeout=timeout,
                 transport=outer,
             )
+
+    def logs(self) -> tuple[ServedLog, ...]:
+        """The logs that the service reads: that of its own host, and those of others that `of` takes."""
+        logs = self._json("/audit/v1/logs", {}, _Logs).logs
+        if len(logs) > MAX_LOGS or len({log.origin for log in logs}) != len(logs):
+            raise DecodeError("the service names more logs than there can be")
+        return tuple(logs)
+
+    def of(self, origin: str) -> AuditClient:
+        """This client, asking the same service for the log of this name. It shares the connection: close one of them.
+        What comes is of that log, or LogError is raised."""
+        other = copy.copy(self)
+        other._log = origin
+        return other
 
     def records(self, wanted: Mapping[str, str], *, cursor: str | None = None, limit: int = 100) -> AuditPage:
         """One page of records that match the filter, newest first unless it says `order=oldest`."""
@@ -128,7 +160,9 @@ class AuditClient:
         """The newest checkpoint, its signatures verified; raises LogError. With `cosigned`, the newest one that the
         log's own choice of witnesses cosigned: whether those are yours, a `WitnessPolicy` says."""
         note = self._bytes("/audit/v1/checkpoint", {"cosigned": "1"} if cosigned else {}, MAX_NOTE)
-        return open_published(note, self.trust.log_keys, self.trust.log_mldsa_keys)
+        verified = open_published(note, self.trust.log_keys, self.trust.log_mldsa_keys)
+        self._require_asked(verified.checkpoint.origin)
+        return verified
 
     def prove(self, entry: AuditEntry) -> VerifiedCheckpoint:
         """That the entry stands at its index in the tree behind the newest checkpoint; raises LogError.
@@ -229,10 +263,13 @@ class AuditClient:
         """What the service's database says; nothing of it is proven (`report_from_bundle` answers what is)."""
         report = self._json(f"/audit/v1/reports/{quote(name[:MAX_NAME], safe='')}", question.given(), Report)
         require_own_word(report, name=name)
+        self._require_asked(report.basis.origin)
         return report
 
     def review(self, statement: ReviewStatement) -> tuple[int, bytes]:
         """Put on record that these records were looked at. Gives the record's index and its receipt, verified."""
+        if self._log:
+            raise LogError("a review is stated to the service of the log's own host", code="other-log")
         content = msgspec.json.encode(statement)
         with self._asked("/audit/v1/reviews", {}, content) as response:
             receipt = _bounded(response, MAX_RECEIPT)
@@ -274,6 +311,7 @@ class AuditClient:
         self, path: str, query: Mapping[str, str], credential: Credential, content: bytes | None
     ) -> httpx.Response:
         url = self.trust.url + path
+        query = dict(query) | ({"log": self._log} if self._log else {})
         method = "GET" if content is None else "POST"
         headers = [("accept-encoding", "identity"), *credential.headers(method, url)]
         headers += [] if content is None else [("content-type", "application/json")]
@@ -301,7 +339,14 @@ class AuditClient:
 
     def _entry(self, row: _Row) -> AuditEntry:
         leaf = bytes(row.record)
-        return AuditEntry(row.index, leaf, parse_leaf(leaf))
+        record = parse_leaf(leaf)
+        self._require_asked(record.log)
+        return AuditEntry(row.index, leaf, record)
+
+    def _require_asked(self, origin: str) -> None:
+        """What the answer is of is the log that was asked for, if one was."""
+        if self._log and not belongs_to(origin, self._log):
+            raise LogError("the service answered from another log than was asked for", code="other-log")
 
 
 def _bounded(response: httpx.Response, limit: int) -> bytes:

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealgate.client.audit_logs import EVERY, add_log, asked_log, every_log, say_missing
 from sealgate.client.audit_output import (
     JSON_HELP,
     finish,
@@ -22,7 +23,7 @@ from sealgate.client.audit_output import (
 )
 
 if TYPE_CHECKING:
-    from sealgate.client.audit import AuditEntry
+    from sealgate.client.audit import AuditClient, AuditEntry, AuditPage
 
 _FILTERS = ("tenant", "actor", "model", "model-digest", "purpose", "kind", "outcome", "reason")
 
@@ -37,6 +38,7 @@ def configure(commands: Any) -> None:
     query.add_argument("--limit", type=int, default=100, metavar="N", help="at most N records (default 100)")
     query.add_argument("--oldest", action="store_true", help="oldest first instead of newest first")
     query.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_log(query, every=True)
     finish(query, _query, online=True)
 
     show = commands.add_parser("show", help="one record, proven to be in the log", description=_show.__doc__)
@@ -44,6 +46,7 @@ def configure(commands: Any) -> None:
     show.add_argument("--receipt", type=Path, metavar="FILE", help="show the record of a kept receipt; offline")
     show.add_argument("--cose", type=Path, metavar="FILE", help="also as COSE Receipt (RFC 9942); its leaf: FILE.leaf")
     show.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_log(show, every=False)
     finish(show, _show, online=True)
 
     receipt = commands.add_parser("receipt", help="verify a kept receipt, offline", description=_receipt.__doc__)
@@ -56,7 +59,6 @@ def configure(commands: Any) -> None:
 def _query(arguments: argparse.Namespace) -> int:
     """List records. The answer to a filter is not proven complete; export a range and verify it for that."""
     from sealgate.ambient import now_us
-    from sealgate.client.audit import MAX_PAGE
     from sealgate.client.errors import UsageError
     from sealgate.client.times import parse_moment
 
@@ -71,22 +73,38 @@ def _query(arguments: argparse.Namespace) -> int:
     _check_question(wanted)
     if arguments.oldest:
         wanted["order"] = "oldest"
+    with open_client(arguments) as client:
+        clients, missing = ([asked_log(client, arguments)], ()) if arguments.log != EVERY else every_log(client)
+        found = [_first(one, wanted, arguments.limit) for one in clients]
+    entries = [entry for one in found for entry in one.entries]
+    if len(found) > 1:
+        entries.sort(key=lambda entry: entry.record.ts_us, reverse=not arguments.oldest)
+    more = len(entries) > arguments.limit or any(one.cursor is not None for one in found)
+    entries = entries[: arguments.limit]
+    if arguments.json:
+        document = {"records": [record_row(entry) for entry in entries], "more": more}
+        print(format_json(document | ({"missing": missing} if arguments.log == EVERY else {})))
+    else:
+        print(records_table(entries, with_log=arguments.log == EVERY))
+        of = " and ".join(f"a log of {one.tree_size}" for one in found) or "no log"
+        said = "; more match: raise --limit" if more else ""
+        print(f"\n{len(entries)} {'record' if len(entries) == 1 else 'records'} of {of}{said}")
+    say_missing(missing)
+    return 1 if missing else 0
+
+
+def _first(client: AuditClient, wanted: dict[str, str], limit: int) -> AuditPage:
+    """Up to `limit` records that match, in as many pages as they take."""
+    from sealgate.client.audit import MAX_PAGE, AuditPage
+
     entries: list[AuditEntry] = []
     cursor: str | None = None
-    with open_client(arguments) as client:
-        while True:
-            page = client.records(wanted, cursor=cursor, limit=min(MAX_PAGE, arguments.limit - len(entries)))
-            entries += page.entries
-            cursor = page.cursor
-            if cursor is None or not page.entries or len(entries) >= arguments.limit:
-                break
-    if arguments.json:
-        print(format_json({"records": [record_row(entry) for entry in entries], "more": cursor is not None}))
-    else:
-        print(records_table(entries))
-        more = "; more match: raise --limit" if cursor is not None else ""
-        print(f"\n{len(entries)} {'record' if len(entries) == 1 else 'records'} of a log of {page.tree_size}{more}")
-    return 0
+    while True:
+        page = client.records(wanted, cursor=cursor, limit=min(MAX_PAGE, limit - len(entries)))
+        entries += page.entries
+        cursor = page.cursor
+        if cursor is None or not page.entries or len(entries) >= limit:
+            return AuditPage(tuple(entries), cursor, page.tree_size)
 
 
 def _check_question(wanted: dict[str, str]) -> None:
@@ -112,7 +130,8 @@ def _show(arguments: argparse.Namespace) -> int:
         if arguments.cose is not None:
             raise UsageError("a COSE receipt is made from what the log publishes: ask by the record's id")
         return _show_receipt(arguments)
-    with open_client(arguments) as client:
+    with open_client(arguments) as connection:
+        client = asked_log(connection, arguments)
         entry = client.record(arguments.record)
         if arguments.cose is None:
             checkpoint = client.prove(entry).checkpoint

@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealgate.client.audit_logs import add_log, asked_log
 from sealgate.client.audit_output import JSON_HELP, finish, format_json, open_client, read_bounded, replace_file
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def configure(commands: Any) -> None:
     checkpoint.add_argument("--kept", type=Path, metavar="FILE", help="prove that the log only grew since this one")
     checkpoint.add_argument("--cosigned", action="store_true", help="the newest one that the log's witnesses cosigned")
     checkpoint.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_log(checkpoint, every=False)
     finish(checkpoint, _checkpoint, online=True)
 
     verify = commands.add_parser("verify", help="verify bundles, offline", description=_verify.__doc__)
@@ -61,10 +63,11 @@ def _checkpoint(arguments: argparse.Namespace) -> int:
         raise UsageError("--kept proves growth to the newest checkpoint, which no witness may have seen yet")
     grown = ""
     with open_client(arguments) as client:
+        asked = asked_log(client, arguments)
         if arguments.kept is None:
-            verified = client.checkpoint(cosigned=arguments.cosigned)
+            verified = asked.checkpoint(cosigned=arguments.cosigned)
         else:
-            old, verified = client.prove_growth(read_bounded(arguments.kept, MAX_NOTE))
+            old, verified = asked.prove_growth(read_bounded(arguments.kept, MAX_NOTE))
             grown = f"only grew, from {old.checkpoint.size} to {verified.checkpoint.size} records"
     if arguments.out is not None:
         replace_file(arguments.out, verified.note)

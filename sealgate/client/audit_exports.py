@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
+from sealgate.client.audit_logs import add_log, asked_log
 from sealgate.client.audit_output import finish, open_client, read_bounded
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def configure(commands: Any) -> None:
     export.add_argument("--kept", type=Path, metavar="FILE", help="add the proof of growth since a kept checkpoint")
     export.add_argument("--cosigned", action="store_true", help="last record: the newest one that witnesses cosigned")
     export.add_argument("--resume", action="store_true", help="go on with an export that broke off (not of a bundle)")
+    add_log(export, every=False)
     finish(export, _export, online=True)
 
     convert = commands.add_parser("convert", help="a bundle in another form, offline", description=_convert.__doc__)
@@ -66,7 +68,8 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UsageError("a bundle is one whole and cannot be gone on with: leave --resume away")
     if arguments.cosigned and arguments.last is not None:
         raise UsageError("--cosigned names the last record: leave --last away")
-    with open_client(arguments) as client:
+    with open_client(arguments) as connection:
+        client = asked_log(connection, arguments)
         last = arguments.last
         if last is None:
             last = client.checkpoint(cosigned=arguments.cosigned).checkpoint.size - 1

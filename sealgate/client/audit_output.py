@@ -56,12 +56,13 @@ def print_record(arguments: argparse.Namespace, index: int, leaf: bytes, proof: 
     return 0
 
 
-def records_table(entries: Iterable[AuditEntry]) -> str:
+def records_table(entries: Iterable[AuditEntry], *, with_log: bool = False) -> str:
     from sealgate.client.times import utc_text
     from sealgate.terminal import render_table
 
     rows = [
         (
+            *((entry.record.log,) if with_log else ()),
             entry.index,
             utc_text(entry.record.ts_us),
             entry.record.kind,
@@ -74,7 +75,8 @@ def records_table(entries: Iterable[AuditEntry]) -> str:
         )
         for entry in entries
     ]
-    return render_table(("index", "time (UTC)", "kind", "tenant", "model", "purpose", "outcome", "reason", "id"), rows)
+    names = ("index", "time (UTC)", "kind", "tenant", "model", "purpose", "outcome", "reason", "id")
+    return render_table(("log", *names) if with_log else names, rows)
 
 
 def record_row(entry: AuditEntry) -> dict[str, Any]:

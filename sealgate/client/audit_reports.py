@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealgate.client.audit_logs import EVERY, add_log, asked_log, every_log
 from sealgate.client.audit_output import JSON_HELP, finish, format_json, open_client, read_bounded
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def configure(commands: Any) -> None:
     report.add_argument("--first", type=int, metavar="N", help="first record, for reconcile and completeness")
     report.add_argument("--last", type=int, metavar="N", help="last record")
     report.add_argument("--json", action="store_true", help=JSON_HELP)
+    add_log(report, every=True)
     finish(report, _report, online=True)
 
     review = commands.add_parser("review", help="put on record that you looked", description=_review.__doc__)
@@ -61,11 +63,7 @@ def _report(arguments: argparse.Namespace) -> int:
     """Answer a report. From a bundle it is proven (--bundle, offline); from the service it is the service's word."""
     question = _question(arguments)
     report: Report | JointReport
-    if arguments.bundle:
-        report = _from_bundles(arguments, question)
-    else:
-        with open_client(arguments) as client:
-            report = client.report(arguments.name, question)
+    report = _from_bundles(arguments, question) if arguments.bundle else _from_service(arguments, question)
     if arguments.json:
         print(format_json(report))
     else:
@@ -100,6 +98,24 @@ def _question(arguments: argparse.Namespace) -> Question:
     return question
 
 
+def _from_service(arguments: argparse.Namespace, question: Question) -> Report | JointReport:
+    from sealgate.client.errors import UsageError
+    from sealgate.errors import DecodeError, LogError
+    from sealgate.transparency.reports.joint import join_reports, require_joint
+
+    with open_client(arguments) as client:
+        if arguments.log != EVERY:
+            return asked_log(client, arguments).report(arguments.name, question)
+        try:
+            require_joint(arguments.name, question)
+        except DecodeError as error:
+            raise UsageError(str(error)) from error
+        clients, missing = every_log(client)
+        if not clients:
+            raise LogError("no log can be read now", code="not-covered")
+        return join_reports([one.report(arguments.name, question) for one in clients], missing=missing)
+
+
 def _from_bundles(arguments: argparse.Namespace, question: Question) -> Report | JointReport:
     from sealgate.client.errors import UsageError
     from sealgate.errors import DecodeError
@@ -108,6 +124,8 @@ def _from_bundles(arguments: argparse.Namespace, question: Question) -> Report |
     from sealgate.transparency.reports.joint import report_from_bundles
     from sealgate.transparency.verifier import LogTrust
 
+    if arguments.log is not None:
+        raise UsageError("bundles say themselves which log they are of: leave --log away")
     trust = load_trust(arguments.trust)
     log_trust = LogTrust(verifiers=trust.log_keys, mldsa_keys=trust.log_mldsa_keys)
     if len(arguments.bundle) == 1:
