@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sealgate.certificate.architectures.frozen_encoder import FROZEN_PREFIX, FrozenEncoderSpec
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.dsse import SignedPayload, open_envelope
@@ -37,7 +38,7 @@ from sealgate.certificate.recompute import GaussianSteps, recompute
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate
 from sealgate.certificate.statement import BundleFiles, parse_bundle_statement, parse_certificate_statement
-from sealgate.certificate.weights import parse_weights_header
+from sealgate.certificate.weights import frozen_digest, parse_weights_header
 from sealgate.limits import MAX_CERTIFICATE
 from sealgate.protocol.frames import ModelFacts
 
@@ -156,6 +157,11 @@ def _check_weights(weights: bytes, digest: str, manifest: Manifest) -> None:
     found = {name: place.shape for name, place in parse_weights_header(weights).items()}
     if found != manifest.architecture.tensors():
         raise refusal("weights-shape", "the tensors are not those of the declared architecture")
+    architecture = manifest.architecture
+    if isinstance(architecture, FrozenEncoderSpec) and (
+        frozen_digest(weights, prefix=FROZEN_PREFIX) != architecture.frozen_digest
+    ):
+        raise refusal("weights-digest", "the frozen weights are not the public ones that the manifest names")
 
 
 def _check_epsilon(certificate: Certificate, mechanism: GaussianSteps, told: Told) -> None:

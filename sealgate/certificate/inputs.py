@@ -17,7 +17,6 @@ from sealgate.certificate.decimals import parse_decimal
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_COLUMNS, MAX_EXAMPLE_NUMBERS, MAX_NAME, MAX_TOKENS, MAX_VOCABULARY
 
-
 _LEAST_PIECES = 3
 
 

@@ -8,6 +8,7 @@ Trusts: nothing. Never: interprets the numbers themselves.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 
 from sealgate.certificate.refusals import refusal
 from sealgate.limits import MAX_WEIGHTS, MAX_WEIGHTS_HEADER, MAX_WEIGHTS_TENSORS
+from sealgate.protocol.canonical import canonical_json
 
 _FLOAT_BYTES = 4
 
@@ -69,3 +71,17 @@ def parse_weights_header(data: bytes) -> dict[str, Place]:
         name: Place(entry.shape, base + entry.data_offsets[0], base + entry.data_offsets[1])
         for name, entry in entries.items()
     }
+
+
+def frozen_digest(data: bytes, *, prefix: str) -> str:
+    """Hex SHA-256 over the tensors of a whole file whose names begin with `prefix`; raises CertificateError.
+
+    It is the digest of canonical JSON: each name with its shape and the SHA-256 of its numbers. So it does not depend
+    on the order or the offsets in the file, and who has the published tensors computes the same.
+    """
+    found = {
+        name: [list(place.shape), hashlib.sha256(memoryview(data)[place.start : place.end]).hexdigest()]
+        for name, place in parse_weights_header(data).items()
+        if name.startswith(prefix)
+    }
+    return hashlib.sha256(canonical_json(found)).hexdigest()

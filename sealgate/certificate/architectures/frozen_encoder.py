@@ -20,7 +20,7 @@ from sealgate.certificate.architectures.transformer import (
 from sealgate.limits import MAX_HIDDEN_LAYERS, MAX_LAYER_WIDTH, MAX_NAME, MAX_TOKENS
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-FROZEN_PREFIX = "encoder."
+FROZEN_PREFIX = "features."
 
 
 class FrozenEncoderSpec(TokensSpec, frozen=True, kw_only=True, tag="frozen-encoder"):
@@ -39,19 +39,15 @@ class FrozenEncoderSpec(TokensSpec, frozen=True, kw_only=True, tag="frozen-encod
     hidden: tuple[int, ...] = ()
     activation: str = "relu"
 
-    @property
-    def frozen_prefix(self) -> str:
-        return FROZEN_PREFIX
-
     def tensors(self) -> dict[str, tuple[int, ...]]:
         tensors: dict[str, tuple[int, ...]] = {
-            "encoder.words.weight": (self.tokens, self.width),
-            "encoder.positions.weight": (self.positions, self.width),
-            "encoder.segment.weight": (1, self.width),
-            **norm_tensors("encoder.norm", self.width),
+            "features.words.weight": (self.tokens, self.width),
+            "features.positions.weight": (self.positions, self.width),
+            "features.segment.weight": (1, self.width),
+            **norm_tensors("features.norm", self.width),
         }
         for index in range(self.layers):
-            layer = f"encoder.layers.{index}"
+            layer = f"features.layers.{index}"
             tensors.update(attention_tensors(f"{layer}.attention", self.width))
             tensors.update(norm_tensors(f"{layer}.attention_norm", self.width))
             tensors.update(linear_tensor(f"{layer}.widen", self.width, self.feed_forward))

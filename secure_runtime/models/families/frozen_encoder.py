@@ -40,7 +40,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tokens to one vector of length one per text."""
+    """Tokens to one vector of length one per text: nothing here is trained, so training computes it once per text."""
 
     def __init__(self, spec: FrozenEncoderSpec) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class FrozenEncoder(nn.Module):
 
     def __init__(self, spec: FrozenEncoderSpec) -> None:
         super().__init__()
-        self.encoder = Encoder(spec).requires_grad_(False)
+        self.features = Encoder(spec).requires_grad_(False)
         self.head = nn.Sequential()
         widths = (spec.width, *spec.hidden, spec.logit_count)
         for pair in itertools.pairwise(widths):
@@ -79,5 +79,5 @@ class FrozenEncoder(nn.Module):
             self.head.append(linear(*pair))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # int64 [n, L] -> [n, logits]
-        logits: torch.Tensor = self.head(self.encoder(tokens))
+        logits: torch.Tensor = self.head(self.features(tokens))
         return logits
