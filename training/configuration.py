@@ -10,17 +10,16 @@ import tomllib
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
+from sealgate.certificate.architectures import FAMILIES
 from sealgate.certificate.decimals import MICRO, decimal_text
-from sealgate.certificate.architectures import ACTIVATIONS
-from sealgate.certificate.manifest import NAME, SENSITIVITIES, VERSION
+from sealgate.certificate.manifest import ARITHMETICS, NAME, SENSITIVITIES, VERSION
 from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.limits import MAX_CLASSES, MAX_COLUMNS, MAX_TRAINING_STEPS
 from training.limits import MAX_CONFIGURATION
-
-FAMILIES = ("logistic-regression", "linear-regression", "mlp")
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,9 +35,8 @@ class ModelSection(_Section, frozen=True):
     family: str
     sensitivity: str
     purposes: tuple[str, ...]
-    hidden: tuple[int, ...] = ()
-    activation: str = "relu"
     units_per_row: int = 1
+    arithmetic: str = "float64"
 
 
 class DataSection(_Section, frozen=True):
@@ -47,6 +45,8 @@ class DataSection(_Section, frozen=True):
     source: str
     target: str
     public_population: int
+    kind: str = "table"
+    person: str = ""  # the column that says whose row it is, where the unit of privacy is a person
     classes: dict[str, str] = {}  # value of the target in the data -> name of the class
     target_range: tuple[Decimal, Decimal] | None = None
     held_out: Decimal = Decimal("0.2")
@@ -81,14 +81,16 @@ class SelectionSection(_Section, frozen=True):
 
 
 class Configuration(_Section, frozen=True):
-    """The whole file. `columns` gives each feature's public range [low, high], or [low, high, center, scale]."""
+    """The whole file. `architecture` holds the family's own options; each form of data (`training.forms`) reads its
+    own section. `columns` gives each feature's public range [low, high], or [low, high, center, scale]."""
 
     model: ModelSection
     data: DataSection
     privacy: PrivacySection
     optimizer: OptimizerSection
     selection: SelectionSection
-    columns: dict[str, tuple[Decimal, ...]]
+    architecture: dict[str, Any] = {}
+    columns: dict[str, tuple[Decimal, ...]] = {}
 
     @property
     def rate(self) -> Fraction:
@@ -137,13 +139,14 @@ def check_configuration(configuration: Configuration) -> None:
     _check_model(configuration)
     _check_data(configuration)
     _check_privacy(configuration)
-    if not 0 < len(configuration.columns) <= MAX_COLUMNS:
-        raise ConfigurationError("[columns] must name the features, each with its public range")
+    if len(configuration.columns) > MAX_COLUMNS:
+        raise ConfigurationError(f"[columns] names more than {MAX_COLUMNS} features")
     for name, numbers in configuration.columns.items():
         if len(numbers) not in (2, 4):
             raise ConfigurationError(f"[columns] '{name}' must be [low, high] or [low, high, center, scale]")
-        if name == configuration.data.target:
-            raise ConfigurationError(f"[columns] '{name}' is the target and cannot be a feature")
+        for what, other in (("target", configuration.data.target), ("person", configuration.data.person)):
+            if name == other:
+                raise ConfigurationError(f"[columns] '{name}' is the {what} and cannot be a feature")
         _check_decimals(f"[columns] '{name}'", numbers)
         if not numbers[0] < numbers[1] or (len(numbers) == 4 and numbers[3] <= 0):
             raise ConfigurationError(f"[columns] '{name}': low must be below high, and scale above zero")
@@ -165,20 +168,25 @@ def _check_model(configuration: Configuration) -> None:
         (model.family in FAMILIES, f"family must be one of: {', '.join(FAMILIES)}"),
         (model.sensitivity in SENSITIVITIES, f"sensitivity must be one of: {', '.join(SENSITIVITIES)}"),
         (model.purposes, "purposes must name at least one purpose"),
-        (model.activation in ACTIVATIONS, f"activation must be one of: {', '.join(ACTIVATIONS)}"),
-        (bool(model.hidden) == (model.family == "mlp"), "hidden = [widths] belongs to the mlp family, and only there"),
+        (model.arithmetic in ARITHMETICS, f"arithmetic must be one of: {', '.join(ARITHMETICS)}"),
     ):
         if not holds:
             raise ConfigurationError(f"[model] {what}")
 
 
 def _check_data(configuration: Configuration) -> None:
-    data, family = configuration.data, configuration.model.family
-    regression = family == "linear-regression" or (family == "mlp" and data.target_range is not None)
-    if regression and (data.target_range is None or data.classes):
-        raise ConfigurationError("[data] regression needs target_range = [low, high], and no classes")
-    if not regression and (not 2 <= len(data.classes) <= MAX_CLASSES or data.target_range is not None):
-        raise ConfigurationError('[data] classification needs classes = { "value" = "name", ... }, at least two')
+    data = configuration.data
+    if bool(data.classes) == (data.target_range is not None):
+        raise ConfigurationError(
+            '[data] give classes = { "value" = "name", ... } to classify, or target_range = [low, high] for a value'
+        )
+    family = configuration.model.family
+    if (family == "linear-regression" and data.classes) or (family == "logistic-regression" and not data.classes):
+        raise ConfigurationError(
+            f"[data] a {family} needs {'target_range = [low, high]' if data.classes else 'classes'}, and nothing else"
+        )
+    if data.classes and not 2 <= len(data.classes) <= MAX_CLASSES:
+        raise ConfigurationError(f"[data] classes must be at least two and at most {MAX_CLASSES}")
     if len(set(data.classes.values())) != len(data.classes):
         raise ConfigurationError("[data] two classes have the same name")
     if data.target_range is not None:

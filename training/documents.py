@@ -1,4 +1,4 @@
-"""What a run writes down about itself: manifest, certificate and card, from the configuration and what was executed.
+"""What a run writes down about itself: certificate and card, from the configuration and what was executed.
 
 Never: a number that was computed from private rows, except the measured quality, which is on the card and is named
 among the releases.
@@ -7,14 +7,11 @@ among the releases.
 from __future__ import annotations
 
 import datetime
-from decimal import Decimal
 
-from sealgate.certificate.architectures import Architecture, LinearRegressionSpec, LogisticRegressionSpec, MlpSpec
 from sealgate.certificate.bundle import sha256_hex
 from sealgate.certificate.claims import FRESH, NOISE_SOURCE
 from sealgate.certificate.decimals import decimal_text, micro_text
-from sealgate.certificate.inputs import Column, InputTensor, TableContent
-from sealgate.certificate.manifest import Manifest, OutputTensor, ValueRange
+from sealgate.certificate.manifest import Manifest
 from sealgate.certificate.recompute import ACCOUNTANT, GaussianSteps, accountant_version
 from sealgate.certificate.schema import (
     Accounting,
@@ -46,61 +43,6 @@ NOT_PROTECTED = (
 )
 
 
-def architecture_of(configuration: Configuration) -> Architecture:
-    """The architecture that `[model]` and `[data]` describe."""
-    model, inputs, classes = configuration.model, len(configuration.columns), len(configuration.data.classes)
-    if model.family == "linear-regression":
-        return LinearRegressionSpec(inputs=inputs)
-    if model.family == "logistic-regression":
-        return LogisticRegressionSpec(inputs=inputs, classes=classes)
-    return MlpSpec(inputs=inputs, hidden=model.hidden, activation=model.activation, classes=classes)
-
-
-def _column(name: str, numbers: tuple[Decimal, ...]) -> Column:
-    low, high = numbers[0], numbers[1]
-    center, scale = numbers[2:] if len(numbers) == 4 else ((low + high) / 2, (high - low) / 2)
-    return Column(
-        name=name,
-        low=decimal_text(low),
-        high=decimal_text(high),
-        center=decimal_text(center),
-        scale=decimal_text(scale),
-    )
-
-
-def manifest_of(configuration: Configuration) -> Manifest:
-    """The manifest: nothing in it depends on the data."""
-    model, data = configuration.model, configuration.data
-    labels = tuple(data.classes.values())
-    outputs: tuple[OutputTensor, ...]
-    if labels:
-        outputs = (
-            OutputTensor(name="label", datatype="INT64", shape=(-1,), role="label", labels=labels),
-            OutputTensor(name="scores", datatype="FP32", shape=(-1, len(labels)), role="scores", labels=labels),
-        )
-    else:
-        outputs = (OutputTensor(name="value", datatype="FP32", shape=(-1,), role="value"),)
-    columns = tuple(_column(name, numbers) for name, numbers in configuration.columns.items())
-    span = data.target_range
-    return Manifest(
-        schema=1,
-        name=model.name,
-        version=model.version,
-        description=model.description.strip(),
-        architecture=architecture_of(configuration),
-        inputs=(
-            InputTensor(
-                name="features", datatype="FP32", shape=(-1, len(columns)), content=TableContent(columns=columns)
-            ),
-        ),
-        outputs=outputs,
-        value_range=None if span is None else ValueRange(low=decimal_text(span[0]), high=decimal_text(span[1])),
-        sensitivity=model.sensitivity,
-        purposes=model.purposes,
-        units_per_row=model.units_per_row,
-    )
-
-
 def certificate_of(
     configuration: Configuration,
     *,
@@ -115,7 +57,11 @@ def certificate_of(
 ) -> Certificate:
     """The certificate of a finished run. `fresh` says that all randomness came from the operating system."""
     data, rate = configuration.data, configuration.rate
-    layers = "zeros" if configuration.model.family != "mlp" else "uniform by fan-in, biases zero"
+    layers = (
+        "zeros"
+        if configuration.model.family in ("linear-regression", "logistic-regression")
+        else "uniform by fan-in, biases zero"
+    )
     issued = datetime.datetime.fromtimestamp(issued_us / 1e6, tz=datetime.UTC).date()
     return Certificate(
         schema=1,

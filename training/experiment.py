@@ -28,15 +28,17 @@ from secure_runtime.models.architectures import build
 from secure_runtime.models.predictor import Predictor
 from training.accountant import calibrate, cost_of
 from training.configuration import Configuration, load_configuration, micro
-from training.data import Table, load_table
-from training.documents import card_of, certificate_of, manifest_of
+from training.documents import card_of, certificate_of
+from training.examples import Examples
+from training.forms import form_of
 from training.losses import Loss
+from training.manifests import manifest_of
 from training.measure import Quality, measure, train_plainly
 from training.outputs import Outputs, check_outputs
 from training.private_sgd import PrivateSgd, initialise, train_privately
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
-from training.split import commit, hold_out, write_heldout, write_private
+from training.split import commit, hold_out, write_private
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +82,18 @@ def constants_of(configuration: Configuration, mechanism: GaussianSteps) -> Priv
     )
 
 
-def model_space(manifest: Manifest, table: Table) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and targets as the model sees them: clamped and scaled by public constants, float64."""
+def model_space(manifest: Manifest, examples: Examples) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Inputs and targets as the model sees them: clamped and scaled by public constants; tokens as int64."""
     scaler = Predictor(manifest, build(manifest.architecture))
-    rows = scaler.scaled({manifest.inputs[0].name: torch.from_numpy(table.features)})
-    targets = torch.from_numpy(table.target)
+    named = {
+        tensor.name: torch.from_numpy(values) for tensor, values in zip(manifest.inputs, examples.inputs, strict=True)
+    }
+    targets = torch.from_numpy(examples.target)
     if manifest.classes == 0:
         assert manifest.value_range is not None
         low, high = float(manifest.value_range.low), float(manifest.value_range.high)
         targets = (targets.clamp(low, high) - (high + low) / 2) / ((high - low) / 2)
-    return rows, targets
+    return scaler.scaled(named), targets
 
 
 def run_experiment(
@@ -126,18 +130,19 @@ def run_experiment(
     mechanism = mechanism_of(configuration)  # 2
     cost = cost_of(mechanism)
     narrator.announce(configuration, mechanism, cost)
-    table = load_table(configuration, relative_to=path.parent)  # 3
-    kept, held = hold_out(table, fraction=Fraction(configuration.data.held_out), word=configuration.data.split)
+    form = form_of(configuration)
+    examples = form.read_examples(configuration, folder=path.parent)  # 3
+    kept, held = hold_out(examples, fraction=Fraction(configuration.data.held_out), word=configuration.data.split)
     narrator.rows(trained=len(kept), held_out=len(held))
     opening = entropy(32)
     commitment = commit(kept, key=opening)
-    rows, targets = model_space(manifest, kept)
+    inputs, targets = model_space(manifest, kept)
     module = build(manifest.architecture).double()  # 4
     initialise(module, entropy)
     with narrator.progress(mechanism) as on_step:
         executed = train_privately(
             module,
-            (rows,),
+            inputs,
             targets,
             constants=constants_of(configuration, mechanism),
             loss=Loss.usual(manifest.classes),
@@ -145,7 +150,7 @@ def run_experiment(
             on_step=on_step,
         )
     quality = measure(manifest, module, held)  # 5
-    plain = measure(manifest, train_plainly(manifest, rows, targets), held)
+    plain = measure(manifest, train_plainly(manifest, inputs, targets), held)
     narrator.compare(quality, plain)
     weights = weights_bytes(module)  # 6
     certificate = certificate_of(
@@ -171,7 +176,7 @@ def run_experiment(
     if outputs.commitment_key is not None:
         write_private(outputs.commitment_key, opening.hex() + "\n")
     if outputs.heldout_csv is not None:
-        write_heldout(outputs.heldout_csv, held, configuration)
+        form.write_heldout(outputs.heldout_csv, held, configuration)
     narrator.published(bundle, outputs.heldout_csv)
     return Published(
         bundle=bundle,

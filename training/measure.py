@@ -15,7 +15,7 @@ from torch import nn
 from sealgate.certificate.manifest import Manifest
 from secure_runtime.models.architectures import build
 from secure_runtime.models.predictor import Predictor
-from training.data import Table
+from training.examples import Examples
 from training.limits import BASELINE_ROWS, BASELINE_STEPS, EVALUATION_ROWS
 from training.losses import Loss
 from training.private_sgd import initialise
@@ -33,7 +33,7 @@ class Quality:
         return f"{self.measure} {self.value:.3f} on {self.rows} held-out rows"
 
 
-def measure(manifest: Manifest, module: nn.Module, table: Table) -> Quality:
+def measure(manifest: Manifest, module: nn.Module, examples: Examples) -> Quality:
     """Quality of exactly what will be served: the float32 weights behind the manifest's pre- and post-processing."""
     served = build(manifest.architecture)
     served.load_state_dict({name: value.to(torch.float32) for name, value in module.state_dict().items()})
@@ -41,29 +41,33 @@ def measure(manifest: Manifest, module: nn.Module, table: Table) -> Quality:
     names = {output.role: output.name for output in manifest.outputs}
     wanted = names["label"] if manifest.classes else names["value"]
     parts = []
-    for start in range(0, len(table), EVALUATION_ROWS):
-        rows = torch.from_numpy(table.features[start : start + EVALUATION_ROWS].astype(np.float32))
-        parts.append(predictor.predict({manifest.inputs[0].name: rows})[wanted].numpy())
+    for start in range(0, len(examples), EVALUATION_ROWS):
+        part = slice(start, start + EVALUATION_ROWS)
+        batch = {
+            one.spec.name: torch.from_numpy(values[part]).to(one.wire_dtype)
+            for one, values in zip(predictor.inputs, examples.inputs, strict=True)
+        }
+        parts.append(predictor.predict(batch)[wanted].numpy())
     found = np.concatenate(parts)
     if manifest.classes:
-        return Quality("accuracy", float((found == table.target).mean()), len(table))
-    residual = float(((found - table.target) ** 2).sum())
-    spread = float(((table.target - table.target.mean()) ** 2).sum())
-    return Quality("R2", 1.0 - residual / spread if spread > 0 else 0.0, len(table))
+        return Quality("accuracy", float((found == examples.target).mean()), len(examples))
+    residual = float(((found - examples.target) ** 2).sum())
+    spread = float(((examples.target - examples.target.mean()) ** 2).sum())
+    return Quality("R2", 1.0 - residual / spread if spread > 0 else 0.0, len(examples))
 
 
-def train_plainly(manifest: Manifest, rows: torch.Tensor, targets: torch.Tensor) -> nn.Module:
+def train_plainly(manifest: Manifest, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> nn.Module:
     """The same architecture on the same scaled rows without privacy: Adam, a fixed number of steps."""
     module = build(manifest.architecture).double()
     initialise(module)
     losses = Loss.usual(manifest.classes)
-    parameters = list(module.parameters())
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     means = [torch.zeros_like(parameter) for parameter in parameters]
     squares = [torch.zeros_like(parameter) for parameter in parameters]
     for step in range(1, BASELINE_STEPS + 1):
-        start = (step - 1) * BASELINE_ROWS % len(rows)
+        start = (step - 1) * BASELINE_ROWS % len(targets)
         part = slice(start, start + BASELINE_ROWS)
-        loss = losses.each(module(rows[part]), targets[part]).mean()
+        loss = losses.each(module(*(one[part] for one in inputs)), targets[part]).mean()
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, mean, square, gradient in zip(parameters, means, squares, gradients, strict=True):

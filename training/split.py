@@ -10,10 +10,8 @@ Trusts: nothing. Never: shuffles by a random generator.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import hmac
-import io
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -23,29 +21,31 @@ from numpy.typing import NDArray
 
 from sealgate.errors import ConfigurationError
 from sealgate.transparency.merkle import leaf_hash, root_of
-from training.configuration import Configuration
-from training.data import Table
+from training.examples import Examples
 from training.limits import MIN_ROWS
 
 COMMITMENT = "rfc9162-hmac-salted-rows"
 
 
-def _row_bytes(table: Table, row: int) -> bytes:
-    return bytes(table.features[row].astype("<f8").tobytes() + table.target[row : row + 1].astype("<f8").tobytes())
+def hold_out(examples: Examples, *, fraction: Fraction, word: str) -> tuple[Examples, Examples]:
+    """Training and held-out rows; raises ConfigurationError if one side is too small to be of use.
 
+    Where rows belong to people, all of a person's rows go to the same side.
+    """
 
-def hold_out(table: Table, *, fraction: Fraction, word: str) -> tuple[Table, Table]:
-    """Training and held-out rows; raises ConfigurationError if one side is too small to be of use."""
+    def identity(row: int) -> bytes:
+        return examples.row_bytes(row) if examples.people is None else b"person\x00" + examples.people[row].encode()
+
     limit = int(fraction * 2**64)
     prefix = b"sealgate split v1\x00" + word.encode() + b"\x00"
     mask: NDArray[np.bool_] = np.array(
         [
-            int.from_bytes(hashlib.sha256(prefix + _row_bytes(table, row)).digest()[:8], "big") < limit
-            for row in range(len(table))
+            int.from_bytes(hashlib.sha256(prefix + identity(row)).digest()[:8], "big") < limit
+            for row in range(len(examples))
         ],
         dtype=np.bool_,
     )
-    kept, held = table.take(~mask), table.take(mask)
+    kept, held = examples.take(~mask), examples.take(mask)
     if len(kept) < MIN_ROWS or len(held) == 0:
         raise ConfigurationError(
             f"the data has too few rows: {len(kept)} to train on and {len(held)} held out; "
@@ -54,25 +54,14 @@ def hold_out(table: Table, *, fraction: Fraction, word: str) -> tuple[Table, Tab
     return kept, held
 
 
-def commit(table: Table, *, key: bytes) -> str:
+def commit(examples: Examples, *, key: bytes) -> str:
     """Hex Merkle root over the rows, each salted by HMAC-SHA-256(key, its place)."""
 
     def leaf(row: int) -> bytes:
         salt = hmac.digest(key, row.to_bytes(8, "big"), "sha256")
-        return leaf_hash(salt + _row_bytes(table, row))
+        return leaf_hash(salt + examples.row_bytes(row))
 
-    return root_of(leaf(row) for row in range(len(table))).hex()
-
-
-def write_heldout(path: Path, table: Table, configuration: Configuration) -> None:
-    """Write the held-out rows as CSV (features as they were, then the class name or value); mode 0600, atomic."""
-    names = list(configuration.data.classes.values())
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*configuration.columns, configuration.data.target])
-    for features, target in zip(table.features.tolist(), table.target.tolist(), strict=True):
-        writer.writerow([*map(repr, features), names[int(target)] if names else repr(target)])
-    write_private(path, text.getvalue())
+    return root_of(leaf(row) for row in range(len(examples))).hex()
 
 
 def write_private(path: Path, text: str) -> None:

@@ -59,6 +59,7 @@ description = "a tiny model"
 family = "{family}"
 sensitivity = "personal"
 purposes = ["research"]
+{"[architecture]" if family == "mlp" else ""}
 {"hidden = [8]" if family == "mlp" else ""}
 
 [data]

@@ -45,7 +45,7 @@ WRONG = [
     ("version", 'version = "1"\nactivation = "exec"', "activation"),
     ("classes", 'classes = { no = "healthy" }', "at least two"),
     ("classes", 'classes = { no = "x", yes = "x" }', "same name"),
-    ("classes", "target_range = [0, 1]", "classification needs classes"),
+    ("classes", "target_range = [0, 1]", "needs classes"),
     ("held_out", "held_out = 1", "held_out"),
     ("public_population", "public_population = 0", "public_population"),
     ("rate", 'rate = "0"', "rate"),

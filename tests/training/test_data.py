@@ -10,7 +10,8 @@ import pytest
 from sealgate.errors import ConfigurationError
 from tests.training.conftest import COLUMNS, configuration_text, tiny, write_data
 from training.configuration import load_configuration
-from training.data import load_table
+from training.examples import Examples
+from training.forms import form_of
 
 FORMATS = ["data.csv", "data.parquet", "data.npz"]
 
@@ -18,7 +19,12 @@ FORMATS = ["data.csv", "data.parquet", "data.npz"]
 def table(tmp_path, source="data.csv", **more):
     path = tmp_path / "config.toml"
     path.write_text(configuration_text(source, **more))
-    return load_table(load_configuration(path), relative_to=tmp_path)
+    return read(path)
+
+
+def read(path) -> Examples:
+    configuration = load_configuration(path)
+    return form_of(configuration).read_examples(configuration, folder=path.parent)
 
 
 def refusal(tmp_path, columns, source="data.csv", **more) -> str:
@@ -36,7 +42,7 @@ def test_every_format_gives_the_same_rows(tmp_path, source, family):
     write_data(tmp_path / source, columns)
     found = table(tmp_path, source, family=family)
     for index, name in enumerate(COLUMNS):
-        np.testing.assert_array_equal(found.features[:, index], columns[name])
+        np.testing.assert_array_equal(found.inputs[0][:, index], columns[name])
     wanted = {
         "logistic-regression": (columns["ill"] == "yes").astype(float),
         "linear-regression": columns["cost"],
@@ -49,7 +55,7 @@ def test_a_matrix_in_npz(tmp_path):
     columns = tiny()
     matrix = np.stack([columns[name] for name in COLUMNS], axis=1)
     np.savez(tmp_path / "data.npz", X=matrix, columns=np.array(COLUMNS), ill=columns["ill"])
-    np.testing.assert_array_equal(table(tmp_path, "data.npz").features, matrix)
+    np.testing.assert_array_equal(table(tmp_path, "data.npz").inputs[0], matrix)
 
 
 def test_scikit_learn(tmp_path):
@@ -59,8 +65,8 @@ def test_scikit_learn(tmp_path):
     head, _ = text.split("[columns]")
     columns = "\n".join(f'"{name}" = [0, 10]' for name in load_iris().feature_names)
     (tmp_path / "config.toml").write_text(f"{head}[columns]\n{columns}\n")
-    found = load_table(load_configuration(tmp_path / "config.toml"), relative_to=tmp_path)
-    np.testing.assert_array_equal(found.features, load_iris().data)
+    found = read(tmp_path / "config.toml")
+    np.testing.assert_array_equal(found.inputs[0], load_iris().data)
     np.testing.assert_array_equal(found.target, load_iris().target)
 
 
@@ -132,7 +138,7 @@ def test_a_damaged_file(tmp_path, source, content):
 
 def test_an_archive_that_unpacks_to_more_than_memory_is_refused_unread(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "data.npz", age=np.zeros(1_000_000))
-    monkeypatch.setattr("training.data.MAX_DATA_FILE", 1_000_000)
+    monkeypatch.setattr("training.columns.MAX_DATA_FILE", 1_000_000)
     assert (tmp_path / "data.npz").stat().st_size < 1_000_000
     with pytest.raises(ConfigurationError, match="unpacks to more"):
         table(tmp_path, "data.npz")

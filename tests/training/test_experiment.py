@@ -24,9 +24,9 @@ from secure_runtime.models.bundle import load_bundle
 from tests.training.conftest import COLUMNS, configuration_text, tiny, write_data
 from training.commands import TRAIN
 from training.configuration import load_configuration
-from training.data import load_table
 from training.errors import TrainingError
 from training.experiment import run_experiment
+from training.forms import form_of
 from training.report import Terminal
 from training.split import commit, hold_out
 
@@ -98,7 +98,7 @@ def test_the_commitment_can_be_opened_with_its_key_only(config, key):
     published = run_experiment(config, models_dir=config.parent / "models", key=key, commitment_key=kept_key)
     assert stat.S_IMODE(kept_key.stat().st_mode) == 0o600
     configuration = load_configuration(config)
-    table = load_table(configuration, relative_to=config.parent)
+    table = form_of(configuration).read_examples(configuration, folder=config.parent)
     from fractions import Fraction
 
     rows, _ = hold_out(table, fraction=Fraction(1, 4), word="1")

@@ -10,17 +10,18 @@ import pytest
 
 from sealgate.errors import ConfigurationError
 from training.configuration import load_configuration
-from training.data import Table, load_table
-from training.split import commit, hold_out, write_heldout
+from training.examples import Examples
+from training.forms import table as form
+from training.split import commit, hold_out
 
 
-def a_table(rows: int = 500) -> Table:
+def a_table(rows: int = 500) -> Examples:
     generator = np.random.default_rng(3)
-    return Table(generator.normal(size=(rows, 3)), generator.integers(0, 2, rows).astype(np.float64))
+    return Examples((generator.normal(size=(rows, 3)),), generator.integers(0, 2, rows).astype(np.float64))
 
 
-def rows_of(table: Table) -> set[tuple[float, ...]]:
-    return set(map(tuple, table.features.tolist()))
+def rows_of(table: Examples) -> set[tuple[float, ...]]:
+    return set(map(tuple, table.inputs[0].tolist()))
 
 
 def test_the_share_is_about_what_was_asked_and_nothing_is_lost():
@@ -42,7 +43,7 @@ def test_removing_a_row_moves_no_other():
 
 def test_copies_of_a_row_stay_together():
     table = a_table()
-    twice = Table(np.concatenate([table.features] * 2), np.concatenate([table.target] * 2))
+    twice = Examples((np.concatenate([table.inputs[0]] * 2),), np.concatenate([table.target] * 2))
     kept, held = hold_out(twice, fraction=Fraction(1, 2), word="a")
     assert not rows_of(kept) & rows_of(held)
 
@@ -63,22 +64,22 @@ def test_the_commitment_binds_rows_and_key():
     root = commit(table, key=b"k" * 32)
     assert root == commit(table, key=b"k" * 32)
     assert root != commit(table, key=b"x" * 32)
-    changed = Table(table.features.copy(), table.target)
-    changed.features[7, 1] += 1e-12
+    changed = Examples((table.inputs[0].copy(),), table.target)
+    changed.inputs[0][7, 1] += 1e-12
     assert root != commit(changed, key=b"k" * 32)
     assert root != commit(table.take(np.arange(50) < 49), key=b"k" * 32)
 
 
 def test_held_out_rows_read_back_as_they_were(config):
     configuration = load_configuration(config)
-    table = load_table(configuration, relative_to=config.parent)
+    table = form.read_examples(configuration, folder=config.parent)
     _, held = hold_out(table, fraction=Fraction(1, 4), word="a")
     path = config.parent / "deep" / "held.csv"
-    write_heldout(path, held, configuration)
+    form.write_heldout(path, held, configuration)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     lines = path.read_text().splitlines()
     assert lines[0] == "age,dose,score,ill"
-    assert [tuple(map(float, line.split(",")[:3])) for line in lines[1:]] == list(map(tuple, held.features.tolist()))
+    assert [tuple(map(float, line.split(",")[:3])) for line in lines[1:]] == list(map(tuple, held.inputs[0].tolist()))
     assert {line.split(",")[3] for line in lines[1:]} == {"healthy", "ill"}
     with pytest.raises(ConfigurationError, match="cannot be written"):
-        write_heldout(path / "below-a-file.csv", held, configuration)
+        form.write_heldout(path / "below-a-file.csv", held, configuration)

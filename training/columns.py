@@ -1,15 +1,12 @@
-"""Reading rows from CSV, Parquet, NPZ or scikit-learn, and refusing bad ones with column and row.
+"""Reading columns from CSV, Parquet, NPZ or scikit-learn, and refusing bad cells with column and row.
 
-A `Table` holds finite float64 features in the configuration's column order, and a target that is a class index or a
-finite number. Rows are counted from 1, as they stand in the file (a CSV's header line is not a row).
-
-Trusts: nothing in the data. Never: unpickles, fills gaps, drops rows, or computes a statistic.
+Rows are counted from 1, as they stand in the file (a CSV's header line is not a row). Trusts: nothing in the data.
+Never: unpickles, fills gaps, drops rows, or computes a statistic.
 """
 
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +21,8 @@ SKLEARN_SETS = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 Columns = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Table:
-    """Rows that passed every check. `target` is float64: class indices or values."""
-
-    features: NDArray[np.float64]  # [n, columns]
-    target: NDArray[np.float64]  # [n]
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def take(self, mask: NDArray[np.bool_]) -> Table:
-        """The rows where `mask` holds."""
-        return Table(self.features[mask], self.target[mask])
-
-
-def load_table(configuration: Configuration, *, relative_to: Path) -> Table:
-    """Read `[data] source` and check it; raises ConfigurationError naming what is wrong, where, and how to mend it."""
-    columns = _read(configuration.data.source, relative_to)
-    wanted = [*configuration.columns, configuration.data.target]
-    if len(set(wanted)) != len(wanted):
-        raise ConfigurationError("[columns] names the target")
+def require_columns(columns: Columns, wanted: list[str]) -> int:
+    """The number of rows, if every wanted column is there and all are of one length; raises ConfigurationError."""
     for name in wanted:
         if name not in columns:
             known = ", ".join(sorted(columns)[:8]) + (", ..." if len(columns) > 8 else "")
@@ -55,18 +33,35 @@ def load_table(configuration: Configuration, *, relative_to: Path) -> Table:
     (count,) = rows
     if count == 0:
         raise ConfigurationError("the data has no rows")
-    if count > MAX_ROWS or count * len(wanted) > MAX_CELLS:
+    if count > MAX_ROWS or sum(columns[name].size for name in wanted) > MAX_CELLS:
         raise ConfigurationError(f"the data is larger than {MAX_ROWS} rows or {MAX_CELLS} cells")
-    features = np.empty((count, len(configuration.columns)))
-    for index, name in enumerate(configuration.columns):
-        features[:, index] = _numbers(name, columns[name])
-    target = columns[configuration.data.target]
+    return count
+
+
+def target_of(configuration: Configuration, columns: Columns) -> NDArray[np.float64]:
+    """Class indices or finite values of the target column [n]; raises ConfigurationError."""
+    values = columns[configuration.data.target]
     if configuration.data.classes:
-        return Table(features, _classes(configuration, target))
-    return Table(features, _numbers(configuration.data.target, target))
+        return _classes(configuration, values)
+    return numbers_of(configuration.data.target, values)
 
 
-def _read(source: str, relative_to: Path) -> Columns:
+def people_of(configuration: Configuration, columns: Columns) -> NDArray[np.str_] | None:
+    """Whose row each is, if `[data] person` names a column; raises ConfigurationError for a row of nobody's."""
+    name = configuration.data.person
+    if not name:
+        return None
+    people = np.array([str(value) for value in columns[name].tolist()])
+    nobody = np.flatnonzero(people == "")
+    if len(nobody):
+        raise ConfigurationError(
+            f"column '{name}', row {nobody[0] + 1}: names nobody; every row must belong to a person"
+        )
+    return people
+
+
+def read_columns(source: str, relative_to: Path) -> Columns:
+    """The columns of a file or of a scikit-learn set, by name; raises ConfigurationError."""
     if source.startswith("sklearn:"):
         return _read_sklearn(source.removeprefix("sklearn:"))
     path = relative_to / source
@@ -92,7 +87,7 @@ def _read_csv(path: Path) -> Columns:
     if path.stat().st_size == 0:
         raise ConfigurationError(f"{path} is empty")
     try:
-        # Texts stay texts: a gap is then an empty text that `_numbers` can point at.
+        # Texts stay texts: a gap is then an empty text that `numbers_of` can point at.
         options = csv.ConvertOptions(strings_can_be_null=False, null_values=[], check_utf8=True)
         return _from_arrow(csv.read_csv(path, convert_options=options), path)
     except pyarrow.ArrowInvalid as error:
@@ -151,7 +146,7 @@ def _read_sklearn(name: str) -> Columns:
     return {**columns, "target": loaded.target}
 
 
-def _numbers(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
+def numbers_of(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
     """The column as finite float64; raises ConfigurationError with the first row that is not a number."""
     if values.dtype.kind in "iufb":
         numbers = values.astype(np.float64)

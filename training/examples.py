@@ -1,0 +1,34 @@
+"""Rows that passed every check, in the order of the model's inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """`inputs` in the manifest's order, raw (not scaled), [n, ...] each; texts are tokens already.
+
+    `target` holds class indices or finite values. `people` says whose row it is, where the unit of privacy is a person.
+    """
+
+    inputs: tuple[NDArray[Any], ...]
+    target: NDArray[np.float64]  # [n]
+    people: NDArray[np.str_] | None = None  # [n]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def take(self, mask: NDArray[np.bool_]) -> Examples:
+        """The rows where `mask` holds."""
+        people = None if self.people is None else self.people[mask]
+        return Examples(tuple(one[mask] for one in self.inputs), self.target[mask], people)
+
+    def row_bytes(self, row: int) -> bytes:
+        """One row's content: every input and the target, little-endian."""
+        parts = [*(one[row] for one in self.inputs), self.target[row : row + 1]]
+        return b"".join(part.astype(part.dtype.newbyteorder("<")).tobytes() for part in parts)

@@ -1,0 +1,64 @@
+"""Rows of named columns of numbers: `[columns]` gives each feature's public range."""
+
+from __future__ import annotations
+
+import csv
+import io
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+
+from sealgate.certificate.decimals import decimal_text
+from sealgate.certificate.inputs import Column, InputTensor, TableContent
+from sealgate.errors import ConfigurationError
+from training.columns import numbers_of, people_of, read_columns, require_columns, target_of
+from training.configuration import Configuration
+from training.examples import Examples
+from training.split import write_private
+
+
+def declared_columns(configuration: Configuration) -> tuple[Column, ...]:
+    """The columns of `[columns]` with their constants; raises ConfigurationError if there are none."""
+    if not configuration.columns:
+        raise ConfigurationError("[columns] must name the features, each with its public range")
+    return tuple(_column(name, numbers) for name, numbers in configuration.columns.items())
+
+
+def _column(name: str, numbers: tuple[Decimal, ...]) -> Column:
+    low, high = numbers[0], numbers[1]
+    center, scale = numbers[2:] if len(numbers) == 4 else ((low + high) / 2, (high - low) / 2)
+    return Column(
+        name=name,
+        low=decimal_text(low),
+        high=decimal_text(high),
+        center=decimal_text(center),
+        scale=decimal_text(scale),
+    )
+
+
+def declared_inputs(configuration: Configuration) -> tuple[InputTensor, ...]:
+    columns = declared_columns(configuration)
+    shape = (-1, len(columns))
+    return (InputTensor(name="features", datatype="FP32", shape=shape, content=TableContent(columns=columns)),)
+
+
+def read_examples(configuration: Configuration, *, folder: Path) -> Examples:
+    columns = read_columns(configuration.data.source, folder)
+    person = [configuration.data.person] if configuration.data.person else []
+    count = require_columns(columns, [*configuration.columns, configuration.data.target, *person])
+    features = np.empty((count, len(configuration.columns)))
+    for index, name in enumerate(configuration.columns):
+        features[:, index] = numbers_of(name, columns[name])
+    return Examples((features,), target_of(configuration, columns), people_of(configuration, columns))
+
+
+def write_heldout(path: Path, examples: Examples, configuration: Configuration) -> None:
+    """As CSV: features as they were, then the class name or value."""
+    names = list(configuration.data.classes.values())
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*configuration.columns, configuration.data.target])
+    for features, target in zip(examples.inputs[0].tolist(), examples.target.tolist(), strict=True):
+        writer.writerow([*map(repr, features), names[int(target)] if names else repr(target)])
+    write_private(path, text.getvalue())
