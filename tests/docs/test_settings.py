@@ -22,6 +22,7 @@ from training import configuration
 SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `deployment.toml`", deployment.DeploymentSection),
     ("### `deployment.toml`", deployment.LogSection),
+    ("### `deployment.toml`", deployment.OtherLog),
     ("### `deployment.toml`", deployment.ConsoleSection),
     ("### `deployment.toml`", deployment.GatewaySection),
     ("### `deployment.toml`", deployment.RuntimeSection),
