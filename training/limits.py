@@ -17,7 +17,7 @@ BASELINE_ROWS = 4096  # rows of one step of the comparison without privacy
 EPSILON_MARGIN_MICRO = 10  # stated above the computed figure: rounding differs between machines
 SIGMA_GRID_MICRO = 1000  # sigma is calibrated to three decimals
 PROGRESS_POINTS = 12  # how often the progress bar's epsilon is computed
-EVALUATION_ROWS = 65_536  # rows of one batch when a model is measured
+EVALUATION_ROWS = 4096  # rows of one batch when a model is measured
 
 # The audit gate: enough lanes to tell ten per cent less noise at epsilon 3, few enough for seconds.
 AUDIT_LANES = 20_000
@@ -26,6 +26,7 @@ AUDIT_WORK = 100_000  # rate times the square of the lanes of one run: twice the
 AUDIT_LANE_STEPS = 400  # longer runs are audited over their first so many steps, against the claim for so many
 AUDIT_CANARY_SIZE = 1e6  # clip norms: a gradient that nothing but clipping can make harmless
 AUDIT_REPLAY_ROWS = 8192
+AUDIT_MIN_REPLAY_ROWS = 256
 AUDIT_REPLAY_STEPS = 100
 AUDIT_MIN_DRAWS = 100  # canaries that a step of the replay draws, on average
 AUDIT_CONSTANT_ROWS = 100_000

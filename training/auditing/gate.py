@@ -101,7 +101,7 @@ def audit_dp_sgd(
     note(replay.constants_are_public(subject, entropy))  # 4
     note(neighbours.no_example_moves_more(subject, spec, make, entropy))  # 5
     observed = membership.observe(subject, entropy)
-    note(membership.noise_as_declared(subject, observed))  # 6
+    note(membership.noise_as_declared(subject, observed, entropy))  # 6
     note(membership.contributions_as_declared(subject, observed))  # 7
     note(membership.guesses_within_the_claim(claimed_curve(subject, steps=observed.steps), observed, entropy))  # 8
     return Findings(

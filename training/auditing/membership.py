@@ -23,16 +23,23 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from sealgate.ambient import Entropy
 from sealgate.certificate.decimals import MICRO, parse_decimal
 from sealgate.certificate.tradeoff import TradeOff
 from training.auditing.claimed import delta_at
-from training.auditing.lanes import Canaries, watch
-from training.auditing.probes import BOUND_ALPHA, FALSE_ALARM, Probe, lower, too_unlikely, upper
+from training.auditing.lanes import NO_LANE, Canaries, watch
+from training.auditing.probes import BOUND_ALPHA, FALSE_ALARM, Probe, binomial_tail, lower, too_unlikely, upper
 from training.auditing.subject import Subject
-from training.limits import AUDIT_CANARY_SIZE, AUDIT_LANE_STEPS, AUDIT_LANES, AUDIT_MAX_LANES, AUDIT_WORK
+from training.limits import (
+    AUDIT_CANARY_SIZE,
+    AUDIT_CONSTANT_LANES,
+    AUDIT_LANE_STEPS,
+    AUDIT_LANES,
+    AUDIT_MAX_LANES,
+    AUDIT_REPLAY_STEPS,
+    AUDIT_WORK,
+)
 from training.randomness import Keystream
 
 SLOPES = (0.0, 0.5, 1.0, 2.0, 3.0)
@@ -107,7 +114,7 @@ def guesses_within_the_claim(curve: TradeOff, observed: Observed, entropy: Entro
             kept = ~truly | (coin.uniform(len(truly)) < kept_share)
             right, trials = int((accused == truly)[kept].sum()), int(kept.sum())
             allowed = min(1.0, (1.0 + delta * kept_share) / (1.0 + kept_share))
-            chance = float(stats.binom.sf(right - 1, trials, allowed))
+            chance = binomial_tail(right, trials, rate=allowed)
             if chance <= worst:
                 worst = chance
                 text = f"{right} of {trials} guesses right at slope {slope:g}, the claim allows {allowed:.4f} of them"
@@ -118,15 +125,25 @@ def guesses_within_the_claim(curve: TradeOff, observed: Observed, entropy: Entro
     )
 
 
-def noise_as_declared(subject: Subject, observed: Observed) -> Probe:
-    """The probe `noise`: variance, mean and independence from step to step of lanes that no canary touched."""
+def noise_as_declared(subject: Subject, observed: Observed, entropy: Entropy) -> Probe:
+    """The probe `noise`: variance, mean and independence from step to step of lanes that no canary touched, and the
+    variance where nobody was drawn: of a data set with one row, which has no gradient."""
     out = ~observed.included
     count = int(out.sum()) * observed.steps
     pairs = int(out.sum()) * (observed.steps - 1)
     sigma = subject.constants.sigma
     variance = float(observed.squares[out].sum()) / (count * sigma**2)
+    alone = watch(
+        subject,
+        Canaries(lanes=np.array([NO_LANE]), sizes=np.zeros(1)),
+        lanes=AUDIT_CONSTANT_LANES,
+        constants=subject.bare(steps=AUDIT_REPLAY_STEPS),
+        entropy=entropy,
+    )
+    variance_alone = float((alone**2).mean()) / sigma**2
     scores = [
         (variance - 1.0) * math.sqrt(count / 2),  # chi-squared with so many degrees: normal to within a part in 1e3
+        (variance_alone - 1.0) * math.sqrt(alone.size / 2),
         float(observed.moved[out].sum()) / (sigma * math.sqrt(count)),
     ]
     if pairs:
@@ -135,7 +152,8 @@ def noise_as_declared(subject: Subject, observed: Observed) -> Probe:
     return Probe(
         name="noise",
         held=held,
-        found=f"deviation {math.sqrt(max(variance, 0.0)):.4f} of the declared one over {count} values"
+        found=f"deviation {math.sqrt(max(variance, 0.0)):.4f} of the declared one over {count} values, "
+        f"{math.sqrt(max(variance_alone, 0.0)):.3f} where nobody takes part"
         + ("" if held else f"; scores {', '.join(f'{score:.1f}' for score in scores)}"),
     )
 

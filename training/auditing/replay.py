@@ -19,22 +19,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy import stats
 
 from sealgate.ambient import Entropy
 from training.auditing.lanes import NO_LANE, Canaries, watch
-from training.auditing.probes import FALSE_ALARM, Probe, too_unlikely
+from training.auditing.probes import Probe, binomial_score, too_unlikely
 from training.auditing.subject import Subject
 from training.limits import (
     AUDIT_CANARY_SIZE,
     AUDIT_CONSTANT_LANES,
     AUDIT_CONSTANT_ROWS,
     AUDIT_MIN_DRAWS,
+    AUDIT_MIN_REPLAY_ROWS,
     AUDIT_REPLAY_ROWS,
     AUDIT_REPLAY_STEPS,
 )
@@ -42,7 +41,9 @@ from training.limits import (
 CLIP_TOLERANCE = 1e-4
 """Of a clip norm: rounding of float32 arithmetic in sums that hold noise as well."""
 
-CLIP_SIZES = (0.1, 0.5, 1.0, 1.5, 3.0, 1e3, AUDIT_CANARY_SIZE, 1e15, 1e30, 1e150)
+CLIP_SIZES = (0.1, 0.5, 1.0, 1.5, 3.0, 1e3, AUDIT_CANARY_SIZE, 1e15, 1e30)
+HUGE_SIZES = (1e150, 1e200)
+"""Gradients whose squares no float64 holds: added where the arithmetic is float64."""
 
 
 class RepeatedRandomness:
@@ -61,86 +62,88 @@ class RepeatedRandomness:
         return out[:size]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Replayed:
-    """What came through of each canary at each step, in clip norms: [steps, canaries]. `repeats`: noise cancelled."""
+def replay(
+    subject: Subject, sizes: NDArray[np.float64], *, steps: int, entropy: Entropy, idle: int = 0
+) -> NDArray[np.float64]:
+    """What came through of each canary at each step, in clip norms: [steps, canaries].
 
-    through: NDArray[np.float64]
-    repeats: bool
-
-
-def replay(subject: Subject, sizes: Sequence[float] | NDArray[np.float64], *, steps: int, entropy: Entropy) -> Replayed:
-    """Run the trainer on one canary in each lane, on the same without gradients, and on those again."""
+    The trainer is run on one canary in each lane, and on as many rows without gradients, under the same randomness.
+    `idle` rows that belong to no lane and have no gradient come after them.
+    """
     word, count = entropy(32), len(sizes)
-    numbers = np.arange(count, dtype=np.int64)
+    numbers = np.concatenate([np.arange(count, dtype=np.int64), np.full(idle, NO_LANE, dtype=np.int64)])
 
     def run(magnitudes: NDArray[np.float64]) -> NDArray[np.float64]:
         return watch(
             subject,
-            Canaries(lanes=numbers, sizes=magnitudes),
+            Canaries(lanes=numbers, sizes=np.concatenate([magnitudes, np.zeros(idle)])),
             lanes=count,
             constants=subject.bare(steps=steps),
             entropy=RepeatedRandomness(word),
         )
 
-    nothing = run(np.zeros(count))
-    repeats = bool(np.array_equal(nothing, run(np.zeros(count))))
-    return Replayed(through=run(np.asarray(sizes, dtype=np.float64)) - nothing, repeats=repeats)
-
-
-_NO_REPEAT = "the trainer does not repeat itself when its randomness is repeated: it has another source of randomness"
+    return run(sizes) - run(np.zeros(count))
 
 
 def contributions_are_clipped(subject: Subject, entropy: Entropy) -> Probe:
     """The probe `clipping`: no canary of any size comes through with more than the clip norm."""
-    copies = -(-AUDIT_MIN_DRAWS // len(CLIP_SIZES))
-    sizes = np.repeat(np.array(CLIP_SIZES), copies)
-    rate = float(subject.constants.rate)
-    steps = max(1, math.ceil(8 / (rate * copies)))  # each size is drawn at least once, but for one chance in 3000
-    found = replay(subject, sizes, steps=steps, entropy=entropy)
-    if not found.repeats:
-        return Probe(name="clipping", held=False, found=_NO_REPEAT)
-    through = np.abs(found.through)
-    most = float(through.max()) if bool(np.isfinite(through).all()) else math.inf
-    where = CLIP_SIZES[int(through.max(axis=0).argmax()) // copies] if math.isfinite(most) else math.inf
+    kinds = CLIP_SIZES + (HUGE_SIZES if subject.dtype == torch.float64 else ())
+    copies = -(-AUDIT_MIN_DRAWS // len(kinds))
+    sizes = np.repeat(np.array(kinds), copies)
+    steps = max(1, math.ceil(8 / (float(subject.constants.rate) * copies)))  # all sizes are drawn, almost surely
+    if bool(replay(subject, np.zeros(8), steps=2, entropy=entropy).any()):
+        return Probe(
+            name="clipping",
+            held=False,
+            found="the trainer does not repeat itself when its randomness is repeated: it has another source of it",
+        )
+    through = np.nan_to_num(np.abs(replay(subject, sizes, steps=steps, entropy=entropy)), nan=np.inf)
+    most = float(through.max())
+    held = most <= 1.0 + CLIP_TOLERANCE
+    where = kinds[int(through.max(axis=0).argmax()) // copies]
     return Probe(
         name="clipping",
-        held=most <= 1.0 + CLIP_TOLERANCE,
-        found=f"a gradient of {where:g} clip norms moved the sum by {most:.4f} of them, the most of all sizes",
+        held=held,
+        found=f"gradients of {kinds[0]:g} to {kinds[-1]:g} clip norms moved the sum by at most {most:.4f} of them"
+        + ("" if held else f" (at {where:g})"),
     )
 
 
 def sampling_is_poisson(subject: Subject, entropy: Entropy) -> Probe:
-    """The probe `sampling`: participation of each canary in each step is independent with the declared rate."""
+    """The probe `sampling`: participation of each canary in each step is independent with the declared rate.
+
+    Asked with the canaries alone and among twice as many idle rows: the rate must not follow the number of rows.
+    """
     rate = float(subject.constants.rate)
-    rows = int(min(AUDIT_REPLAY_ROWS, max(256, AUDIT_MIN_DRAWS / rate)))
-    steps = max(2, min(subject.constants.steps, AUDIT_REPLAY_STEPS))
-    found = replay(subject, np.full(rows, AUDIT_CANARY_SIZE), steps=steps, entropy=entropy)
-    if not found.repeats:
-        return Probe(name="sampling", held=False, found=_NO_REPEAT)
-    drawn = np.abs(found.through) > 0.5
-    share = float(drawn.mean())
-    if subject.constants.rate == 1:
-        return Probe(
-            name="sampling",
-            held=bool(drawn.all()),
-            found=f"{share:.4f} of {drawn.size} chances were taken, all are declared",
-        )
-    chance = float(stats.binomtest(int(drawn.sum()), drawn.size, rate).pvalue)
-    pairs = drawn[: steps // 2 * 2 : 2] & drawn[1 : steps // 2 * 2 : 2]
-    pair_chance = float(stats.binomtest(int(pairs.sum()), pairs.size, rate**2).pvalue)
-    by_row, by_step = dispersion(drawn.sum(axis=0), steps, rate), dispersion(drawn.sum(axis=1), rows, rate)
-    held = (
-        min(chance, pair_chance) >= FALSE_ALARM / 4
-        and not too_unlikely(by_row, tests=4)
-        and not too_unlikely(by_step, tests=4)
-    )
+    rows = int(min(AUDIT_REPLAY_ROWS, max(AUDIT_MIN_REPLAY_ROWS, AUDIT_MIN_DRAWS / rate)))
+    sizes = np.full(rows, AUDIT_CANARY_SIZE)
+    held, words = True, []
+    for idle in (0, 2 * rows):
+        through = replay(subject, sizes, steps=AUDIT_REPLAY_STEPS, entropy=entropy, idle=idle)
+        scores = participation(np.abs(through) > 0.5, rate)
+        held = held and not any(too_unlikely(score, tests=2 * len(scores)) for score in scores.values())
+        shown = ", ".join(f"{name} {score:+.1f}" for name, score in scores.items())
+        words.append(f"of {rows + idle} rows: {shown}")
     return Probe(
         name="sampling",
         held=held,
-        found=f"{share:.4f} of {drawn.size} chances were taken, declared {rate:.4f}; spread over rows {by_row:+.1f}, "
-        f"over steps {by_step:+.1f} deviations from a Poisson sampler's; twice in a row {pair_chance:.1e}",
+        found=f"deviations from a Poisson sampler of rate {rate:.4g}, in standard ones; {'; '.join(words)}",
     )
+
+
+def participation(drawn: NDArray[np.bool_], rate: float) -> dict[str, float]:
+    """How far [steps, rows] is from independent chances of `rate`, as standard scores: the mean, the spread of each
+    row's and of each step's count, and how often a row is drawn in two steps that follow each other."""
+    if rate >= 1:
+        return {"mean": 0.0 if bool(drawn.all()) else -math.inf}
+    steps, rows = drawn.shape
+    pairs = drawn[: steps // 2 * 2 : 2] & drawn[1 : steps // 2 * 2 : 2]
+    return {
+        "mean": binomial_score(int(drawn.sum()), drawn.size, rate=rate),
+        "spread of rows": dispersion(drawn.sum(axis=0), steps, rate),
+        "spread of steps": dispersion(drawn.sum(axis=1), rows, rate),
+        "twice in a row": binomial_score(int(pairs.sum()), pairs.size, rate=rate**2),
+    }
 
 
 def dispersion(counts: NDArray[np.int64], trials: int, rate: float) -> float:
