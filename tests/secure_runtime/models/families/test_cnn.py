@@ -1,4 +1,4 @@
-"""The convolutional network: against plain sums, its declared tensors, and the sizes that are refused before building."""
+"""The convolutional network: against plain sums, its declared tensors, and sizes that are refused before building."""
 
 from __future__ import annotations
 
