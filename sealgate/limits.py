@@ -102,7 +102,13 @@ MAX_EPSILON_MICRO = 100_000_000  # epsilon 100: above it the guarantee is empty
 MAX_PRIVACY_LOSS_MEAN = 5000  # steps * rate / (2 sigma^2): bounds the memory of the privacy-loss distribution
 MAX_MU_SQUARED = 200  # of Gaussian releases together: beyond it epsilon is above MAX_EPSILON_MICRO at any usual delta
 MAX_NORM_MICRO = 10**12  # of clip norms and row norms
+MAX_CLIPPING_EXCESS_PPB = 100_000_000  # a tenth of the clip norm
+MAX_ROWS_PER_UNIT = 1_000_000
+MAX_GRAPH_HOPS = 16  # noisy sums over neighbours, one after the other
+MAX_GRAPH_DEGREE = 10_000
+MAX_STATISTICS = 4096  # statistics that preprocessing took from private rows
 MAX_SELECTION_TRIALS = 10_000  # runs among which the best is chosen, on average
+MAX_SELECTION_CHOICES = 1_000_000
 MIN_DELTA_EXPONENT = 12  # delta below 1e-12 is beyond the accountant's precision
 
 # Requests from people ------------------------------------------------------------------------------------------------

@@ -9,21 +9,19 @@ from __future__ import annotations
 import datetime
 
 from sealgate.certificate.bundle import sha256_hex
-from sealgate.certificate.claims import FRESH, NOISE_SOURCE
+from sealgate.certificate.claims import FRESH, NOISE_SOURCE, SCHEMA
 from sealgate.certificate.decimals import decimal_text, micro_text
 from sealgate.certificate.manifest import Manifest
+from sealgate.certificate.mechanism_words import mechanism_lines
+from sealgate.certificate.mechanisms import Clipping, DpSgd, Noise, Rate, Sampling, name_of
 from sealgate.certificate.recompute import ACCOUNTANT, GaussianSteps, accountant_version
 from sealgate.certificate.schema import (
     Accounting,
     Certificate,
-    Clipping,
     Dataset,
     Initialisation,
-    Noise,
     Preprocessing,
-    Rate,
     Release,
-    Sampling,
     Selection,
 )
 from training.accountant import SECOND_ACCOUNTANT, Cost
@@ -64,32 +62,33 @@ def certificate_of(
     )
     issued = datetime.datetime.fromtimestamp(issued_us / 1e6, tz=datetime.UTC).date()
     return Certificate(
-        schema=1,
+        schema=SCHEMA,
         model=configuration.model.name,
         version=configuration.model.version,
         issued=issued.isoformat(),
-        mechanism="dp-sgd",
+        mechanism=DpSgd(
+            sampling=Sampling(
+                sampler="poisson",
+                rate=Rate(numerator=rate.numerator, denominator=rate.denominator),
+                steps_declared=mechanism.steps,
+                steps_executed=steps_executed,
+                divisor_micro=configuration.divisor_micro,
+                constants="public",
+            ),
+            clipping=Clipping(kind="per-example-flat", norm_micro=micro(configuration.privacy.clip_norm, "clip_norm")),
+            noise=Noise(
+                sigma_micro=mechanism.sigma_micro,
+                source=NOISE_SOURCE,
+                seed=FRESH if fresh else "fixed",
+                transform=NOISE_TRANSFORM,
+                arithmetic=NOISE_ARITHMETIC,
+            ),
+        ),
         unit="example",
         adjacency="add-remove",
         epsilon_micro=cost.epsilon_micro,
         epsilon_replace_one_micro=cost.epsilon_replace_one_micro,
         delta=configuration.delta,
-        sampling=Sampling(
-            sampler="poisson",
-            rate=Rate(numerator=rate.numerator, denominator=rate.denominator),
-            steps_declared=mechanism.steps,
-            steps_executed=steps_executed,
-            divisor_micro=configuration.divisor_micro,
-            constants="public",
-        ),
-        clipping=Clipping(kind="per-example-flat", norm_micro=micro(configuration.privacy.clip_norm, "clip_norm")),
-        noise=Noise(
-            sigma_micro=mechanism.sigma_micro,
-            source=NOISE_SOURCE,
-            seed=FRESH if fresh else "fixed",
-            transform=NOISE_TRANSFORM,
-            arithmetic=NOISE_ARITHMETIC,
-        ),
         accounting=Accounting(
             accountant=ACCOUNTANT,
             version=accountant_version(),
@@ -125,8 +124,6 @@ def certificate_of(
 
 def card_of(manifest: Manifest, certificate: Certificate, quality: Quality) -> str:
     """card.md: the bundle for people."""
-    sampling = certificate.sampling
-    rate = f"{sampling.rate.numerator}/{sampling.rate.denominator}"
     lines = [
         f"# {manifest.name} {manifest.version}",
         "",
@@ -136,8 +133,7 @@ def card_of(manifest: Manifest, certificate: Certificate, quality: Quality) -> s
         f"- Quality: {quality}",
         f"- Privacy of one {certificate.unit}: epsilon {micro_text(certificate.epsilon_micro)} at delta "
         f"{certificate.delta} (added or removed), {micro_text(certificate.epsilon_replace_one_micro)} (replaced)",
-        f"- How: DP-SGD, Poisson sampling at rate {rate}, {sampling.steps_executed} steps, clip norm "
-        f"{micro_text(certificate.clipping.norm_micro)}, sigma {micro_text(certificate.noise.sigma_micro)}",
+        f"- How: {name_of(certificate.mechanism)}; {'; '.join(mechanism_lines(certificate.mechanism))}",
         "",
         "Weights without a valid `certificate.dsse.json` and `bundle.sig` beside them carry no guarantee: check with",
         "`sealgate models verify`.",

@@ -28,13 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sealgate.certificate.architectures.frozen_encoder import FROZEN_PREFIX, FrozenEncoderSpec
+from sealgate.certificate.accounting.account import Account
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.dsse import SignedPayload, open_envelope
 from sealgate.certificate.files import CARD, CERTIFICATE, FILE_LIMITS, MANIFEST, SIGNATURE, SIGNED, WEIGHTS, open_folder
 from sealgate.certificate.manifest import Manifest, parse_manifest
+from sealgate.certificate.mechanisms import name_of
 from sealgate.certificate.publishers import Publishers
-from sealgate.certificate.recompute import GaussianSteps, recompute
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate
 from sealgate.certificate.statement import BundleFiles, parse_bundle_statement, parse_certificate_statement
@@ -95,12 +96,12 @@ def verify_bundle(directory: Path, publishers: Publishers, *, told: Told = _sile
         manifest = parse_manifest(files[MANIFEST])  # 5
         _check_agreement(manifest, certificate, bundle)
         told("manifest", f"{manifest.name} {manifest.version}: {manifest.family}")
-        mechanism = check_claims(certificate)  # 6
-        told("claims", "Poisson sampling, public constants, fresh randomness, steps within the declared")
+        account = check_claims(certificate)  # 6
+        told("claims", "sampling as accounted, public constants, fresh randomness, steps within the declared")
         weights = folder.read(WEIGHTS)
     _check_weights(weights, digests[WEIGHTS], manifest)  # 7
     told("weights", f"SHA-256 {digests[WEIGHTS][:16]}..., exactly the tensors of the architecture")
-    _check_epsilon(certificate, mechanism, told)  # 8
+    _check_epsilon(certificate, account, told)  # 8
     certificate_digest = sha256_hex(files[CERTIFICATE])
     return VerifiedBundle(
         directory=directory,
@@ -164,17 +165,13 @@ def _check_weights(weights: bytes, digest: str, manifest: Manifest) -> None:
         raise refusal("weights-digest", "the frozen weights are not the public ones that the manifest names")
 
 
-def _check_epsilon(certificate: Certificate, mechanism: GaussianSteps, told: Told) -> None:
-    found = recompute(mechanism)
-    rate = certificate.sampling.rate
-    told(
-        "mechanism",
-        f"sigma {micro_text(mechanism.sigma_micro)}, rate {rate.numerator}/{rate.denominator}, "
-        f"{mechanism.steps} steps, delta {mechanism.delta}",
-    )
+def _check_epsilon(certificate: Certificate, account: Account, told: Told) -> None:
+    found = account.epsilon()
+    told("mechanism", f"{name_of(certificate.mechanism)}: {account.words()}")
+    unit = "row" if certificate.unit == "example" else certificate.unit
     for label, stated, recomputed in (
-        ("epsilon, one row added or removed", certificate.epsilon_micro, found.add_remove_micro),
-        ("epsilon, one row replaced", certificate.epsilon_replace_one_micro, found.replace_one_micro),
+        (f"epsilon, one {unit} added or removed", certificate.epsilon_micro, found.add_remove_micro),
+        (f"epsilon, one {unit} replaced", certificate.epsilon_replace_one_micro, found.replace_one_micro),
     ):
         if stated < recomputed:
             raise refusal(

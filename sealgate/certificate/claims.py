@@ -1,15 +1,14 @@
 """The checks on a certificate that need no accountant: what it says must be something that epsilon can stand on.
 
-    1  mechanism, unit and adjacency are ones that can be recomputed
-    2  the sampler is the one that the accounting assumes
-    3  rate, steps and divisor are public constants and fit each other
-    4  noise and sampling come from fresh randomness, never from a seed
-    5  preprocessing used public constants only
-    6  hyper-parameters cost nothing private, or the cost is counted
-    7  no more steps were executed than declared
-    8  delta is below one over the public population
-    9  the accountant is accepted, and the second one agrees
-    10 the empirical audit, if any, does not contradict the claim
+    1  the sampler is the one that the accounting assumes
+    2  rate, steps and divisor are public constants and fit each other; no more steps were executed than declared
+    3  noise and sampling come from fresh randomness, never from a seed, and the noise is of a known kind
+    4  preprocessing used public constants, or statistics whose cost is counted
+    5  hyper-parameters cost nothing private, or the cost is counted
+    6  delta is below one over the public population
+    7  mechanism, unit and adjacency are ones that can be recomputed
+    8  the accountant is the one for this mechanism, and the second one agrees
+    9  the empirical audit, if any, does not contradict the claim
 
 Trusts: nothing beyond the types. Never: judges whether the publisher told the truth about what it ran; see the audit.
 """
@@ -17,66 +16,104 @@ Trusts: nothing beyond the types. Never: judges whether the publisher told the t
 from __future__ import annotations
 
 import datetime
-import math
 import re
-from fractions import Fraction
 
+from sealgate.certificate.accounting.account import AGREE_ABSOLUTE_MICRO, AGREE_RELATIVE, Account, require_delta
+from sealgate.certificate.accounting.described import account_of
+from sealgate.certificate.accounting.statistics import check_statistics
 from sealgate.certificate.audits import check_audit
 from sealgate.certificate.decimals import MICRO, parse_decimal
-from sealgate.certificate.recompute import ACCOUNTANT, GaussianSteps
+from sealgate.certificate.mechanisms import DpSgd, GapAggregation, Noise, noises_of
 from sealgate.certificate.refusals import refusal
-from sealgate.certificate.schema import Certificate
+from sealgate.certificate.schema import Certificate, Search
 from sealgate.errors import DecodeError
+from sealgate.limits import MAX_SELECTION_CHOICES
 
+SCHEMA = 2
 NOISE_SOURCE = "os-csprng/aes-256-ctr"
 FRESH = "fresh"
+TRANSFORMS = {
+    "float64-continuous": "box-muller-4",
+    "grid-rounded": "exact-rounded-gaussian",
+    "grid-discrete": "exact-discrete-gaussian",
+}
+"""How each kind of arithmetic makes its noise. Where a grid is named, it is a public constant."""
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
-# Privacy-loss accountants of different construction agree to about one per cent; more means that one of them
-# was given other parameters.
-_AGREE_RELATIVE = Fraction(3, 100)
-_AGREE_ABSOLUTE_MICRO = 50_000
 
 
-def mechanism_of(certificate: Certificate) -> GaussianSteps:
-    """The mechanism that the certificate describes; raises CertificateError if its fractions are malformed."""
-    rate = certificate.sampling.rate
-    if not 0 < rate.numerator <= rate.denominator or math.gcd(rate.numerator, rate.denominator) != 1:
-        raise refusal("parameters-out-of-range", "the sampling rate is not a reduced fraction in (0, 1]")
-    steps = GaussianSteps(
-        sigma_micro=certificate.noise.sigma_micro,
-        rate=Fraction(rate.numerator, rate.denominator),
-        steps=certificate.sampling.steps_declared,
-        delta=certificate.delta,
-    )
-    steps.require_computable()
-    return steps
-
-
-def check_claims(certificate: Certificate) -> GaussianSteps:
-    """Run the ten checks in order; returns the mechanism to recompute, or raises CertificateError."""
+def check_claims(certificate: Certificate) -> Account:
+    """Run the checks in order; returns the account to recompute, or raises CertificateError."""
     _check_shape(certificate)
-    if (certificate.mechanism, certificate.unit, certificate.adjacency) != ("dp-sgd", "example", "add-remove"):  # 1
-        raise refusal("mechanism", "only DP-SGD over examples with add-remove adjacency can be recomputed")
-    if certificate.clipping.kind != "per-example-flat" or certificate.clipping.norm_micro <= 0:
-        raise refusal("mechanism", "the gradients are not clipped per example")
-    _check_sampling(certificate)  # 2, 3
-    noise = certificate.noise
-    if noise.seed != FRESH or noise.source != NOISE_SOURCE:  # 4
-        raise refusal("fixed-seed", "noise did not come from fresh operating-system randomness")
-    if (noise.transform, noise.arithmetic) != ("box-muller-4", "float64-continuous"):
-        raise refusal("mechanism", "the noise is not of a kind that is known here")
-    if certificate.preprocessing.statistics != "public-constants" or certificate.preprocessing.epsilon_micro != 0:  # 5
-        raise refusal("private-statistics", "preprocessing used statistics of the private data")
-    if certificate.selection.how not in ("fixed", "public-data") or certificate.selection.epsilon_micro != 0:  # 6
-        raise refusal("selection-unaccounted", "hyper-parameters were chosen in a way that epsilon does not cover")
-    if not 0 < certificate.sampling.steps_executed <= certificate.sampling.steps_declared:  # 7
-        raise refusal("steps", "more steps were executed than declared")
-    mechanism = mechanism_of(certificate)
-    if Fraction(parse_decimal(certificate.delta)) * certificate.dataset.public_population >= 1:  # 8
+    for part in _sampled_parts(certificate):
+        _check_sampling(part, population=certificate.dataset.public_population)  # 1, 2
+    for noise in (*noises_of(certificate.mechanism), *_search_noise(certificate.selection.search)):
+        check_noise(noise)  # 3
+    if certificate.dataset.public_population <= 0:
+        raise refusal("sampler-constants", "the public population is not a number of units")
+    _check_preprocessing(certificate)  # 4
+    _check_selection(certificate)  # 5
+    delta = require_delta(certificate.delta)
+    if delta * certificate.dataset.public_population >= 1:  # 6
         raise refusal("delta", "delta must be below one over the public population")
-    _check_accounting(certificate)  # 9
-    _check_audit(certificate)  # 10
-    return mechanism
+    account = account_of(certificate)  # 7
+    _check_accounting(certificate, account)  # 8
+    if certificate.audit is not None:
+        check_audit(certificate.audit, epsilon_micro=certificate.epsilon_micro)  # 9
+    return account
+
+
+def _sampled_parts(certificate: Certificate) -> tuple[DpSgd, ...]:
+    mechanism = certificate.mechanism
+    match mechanism:
+        case DpSgd():
+            return (mechanism,)
+        case GapAggregation(encoder=encoder, classifier=classifier):
+            return tuple(part for part in (encoder, classifier) if part is not None)
+    return ()
+
+
+def _search_noise(search: Search | None) -> tuple[Noise, ...]:
+    return () if search is None else (search.noise,)
+
+
+def check_noise(noise: Noise) -> None:
+    """Raise CertificateError unless this noise was fresh and is of a kind whose epsilon is known."""
+    if noise.seed != FRESH or noise.source != NOISE_SOURCE:
+        raise refusal("fixed-seed", "noise did not come from fresh operating-system randomness")
+    try:
+        grid = parse_decimal(noise.grid)
+    except DecodeError as error:
+        raise refusal("mechanism", "the noise's grid is not a plain decimal number") from error
+    continuous = noise.arithmetic == "float64-continuous"
+    if TRANSFORMS.get(noise.arithmetic) != noise.transform or (grid == 0) != continuous or grid < 0:
+        raise refusal("mechanism", "the noise is not of a kind that is known here")
+
+
+def _check_preprocessing(certificate: Certificate) -> None:
+    preprocessing = certificate.preprocessing
+    if preprocessing.statistics == "dp":
+        check_statistics(preprocessing)
+        if parse_decimal(preprocessing.delta) >= require_delta(certificate.delta):
+            raise refusal("delta", "preprocessing leaves nothing of delta")
+        return
+    nothing = (0, 0, "0", ())
+    found = (preprocessing.epsilon_micro, preprocessing.epsilon_replace_one_micro, preprocessing.delta)
+    if preprocessing.statistics != "public-constants" or (*found, preprocessing.parts) != nothing:
+        raise refusal("private-statistics", "preprocessing used statistics of the private data")
+
+
+def _check_selection(certificate: Certificate) -> None:
+    selection = certificate.selection
+    search = selection.search
+    if selection.how == "dp-selected" and search is not None:
+        if not (1 < search.choices <= MAX_SELECTION_CHOICES and search.score):
+            raise refusal("selection-unaccounted", "the search for hyper-parameters names no choices or no score")
+        if not 0 < selection.epsilon_micro < certificate.epsilon_micro:
+            raise refusal("selection-unaccounted", "the search's share of epsilon is out of range")
+        if search.noise.arithmetic != "float64-continuous":
+            raise refusal("selection-unaccounted", "the score's noise is not of the kind that is accounted")
+    elif selection.how not in ("fixed", "public-data") or selection.epsilon_micro != 0 or search is not None:
+        raise refusal("selection-unaccounted", "hyper-parameters were chosen in a way that epsilon does not cover")
 
 
 def _check_shape(certificate: Certificate) -> None:
@@ -85,7 +122,7 @@ def _check_shape(certificate: Certificate) -> None:
     try:
         if datetime.date.fromisoformat(certificate.issued).isoformat() != certificate.issued:
             raise DecodeError("another spelling")
-        if certificate.schema != 1 or not all(map(_SHA256.match, digests)) or not certificate.not_protected:
+        if certificate.schema != SCHEMA or not all(map(_SHA256.match, digests)) or not certificate.not_protected:
             raise DecodeError("missing parts")
         if min(certificate.epsilon_micro, certificate.epsilon_replace_one_micro) <= 0:
             raise DecodeError("epsilon is not positive")
@@ -93,28 +130,26 @@ def _check_shape(certificate: Certificate) -> None:
         raise refusal("certificate-malformed", "the certificate lacks a part or has one of another form") from error
 
 
-def _check_sampling(certificate: Certificate) -> None:
-    sampling, population = certificate.sampling, certificate.dataset.public_population
-    if sampling.sampler != "poisson":
+def _check_sampling(mechanism: DpSgd, *, population: int) -> None:
+    sampling = mechanism.sampling
+    rate = sampling.rate
+    if sampling.sampler != "poisson" and (sampling.sampler, rate.numerator) != ("full-batch", rate.denominator):
         raise refusal("sampler", f"the accounting assumes Poisson sampling, not '{sampling.sampler[:40]}'")
     if sampling.constants != "public" or population <= 0:
         raise refusal("sampler-constants", "rate, steps or divisor depend on the private data")
-    if sampling.rate.denominator <= 0:
+    if rate.denominator <= 0:
         raise refusal("parameters-out-of-range", "the sampling rate is not a fraction")
-    expected = population * MICRO * sampling.rate.numerator // sampling.rate.denominator
+    expected = population * MICRO * rate.numerator // rate.denominator
     if sampling.divisor_micro != expected or expected <= 0:
         raise refusal("sampler-constants", "the divisor is not the rate times the public population")
+    if not 0 < sampling.steps_executed <= sampling.steps_declared:
+        raise refusal("steps", "the steps executed are not among those declared")
 
 
-def _check_accounting(certificate: Certificate) -> None:
+def _check_accounting(certificate: Certificate, account: Account) -> None:
     accounting = certificate.accounting
-    if accounting.accountant != ACCOUNTANT or accounting.second_accountant in ("", ACCOUNTANT):
+    if accounting.accountant != account.accountant or accounting.second_accountant in ("", account.accountant):
         raise refusal("accountant", "epsilon does not come from the accepted accountant with a second one beside it")
-    allowed = _AGREE_ABSOLUTE_MICRO + _AGREE_RELATIVE * certificate.epsilon_micro
+    allowed = AGREE_ABSOLUTE_MICRO + AGREE_RELATIVE * certificate.epsilon_micro
     if abs(accounting.second_epsilon_micro - certificate.epsilon_micro) > allowed:
         raise refusal("accountants-disagree", "the second accountant's figure does not fit the stated epsilon")
-
-
-def _check_audit(certificate: Certificate) -> None:
-    if certificate.audit is not None:
-        check_audit(certificate.audit, epsilon_micro=certificate.epsilon_micro)

@@ -27,6 +27,7 @@ from sealgate.limits import (
 )
 
 ACCOUNTANT = "dp-accounting-pld"
+RENYI_ACCOUNTANT = "dp-accounting-rdp"
 FINE = "0.0001"
 COARSE = "0.001"
 # Above this the fine pass takes ten seconds, and the third decimal of such an epsilon matters to nobody.
@@ -60,6 +61,11 @@ class GaussianSteps:
         mean_loss = self.steps * self.rate / (2 * Fraction(self.sigma_micro, MICRO) ** 2)
         if mean_loss > MAX_PRIVACY_LOSS_MEAN:
             raise refusal("epsilon-out-of-range", "so little noise over so many steps protects nothing")
+
+    @property
+    def accountant(self) -> str:
+        """Which accountant gives the figure."""
+        return ACCOUNTANT
 
     def epsilon(self) -> Epsilon:
         """Both figures; see `recompute`."""

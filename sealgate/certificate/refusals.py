@@ -38,6 +38,7 @@ REFUSALS: dict[str, str] = {
     "sampler": "the sampler is not the one that the accounting assumes",
     "sampler-constants": "a sampling constant depends on the private data",
     "fixed-seed": "noise or sampling did not come from fresh operating-system randomness",
+    "serving-leaks": "the served model reads the private graph without noise on what it reads",
     "private-statistics": "preprocessing used statistics of the private data outside the budget",
     "selection-unaccounted": "hyper-parameters were chosen on private data without accounting",
     "steps": "more steps were executed than declared",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.decimals import micro_text
+from sealgate.certificate.mechanism_words import mechanism_lines
+from sealgate.certificate.mechanisms import name_of
 from sealgate.certificate.publishers import Publishers, load_publishers
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.limits import MAX_BUNDLES
@@ -92,15 +94,15 @@ def show_bundle(directory: Path, publishers_file: Path | None) -> int:
 def describe(bundle: VerifiedBundle) -> list[str]:
     """The lines of `sealgate models show`."""
     manifest, certificate = bundle.manifest, bundle.certificate
-    sampling, noise, accounting = certificate.sampling, certificate.noise, certificate.accounting
+    accounting, unit = certificate.accounting, "row" if certificate.unit == "example" else certificate.unit
     lines = [
         f"{manifest.name} {manifest.version}  ({manifest.family}, published by {bundle.publisher})",
         f"  {manifest.description}",
         f"  sensitivity {manifest.sensitivity}; purposes {', '.join(manifest.purposes)}",
     ]
     lines += [
-        f"  input  {tensor.name}: {tensor.datatype} {list(tensor.shape)}, "
-        f"columns {', '.join(column.name for column in tensor.columns)}"
+        f"  input  {tensor.name}: {tensor.datatype} {list(tensor.shape)}"
+        + (f", columns {', '.join(column.name for column in tensor.columns)}" if tensor.columns else "")
         for tensor in manifest.inputs
     ]
     lines += [
@@ -109,13 +111,11 @@ def describe(bundle: VerifiedBundle) -> list[str]:
         for tensor in manifest.outputs
     ]
     lines += [
-        f"privacy of one {certificate.unit} of the training data ({certificate.mechanism}, {certificate.adjacency})",
+        f"privacy of one {certificate.unit} of the training data "
+        f"({name_of(certificate.mechanism)}, {certificate.adjacency})",
         f"  epsilon {micro_text(certificate.epsilon_micro)} at delta {certificate.delta}; "
-        f"if one row is replaced: {micro_text(certificate.epsilon_replace_one_micro)}",
-        f"  {sampling.sampler} sampling, rate {sampling.rate.numerator}/{sampling.rate.denominator}, "
-        f"{sampling.steps_executed} of {sampling.steps_declared} steps, "
-        f"clip norm {micro_text(certificate.clipping.norm_micro)}, sigma {micro_text(noise.sigma_micro)}",
-        f"  noise {noise.source}, {noise.transform}, {noise.arithmetic}",
+        f"if one {unit} is replaced: {micro_text(certificate.epsilon_replace_one_micro)}",
+        *[f"  {line}" for line in mechanism_lines(certificate.mechanism)],
         f"  {accounting.accountant} {accounting.version}; beside it {accounting.second_accountant} "
         f"{accounting.second_version}: {micro_text(accounting.second_epsilon_micro)}",
         f"  public population {certificate.dataset.public_population}; held out: {certificate.dataset.split}",

@@ -6,70 +6,47 @@ makes it worth something is that `claims.py` and `recompute.py` check it and tha
 
 from __future__ import annotations
 
-import msgspec
+from sealgate.certificate.mechanisms import Mechanism, Noise, Part
 
 
-class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of all parts: immutable, no unknown fields, keywords only."""
-
-
-class Rate(_Part, frozen=True):
-    """A sampling probability as a fraction in (0, 1]."""
-
-    numerator: int
-    denominator: int
-
-
-class Sampling(_Part, frozen=True):
-    """How rows enter a step. `constants` says where rate, steps and divisor come from: only "public" is accepted."""
-
-    sampler: str  # "poisson": each row enters each step independently with probability `rate`
-    rate: Rate
-    steps_declared: int
-    steps_executed: int
-    divisor_micro: int  # what the noisy sum is divided by: rate times the public population, never the batch's size
-    constants: str
-
-
-class Clipping(_Part, frozen=True):
-    """`kind` is "per-example-flat": the whole gradient of one row is scaled to at most `norm_micro` in L2."""
-
-    kind: str
-    norm_micro: int
-
-
-class Noise(_Part, frozen=True):
-    """Gaussian noise of standard deviation sigma times the clip norm on each step's sum.
-
-    `source` is where randomness comes from, `seed` is "fresh" (never written down) or anything else, which is refused.
-    """
-
-    sigma_micro: int
-    source: str  # "os-csprng/aes-256-ctr"
-    seed: str
-    transform: str  # "box-muller-4"
-    arithmetic: str  # "float64-continuous": not the discrete Gaussian, and said so
-
-
-class Accounting(_Part, frozen=True):
+class Accounting(Part, frozen=True):
     """Which accountant gave the figure, and what a second, independent one says."""
 
-    accountant: str  # "dp-accounting-pld"
+    accountant: str  # "dp-accounting-pld", or "dp-accounting-rdp" where that does not reach
     version: str
-    discretisation: str  # decimal text
-    second_accountant: str  # "opacus-prv"
+    discretisation: str  # of privacy losses, decimal text; "0" where none is needed
+    second_accountant: str  # "opacus-prv", "analytic-gaussian", "opacus-rdp"
     second_version: str
     second_epsilon_micro: int
 
 
-class Preprocessing(_Part, frozen=True):
-    """`statistics` is "public-constants": bounds and scales were written down before anybody saw the data."""
+class Statistic(Part, frozen=True):
+    """One statistic of the private rows that preprocessing used, with its own cost.
+
+    `mechanism` is "laplace" or "gaussian" with noise of `multiplier_micro` sensitivities, which a verifier recomputes,
+    or "stated": a mechanism of which it has the publisher's word only, as a vocabulary by noisy threshold.
+    """
+
+    what: str
+    mechanism: str
+    multiplier_micro: int  # 0 for "stated"
+    epsilon_micro: int
+    epsilon_replace_one_micro: int
+    delta: str
+
+
+class Preprocessing(Part, frozen=True):
+    """Bounds, scales, categories. `statistics` is "public-constants": written down before anybody saw the data; or
+    "dp": the sums of `parts` come on top of what the mechanism costs (basic composition)."""
 
     statistics: str
     epsilon_micro: int
+    epsilon_replace_one_micro: int = 0
+    delta: str = "0"
+    parts: tuple[Statistic, ...] = ()
 
 
-class Initialisation(_Part, frozen=True):
+class Initialisation(Part, frozen=True):
     """Outside the guarantee. `pretraining` is "none" or names the public data."""
 
     method: str
@@ -77,7 +54,7 @@ class Initialisation(_Part, frozen=True):
     pretraining: str
 
 
-class Dataset(_Part, frozen=True):
+class Dataset(Part, frozen=True):
     """`commitment` is a Merkle root over salted rows: it can be opened by who holds the salt, and tells nothing else.
 
     `public_population` is the publicly known order of size, not the private count.
@@ -89,15 +66,31 @@ class Dataset(_Part, frozen=True):
     split: str
 
 
-class Selection(_Part, frozen=True):
-    """How hyper-parameters were chosen: "fixed", "public-data" or "dp-selected" with its cost."""
+class Search(Part, frozen=True):
+    """The best of a random number of runs, each with one of `choices` drawn uniformly (Papernot and Steinke 2022).
+
+    The number of runs is truncated negative binomial: `shape` 0 is logarithmic, 1 geometric. `score` says what was
+    counted over the rows to compare runs; each row changes it by at most one, and `noise` is added in that unit.
+    """
+
+    choices: int
+    trials_mean_micro: int
+    shape: int
+    score: str
+    noise: Noise
+
+
+class Selection(Part, frozen=True):
+    """How hyper-parameters were chosen: "fixed", "public-data", or "dp-selected" by a `search` whose cost is part of
+    the certificate's epsilon; `epsilon_micro` is how much of it."""
 
     how: str
     epsilon_micro: int
     note: str
+    search: Search | None = None
 
 
-class Release(_Part, frozen=True):
+class Release(Part, frozen=True):
     """Something besides the weights that people saw. `covered` says whether epsilon covers it."""
 
     what: str
@@ -105,7 +98,7 @@ class Release(_Part, frozen=True):
     covered: bool
 
 
-class AuditProbe(_Part, frozen=True):
+class AuditProbe(Part, frozen=True):
     """One question to the trainer: `verdict` is "held" or anything else, which is refused; `found` are its figures."""
 
     name: str
@@ -113,7 +106,7 @@ class AuditProbe(_Part, frozen=True):
     found: str
 
 
-class Audit(_Part, frozen=True):
+class Audit(Part, frozen=True):
     """An attack on the training code with this run's constants, on made-up rows: see `audits.py` for the methods.
 
     `epsilon_lower_micro` is the greatest epsilon that the attack excludes with confidence `confidence_ppm` millionths,
@@ -129,7 +122,7 @@ class Audit(_Part, frozen=True):
     code_digest: str
 
 
-class Environment(_Part, frozen=True):
+class Environment(Part, frozen=True):
     """What ran: digest of the training code, and the versions of the packages that did the arithmetic."""
 
     code_digest: str
@@ -137,22 +130,19 @@ class Environment(_Part, frozen=True):
     python: str
 
 
-class Certificate(_Part, frozen=True):
+class Certificate(Part, frozen=True):
     """The predicate of the signed statement."""
 
-    schema: int
+    schema: int  # 2
     model: str
     version: str
     issued: str  # YYYY-MM-DD
-    mechanism: str  # "dp-sgd"
-    unit: str  # "example": one row
+    mechanism: Mechanism
+    unit: str  # "example": one row; "user": all rows of a person; "graph", "node", "edge"
     adjacency: str  # "add-remove"
     epsilon_micro: int
     epsilon_replace_one_micro: int
-    delta: str
-    sampling: Sampling
-    clipping: Clipping
-    noise: Noise
+    delta: str  # of everything together
     accounting: Accounting
     preprocessing: Preprocessing
     initialisation: Initialisation

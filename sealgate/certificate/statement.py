@@ -17,7 +17,7 @@ from sealgate.limits import MAX_CERTIFICATE
 from sealgate.protocol.canonical import canonical_json, parse_canonical_json
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-CERTIFICATE_PREDICATE = "urn:sealgate:predicate:dp-certificate:v1"
+CERTIFICATE_PREDICATE = "urn:sealgate:predicate:dp-certificate:v2"
 BUNDLE_PREDICATE = "urn:sealgate:predicate:model-bundle:v1"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 

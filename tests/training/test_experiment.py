@@ -83,11 +83,11 @@ def test_the_certificate_says_what_was_done(config, key):
     )
     certificate = published.bundle.certificate
     assert certificate.issued == "2026-01-01"
-    assert (certificate.sampling.rate.numerator, certificate.sampling.rate.denominator) == (1, 2)
-    assert certificate.sampling.steps_executed == certificate.sampling.steps_declared == 40
-    assert certificate.sampling.divisor_micro == 100_000_000  # of the public 200, whatever the file holds
+    assert (certificate.mechanism.sampling.rate.numerator, certificate.mechanism.sampling.rate.denominator) == (1, 2)
+    assert certificate.mechanism.sampling.steps_executed == certificate.mechanism.sampling.steps_declared == 40
+    assert certificate.mechanism.sampling.divisor_micro == 100_000_000  # of the public 200, whatever the file holds
     assert certificate.dataset.public_population == 200
-    assert certificate.noise.seed == "fresh"
+    assert certificate.mechanism.noise.seed == "fresh"
     assert any("without privacy" in release.what and not release.covered for release in certificate.releases)
     assert certificate.environment.packages["torch"] == torch.__version__.split("+")[0] or torch.__version__
     assert certificate.not_protected

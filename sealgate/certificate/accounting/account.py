@@ -29,6 +29,10 @@ class Account(Protocol):
     @property
     def delta(self) -> str: ...
 
+    @property
+    def accountant(self) -> str:
+        """Which accountant gives the figure."""
+
     def require_computable(self) -> None:
         """Raise CertificateError for parameters outside what can be recomputed in bounded work."""
 
@@ -89,6 +93,11 @@ class WithStatistics:
     statistics_micro: int
     statistics_replace_one_micro: int  # at the same delta
     delta: str  # of both together
+
+    @property
+    def accountant(self) -> str:
+        """See Account."""
+        return self.account.accountant
 
     def require_computable(self) -> None:
         """See Account."""

@@ -29,7 +29,7 @@ from math import log1p
 from sealgate.certificate.accounting.account import micro_up, replaced, require_agreement, require_delta
 from sealgate.certificate.decimals import MICRO, micro_text, parse_decimal
 from sealgate.certificate.gaussian import gaussian_delta, gaussian_epsilon
-from sealgate.certificate.recompute import FINE, Epsilon
+from sealgate.certificate.recompute import ACCOUNTANT, FINE, Epsilon
 from sealgate.certificate.refusals import refusal
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_NORM_MICRO, MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
@@ -47,6 +47,11 @@ class PerturbedObjective:
     gradient_tolerance: str
     output_sigma_micro: int
     delta: str
+
+    @property
+    def accountant(self) -> str:
+        """See Account."""
+        return ACCOUNTANT
 
     def require_computable(self) -> None:
         """See Account."""

@@ -21,7 +21,15 @@ from typing import Any
 from sealgate.certificate.accounting.account import micro_up, require_agreement, require_delta
 from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.gaussian import gaussian_epsilon
-from sealgate.certificate.recompute import COARSE, FINE, FINE_BELOW_MICRO, Epsilon, GaussianSteps, privacy_loss
+from sealgate.certificate.recompute import (
+    ACCOUNTANT,
+    COARSE,
+    FINE,
+    FINE_BELOW_MICRO,
+    Epsilon,
+    GaussianSteps,
+    privacy_loss,
+)
 from sealgate.certificate.refusals import refusal
 from sealgate.limits import MAX_MU_SQUARED, MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
 
@@ -41,6 +49,11 @@ class GaussianReleases:
     mu_squared_replace_one: Fraction
     delta: str
     steps: tuple[GaussianSteps, ...] = ()
+
+    @property
+    def accountant(self) -> str:
+        """See Account."""
+        return ACCOUNTANT
 
     def require_computable(self) -> None:
         """See Account."""

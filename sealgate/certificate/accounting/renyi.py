@@ -21,7 +21,7 @@ from typing import Any
 
 from sealgate.certificate.accounting.account import micro_up, replaced, require_delta
 from sealgate.certificate.decimals import MICRO, micro_text
-from sealgate.certificate.recompute import Epsilon, GaussianSteps
+from sealgate.certificate.recompute import RENYI_ACCOUNTANT, Epsilon, GaussianSteps
 from sealgate.certificate.refusals import refusal
 from sealgate.limits import MAX_SELECTION_TRIALS, MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
 
@@ -48,6 +48,11 @@ class DiscreteSteps:
     def delta(self) -> str:
         """See Account."""
         return self.steps.delta
+
+    @property
+    def accountant(self) -> str:
+        """See Account."""
+        return RENYI_ACCOUNTANT
 
     def require_computable(self) -> None:
         """See Account."""
@@ -79,6 +84,11 @@ class BestOfRuns:
     def delta(self) -> str:
         """See Account."""
         return self.run.delta
+
+    @property
+    def accountant(self) -> str:
+        """See Account."""
+        return RENYI_ACCOUNTANT
 
     def require_computable(self) -> None:
         """See Account."""

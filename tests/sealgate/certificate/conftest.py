@@ -20,20 +20,17 @@ from sealgate.certificate.dsse import sign_envelope
 from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, SIGNATURE, WEIGHTS
 from sealgate.certificate.inputs import Column, InputTensor, TableContent
 from sealgate.certificate.manifest import Manifest, OutputTensor
+from sealgate.certificate.mechanisms import Clipping, DpSgd, Noise, Rate, Sampling
 from sealgate.certificate.publishers import Publishers, publishers_of
 from sealgate.certificate.recompute import FINE, Epsilon, GaussianSteps, recompute
 from sealgate.certificate.schema import (
     Accounting,
     Certificate,
-    Clipping,
     Dataset,
     Environment,
     Initialisation,
-    Noise,
     Preprocessing,
-    Rate,
     Release,
-    Sampling,
     Selection,
 )
 from sealgate.certificate.statement import BundleFiles, bundle_statement, certificate_statement
@@ -75,32 +72,33 @@ def a_manifest() -> Manifest:
 
 def a_certificate() -> Certificate:
     return Certificate(
-        schema=1,
+        schema=2,
         model="toy",
         version="1.0.0",
         issued="2026-01-02",
-        mechanism="dp-sgd",
+        mechanism=DpSgd(
+            sampling=Sampling(
+                sampler="poisson",
+                rate=Rate(numerator=1, denominator=4),
+                steps_declared=60,
+                steps_executed=60,
+                divisor_micro=250_000_000,
+                constants="public",
+            ),
+            clipping=Clipping(kind="per-example-flat", norm_micro=1_000_000),
+            noise=Noise(
+                sigma_micro=4_000_000,
+                source="os-csprng/aes-256-ctr",
+                seed="fresh",
+                transform="box-muller-4",
+                arithmetic="float64-continuous",
+            ),
+        ),
         unit="example",
         adjacency="add-remove",
         epsilon_micro=figures().add_remove_micro,
         epsilon_replace_one_micro=figures().replace_one_micro,
         delta="0.0001",
-        sampling=Sampling(
-            sampler="poisson",
-            rate=Rate(numerator=1, denominator=4),
-            steps_declared=60,
-            steps_executed=60,
-            divisor_micro=250_000_000,
-            constants="public",
-        ),
-        clipping=Clipping(kind="per-example-flat", norm_micro=1_000_000),
-        noise=Noise(
-            sigma_micro=4_000_000,
-            source="os-csprng/aes-256-ctr",
-            seed="fresh",
-            transform="box-muller-4",
-            arithmetic="float64-continuous",
-        ),
         accounting=Accounting(
             accountant="dp-accounting-pld",
             version="0.6.0",
@@ -138,6 +136,11 @@ def some_weights() -> bytes:
     )
 
 
+def _changed(part, path, value):
+    name, *rest = path
+    return msgspec.structs.replace(part, **{name: _changed(getattr(part, name), rest, value) if rest else value})
+
+
 @dataclass
 class Forge:
     """Writes a bundle whose signatures are right over whatever it is given."""
@@ -154,12 +157,9 @@ class Forge:
         return publishers_of({"hospital": self.key.public_key()})
 
     def claim(self, **changes: object) -> Forge:
-        """Change fields of the certificate; `sampling__rate=...` reaches into a part."""
+        """Change fields of the certificate; `mechanism__sampling__rate=...` reaches into parts."""
         for path, value in changes.items():
-            part, _, name = path.partition("__")
-            if name:
-                value = msgspec.structs.replace(getattr(self.certificate, part), **{name: value})
-            self.certificate = msgspec.structs.replace(self.certificate, **{part: value})
+            self.certificate = _changed(self.certificate, path.split("__"), value)
         return self
 
     def files(self) -> dict[str, bytes]:

@@ -259,8 +259,8 @@ def test_the_replace_one_figure_lowered(forge, tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"sampling__steps_declared": 61},
-        {"noise__sigma_micro": 3_999_000},
+        {"mechanism__sampling__steps_declared": 61},
+        {"mechanism__noise__sigma_micro": 3_999_000},
         {"delta": "0.00009"},
     ],
 )
@@ -269,8 +269,8 @@ def test_a_parameter_changed_without_epsilon(forge, tmp_path, change):
 
 
 def test_a_rate_changed_consistently_without_epsilon(forge, tmp_path):
-    rate = msgspec.structs.replace(forge.certificate.sampling.rate, numerator=13, denominator=50)
-    forge.claim(sampling__rate=rate, sampling__divisor_micro=260_000_000)
+    rate = msgspec.structs.replace(forge.certificate.mechanism.sampling.rate, numerator=13, denominator=50)
+    forge.claim(mechanism__sampling__rate=rate, mechanism__sampling__divisor_micro=260_000_000)
     assert refused(forge.write(tmp_path / "toy"), forge.publishers) == "epsilon-mismatch"
 
 
