@@ -27,8 +27,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sealgate.certificate.architectures.frozen_encoder import FROZEN_PREFIX, FrozenEncoderSpec
 from sealgate.certificate.accounting.account import Account
+from sealgate.certificate.architectures.frozen_encoder import FROZEN_PREFIX, FrozenEncoderSpec
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.dsse import SignedPayload, open_envelope

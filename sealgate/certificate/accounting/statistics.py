@@ -21,7 +21,7 @@ from sealgate.limits import MAX_EPSILON_MICRO, MAX_SIGMA_MICRO, MAX_STATISTICS
 
 
 def statistic_cost(mechanism: str, multiplier_micro: int, delta: str) -> tuple[int, int]:
-    """Epsilon in millionths, rounded up, for adding or removing a row and for replacing one; raises CertificateError."""
+    """Epsilon in millionths, rounded up, for adding a row and for replacing one; raises CertificateError."""
     if not 0 < multiplier_micro <= MAX_SIGMA_MICRO:
         raise refusal("private-statistics", "a statistic's noise is outside what can be recomputed")
     if mechanism == "laplace" and delta == "0":
