@@ -28,6 +28,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="keep the key that can later show which rows were trained on, mode 0600 (otherwise it is thrown away)",
     )
     parser.add_argument("--replace", action="store_true", help="replace a bundle of the same name, and files")
+    parser.add_argument(
+        "--no-audit",
+        action="store_true",
+        help="sign without attacking the trainer first; the certificate says so, and runtimes may refuse the bundle",
+    )
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
 
 
@@ -52,6 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         commitment_key=arguments.commitment_key,
         protected=(arguments.key,),
         replace=arguments.replace,
+        audit=not arguments.no_audit,
         narrator=Terminal(UnreadConsole()),
     )
     return 0

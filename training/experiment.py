@@ -2,10 +2,11 @@
 
     1  read the configuration; nothing has looked at the data yet
     2  calibrate sigma, and compute what the run costs
-    3  read and check the rows, set the held-out ones aside, commit to the others
-    4  train privately
-    5  measure on held-out rows, beside the same model without privacy
-    6  write, sign, verify and place the bundle
+    3  audit the trainer with these constants on made-up rows; nothing is trained, or signed, that contradicts the claim
+    4  read and check the rows, set the held-out ones aside, commit to the others
+    5  train privately
+    6  measure on held-out rows, beside the same model without privacy
+    7  write, sign, verify and place the bundle
 
 Trusts: the configuration's public constants. Never: tunes anything by the rows it sees.
 """
@@ -16,8 +17,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from torch import nn
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.certificate.bundle import VerifiedBundle
@@ -27,6 +30,8 @@ from sealgate.certificate.recompute import GaussianSteps
 from secure_runtime.models.architectures import build
 from secure_runtime.models.predictor import Predictor
 from training.accountant import calibrate, cost_of
+from training.auditing.gate import audit_dp_sgd
+from training.auditing.subject import Subject
 from training.configuration import Configuration, load_configuration, micro
 from training.documents import card_of, certificate_of
 from training.examples import Examples
@@ -96,6 +101,13 @@ def model_space(manifest: Manifest, examples: Examples) -> tuple[tuple[torch.Ten
     return scaler.scaled(named), targets
 
 
+def fresh_module(manifest: Manifest, entropy: Entropy) -> nn.Module:
+    """An initialised float64 module, ready to be trained."""
+    module = build(manifest.architecture).double()
+    initialise(module, entropy)
+    return module
+
+
 def run_experiment(
     path: Path,
     *,
@@ -105,15 +117,17 @@ def run_experiment(
     commitment_key: Path | None = None,
     protected: tuple[Path, ...] = (),
     replace: bool = False,
+    audit: bool = True,
     narrator: Narrator | None = None,
     clock: Clock = now_us,
     entropy: Entropy = random_bytes,
 ) -> Published:
-    """Run the six steps; raises ConfigurationError, TrainingError or CertificateError and then leaves nothing behind.
+    """Run the seven steps; raises ConfigurationError, TrainingError or CertificateError and then leaves nothing behind.
 
     `protected` are files that must not be written over, besides the configuration and the rows. Without `replace`
-    nothing that exists is. `entropy` is a seam for tests of failure: any other source than the operating system's
-    makes a certificate that every verifier refuses.
+    nothing that exists is. Without `audit` the certificate says that there was none, and loaders may refuse it.
+    `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
+    every verifier refuses.
     """
     narrator = narrator or Quiet()
     configuration = load_configuration(path)  # 1
@@ -130,29 +144,36 @@ def run_experiment(
     mechanism = mechanism_of(configuration)  # 2
     cost = cost_of(mechanism)
     narrator.announce(configuration, mechanism, cost)
+    constants, loss = constants_of(configuration, mechanism), Loss.usual(manifest.classes)
+    findings = None
+    if audit:  # 3
+        subject = Subject(constants=constants, loss=loss, delta=configuration.delta)
+        spec = manifest.architecture
+        findings = audit_dp_sgd(subject, spec, lambda: fresh_module(manifest, entropy), entropy=entropy)
+        findings.require(epsilon_micro=cost.epsilon_micro)
+    narrator.audited(findings)
     form = form_of(configuration)
-    examples = form.read_examples(configuration, folder=path.parent)  # 3
+    examples = form.read_examples(configuration, folder=path.parent)  # 4
     kept, held = hold_out(examples, fraction=Fraction(configuration.data.held_out), word=configuration.data.split)
     narrator.rows(trained=len(kept), held_out=len(held))
     opening = entropy(32)
     commitment = commit(kept, key=opening)
     inputs, targets = model_space(manifest, kept)
-    module = build(manifest.architecture).double()  # 4
-    initialise(module, entropy)
+    module = fresh_module(manifest, entropy)  # 5
     with narrator.progress(mechanism) as on_step:
         executed = train_privately(
             module,
             inputs,
             targets,
-            constants=constants_of(configuration, mechanism),
-            loss=Loss.usual(manifest.classes),
+            constants=constants,
+            loss=loss,
             entropy=entropy,
             on_step=on_step,
         )
-    quality = measure(manifest, module, held)  # 5
+    quality = measure(manifest, module, held)  # 6
     plain = measure(manifest, train_plainly(manifest, inputs, targets), held)
     narrator.compare(quality, plain)
-    weights = weights_bytes(module)  # 6
+    weights = weights_bytes(module)  # 7
     certificate = certificate_of(
         configuration,
         mechanism=mechanism,
@@ -164,6 +185,9 @@ def run_experiment(
         manifest=encoded,
         issued_us=clock(),
     )
+    if findings is not None:
+        part = findings.certified(code_digest=certificate.environment.code_digest)
+        certificate = msgspec.structs.replace(certificate, audit=part)
     bundle = write_bundle(
         models_dir,
         key=key,

@@ -21,6 +21,7 @@ from sealgate.certificate.bundle import VerifiedBundle
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.recompute import GaussianSteps
 from training.accountant import Cost, RunningEpsilon
+from training.auditing.gate import Findings
 from training.configuration import Configuration
 from training.measure import Quality
 
@@ -31,6 +32,8 @@ class Narrator(Protocol):
     """Is told what happens, in this order."""
 
     def announce(self, configuration: Configuration, mechanism: GaussianSteps, cost: Cost) -> None: ...
+
+    def audited(self, findings: Findings | None) -> None: ...
 
     def rows(self, *, trained: int, held_out: int) -> None: ...
 
@@ -45,6 +48,9 @@ class Quiet:
     """Says nothing."""
 
     def announce(self, configuration: Configuration, mechanism: GaussianSteps, cost: Cost) -> None:
+        """Nothing."""
+
+    def audited(self, findings: Findings | None) -> None:
         """Nothing."""
 
     def rows(self, *, trained: int, held_out: int) -> None:
@@ -92,6 +98,16 @@ class Terminal:
         self._say(
             f"  mechanism   {mechanism.steps} steps, Poisson rate {privacy.rate}, clip norm {privacy.clip_norm}, "
             f"sigma {micro_text(mechanism.sigma_micro)}, noise from the operating system's generator"
+        )
+
+    def audited(self, findings: Findings | None) -> None:
+        """What an attack on the trainer found, on made-up rows; None: there was none."""
+        if findings is None:
+            self._say("  audit       none (--no-audit): the certificate says so, and whoever loads it may refuse it")
+            return
+        self._say(
+            f"  audit       {len(findings.probes)} probes of the trainer held; an attacker who sees every step, with "
+            f"{findings.canaries} canaries, shows an epsilon of at least {micro_text(findings.epsilon_lower_micro)}"
         )
 
     def rows(self, *, trained: int, held_out: int) -> None:

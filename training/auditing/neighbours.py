@@ -43,13 +43,13 @@ def no_example_moves_more(subject: Subject, spec: Spec, make: Callable[[], nn.Mo
         extreme = torch.ones(total, dtype=subject.dtype)
         extreme[-(AUDIT_NEIGHBOURS // 4) :] = _EXTREME
         inputs = (inputs[0] * extreme.reshape(-1, *(1 for _ in inputs[0].shape[1:])), *inputs[1:])
-    state = make().to(subject.dtype).state_dict()
+    module = make().to(subject.dtype)
+    state = {name: value.clone() for name, value in module.state_dict().items()}
     word = entropy(32)
     # Every row enters the step, and the weights move by the noisy sum itself.
     constants = replace(subject.bare(steps=1), rate=Fraction(1), learning_rate=subject.constants.divisor)
 
     def after(rows: list[int]) -> torch.Tensor:
-        module = make().to(subject.dtype)
         module.load_state_dict(state)
         subject.trainer(
             module,
@@ -60,7 +60,7 @@ def no_example_moves_more(subject: Subject, spec: Spec, make: Callable[[], nn.Mo
             entropy=RepeatedRandomness(word),
             on_step=lambda _step: None,
         )
-        return torch.cat([parameter.detach().ravel() for parameter in module.parameters()])
+        return torch.cat([one.detach().ravel().clone() for one in module.parameters() if one.requires_grad])
 
     others = list(range(AUDIT_OTHERS))
     without = after(others)

@@ -17,7 +17,8 @@ from training.randomness import Keystream
 def made_up_inputs(spec: Spec, count: int, stream: Keystream, *, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """`count` examples, each tensor [count, ...]: numbers uniform in [-1, 1], tokens uniform over the vocabulary.
 
-    A second input that is square, as the adjacency of a graph's nodes is, is symmetric and holds ones and zeros.
+    A second input that is square, as the adjacency of a graph's nodes is, is symmetric and holds ones and zeros: ones on
+    its diagonal, so that every node is there.
     """
     shapes = spec.input_shapes()
     found: list[torch.Tensor] = []
@@ -27,7 +28,7 @@ def made_up_inputs(spec: Spec, count: int, stream: Keystream, *, dtype: torch.dt
             found.append((uniform * spec.vocabulary).to(torch.int64))
         elif index and len(shape) == 2 and shape[0] == shape[1] == shapes[0][0]:
             upper = (uniform < 0.5).triu(diagonal=1)
-            found.append((upper | upper.transpose(1, 2)).to(dtype))
+            found.append((upper | upper.transpose(1, 2) | torch.eye(shape[0], dtype=torch.bool)).to(dtype))
         else:
             found.append((2 * uniform - 1).to(dtype))
     return tuple(found)

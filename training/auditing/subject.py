@@ -11,7 +11,7 @@ Trusts: nothing. Never: sees private rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -52,14 +52,7 @@ class Subject:
 
     def bare(self, *, steps: int) -> PrivateSgd:
         """The run's constants with an update that hides nothing: weights move by the noisy sum over the divisor."""
-        return replace(
-            self.constants,
-            steps=steps,
-            divisor=self.constants.divisor,
-            learning_rate=1.0,
-            momentum=0.0,
-            average_steps=0,
-        )
+        return self.constants.bare(steps=steps)
 
     def claim(self, *, steps: int) -> GaussianSteps:
         """What the certificate would claim for so many steps."""
