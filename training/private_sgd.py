@@ -1,29 +1,41 @@
-"""DP-SGD: clipped per-example gradients, one noisy sum per step, a public divisor. The privacy of a model rests here.
+"""DP-SGD (Abadi et al. 2016): one noisy sum of clipped gradients per step, a public divisor. The privacy rests here.
 
-One step, read aloud: draw rows by Poisson sampling; for each, the gradient of its loss alone (Opacus); scale it to at
-most C in L2 norm; add up; add Gaussian noise of standard deviation sigma * C to every coordinate; divide by the public
-constant E[B]; take an ordinary momentum step. A step without rows adds noise all the same. Everything after the noise
-(momentum, averaging) is post-processing.
+One step, read aloud: draw units (examples, or persons with all their rows) by Poisson sampling; for each, the gradient
+of its loss alone; scale it to at most C in L2 norm; add up; add Gaussian noise of standard deviation sigma * C to every
+coordinate; divide by the public constant E[B]; let the optimizer take its step. A step without units adds noise all the
+same. Everything after the noise (optimizer, schedule, averaging) is post-processing.
 
-All arithmetic is float64: the clipping bound then holds to 1e-15, and a row's gradient depends on its neighbours in the
-batch by no more than that. Trusts: rows that are scaled and finite. Never: uses torch's random generator, the batch's
-size, or the number of private rows as a constant.
+The seams of a step, each a part that the audit gate and tests can run or replace alone:
+
+    sampler.draw        training.randomness.PoissonSampler
+    units.of            training.dp_sgd.units.Units
+    gradient_sum.over   training.dp_sgd.gradient_sum.GradientSum
+    noise.add           training.dp_sgd.noise
+    update.apply        training.dp_sgd.updates.Update
+
+Arithmetic is float64 or float32, as the module's weights are; clip norms hold in both to the last digit that counts
+(`training.dp_sgd.clipping`), sums and noise are float64 in both. In float32 a row's gradient depends on its neighbours
+in the batch in the seventh digit, in float64 in the sixteenth. Trusts: rows that are scaled. Never: uses torch's random
+generator, the batch's size, or the number of private rows as a constant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
-import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModule
 from torch import nn
 
 from sealgate.ambient import Entropy, random_bytes
+from training.dp_sgd.checkpoint import Checkpoints
+from training.dp_sgd.choice import AUTO, Choice
+from training.dp_sgd.gradient_sum import GradientSum
+from training.dp_sgd.noise import CONTINUOUS, noise_of
+from training.dp_sgd.units import Augmentation, Units
+from training.dp_sgd.updates import MEAN, SGD, Update, UpdateRule
 from training.errors import TrainingError
-from training.limits import MAX_GRADIENT_NUMBERS
 from training.losses import Loss
 from training.randomness import Keystream, PoissonSampler
 
@@ -34,63 +46,57 @@ class PrivateSgd:
 
     rate: Fraction
     steps: int
-    divisor: float  # E[B]: the rate times the public population
+    divisor: float  # E[B]: the rate times the public population of units
     clip_norm: float
     sigma: float
     learning_rate: float
     momentum: float = 0.0
     average_steps: int = 0  # the weights are averaged over the last so many steps; 0 keeps the last ones
+    optimizer: str = SGD
+    first_decay: float = 0.9
+    second_decay: float = 0.999
+    stability: float = 1e-8
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    average: str = MEAN
+    average_decay: float = 0.0
+    noise: str = CONTINUOUS
+    unit_rows: int = 1  # user level: the greatest number of rows of a person that count
+    augmentation: Augmentation | None = None
+    gradients: str = AUTO  # how per-example gradients are computed: `training.dp_sgd.choice.MODES`; all are exact
 
+    @property
+    def rule(self) -> UpdateRule:
+        """What happens after the noise."""
+        return UpdateRule(
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            momentum=self.momentum,
+            first_decay=self.first_decay,
+            second_decay=self.second_decay,
+            stability=self.stability,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            average=self.average,
+            average_steps=self.average_steps,
+            average_decay=self.average_decay,
+        )
 
-def clipped_sum(gradients: list[torch.Tensor], clip_norm: float) -> list[torch.Tensor]:
-    """Sum over rows of per-row gradients, each scaled to L2 norm at most `clip_norm` over all parameters together.
-
-    gradients: one [n, ...] tensor per parameter -> one [...] tensor per parameter. A row whose gradient is not finite
-    counts as zero: it must not be able to do more than any other.
-    """
-    norms = torch.stack([(one.flatten(1) ** 2).sum(dim=1) for one in gradients]).sum(dim=0).sqrt()  # [n]
-    finite = torch.isfinite(norms)  # [n]
-    factors = torch.where(finite, (clip_norm / norms.clamp_min(1e-300)).clamp_max(1.0), 0.0)  # [n]
-    if not bool(finite.all()):  # zero times infinity would be no number
-        gradients = [torch.nan_to_num(one, nan=0.0, posinf=0.0, neginf=0.0) for one in gradients]
-    return [torch.tensordot(factors, one, dims=([0], [0])) for one in gradients]
-
-
-class GradientSum:
-    """Clipped sums of per-example gradients of a module, in parts of bounded memory. Owns the Opacus hooks."""
-
-    def __init__(self, module: nn.Module, *, loss: Loss, clip_norm: float) -> None:
-        self._wrapped = GradSampleModule(module, loss_reduction="sum")
-        self._parameters = list(module.parameters())
-        self._loss = loss
-        self._clip_norm = clip_norm
-        self._part = max(1, MAX_GRADIENT_NUMBERS // sum(one.numel() for one in self._parameters))
-
-    def over(self, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> list[torch.Tensor]:
-        """The clipped sum over these examples: each [n, ...], [n] -> one tensor per parameter. Zero for none."""
-        total = [torch.zeros_like(parameter) for parameter in self._parameters]
-        for start in range(0, len(targets), self._part):
-            part = slice(start, start + self._part)
-            each = self._per_example(tuple(one[part] for one in inputs), targets[part])
-            for sum_so_far, more in zip(total, clipped_sum(each, self._clip_norm), strict=True):
-                sum_so_far += more
-        return total
-
-    def _per_example(self, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> list[torch.Tensor]:
-        self._wrapped.zero_grad(set_to_none=True)
-        # The inputs want a gradient too, although nobody reads it: torch calls backward hooks properly only then.
-        logits = self._wrapped(*(one.detach().requires_grad_(one.is_floating_point()) for one in inputs))
-        torch.autograd.backward(self._loss.each(logits, targets).sum())
-        gradients: list[torch.Tensor] = []
-        for parameter in self._parameters:
-            gradients.append(parameter.grad_sample)  # type: ignore[attr-defined]
-            parameter.grad_sample = None  # type: ignore[attr-defined]
-        return gradients
-
-    def close(self) -> None:
-        """Take the hooks off again, so that the module is what it was."""
-        self._wrapped.zero_grad(set_to_none=True)
-        self._wrapped.remove_hooks()
+    def bare(self, *, steps: int) -> PrivateSgd:
+        """The same mechanism with an update that hides nothing: weights move by the noisy sum over the divisor."""
+        return replace(
+            self,
+            steps=steps,
+            learning_rate=1.0,
+            momentum=0.0,
+            optimizer=SGD,
+            schedule="constant",
+            warmup_steps=0,
+            average=MEAN,
+            average_steps=0,
+        )
 
 
 def initialise(module: nn.Module, entropy: Entropy = random_bytes) -> None:
@@ -113,49 +119,54 @@ def train_privately(
     *,
     constants: PrivateSgd,
     loss: Loss,
+    groups: torch.Tensor | None = None,
     entropy: Entropy = random_bytes,
     on_step: Callable[[int], None] = lambda _step: None,
+    on_choice: Callable[[Choice], None] = lambda _choice: None,
+    checkpoints: Checkpoints | None = None,
 ) -> int:
     """Train the module in place; returns the number of steps executed. Raises TrainingError if it diverges.
 
-    inputs: scaled, each [n, ...], in the order of the module's arguments; targets: float64 [n]. The module must be
-    float64.
+    inputs: scaled, each [n, ...], in the order of the module's arguments, in the type of the module's weights (or int64
+    tokens); targets: [n]; groups: int64 [n], equal for the rows of one person, for privacy of persons. With
+    `checkpoints` a run goes on where an earlier one was cut off, never beyond `constants.steps` in all.
     """
+    parameters = [one for one in module.parameters() if one.requires_grad]
+    update = Update(parameters, rule=constants.rule, steps=constants.steps)
+    done = checkpoints.restore(module, update) if checkpoints else 0
     sampler = PoissonSampler(constants.rate, Keystream(entropy))
-    noise = Keystream(entropy)
-    gradient_sum = GradientSum(module, loss=loss, clip_norm=constants.clip_norm)
-    parameters = list(module.parameters())
-    velocity = [torch.zeros_like(parameter) for parameter in parameters]
-    average = [torch.zeros_like(parameter) for parameter in parameters]
+    noise = noise_of(
+        constants.noise,
+        Keystream(entropy),
+        sigma=constants.sigma,
+        clip_norm=constants.clip_norm,
+        coordinates=sum(one.numel() for one in parameters),
+    )
+    units = Units(
+        inputs,
+        targets,
+        groups=groups,
+        rows=constants.unit_rows,
+        augmentation=constants.augmentation,
+        stream=Keystream(entropy) if constants.augmentation else None,
+    )
+    gradient_sum = GradientSum(
+        module, loss=loss, clip_norm=constants.clip_norm, gradients=constants.gradients, rows=units.rows
+    )
     try:
-        for step in range(1, constants.steps + 1):
-            drawn = torch.from_numpy(sampler.draw(len(targets)))
-            summed = gradient_sum.over(tuple(one[drawn] for one in inputs), targets[drawn])
-            add_noise(summed, noise, deviation=constants.sigma * constants.clip_norm)
-            with torch.no_grad():
-                for parameter, speed, gradient in zip(parameters, velocity, summed, strict=True):
-                    speed.mul_(constants.momentum).add_(gradient / constants.divisor)
-                    parameter.sub_(constants.learning_rate * speed)
-                if step > constants.steps - constants.average_steps:
-                    for mean, parameter in zip(average, parameters, strict=True):
-                        mean += parameter / constants.average_steps
+        on_choice(gradient_sum.prepare(inputs))
+        for step in range(done + 1, constants.steps + 1):
+            drawn = torch.from_numpy(sampler.draw(units.count))
+            of_units, wanted, weights = units.of(drawn)
+            summed = gradient_sum.over(of_units, wanted, weights=weights)
+            noise.add(summed)
+            update.apply([one / constants.divisor for one in summed], step=step)
+            if checkpoints:
+                checkpoints.after(step, module, update)
             on_step(step)
     finally:
         gradient_sum.close()
-    if constants.average_steps:
-        with torch.no_grad():
-            for parameter, mean in zip(parameters, average, strict=True):
-                parameter.copy_(mean)
+    update.finish()
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise TrainingError("training diverged: lower the learning rate", code="diverged")
     return constants.steps
-
-
-def add_noise(summed: list[torch.Tensor], stream: Keystream, *, deviation: float) -> None:
-    """Add independent Gaussian noise to every coordinate, in place."""
-    values = stream.gaussian(sum(one.numel() for one in summed)) * deviation
-    start = 0
-    for one in summed:
-        part: np.ndarray[tuple[int], np.dtype[np.float64]] = values[start : start + one.numel()]
-        one += torch.from_numpy(part).reshape(one.shape)
-        start += one.numel()

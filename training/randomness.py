@@ -10,9 +10,11 @@ Trusts: the `Entropy` it is given. Never: exposes or stores its key.
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
+import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
@@ -21,6 +23,7 @@ from sealgate.ambient import Entropy, random_bytes
 NOISE_TRANSFORM = "box-muller-4"
 NOISE_ARITHMETIC = "float64-continuous"
 _TWO_64 = 1 << 64
+_BLOCK = 32_768  # values at a time: what fits into a processor's cache
 
 
 class Keystream:
@@ -39,15 +42,20 @@ class Keystream:
 
     def gaussian(self, count: int) -> NDArray[np.float64]:
         """`count` independent standard normal values."""
+        values = np.empty(count)
+        for start in range(0, count, _BLOCK):
+            values[start : start + _BLOCK] = self._gaussian(min(_BLOCK, count - start))
+        return values
+
+    def _gaussian(self, count: int) -> NDArray[np.float64]:
         pairs = 2 * count  # each pair of words gives two values, and four values give one
         words = self.words(2 * pairs)
         # Half a unit is added so that the logarithm's argument is never zero; small words keep all their bits, so
-        # values reach beyond nine standard deviations.
-        radius = np.sqrt(-2.0 * np.log((words[:pairs].astype(np.float64) + 0.5) * 2.0**-64))
-        angle = (words[pairs:] >> np.uint64(11)).astype(np.float64) * (2.0**-53 * 2.0 * np.pi)
-        values = np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))
-        halves: NDArray[np.float64] = values.reshape(4, count).sum(axis=0) * 0.5
-        return halves
+        # values reach beyond nine standard deviations. torch's vectorised functions are several times numpy's speed.
+        radius = torch.from_numpy((words[:pairs].astype(np.float64) + 0.5) * 2.0**-64).log_().mul_(-2.0).sqrt_()
+        angle = torch.from_numpy((words[pairs:] >> np.uint64(11)).astype(np.float64)).mul_(2.0**-53 * 2.0 * math.pi)
+        halves = torch.cos(angle).mul_(radius).add_(torch.sin(angle).mul_(radius)).view(2, count).sum(dim=0).mul_(0.5)
+        return halves.numpy()
 
 
 class PoissonSampler:

@@ -1,0 +1,27 @@
+"""Clip factors: how much of each unit's gradient enters the sum, so that none contributes more than C in L2 norm.
+
+Squared norms are summed in float64 whatever the gradients are. Factors are a hair smaller than C / norm (`SLACK`), so
+that the rounding of factor and product in the gradients' own type does not lift a contribution above C.
+Trusts: squared norms that belong to the gradients to be scaled. Never: looks at the size of a batch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+SLACK = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
+
+
+def square_norms(each: torch.Tensor) -> torch.Tensor:
+    """Squared L2 norm of each unit's part: [u, ...] -> float64 [u]."""
+    flat = each.flatten(1)
+    norms: torch.Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+    return norms.square()
+
+
+def clip_factors(squares: torch.Tensor, *, clip_norm: float, dtype: torch.dtype) -> torch.Tensor:
+    """min(1, C / norm) of each unit, rounded towards zero: float64 [u] -> `dtype` [u]. Not finite: factor zero."""
+    norms = squares.sqrt()
+    bound = clip_norm * (1.0 - SLACK[dtype])
+    factors = torch.where(norms > bound, bound / norms, 1.0)
+    return torch.where(torch.isfinite(norms), factors, 0.0).to(dtype)
