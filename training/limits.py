@@ -15,6 +15,7 @@ MAX_GRADIENT_NUMBERS = 1024 * 1024
 BASELINE_STEPS = 400
 BASELINE_ROWS = 4096  # rows of one step of the comparison without privacy
 EPSILON_MARGIN_MICRO = 10  # stated above the computed figure: rounding differs between machines
+NEWTON_STEPS = 60  # of the solver behind objective perturbation; ten are usual
 SIGMA_GRID_MICRO = 1000  # sigma is calibrated to three decimals
 PROGRESS_POINTS = 12  # how often the progress bar's epsilon is computed
 EVALUATION_ROWS = 4096  # rows of one batch when a model is measured
@@ -22,7 +23,7 @@ EVALUATION_ROWS = 4096  # rows of one batch when a model is measured
 # The audit gate: enough lanes to tell ten per cent less noise at epsilon 3, few enough for seconds.
 AUDIT_LANES = 20_000
 AUDIT_MAX_LANES = 4096  # lanes of one run
-AUDIT_WORK = 100_000  # rate times the square of the lanes of one run: twice the numbers in a step's gradients
+AUDIT_WORK = 300_000  # rate times the square of the lanes of one run: twice the numbers in a step's gradients
 AUDIT_LANE_STEPS = 400  # longer runs are audited over their first so many steps, against the claim for so many
 AUDIT_CANARY_SIZE = 1e6  # clip norms: a gradient that nothing but clipping can make harmless
 AUDIT_REPLAY_ROWS = 8192

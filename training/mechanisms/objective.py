@@ -1,0 +1,138 @@
+"""Objective perturbation: logistic regression from a convex objective with a random linear term (Kifer et al. 2012).
+
+A solver comes only close to the minimum, and how close could tell something: the weights get noise for that, too, and
+the share of delta that it needs is in the account (Iyengar et al. 2019, approximate minima). Why the whole is private
+stands in `sealgate.certificate.accounting.objective`. Nothing is tuned, and training takes a few Newton steps.
+
+Trusts: rows in the model's space, labels 0 and 1. Never: releases weights whose gradient it could not bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+
+import torch
+
+from sealgate.ambient import Entropy
+from sealgate.certificate.accounting.objective import PerturbedObjective
+from sealgate.certificate.decimals import MICRO, decimal_text
+from sealgate.certificate.gaussian import gaussian_mu
+from sealgate.certificate.mechanisms import ObjectivePerturbation
+from sealgate.errors import CertificateError, ConfigurationError
+from sealgate.limits import MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
+from training.errors import TrainingError
+from training.limits import EPSILON_MARGIN_MICRO, NEWTON_STEPS
+from training.mechanisms.noises import gaussian_values, noise_part
+from training.randomness import Keystream
+
+CURVATURE_SHARE = 0.1  # of epsilon goes to the determinant of the Hessian, where lambda is not given
+OUTPUT_SHARE = 0.05  # of delta hides how close the solver came
+_TOLERANCE_PER_ROW = 1e-14  # of B: what float64 sums of that many rows can reach with room to spare
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectivePlan:
+    """The public constants; see the account for what each of them is."""
+
+    account: PerturbedObjective
+
+    def part(self, *, fresh: bool) -> ObjectivePerturbation:
+        """The certificate's part."""
+        account = self.account
+        return ObjectivePerturbation(
+            loss="logistic",
+            row_norm_micro=account.row_norm_micro,
+            regularisation_micro=account.regularisation_micro,
+            gradient_tolerance=account.gradient_tolerance,
+            noise=noise_part(account.sigma_micro, fresh=fresh),
+            output=noise_part(account.output_sigma_micro, fresh=fresh),
+        )
+
+
+def plan_objective(
+    *, target_micro: int, delta: str, row_norm_micro: int, population: int, regularisation_micro: int | None = None
+) -> ObjectivePlan:
+    """The least noise whose stated epsilon is at most the target; raises ConfigurationError."""
+    norm, target = row_norm_micro / MICRO, (target_micro - EPSILON_MARGIN_MICRO) / MICRO
+    if regularisation_micro is None:
+        regularisation_micro = math.ceil(norm**2 / 4 / math.expm1(CURVATURE_SHARE * target) * MICRO)
+    left = target - math.log1p(norm**2 / 4 / (regularisation_micro / MICRO))
+    if left <= 0:
+        raise ConfigurationError(
+            "[privacy] regularisation is too small for this epsilon: its curvature alone costs more"
+        )
+    tolerance = _tolerance(norm, population)
+    # mu of the output noise whose delta at epsilon zero is the share; erf is linear there, and the account checks it.
+    output_mu = OUTPUT_SHARE * float(delta) * math.sqrt(2 * math.pi)
+    output_micro = math.ceil(2 * float(tolerance) / (regularisation_micro / MICRO) / output_mu * MICRO)
+    sigma_micro = math.ceil(MICRO / gaussian_mu(left, (1 - 1.01 * OUTPUT_SHARE) * float(delta)))
+    if not (MIN_SIGMA_MICRO <= sigma_micro <= MAX_SIGMA_MICRO and output_micro <= MAX_SIGMA_MICRO):
+        raise ConfigurationError("[privacy] no noise that this objective can be solved with gives this epsilon")
+    account = PerturbedObjective(
+        row_norm_micro=row_norm_micro,
+        regularisation_micro=regularisation_micro,
+        sigma_micro=sigma_micro,
+        gradient_tolerance=decimal_text(tolerance),
+        output_sigma_micro=output_micro,
+        delta=delta,
+    )
+    try:
+        if account.epsilon().add_remove_micro + EPSILON_MARGIN_MICRO > target_micro:
+            raise ConfigurationError("[privacy] no noise that this objective can be solved with gives this epsilon")
+    except CertificateError as error:
+        raise ConfigurationError(f"[privacy]: {error}") from error
+    return ObjectivePlan(account=account)
+
+
+def _tolerance(norm: float, population: int) -> Decimal:
+    """A power of ten that sums over about `population` rows of this norm can be brought below."""
+    wanted = Decimal(_TOLERANCE_PER_ROW * norm * max(population, 100))
+    return Decimal(10) ** int(wanted.log10().to_integral_value(rounding=ROUND_CEILING))
+
+
+def solve_objective(plan: ObjectivePlan, rows: torch.Tensor, labels: torch.Tensor, *, entropy: Entropy) -> torch.Tensor:
+    """The weights, intercept last: float64 [n, d] and [n] of 0 and 1 -> [d + 1]. Raises TrainingError `diverged`."""
+    account = plan.account
+    bound, ridge = account.row_norm_micro / MICRO, account.regularisation_micro / MICRO
+    rows = torch.cat((rows, torch.ones(len(rows), 1, dtype=rows.dtype)), dim=1)  # [n, k]
+    rows = rows * (bound / rows.norm(dim=1).clamp_min(1e-300)).clamp_max(1.0)[:, None]
+    stream = Keystream(entropy)
+    slope = account.sigma_micro / MICRO * bound * gaussian_values(stream, rows.shape[1])
+    weights = _minimum(rows, labels, ridge=ridge, slope=slope, tolerance=float(account.gradient_tolerance))
+    return weights + account.output_sigma_micro / MICRO * gaussian_values(stream, rows.shape[1])
+
+
+def _minimum(
+    rows: torch.Tensor, labels: torch.Tensor, *, ridge: float, slope: torch.Tensor, tolerance: float
+) -> torch.Tensor:
+    """Newton's method with halved steps: w with |gradient| <= tolerance, rounding included; raises TrainingError."""
+    columns = rows.T.contiguous()  # [k, n]
+    weights = torch.zeros(rows.shape[1], dtype=rows.dtype)
+    # Pairwise sums of n terms are off by at most log2(n) roundings of their size; each term by a few.
+    rounding = (math.log2(len(rows) + 2) + 16) * 2.0**-53
+
+    def gradient(at: torch.Tensor) -> tuple[torch.Tensor, float]:
+        terms = columns * (torch.sigmoid(rows @ at) - labels)  # [k, n]
+        numbers = terms.numpy()
+        total = torch.from_numpy(numbers.sum(axis=1)) + ridge * at + slope
+        size = torch.from_numpy(abs(numbers).sum(axis=1)) + (ridge * at).abs() + slope.abs()
+        return total, float(rounding * size.norm())
+
+    here, error = gradient(weights)
+    for _ in range(NEWTON_STEPS):
+        if float(here.norm()) + error <= tolerance:
+            return weights
+        likely = torch.sigmoid(rows @ weights)
+        hessian = (columns * (likely * (1 - likely))) @ rows + ridge * torch.eye(len(weights), dtype=rows.dtype)
+        step, length = torch.linalg.solve(hessian, here), 1.0
+        there, error = gradient(weights - step)
+        while float(there.norm()) > (1 - length / 4) * float(here.norm()) and length > 2.0**-20:
+            length /= 2
+            there, error = gradient(weights - length * step)
+        weights, here = weights - length * step, there
+    raise TrainingError(
+        "the objective's minimum was not met closely enough; raise [data] public_population to the rows' true order",
+        code="diverged",
+    )
