@@ -27,6 +27,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from audit.database import WriterHold
 from audit.days import count_days
 from audit.errors import AppendRefused, LogDamaged
+from audit.holds import HOLD_KINDS, chained
 from audit.limits import MAX_INDEXED_TEXT
 from audit.opening import Intent, Opened
 from audit.publishing import PublishedNotes
@@ -97,8 +98,18 @@ _ADD_INTENTS = insert(intent_table)
 _STILL_THERE = text("SELECT 1")
 _MOVE_HEAD = (
     update(head_table)
-    .where(head_table.c.id == 1, head_table.c.size == bindparam("expected"), head_table.c.origin == bindparam("ours"))
-    .values(size=bindparam("new_size"), root=bindparam("new_root"), seal=bindparam("new_seal"))
+    .where(
+        head_table.c.id == 1,
+        head_table.c.size == bindparam("expected"),
+        head_table.c.origin == bindparam("ours"),
+        head_table.c.holds == bindparam("held"),
+    )
+    .values(
+        size=bindparam("new_size"),
+        root=bindparam("new_root"),
+        seal=bindparam("new_seal"),
+        holds=bindparam("new_holds"),
+    )
 )
 
 
@@ -122,6 +133,7 @@ class Committer:
         self._frontier = opened.frontier
         self._tiles = opened.tiles
         self._intents = opened.intents
+        self._holds = self._sealed_holds = opened.holds
         self._signer = signer
         self._mldsa = mldsa
         self._seal = seal
@@ -312,13 +324,20 @@ class Committer:
         if ended:
             self._rows.end_intents(connection, ended)
         self._tiles.append([item.hashed for item in accepted], connection)
+        for item in accepted:
+            if item.record.kind in HOLD_KINDS:
+                self._holds = chained(self._holds, item.index, item.record)
 
     def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
         size = self._frontier.size
-        new = {"new_size": size, "new_root": root, "new_seal": self._seal.over(size, root)}
-        moved = connection.execute(_MOVE_HEAD, {"expected": expected, "ours": self._signer.name, **new})
+        seal = self._seal.over(size, root, holds=self._holds)
+        new = {"new_size": size, "new_root": root, "new_seal": seal, "new_holds": self._holds}
+        moved = connection.execute(
+            _MOVE_HEAD, {"expected": expected, "ours": self._signer.name, "held": self._sealed_holds, **new}
+        )
         if moved.rowcount != 1:
             raise LogDamaged("the log's head is not where its only writer left it")
+        self._sealed_holds = self._holds
 
     def _store_checkpoint(self, connection: Connection) -> None:
         now = self._clock()

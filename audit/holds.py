@@ -4,8 +4,12 @@ A hold is over one person (tenant and pseudonym), one tenant, or the whole log (
 names and the pruning of records. Its name is the `reason` of its records, so that the index alone tells what is held: a
 pruner may not read leaves. These records are never pruned.
 
-Everything runs in the transaction of its caller. Trusts: the leaves; an index row that says otherwise is damage.
-Never: holds, releases or deletes without a record.
+Index rows can be deleted by whoever can write the database, and what is not found holds nothing. So these records are
+chained: the head carries a hash over each in its order, under the writer's seal. Rows that do not lead to it are
+damage, not an answer. A log from before there was a chain is read through once, leaf by leaf, when it is opened.
+
+Everything runs in the transaction of its caller. Trusts: the leaves, and the chain in the head; an index row that says
+otherwise is damage. Never: holds, releases or deletes without a record.
 """
 
 from __future__ import annotations
@@ -19,17 +23,22 @@ import msgspec
 from sqlalchemy import Connection, select, text
 
 from audit.errors import LogDamaged, PrivacyRefused
-from audit.limits import MAX_HOLDS
+from audit.limits import EXPORT_CHUNK_RECORDS, MAX_HOLDS
 from audit.subjects import Subjects
+from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
 from sealgate.errors import DecodeError
+from sealgate.protocol.canonical import canonical_json
 from sealgate.transparency.record import Record, parse_leaf
 
 if TYPE_CHECKING:
     from audit.commit import Effect
 
 PLACED, RELEASED = "hold.placed", "hold.released"
+HOLD_KINDS = frozenset({PLACED, RELEASED})
+NO_HOLDS = bytes(32)
+"""The chain of a log that never had a hold."""
 PRUNING_LOCK = int.from_bytes(hashlib.sha256(b"sealgate audit log: its pruner").digest()[:8], "big", signed=True)
 """PostgreSQL's advisory lock between a pruner that deletes and a hold that is being placed."""
 
@@ -46,6 +55,8 @@ _ROWS = (
     .where(record_table.c.kind.in_((PLACED, RELEASED)))
     .order_by(record_table.c.idx)
 )
+_CHAIN = select(head_table.c.holds)
+_KIND_IN_LEAF = b'"kind":"hold.'
 _ROWS_AND_LEAVES = _ROWS.add_columns(leaf_table.c.leaf).outerjoin(leaf_table, leaf_table.c.idx == record_table.c.idx)
 
 
@@ -69,12 +80,42 @@ def holds_in_force(connection: Connection) -> list[Hold]:
     rows = connection.execute(_ROWS_AND_LEAVES).all()
     for row in rows:
         _require_same(row)
+    _require_chained(connection, rows)
     return _in_force(rows)
 
 
 def holds_by_index(connection: Connection) -> list[Hold]:
-    """The same for who may not read leaves."""
-    return _in_force(connection.execute(_ROWS).all())
+    """The same for who may not read leaves. Raises LogDamaged if the index hides a hold."""
+    rows = connection.execute(_ROWS).all()
+    _require_chained(connection, rows)
+    return _in_force(rows)
+
+
+def chained(before: bytes, index: int, record: Record) -> bytes:
+    """The chain after this record of a hold; `index` is that of its row."""
+    said = [index, record.ts_us, record.kind, record.tenant, record.actor, record.reason]
+    return hashlib.sha256(before + hashlib.sha256(canonical_json(said)).digest()).digest()
+
+
+def chain_of_leaves(connection: Connection) -> bytes:
+    """The chain, from every leaf that is kept: all of them are read."""
+    chain, at = NO_HOLDS, -1
+    while True:
+        rows = connection.execute(
+            select(leaf_table.c.idx, leaf_table.c.leaf)
+            .where(leaf_table.c.idx > at)
+            .order_by(leaf_table.c.idx)
+            .limit(EXPORT_CHUNK_RECORDS)
+        ).all()
+        if not rows:
+            return chain
+        for index, leaf in rows:
+            if _KIND_IN_LEAF not in bytes(leaf):  # may stand in a detail too: only the record itself tells
+                continue
+            record = _parsed(index, leaf)
+            if record.kind in HOLD_KINDS:
+                chain = chained(chain, index, record)
+        at = rows[-1].idx
 
 
 def blocking(holds: Iterable[Hold], *, tenant: str, actor: str) -> list[Hold]:
@@ -141,11 +182,26 @@ def _in_force(rows: Iterable[Any]) -> list[Hold]:
     return list(holds.values())
 
 
-def _require_same(row: Any) -> None:
+def _require_chained(connection: Connection, rows: Iterable[Any]) -> None:
+    """A head without a chain is one that no writer of this release has opened yet: then the index is all there is."""
+    chain = NO_HOLDS
+    for row in rows:
+        record = Record(kind=row.kind, ts_us=row.ts_us, tenant=row.tenant, actor=row.actor, reason=row.reason)
+        chain = chained(chain, row.idx, record)
+    sealed = connection.execute(_CHAIN).scalar_one_or_none()
+    if sealed is not None and bytes(sealed) != chain:
+        raise LogDamaged("the database's index does not have the log's holds as they were recorded")
+
+
+def _parsed(index: int, leaf: bytes | None) -> Record:
     try:
-        record = parse_leaf(bytes(row.leaf or b""))
+        return parse_leaf(bytes(leaf or b""))
     except DecodeError as error:
-        raise LogDamaged(f"record {row.idx}, of a hold, is damaged in the database") from error
+        raise LogDamaged(f"record {index}, of a hold, is damaged in the database") from error
+
+
+def _require_same(row: Any) -> None:
+    record = _parsed(row.idx, row.leaf)
     said = (record.ts_us, record.kind, record.tenant, record.actor, record.reason)
     if said != (row.ts_us, row.kind, row.tenant, row.actor, row.reason):
         raise LogDamaged(f"record {row.idx}, of a hold, is not what the database's index says")

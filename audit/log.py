@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import DBAPIError
@@ -37,6 +38,7 @@ from audit.limits import (
     RETRY_AFTER_S,
 )
 from audit.opening import Intent, read_log
+from audit.person_keys import beside
 from audit.schema import bring_up_to_date
 from audit.sealing import SEALED, HeadSeal
 from audit.subjects import Subjects
@@ -103,6 +105,7 @@ class AuditLog:
         *,
         signer: NoteSigner,
         subjects_key: Secret | bytes,
+        person_keys: Path | None = None,
         origin: str,
         extra_tables: Sequence[MetaData] = (),
         on_abort: Effect | None = None,
@@ -114,7 +117,8 @@ class AuditLog:
     ) -> AuditLog:
         """Open (or create) the log, check it, record that it was opened, and end what a crash cut off.
 
-        With `mldsa`, the log's own ML-DSA-44 key, published checkpoints carry that signature too.
+        With `mldsa`, the log's own ML-DSA-44 key, published checkpoints carry that signature too. `person_keys` is the
+        file of audit.person_keys; None puts it beside an SQLite log, and is refused for any other.
         Raises LogInUse if another writer holds it, LogDamaged if it contradicts itself or its newest checkpoint,
         ConfigurationError if the database cannot be had.
         When this returns, every `inference.authorized` in the log has its end, durably.
@@ -125,15 +129,19 @@ class AuditLog:
             raise ConfigurationError(f"the ML-DSA key is for '{mldsa.public.name}', but the log's origin is '{origin}'")
         seal = HeadSeal(signer)
         database = open_database(url)
+        keys = person_keys or beside(url)
         hold = database.open_writer()
         reader = database.reader_engine()
+        subjects: Subjects | None = None
         try:
             try:
                 with hold.engine.begin() as connection:
                     bring_up_to_date(connection, extra_tables=extra_tables)
                     opened = read_log(connection, verifier=signer.verifier, seal=seal, mldsa=mldsa, entropy=entropy)
                     catch_up_days(connection)
-                subjects = Subjects(subjects_key, reader=reader, clock=clock, entropy=entropy)
+                subjects = Subjects(subjects_key, keys=keys, reader=reader, clock=clock, entropy=entropy)
+                with hold.engine.begin() as connection:
+                    subjects.catch_up(connection)
                 committer = Committer(
                     hold,
                     opened,
@@ -157,6 +165,8 @@ class AuditLog:
                 disk_reserve_bytes=disk_reserve_bytes,
             )
         except BaseException:
+            if subjects is not None:
+                subjects.close()
             reader.dispose()
             hold.release()
             raise
@@ -257,6 +267,7 @@ class AuditLog:
                     self._queue.append(Pending(Record(kind="log.closed", outcome="closed")))
                 self._wake.notify()
         self._thread.join()
+        self._subjects.close()
         self._reader.dispose()
         self._hold.release()
 

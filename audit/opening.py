@@ -4,8 +4,9 @@
     2. the newest leaves re-hash to the stored hashes, and the right edge to the root in `head`
     3. the newest stored checkpoint was signed by this log's key, and its root is the root the tree had at that size;
        only a log that holds nothing but openings may have none. The newest cosigned one likewise, if there is one
-    4. every record was written by this log's writer: the seal over size and root is the writer's. A log from before
-       there were seals has none: then its first record must say so, and its newest checkpoint be of all its records
+    4. every record was written by this log's writer: the seal over size, root and holds is the writer's. A log from
+       before there were seals has none: then its first record must say so, and its newest checkpoint be of all its
+       records. In one from before holds were chained every leaf is read once, to find them
     5. the requests that were under way when the last writer stopped are found
 
 Trusts: nothing on disk beyond what it recomputes. Never: repairs; a contradiction raises LogDamaged for a person.
@@ -16,9 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Table, func, insert, select
+from sqlalchemy import Connection, Table, func, insert, select, update
 
 from audit.errors import LogDamaged, LogInUse
+from audit.holds import NO_HOLDS, chain_of_leaves
 from audit.limits import TILE_HEIGHT, TILE_WIDTH
 from audit.sealing import SEALED, HeadSeal
 from audit.tables import SCHEMA_VERSION
@@ -62,13 +64,14 @@ class Opened:
     intents: dict[str, Intent]
     checkpoint: VerifiedCheckpoint | None
     cosigned_size: int  # of the newest checkpoint that witnesses cosigned; -1 if there is none
+    holds: bytes  # the chain of holds: see audit.holds
 
 
 def read_log(
     connection: Connection, *, verifier: NoteVerifier, seal: HeadSeal, mldsa: Cosigner | None, entropy: Entropy
 ) -> Opened:
     """Check and load the log of the verifier's name; creates the head of an empty one. Raises LogInUse, LogDamaged."""
-    size, root, sealed = _head(connection, verifier.name, seal, entropy)  # 1
+    size, root, sealed, held = _head(connection, verifier.name, seal, entropy)  # 1
     tree = StoredTree(connection, size)
     _check_newest_leaves(connection, size)  # 2
     frontier = Frontier.restore(size, tree)
@@ -78,13 +81,17 @@ def read_log(
     cosigned = _newest_note(connection, cosigned_table, size, tree, verifier)
     if sealed is None:
         _require_begun_without_seals(connection, size, root, tree)
-    _check_seal(seal, sealed, size=size, root=root, signed=checkpoint)  # 4
+    _check_seal(seal, sealed, size=size, root=root, holds=held, signed=checkpoint)  # 4
     tiles = TileWriter(size, lambda level, index, width: read_tile(connection, level, index, width))
     cosigned_size = cosigned.checkpoint.size if cosigned else -1
-    return Opened(frontier, tiles, _open_intents(connection), checkpoint, cosigned_size)  # 5
+    holds = _take_in_holds(connection, seal, size=size, root=root) if held is None else held
+    return Opened(frontier, tiles, _open_intents(connection), checkpoint, cosigned_size, holds)  # 5
 
 
-def _head(connection: Connection, origin: str, seal: HeadSeal, entropy: Entropy) -> tuple[int, bytes, bytes | None]:
+def _head(
+    connection: Connection, origin: str, seal: HeadSeal, entropy: Entropy
+) -> tuple[int, bytes, bytes | None, bytes | None]:
+    """Size, root, seal, chain of holds; the last two are None where the log is older than they are."""
     row = connection.execute(select(head_table).where(head_table.c.id == 1)).one_or_none()
     leaves, records = (
         connection.execute(select(func.max(table.c.idx))).scalar_one() for table in (leaf_table, record_table)
@@ -92,7 +99,7 @@ def _head(connection: Connection, origin: str, seal: HeadSeal, entropy: Entropy)
     if row is None:
         if leaves is not None or records is not None:
             raise LogDamaged("the log has leaves but no head")
-        sealed = seal.over(0, EMPTY_ROOT)
+        sealed = seal.over(0, EMPTY_ROOT, holds=NO_HOLDS)
         connection.execute(
             insert(head_table).values(
                 id=1,
@@ -102,9 +109,10 @@ def _head(connection: Connection, origin: str, seal: HeadSeal, entropy: Entropy)
                 root=EMPTY_ROOT,
                 cursor_key=entropy(32),
                 seal=sealed,
+                holds=NO_HOLDS,
             )
         )
-        return 0, EMPTY_ROOT, sealed
+        return 0, EMPTY_ROOT, sealed, NO_HOLDS
     if row.schema_version != SCHEMA_VERSION:
         raise LogInUse("the log was written by another release; its tables have another layout")
     if row.origin != origin:
@@ -112,7 +120,15 @@ def _head(connection: Connection, origin: str, seal: HeadSeal, entropy: Entropy)
     expected = row.size - 1 if row.size else None
     if leaves != expected or records != expected:
         raise LogDamaged("the log's head does not name its newest leaf")
-    return row.size, row.root, row.seal
+    return row.size, row.root, row.seal, row.holds
+
+
+def _take_in_holds(connection: Connection, seal: HeadSeal, *, size: int, root: bytes) -> bytes:
+    """Chain the holds of a log from before they were, after everything else was found to be in order."""
+    holds = chain_of_leaves(connection)
+    values = {"holds": holds, "seal": seal.over(size, root, holds=holds)}
+    connection.execute(update(head_table).where(head_table.c.id == 1).values(**values))
+    return holds
 
 
 def _check_newest_leaves(connection: Connection, size: int) -> None:
@@ -183,7 +199,13 @@ def _require_begun_without_seals(connection: Connection, size: int, root: bytes,
 
 
 def _check_seal(
-    seal: HeadSeal, sealed: bytes | None, *, size: int, root: bytes, signed: VerifiedCheckpoint | None
+    seal: HeadSeal,
+    sealed: bytes | None,
+    *,
+    size: int,
+    root: bytes,
+    holds: bytes | None,
+    signed: VerifiedCheckpoint | None,
 ) -> None:
     """Records beyond the newest checkpoint are a crash's, or somebody else's: only the writer can have sealed them."""
     if sealed is None:
@@ -194,7 +216,7 @@ def _check_seal(
             )
         return
     try:
-        seal.require(sealed, size=size, root=root)
+        seal.require(sealed, size=size, root=root, holds=holds)
     except LogError as error:
         raise LogDamaged("the newest records were not written by this log's writer") from error
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, literal_column, select
+from sqlalchemy import ColumnElement, Connection, Select, func, literal_column, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
@@ -28,10 +28,10 @@ from audit.database import open_database
 from audit.days import indices_between
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
-from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
+from audit.limits import DEFAULT_PAGE, MAX_PAGE, RARE_RECORDS, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
 from audit.line_export import write_lines
 from audit.reports import answer_report
-from audit.tables import SCHEMA_VERSION, USUAL
+from audit.tables import DIGEST_INDEXED, SCHEMA_VERSION, USUAL
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
@@ -116,7 +116,8 @@ class AuditReader:
                 at = decode_cursor(cursor, key, question=question)
                 size, edge = at.size, at.edge
             first, last = indices_between(connection, from_us=wanted.from_us, to_us=wanted.to_us, size=size)
-            page = page_statement(wanted, first=first, size=last + 1, edge=edge, limit=limit + 1)
+            by = narrowest(connection, wanted)
+            page = page_statement(wanted, first=first, size=last + 1, edge=edge, limit=limit + 1, by=by)
             found = connection.execute(page).all()
         rows = sorted(found, key=lambda row: row.idx, reverse=not wanted.oldest_first)
         entries = tuple(_answer(index, leaf, wanted) for index, leaf in rows[:limit])
@@ -273,9 +274,16 @@ def _check_filter(wanted: RecordFilter) -> None:
 
 
 def _rare(name: str, value: str) -> list[ColumnElement[bool]]:
-    """What a value is not, in the words of the partial index that then finds it: nothing if it is usual."""
+    """What the partial index needs to hear to find a value, in its own words: nothing if the value is usual."""
     usual = USUAL.get(name, ())
-    return [] if value in usual else [record_table.c[name] != literal_column(f"'{word}'") for word in usual]
+    if value in usual:
+        return []
+    words = [record_table.c[name] != literal_column(f"'{word}'") for word in usual]
+    if name == "model_digest":
+        length: ColumnElement[int] = literal_column(str(DIGEST_INDEXED))
+        begins = func.substr(record_table.c[name], literal_column("1"), length)
+        words.append(begins == value[:DIGEST_INDEXED])
+    return words
 
 
 class _Beside(FunctionElement[str]):
@@ -296,20 +304,43 @@ def _not_by_index(element: _Beside, compiler: SQLCompiler, **options: Any) -> st
     return f"+{compiler.process(element.clauses, **options)}"
 
 
-def _narrowest(wanted: RecordFilter) -> str | None:
-    """Which of the names that are indexed and asked for should have fewest records."""
+def _indexed(wanted: RecordFilter) -> list[str]:
+    """Which of the names that are asked for an index can find, the one that should have fewest records first."""
     given = {name: getattr(wanted, name) for name in _EQUALS if getattr(wanted, name) is not None}
     rare = [name for name in ("reason", "outcome") if given.get(name) is not None and given[name] not in USUAL[name]]
     kind = [] if given.get("kind") in (None, *_COMMON) else ["kind"]
-    order = ("actor", *rare, *kind, "model", "tenant", "kind")
-    return next((name for name in order if name in given), None)
+    named = [name for name in ("model_digest", "purpose") if given.get(name)]
+    order = dict.fromkeys(("actor", *rare, *kind, *named, "model", "tenant", "kind"))
+    return [name for name in order if name in given]
+
+
+def narrowest(connection: Connection, wanted: RecordFilter) -> str | None:
+    """The name to find records by: of several, one that few records have, if there is such a one.
+
+    PostgreSQL knows from its statistics and needs no answer; for SQLite as many index entries of each name are counted
+    as would not be worth more.
+    """
+    names = _indexed(wanted)
+    if len(names) < 2 or connection.dialect.name != "sqlite":
+        return next(iter(names), None)
+    counts = {name: connection.execute(probe_statement(name, getattr(wanted, name))).scalar_one() for name in names}
+    return min(names, key=lambda name: counts[name])
+
+
+def probe_statement(name: str, value: str) -> Select[int]:
+    """How many records have a value, up to `RARE_RECORDS`: by the index alone, but for digests that begin alike."""
+    column = record_table.c[name]
+    some: Select[int] = select(literal_column("1")).where(*_rare(name, value))
+    if name != "model_digest":
+        some = some.where(column == value)
+    return select(func.count()).select_from(some.select_from(record_table).limit(RARE_RECORDS).subquery("some"))
 
 
 def page_statement(
-    wanted: RecordFilter, *, size: int, edge: int | None, limit: int, first: int = 0
+    wanted: RecordFilter, *, size: int, edge: int | None, limit: int, first: int = 0, by: str | None = None
 ) -> Select[int, bytes]:
     """The one statement behind `records`: keyset order on the index, within a snapshot, from index `first` up to
-    `size`: who asks for a day long gone must not wait for all that came since.
+    `size`: who asks for a day long gone must not wait for all that came since. `by` is what `narrowest` says.
 
     The inner part picks the page from narrow rows; only the page's leaves are then read, in no certain order.
     """
@@ -319,11 +350,13 @@ def page_statement(
     statement = select(table.c.idx).where(table.c.idx < size)
     if first:
         statement = statement.where(table.c.idx >= first)
-    narrowest = _narrowest(wanted)
+    by = by or next(iter(_indexed(wanted)), None)
     for name in _EQUALS:
         value = getattr(wanted, name)
-        if value is not None and name == narrowest:
-            statement = statement.where(table.c[name] == value, *_rare(name, value))
+        if value is not None and name == by:
+            # Digests are indexed by how they begin; SQLite would put the whole of one in that place, and find no index.
+            same = _Beside(table.c[name]) == value if name == "model_digest" else table.c[name] == value
+            statement = statement.where(same, *_rare(name, value))
         elif value is not None:
             statement = statement.where(_Beside(table.c[name]) == value)
     if wanted.from_us is not None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from sqlalchemy import Connection, bindparam, insert, update
 
 from audit.database import WriterHold, open_database
 from audit.days import count_days
+from audit.holds import NO_HOLDS
 from audit.log import AuditLog
 from audit.opening import read_log
 from audit.publishing import PublishedNotes
@@ -38,10 +40,12 @@ BATCH = 20_000
 _MOVE = update(head_table).where(head_table.c.id == 1, head_table.c.size == bindparam("expected"))
 
 
-def begin(url: str, *, clock: Clock = lambda: START_US, entropy: Entropy = random_bytes) -> dict[tuple[str, int], str]:
-    """A new log with its first opening and closing, and everybody's pseudonym."""
+def begin(
+    url: str, *, people: Path | None = None, clock: Clock = lambda: START_US, entropy: Entropy = random_bytes
+) -> dict[tuple[str, int], str]:
+    """A new log with its first opening and closing, and everybody's pseudonym; `people` as the log's `person_keys`."""
     log = AuditLog.open(
-        url, signer=SIGNER, subjects_key=SUBJECTS_KEY, origin=ORIGIN, clock=clock, entropy=entropy
+        url, signer=SIGNER, subjects_key=SUBJECTS_KEY, person_keys=people, origin=ORIGIN, clock=clock, entropy=entropy
     )  # fmt: skip
     with log:
         return {(name, one): log.actor(name, f"subject {one}") for name in TENANTS for one in range(SUBJECTS)}
@@ -61,9 +65,11 @@ def fill(url: str, records: Iterator[Written], *, batch: int = BATCH, tell: bool
         hold.release()
 
 
-def build(url: str, *, records: int, day: int, signed: int, seed: int = 1, tell: bool = False) -> int:
+def build(
+    url: str, *, records: int, day: int, signed: int, people: Path | None = None, seed: int = 1, tell: bool = False
+) -> int:
     """A whole log of about `records`, `day` of them a day."""
-    actors = begin(url)
+    actors = begin(url, people=people)
     mix = Mix(origin=ORIGIN, actors=actors, first=2, day=day, seed=seed, signed=signed)
     return fill(url, mix.records(records - 2), tell=tell)
 
@@ -90,7 +96,7 @@ class _Loader:
             self._intents(connection, rows)
             self._tiles.append([leaf_hash(one.leaf) for one in part], connection)
             root = Frontier.restore(size, StoredTree(connection, size)).root()
-            values = {"size": size, "root": root, "seal": self._seal.over(size, root)}
+            values = {"size": size, "root": root, "seal": self._seal.over(size, root, holds=NO_HOLDS)}
             assert connection.execute(_MOVE.values(values), {"expected": self.size}).rowcount == 1
             note = sign_root(sign_checkpoint(Checkpoint(ORIGIN, size, root), SIGNER), SIGNER)
             self._notes.store(connection, size, note, now_us=part[-1].record.ts_us)

@@ -42,13 +42,14 @@ NOW_US = 1_700_000_000_000_000
 class Series:
     """One log, and the two ways to write to it."""
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, url: str, people: Path) -> None:
         self.name = name
         self._book = BudgetBook([Budget(name="all", tenant="clinic", window=Window.DAY, requests=10**12)])
         self.log = AuditLog.open(
             url,
             signer=NoteSigner.from_seed(ORIGIN, b"\x01" * 32),
             subjects_key=b"\x02" * 32,
+            person_keys=people,
             origin=ORIGIN,
             extra_tables=(self._book.tables,),
         )
@@ -95,14 +96,14 @@ async def rate(work: Callable[[], Awaitable[None]], *, callers: int, seconds: fl
 def logs(folder: Path) -> Iterator[list[Series]]:
     """A fresh log in each database that is there."""
     with ExitStack() as stack:
-        series = [Series("SQLite", f"sqlite:///{folder / 'audit.sqlite'}")]
+        series = [Series("SQLite", f"sqlite:///{folder / 'audit.sqlite'}", folder / "people")]
         why = missing()
         if why:
             print(f"PostgreSQL: {why}")
         else:
             server = PostgresServer()
             stack.callback(server.remove)
-            series.append(Series("PostgreSQL", server.url(server.create())))
+            series.append(Series("PostgreSQL", server.url(server.create()), folder / "people-too"))
         for one in series:
             stack.callback(one.log.close)
         yield series

@@ -24,6 +24,7 @@ from pathlib import Path
 from audit.database import open_database
 from audit.errors import AuditError
 from audit.log import AuditLog
+from audit.person_keys import beside
 from audit.query import AuditReader, RecordFilter
 from benchmarks import audit_questions as questions
 from benchmarks.audit_bulk import ORIGIN, SIGNER, SUBJECTS_KEY, build
@@ -97,16 +98,17 @@ def ask(url: str, *, rounds: int) -> dict[str, Measured]:
     return found
 
 
-def write(url: str, fresh: str, *, rounds: int) -> dict[str, Measured]:
+def write(url: str, fresh: str, *, people: Path, rounds: int) -> dict[str, Measured]:
     """Opening, and appends in turn with those to a log that holds nothing."""
     names = ("open, with the self-check", "append", "append to a fresh log", "receipt")
     found = {name: Measured() for name in names}
-    open_log(fresh).close()
+    elsewhere = people.with_name("fresh.people")
+    open_log(fresh, elsewhere).close()
     for _ in range(rounds):
-        spent, log = timed(lambda: open_log(url))
+        spent, log = timed(lambda: open_log(url, people))
         found[names[0]].times_ms.append(spent)
         assert isinstance(log, AuditLog)
-        with log, open_log(fresh) as other:
+        with log, open_log(fresh, elsewhere) as other:
             for _ in range(APPENDS // rounds):
                 for name, one in ((names[1], log), (names[2], other)):
                     start = monotonic_ns()
@@ -117,8 +119,8 @@ def write(url: str, fresh: str, *, rounds: int) -> dict[str, Measured]:
     return found
 
 
-def open_log(url: str) -> AuditLog:
-    return AuditLog.open(url, signer=SIGNER, subjects_key=SUBJECTS_KEY, origin=ORIGIN)
+def open_log(url: str, people: Path) -> AuditLog:
+    return AuditLog.open(url, signer=SIGNER, subjects_key=SUBJECTS_KEY, person_keys=people, origin=ORIGIN)
 
 
 def verify(url: str, *, rounds: int) -> dict[str, Measured]:
@@ -155,29 +157,41 @@ def size_of(url: str, file: Path | None, count: int) -> str:
 
 
 @contextmanager
-def places(folder: Path, database: str, log: Path | None) -> Iterator[list[tuple[str, str, str, Path | None]]]:
-    """Name, URL of the log, URL of a fresh one, and the file if it is one."""
+def places(folder: Path, database: str, log: Path | None) -> Iterator[list[tuple[str, str, str, Path, Path | None]]]:
+    """Name, URL of the log, URL of a fresh one, where the keys of people stand, and the log's file if it is one."""
     with ExitStack() as stack:
-        found: list[tuple[str, str, str, Path | None]] = []
+        found: list[tuple[str, str, str, Path, Path | None]] = []
         if database in ("sqlite", "both"):
             file = log or folder / "audit.sqlite"
-            found.append(("SQLite", f"sqlite:///{file}", f"sqlite:///{folder / 'fresh.sqlite'}", file))
+            found.append(
+                (
+                    "SQLite",
+                    f"sqlite:///{file}",
+                    f"sqlite:///{folder / 'fresh.sqlite'}",
+                    beside(f"sqlite:///{file}"),
+                    file,
+                )
+            )
         if database in ("postgresql", "both"):
             if missing():
                 print(missing())
             else:
                 server = PostgresServer()
                 stack.callback(server.remove)
-                found.append(("PostgreSQL", server.url(server.create()), server.url(server.create()), None))
+                found.append(
+                    ("PostgreSQL", server.url(server.create()), server.url(server.create()), folder / "people", None)
+                )
         yield found
 
 
-def measure(name: str, url: str, fresh: str, file: Path | None, arguments: argparse.Namespace) -> list[tuple[str, ...]]:
+def measure(
+    name: str, url: str, fresh: str, people: Path, file: Path | None, arguments: argparse.Namespace
+) -> list[tuple[str, ...]]:
     """One database's rows of the table."""
     if file is None or not file.exists():
-        spent, count = timed(lambda: build_log(url, arguments.records))
+        spent, count = timed(lambda: build_log(url, arguments.records, people))
         print(f"{name}: {count:,} records built in {spent / 1000:,.0f} s")
-    spent, log = timed(lambda: open_log(url))
+    spent, log = timed(lambda: open_log(url, people))
     assert isinstance(log, AuditLog)
     with log:
         count = log.state.size
@@ -185,13 +199,13 @@ def measure(name: str, url: str, fresh: str, file: Path | None, arguments: argpa
         analyze(url)
     print(f"{name}: {count:,} records, {size_of(url, file, count)}; first opened in {spent / 1000:,.1f} s", flush=True)
     found = ask(url, rounds=arguments.rounds)
-    found |= write(url, fresh, rounds=arguments.rounds)
+    found |= write(url, fresh, people=people, rounds=arguments.rounds)
     found |= verify(url, rounds=arguments.rounds)
     return [(name, what, one.shown(), one.answer, one.indexes) for what, one in found.items()]
 
 
-def build_log(url: str, records: int) -> int:
-    return build(url, records=records, day=PER_DAY, signed=SIGNED, tell=True)
+def build_log(url: str, records: int, people: Path | None = None) -> int:
+    return build(url, records=records, day=PER_DAY, signed=SIGNED, people=people, tell=True)
 
 
 def analyze(url: str) -> None:

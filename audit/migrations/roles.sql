@@ -11,7 +11,7 @@
 DO $roles$
 DECLARE
     base constant text := current_database();
-    own constant text[] := ARRAY['head', 'leaf', 'record', 'open_intent', 'tile', 'checkpoint', 'cosigned', 'subject', 'day_count', 'day_span', 'alembic_version'];
+    own constant text[] := ARRAY['head', 'leaf', 'record', 'open_intent', 'shard', 'tile', 'checkpoint', 'cosigned', 'subject', 'day_count', 'day_span', 'alembic_version'];
     writer constant text := base || '_writer';
     reader constant text := base || '_reader';
     auditor constant text := base || '_auditor';
@@ -45,21 +45,21 @@ BEGIN
         EXECUTE format('GRANT USAGE ON SCHEMA public TO %I', role_name);
     END LOOP;
 
-    EXECUTE format('GRANT SELECT, INSERT ON head, leaf, record, open_intent, tile, checkpoint, cosigned, subject, day_count, day_span TO %I', writer);
-    EXECUTE format('GRANT UPDATE (size, root, seal) ON head TO %I', writer);
+    EXECUTE format('GRANT SELECT, INSERT ON head, leaf, record, open_intent, shard, tile, checkpoint, cosigned, subject, day_count, day_span TO %I', writer);
+    EXECUTE format('GRANT UPDATE (size, root, seal, holds) ON head TO %I', writer);
     EXECUTE format('GRANT UPDATE (hashes) ON tile TO %I', writer);
     EXECUTE format('GRANT UPDATE ON day_count, day_span TO %I', writer);
     EXECUTE format('GRANT DELETE ON open_intent, checkpoint, cosigned, subject TO %I', writer);
     EXECUTE format('GRANT SELECT ON alembic_version TO %I, %I, %I, %I', writer, reader, auditor, pruner);
 
-    EXECUTE format('GRANT SELECT ON leaf, record, tile, checkpoint, cosigned, day_count, day_span TO %I, %I', reader, auditor);
+    EXECUTE format('GRANT SELECT ON leaf, record, shard, tile, checkpoint, cosigned, day_count, day_span TO %I, %I', reader, auditor);
     EXECUTE format('GRANT SELECT ON head TO %I', reader);
-    EXECUTE format('GRANT SELECT (id, schema_version, origin, size, root) ON head TO %I, %I', auditor, pruner);
+    EXECUTE format('GRANT SELECT (id, schema_version, origin, size, root, holds) ON head TO %I, %I', auditor, pruner);
 
     EXECUTE format('GRANT SELECT (idx), DELETE ON leaf TO %I', pruner);
     EXECUTE format('GRANT SELECT, DELETE ON record TO %I', pruner);
     EXECUTE format('GRANT SELECT, DELETE ON day_count TO %I', pruner);
-    EXECUTE format('GRANT SELECT ON day_span TO %I', pruner);
+    EXECUTE format('GRANT SELECT ON day_span, shard TO %I', pruner);
 
     FOR table_name IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> ALL (own) LOOP
         EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON public.%I TO %I', table_name, writer);

@@ -111,7 +111,7 @@ class Privacy:
                 record=ended.index,
                 receipt=ended.receipt,
             )
-        scrubbed = await asyncio.to_thread(self._database.scrub)
+        scrubbed = await asyncio.to_thread(self._scrub)
         return SubjectErased(id=frame.id, record=ended.index, receipt=ended.receipt, scrubbed=scrubbed)
 
     async def _prune(self, frame: PruneRecords, detail: dict[str, str]) -> HostToAdmin:
@@ -155,8 +155,13 @@ class Privacy:
                 if error.code != _NOTHING:
                     raise
         if on is None or count:  # the end of a run, and so of what it pruned; or names, should it break off here
-            await asyncio.to_thread(self._database.scrub)
+            await asyncio.to_thread(self._scrub)
         return UnusedForgotten(id=frame.id, count=count, next=on or "")
+
+    def _scrub(self) -> bool:
+        """Both: what was sealed, and what it was sealed under."""
+        keys = self._log.subjects.scrub()
+        return self._database.scrub() and keys
 
     async def _append(self, kind: str, detail: dict[str, str], effect: Effect) -> Appended:
         return await asyncio.wrap_future(self._log.append(Record(kind=kind, detail=detail), effect))

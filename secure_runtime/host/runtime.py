@@ -315,6 +315,7 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
         url,
         signer=load_note_signer(deployment.log_key, origin),
         subjects_key=load_subjects_key(deployment.subjects_key),
+        person_keys=deployment.person_keys,
         origin=origin,
         extra_tables=(budgets.tables,),
         on_abort=spending.abandon(budgets),

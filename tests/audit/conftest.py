@@ -116,10 +116,11 @@ class Bench:
     signer = SIGNER
     verifier = SIGNER.verifier
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, people: Path) -> None:
         self.store = store
         self.url = store.url
         self.sql, self.save, self.restore = store.sql, store.save, store.restore
+        self.people = people
         self.worker = Ed25519PrivateKey.from_private_bytes(b"\x03" * 32)
         self.seq = 0
         self.logs: list[AuditLog] = []
@@ -130,7 +131,9 @@ class Bench:
         return self.store.path
 
     def open(self, **options: Any) -> AuditLog:
-        base: dict[str, Any] = {"signer": SIGNER, "subjects_key": SUBJECTS_KEY, "origin": ORIGIN}
+        base: dict[str, Any] = {
+            "signer": SIGNER, "subjects_key": SUBJECTS_KEY, "person_keys": self.people, "origin": ORIGIN
+        }  # fmt: skip
         log = AuditLog.open(self.url, **{**base, **options})
         self.logs.append(log)
         return log
@@ -226,9 +229,9 @@ def make_bench(request: pytest.FixtureRequest, database: str) -> Iterator[Callab
 
     def make(folder: Path) -> Bench:
         if database == "sqlite":
-            made.append(Bench(SqliteStore(folder / "audit.sqlite")))
+            made.append(Bench(SqliteStore(folder / "audit.sqlite"), folder / "people.sqlite"))
         else:
-            made.append(Bench(PostgresStore(request.getfixturevalue("postgres"))))
+            made.append(Bench(PostgresStore(request.getfixturevalue("postgres")), folder / "people.sqlite"))
         return made[-1]
 
     yield make
@@ -251,7 +254,7 @@ def make_sqlite_bench() -> Iterator[Callable[[Path], Bench]]:
     made: list[Bench] = []
 
     def make(folder: Path) -> Bench:
-        made.append(Bench(SqliteStore(folder / "audit.sqlite")))
+        made.append(Bench(SqliteStore(folder / "audit.sqlite"), folder / "people.sqlite"))
         return made[-1]
 
     yield make
@@ -265,8 +268,8 @@ def sqlite_bench(tmp_path: Path, make_sqlite_bench: Callable[[Path], Bench]) -> 
 
 
 @pytest.fixture
-def postgres_bench(postgres: PostgresServer) -> Iterator[Bench]:
-    made = Bench(PostgresStore(postgres))
+def postgres_bench(postgres: PostgresServer, tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(PostgresStore(postgres), tmp_path / "people.sqlite")
     yield made
     made.close()
 

@@ -1,6 +1,6 @@
 """A writer to be killed: begins and ends requests from several threads, prints what was acknowledged, never stops.
 
-crash_writer.py URL      lines: `authorized INDEX ID`, `completed INDEX ID`, `denied INDEX ID`
+crash_writer.py URL PEOPLE      lines: `authorized INDEX ID`, `completed INDEX ID`, `denied INDEX ID`
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import sys
 import threading
+from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -27,10 +28,11 @@ def say(kind: str, index: int, identifier: str) -> None:
         sys.stdout.flush()
 
 
-def main(url: str) -> None:
+def main(url: str, people: str) -> None:
     log = AuditLog.open(
-        url, signer=NoteSigner.from_seed(ORIGIN, b"\x01" * 32), subjects_key=b"\x02" * 32, origin=ORIGIN
-    )
+        url, signer=NoteSigner.from_seed(ORIGIN, b"\x01" * 32), subjects_key=b"\x02" * 32, person_keys=Path(people),
+        origin=ORIGIN,
+    )  # fmt: skip
     worker = Ed25519PrivateKey.generate()
     instance = f"worker-{log.state.size}"
     key = base64.urlsafe_b64encode(worker.public_key().public_bytes_raw()).rstrip(b"=").decode()
@@ -74,4 +76,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

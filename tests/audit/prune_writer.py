@@ -1,11 +1,12 @@
 """A writer to be killed: prunes a log in small pages, prints what was deleted, never stops by itself.
 
-prune_writer.py URL      lines: `pruned INDICES`, then `done`
+prune_writer.py URL PEOPLE      lines: `pruned INDICES`, then `done`
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from audit import pruning
 from audit.errors import PrivacyRefused
@@ -26,12 +27,12 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def main(url: str) -> None:
+def main(url: str, people: str) -> None:
     pruning.PRUNE_RECORDS = 7
     rules = parse_retention(b"default_days = 100\n[[rule]]\npurpose = 'treatment'\ndays = 1000\n")
     log = AuditLog.open(
-        url, signer=NoteSigner.from_seed(ORIGIN, b"\x01" * 32), subjects_key=b"\x02" * 32, origin=ORIGIN,
-        clock=lambda: NOW,
+        url, signer=NoteSigner.from_seed(ORIGIN, b"\x01" * 32), subjects_key=b"\x02" * 32, person_keys=Path(people),
+        origin=ORIGIN, clock=lambda: NOW,
     )  # fmt: skip
     pruner = Pruner(url)
     start: int | None = 0
@@ -54,4 +55,4 @@ def main(url: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -20,10 +20,13 @@ WRITER = Path(__file__).parent / "crash_writer.py"
 Said = list[tuple[str, int, str]]
 
 
-def run_until(url: str, acknowledgements: int, end: Callable[[subprocess.Popen[str]], None]) -> Said:
+def run_until(bench: Any, acknowledgements: int, end: Callable[[subprocess.Popen[str]], None]) -> Said:
     """Start a writer, read that many lines, end it that way; everything that it managed to say."""
     process = subprocess.Popen(
-        [sys.executable, WRITER, url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, WRITER, bench.url, str(bench.people)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout is not None
     lines = []
@@ -50,7 +53,7 @@ def kill_and_check(bench: Any, rounds: int, seed: int, end: Callable[..., None] 
     said: Said = []
     for _ in range(rounds):
         moment = moments.choice([1, 2, 3, moments.randrange(1, 60), moments.randrange(60, 400)])
-        said += run_until(bench.url, moment, end)
+        said += run_until(bench, moment, end)
     log = bench.open()
     assert log.state.ok
     reader = bench.reader()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import sqlite3
 import threading
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 from audit import holds
 from audit.database import open_database
 from audit.erasure import erasing, forgetting
-from audit.errors import LogDamaged, PrivacyRefused
+from audit.errors import LogDamaged, LogUnavailable, PrivacyRefused
 from audit.holds import holds_by_index, holds_in_force, placing, releasing
+from audit.sealing import HeadSeal
 from sealgate.transparency.record import Record
+from tests.audit.conftest import SIGNER
 
 
 def place(log: Any, name: str = "case-7", *, tenant: str = "", subject: str = "") -> Any:
@@ -42,6 +46,11 @@ def seen(bench: Any, log: Any, *names: str) -> list[str]:
     for ref in refs:
         log.append(bench.draft(actor=ref)).result()
     return refs
+
+
+def key_row(bench: Any, ref: str) -> tuple[bytes, bytes]:
+    with contextlib.closing(sqlite3.connect(bench.people)) as raw:
+        return raw.execute("SELECT handle, wrapped FROM person WHERE ref = ?", (ref,)).fetchone()
 
 
 # Holds ---------------------------------------------------------------------------------------------------------------
@@ -103,15 +112,59 @@ def test_holds_are_bounded(log, monkeypatch: Any) -> None:
         "UPDATE record SET actor = 'somebody' WHERE kind = 'hold.placed'",
         "UPDATE record SET kind = 'hold.released' WHERE kind = 'hold.placed'",
         "DELETE FROM leaf WHERE idx IN (SELECT idx FROM record WHERE kind = 'hold.placed')",
+        "DELETE FROM record WHERE kind = 'hold.placed'",
+        "UPDATE record SET kind = 'key.rotate' WHERE kind = 'hold.placed'",
+        "UPDATE head SET holds = zeroblob(32)",
+        "DELETE FROM record WHERE kind = 'hold.placed'; UPDATE head SET holds = zeroblob(32)",
+        "UPDATE head SET holds = NULL",
     ],
 )
 def test_an_index_that_hides_a_hold_erases_nobody(bench, log, change: str) -> None:
-    seen(bench, log, "alice")
+    (alice,) = seen(bench, log, "alice")
     place(log, tenant="clinic", subject="alice")
-    bench.sql(change)
-    with pytest.raises(LogDamaged):
+    for statement in change.split("; "):
+        bench.sql(statement)
+    with pytest.raises((LogDamaged, LogUnavailable)):  # the latter: the head is not where the writer left it
         erase(log)
     assert bench.sql("SELECT count(*) FROM subject") == [(1,)]
+    assert key_row(bench, alice)
+    with pytest.raises(LogDamaged):
+        erase(bench_again(bench, log))
+
+
+def bench_again(bench: Any, log: Any) -> Any:
+    log.close()
+    return bench.open()
+
+
+def test_a_pruner_sees_that_the_index_hides_a_hold(bench, log) -> None:
+    place(log, tenant="clinic")
+    bench.sql("DELETE FROM record WHERE kind = 'hold.placed'")
+    with log.reading() as connection, pytest.raises(LogDamaged):
+        holds_by_index(connection)
+
+
+def test_the_holds_of_a_log_from_before_they_were_chained_are_found_in_its_leaves(bench, log) -> None:
+    seen(bench, log, "alice")
+    place(log, tenant="clinic", subject="alice")
+    place(log, "other", tenant="lab")
+    release(log, "other")
+    log.append(bench.draft(detail={"kind": "hold.placed"})).result()
+    log.close()
+    (size, root), *_ = bench.sql("SELECT size, root FROM head")
+    before = HeadSeal(SIGNER).over(size, bytes(root), holds=None)
+    bench.sql("UPDATE head SET holds = NULL, seal = ?", before)
+    again = bench.open()
+    assert in_force(again) == ["case-7"]
+    assert bench.sql("SELECT count(*) FROM head WHERE holds IS NULL") == [(0,)]
+    place(again, "another", tenant="lab")
+    again.close()
+    (size, root), *_ = bench.sql("SELECT size, root FROM head")
+    before = HeadSeal(SIGNER).over(size, bytes(root), holds=None)
+    bench.sql("UPDATE head SET holds = NULL, seal = ?", before)
+    bench.sql("DELETE FROM record WHERE kind = 'hold.placed' AND reason = 'case-7'")
+    with pytest.raises(LogDamaged):
+        in_force(bench.open())
 
 
 def test_a_hold_waits_for_no_pruner_and_goes_between_none(postgres_bench) -> None:
@@ -169,20 +222,20 @@ def test_a_hold_over_others_blocks_nothing(bench, log, over: dict[str, str]) -> 
     assert erase(log).record.kind == "erasure.completed"
 
 
-def test_the_sealed_name_is_in_no_file_afterwards(sqlite_bench) -> None:
-    """Sealed under a key that is elsewhere, but who has both must find nothing either."""
+def test_the_sealed_name_and_its_key_are_in_no_file_afterwards(sqlite_bench) -> None:
     bench, log = sqlite_bench, sqlite_bench.open()
     seen(bench, log, *(f"person {number}" for number in range(50)), "alice")
     (sealed,) = bench.sql("SELECT sealed FROM subject WHERE ref = ?", log.actor("clinic", "alice"))[0]
-    (lookup,) = bench.sql("SELECT lookup FROM subject WHERE ref = ?", log.actor("clinic", "alice"))[0]
+    handle, wrapped = key_row(bench, log.actor("clinic", "alice"))
 
     def copies() -> int:
-        files = [path for path in bench.path.parent.iterdir() if path.name.startswith(bench.path.name)]
-        return sum(path.read_bytes().count(value) for path in files for value in (sealed, lookup))
+        files = list(bench.path.parent.iterdir())
+        return sum(path.read_bytes().count(value) for path in files for value in (sealed, handle, wrapped))
 
     assert copies() > 0
     assert erase(log).record.kind == "erasure.completed"
     assert open_database(bench.url).scrub()
+    assert log.subjects.scrub()
     assert copies() == 0
 
 

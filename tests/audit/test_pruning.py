@@ -400,7 +400,10 @@ def test_killed_in_the_middle_the_log_is_whole_and_the_next_run_ends_it(bench) -
     told: set[int] = set()
     for pages in (1, 3, 9):
         process = subprocess.Popen(
-            [sys.executable, WRITER, bench.url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, WRITER, bench.url, str(bench.people)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(pages)]

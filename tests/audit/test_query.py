@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from audit import query, sqlite
 from audit.database import open_database
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
-from audit.query import AuditReader, RecordFilter, page_statement
+from audit.query import AuditReader, RecordFilter, narrowest, page_statement, probe_statement
 from audit.tables import leaf as leaf_table
 from sealgate.transparency.merkle import leaf_hash, root_of, verify_consistency, verify_inclusion
 from sealgate.transparency.notes import open_checkpoint
@@ -295,7 +295,8 @@ def test_the_next_page_costs_what_the_first_one_does(sqlite_filled: Any, oldest:
         ({"tenant": "clinic", "reason": "budget", "model": "m"}, "reason"),
         ({"tenant": "clinic", "kind": "audit.query"}, "kind"),
         ({"tenant": "clinic", "kind": "inference.completed"}, "tenant"),
-        ({"kind": "inference.completed", "purpose": "care"}, "kind"),
+        ({"kind": "inference.completed", "purpose": "care"}, "purpose"),
+        ({"model": "m", "model_digest": "ab" * 32, "purpose": "care"}, "model_digest"),
     ],
 )
 def test_sqlite_is_led_to_the_index_of_fewest_records(sqlite_filled: Any, wanted: dict[str, str], index: str) -> None:
@@ -306,6 +307,54 @@ def test_sqlite_is_led_to_the_index_of_fewest_records(sqlite_filled: Any, wanted
     raw.close()
     assert f"USING INDEX record_{index} " in plan, plan
     assert "TEMP B-TREE" not in plan, plan
+
+
+NAMES = {"tenant": ("many", "few"), "model": ("large", "small"), "purpose": ("care", "research")}
+
+
+@pytest.mark.parametrize("rare", [*NAMES, "model_digest", None])
+def test_of_several_names_the_rare_one_is_looked_for(bench: Any, database: str, rare: str | None) -> None:
+    """Whichever it is: who asks for a usual tenant and a rare purpose must not go through all of the tenant's."""
+    log = bench.open()
+    log.append(bench.draft()).result()
+    some = {name: f"CASE WHEN n % 3000 = 7 THEN '{few}' ELSE '{many}' END" for name, (many, few) in NAMES.items()}
+    digest = f"CASE WHEN n % 3000 = 8 THEN '{'cd' * 32}' ELSE '{'ab' * 32}' END"
+    numbers = "WITH RECURSIVE r(n) AS (SELECT 1000 UNION ALL SELECT n + 1 FROM r WHERE n < 9000)"
+    bench.sql(
+        f"{numbers} INSERT INTO record SELECT n, 'id ' || n, n, 'audit.query', {some['tenant']}, 'a', {some['model']}, "
+        f"{digest}, {some['purpose']}, '', '' FROM r"
+    )
+    if database == "postgresql":
+        bench.sql("ANALYZE record")
+    values = {name: few if name == rare else many for name, (many, few) in NAMES.items()}
+    wanted = RecordFilter(**values, model_digest=("cd" if rare == "model_digest" else "ab") * 32)
+    engine = open_database(bench.url).reader_engine()
+    with engine.begin() as connection:
+        by = narrowest(connection, wanted)
+        page = page_statement(wanted, size=30_000, edge=None, limit=100, by=by)
+        compiled = page.compile(connection, compile_kwargs={"render_postcompile": True})
+        text, given = str(compiled), compiled.params
+        if database == "sqlite":
+            given = tuple(given[name] for name in compiled.positiontup or ())
+        explain = "EXPLAIN QUERY PLAN" if database == "sqlite" else "EXPLAIN"
+        plan = "\n".join(str(row[-1]) for row in connection.exec_driver_sql(f"{explain} {text}", given))
+        found = connection.exec_driver_sql(text, given).all()
+    engine.dispose()
+    assert found == []  # leaves are read last, and these records have none
+    assert f"record_{rare}" in plan if rare else "Seq Scan on record" not in plan, plan
+
+
+def test_what_is_looked_at_to_find_the_rare_name_is_an_index_and_bounded(sqlite_filled: Any) -> None:
+    raw = sqlite3.connect(sqlite_filled.path)
+    for name in ("tenant", "actor", "model", "kind", "purpose", "model_digest", "reason", "outcome"):
+        statement = probe_statement(name, "x" * 32)
+        text = str(statement.compile(dialect=sqlite_dialect.dialect(), compile_kwargs={"literal_binds": True}))
+        plan = " / ".join(row[3] for row in raw.execute(f"EXPLAIN QUERY PLAN {text}"))
+        assert f"SEARCH record USING COVERING INDEX record_{name} " in plan or (
+            name == "model_digest" and f"SEARCH record USING INDEX record_{name} " in plan
+        ), plan
+        assert "LIMIT 2000" in text
+    raw.close()
 
 
 @pytest.mark.parametrize("name", ["tenant", "actor", "model", "kind"])

@@ -73,8 +73,12 @@ def back_to_the_first_layout(bench: Any) -> None:
         "DROP TABLE cosigned",
         "DROP TABLE day_count",
         "DROP TABLE day_span",
+        "DROP TABLE shard",
         "DROP INDEX record_reason",
         "DROP INDEX record_outcome",
+        "DROP INDEX record_purpose",
+        "DROP INDEX record_model_digest",
+        "ALTER TABLE head DROP COLUMN holds",
         "DROP TABLE alembic_version",
     ):
         bench.sql(statement)

@@ -131,16 +131,20 @@ def test_a_log_from_before_there_were_seals_that_crashed_is_left_to_that_release
         bench.open()
 
 
-def test_a_seal_is_for_one_log_one_size_one_root() -> None:
-    seal, root = HeadSeal(SIGNER), b"\x01" * 32
-    made = seal.over(5, root)
-    seal.require(made, size=5, root=root)
+def test_a_seal_is_for_one_log_one_size_one_root_and_its_holds() -> None:
+    seal, root, holds = HeadSeal(SIGNER), b"\x01" * 32, b"\x03" * 32
+    made = seal.over(5, root, holds=holds)
+    seal.require(made, size=5, root=root, holds=holds)
     for other in (
-        lambda: seal.require(made, size=6, root=root),
-        lambda: seal.require(made, size=5, root=b"\x02" * 32),
-        lambda: HeadSeal(STRANGER).require(made, size=5, root=root),
-        lambda: HeadSeal(NoteSigner.from_seed("example.com/else", b"\x01" * 32)).require(made, size=5, root=root),
-        lambda: seal.require(b"", size=5, root=root),
+        lambda: seal.require(made, size=6, root=root, holds=holds),
+        lambda: seal.require(made, size=5, root=b"\x02" * 32, holds=holds),
+        lambda: seal.require(made, size=5, root=root, holds=bytes(32)),
+        lambda: seal.require(made, size=5, root=root, holds=None),
+        lambda: HeadSeal(STRANGER).require(made, size=5, root=root, holds=holds),
+        lambda: HeadSeal(NoteSigner.from_seed("example.com/else", b"\x01" * 32)).require(
+            made, size=5, root=root, holds=holds
+        ),
+        lambda: seal.require(b"", size=5, root=root, holds=holds),
     ):
         with pytest.raises(LogError):
             other()

@@ -282,7 +282,7 @@ def test_a_really_full_disk(small_disk: Path, make_sqlite_bench: Any) -> None:
 
 
 @pytest.fixture
-def crowded_bench(postgres: PostgresServer) -> Iterator[tuple[Bench, Path]]:
+def crowded_bench(postgres: PostgresServer, tmp_path: Path) -> Iterator[tuple[Bench, Path]]:
     """A log whose tables stand on a disk of 32 MiB of the PostgreSQL server, and that disk."""
     if os.geteuid() != 0:
         pytest.skip("NEEDS ROOT: mounts a small file system to fill it up; nothing was tested")
@@ -295,7 +295,7 @@ def crowded_bench(postgres: PostgresServer) -> Iterator[tuple[Bench, Path]]:
     postgres.admin(f"CREATE TABLESPACE crowded LOCATION '{place}'")
     store = PostgresStore(postgres)
     postgres.admin(f"ALTER DATABASE {store.name} SET TABLESPACE crowded")
-    bench = Bench(store)
+    bench = Bench(store, tmp_path / "people.sqlite")
     yield bench, place
     bench.close()
     postgres.admin("DROP TABLESPACE crowded")

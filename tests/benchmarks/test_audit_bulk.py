@@ -29,7 +29,7 @@ RECORDS, BATCH = 3000, 700
 OPTIONS: dict[str, Any] = {"origin": ORIGIN, "first": 2, "day": 900, "seed": 5, "signed": RECORDS + 2}
 
 
-def commit(url: str, mix: Mix, entropy: Any) -> None:
+def commit(url: str, people: Path, mix: Mix, entropy: Any) -> None:
     """The same records by the writer's own code."""
     hold = open_database(url).open_writer()
     reader = open_database(url).reader_engine()
@@ -37,7 +37,7 @@ def commit(url: str, mix: Mix, entropy: Any) -> None:
     parts: dict[str, Any] = {"signer": SIGNER, "mldsa": None, "seal": seal, "clock": lambda: START_US}
     with hold.engine.begin() as connection:
         opened = read_log(connection, verifier=SIGNER.verifier, seal=seal, mldsa=None, entropy=entropy)
-    subjects = Subjects(SUBJECTS_KEY, reader=reader, clock=lambda: START_US, entropy=entropy)
+    subjects = Subjects(SUBJECTS_KEY, keys=people, reader=reader, clock=lambda: START_US, entropy=entropy)
     committer = Committer(hold, opened, subjects=subjects, entropy=entropy, **parts)
     written = mix.records(RECORDS)
     while part := list(itertools.islice(written, BATCH)):
@@ -46,6 +46,7 @@ def commit(url: str, mix: Mix, entropy: Any) -> None:
         assert not outcome.refused
         assert [appended.leaf for _, appended in outcome.appended] == [one.leaf for one in part]
     committer.publish()
+    subjects.close()
     reader.dispose()
     hold.release()
 
@@ -69,11 +70,12 @@ def test_the_bulk_loader_writes_what_the_committer_writes(database: str, tmp_pat
         urls = [server.url(server.create()) for _ in urls]
     try:
         mixes = []
-        for url in urls:
+        people = [tmp_path / f"{name}.people" for name in ("bulk", "writer")]
+        for url, keys in zip(urls, people, strict=True):
             entropy = random.Random(7).randbytes
-            mixes.append(Mix(actors=begin(url, entropy=entropy), **OPTIONS))
+            mixes.append(Mix(actors=begin(url, people=keys, entropy=entropy), **OPTIONS))
         fill(urls[0], mixes[0].records(RECORDS), batch=BATCH)
-        commit(urls[1], mixes[1], random.Random(8).randbytes)
+        commit(urls[1], people[1], mixes[1], random.Random(8).randbytes)
         for table in METADATA.sorted_tables:
             ours, theirs = (rows(url, table) for url in urls)
             if table.name == "checkpoint":  # how many are kept depends on the clock; the newest is the same

@@ -50,6 +50,7 @@ class Host:
             self.deployment.log_url,
             signer=self.signer,
             subjects_key=load_subjects_key(self.deployment.subjects_key),
+            person_keys=self.deployment.person_keys,
             origin=self.signer.name,
         )
         self.privacy = Privacy(self.log, url=self.deployment.log_url, retention=self.deployment.retention, clock=clock)
