@@ -26,7 +26,7 @@ from gateway.intake import Intake
 from gateway.limits import AUDIT_ASKING, AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
 from gateway.other_logs import open_logs
 from gateway.policy_in_force import open_policy_in_force
-from gateway.routes import audit, audit_exports, audit_reports, health, keys, sealed
+from gateway.routes import audit, audit_exports, audit_holds, audit_reports, health, keys, sealed
 from gateway.routes.openapi import openapi_config
 from gateway.routes.problems import exception_handlers
 from gateway.runtime_link import RuntimeLink
@@ -43,6 +43,7 @@ ROUTES = (
     health.live,
     health.ready,
     *audit.ROUTES,
+    *audit_holds.ROUTES,
     *audit_exports.ROUTES,
     *audit_reports.ROUTES,
 )

@@ -99,6 +99,7 @@ POLICY_ATTEMPTS = 8  # decisions of one request that other policies overtook; th
 
 # Audit routes --------------------------------------------------------------------------------------------------------
 MAX_REVIEW = 8 * 1024  # an auditor's statement of a review, as JSON
+MAX_AUDIT_HOLDS = 100  # on a page: each is looked up with the record that released it
 MAX_AUDIT_TEXT = 1024  # one filter value or cursor
 EXPORT_CHUNK = 64 * 1024
 EXPORT_CHUNKS_AHEAD = 16  # how far an export may run ahead of its reader

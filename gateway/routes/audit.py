@@ -35,7 +35,7 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,14}")
 _TILE = re.compile(r"((?:x[0-9]{3}/){0,3}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 _RECORDED = frozenset(
     {"tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason", "from_us", "to_us", "limit"}
-    | {"order", "identifier", "index", "size", "first", "second", "level", "tile", "cosigned"}
+    | {"order", "in_force", "identifier", "index", "size", "first", "second", "level", "tile", "cosigned"}
 )
 
 Text = Annotated[str | None, QueryParameter(max_length=MAX_AUDIT_TEXT)]
@@ -99,12 +99,12 @@ async def records(
     def read(reader: AuditReader, permit: Permit) -> bytes:
         allowed = own_records(wanted, permit)
         if allowed is None:
-            return _encode({"records": [], "cursor": None, "tree_size": reader.size()})
+            return encode({"records": [], "cursor": None, "tree_size": reader.size()})
         page = reader.records(allowed, cursor, limit)
-        rows = [_row(entry) for entry in page.records]
-        return _encode({"records": rows, "cursor": page.cursor, "tree_size": page.tree_size})
+        rows = [row(entry) for entry in page.records]
+        return encode({"records": rows, "cursor": page.cursor, "tree_size": page.tree_size})
 
-    return await _read(request, gate, "records", read, log=log)
+    return await read_recorded(request, gate, "records", read, log=log)
 
 
 @get("/audit/v1/records/{identifier:str}", responses=answers(_JSON, *_REFUSALS), summary="One record")
@@ -118,9 +118,9 @@ async def record(
         entry = reader.record_at(int(identifier)) if by_index else reader.record(identifier[:MAX_AUDIT_TEXT])
         if permit.records_of not in (None, entry.record.tenant):
             raise QueryRefused("no record that is kept has this id or index", code="not-found")
-        return _encode(_row(entry))
+        return encode(row(entry))
 
-    return await _read(request, gate, "record", read, log=log)
+    return await read_recorded(request, gate, "record", read, log=log)
 
 
 @get("/audit/v1/checkpoint", responses=answers("text/plain", *_REFUSALS), summary="The newest signed checkpoint")
@@ -132,7 +132,7 @@ async def checkpoint(
     def read(reader: AuditReader, _: Permit) -> bytes:
         return reader.checkpoint(cosigned=bool(cosigned))
 
-    return await _read(request, gate, "checkpoint", read, log=log, media_type="text/plain")
+    return await read_recorded(request, gate, "checkpoint", read, log=log, media_type="text/plain")
 
 
 @get("/audit/v1/proofs/inclusion", responses=answers(_JSON, *_REFUSALS), summary="Proof that a record is in the log")
@@ -142,9 +142,9 @@ async def inclusion(
     """RFC 9162 inclusion proof of the record at `index` in the tree of `size` records; hashes in base64."""
 
     def read(reader: AuditReader, _: Permit) -> bytes:
-        return _encode({"index": index, "size": size, "hashes": _hashes(reader.inclusion(index, size))})
+        return encode({"index": index, "size": size, "hashes": _hashes(reader.inclusion(index, size))})
 
-    return await _read(request, gate, "inclusion", read, log=log)
+    return await read_recorded(request, gate, "inclusion", read, log=log)
 
 
 @get("/audit/v1/proofs/consistency", responses=answers(_JSON, *_REFUSALS), summary="Proof that the log only grew")
@@ -154,9 +154,9 @@ async def consistency(
     """RFC 9162 consistency proof between the trees of `first` and `second` records; hashes in base64."""
 
     def read(reader: AuditReader, _: Permit) -> bytes:
-        return _encode({"first": first, "second": second, "hashes": _hashes(reader.consistency(first, second))})
+        return encode({"first": first, "second": second, "hashes": _hashes(reader.consistency(first, second))})
 
-    return await _read(request, gate, "consistency", read, log=log)
+    return await read_recorded(request, gate, "consistency", read, log=log)
 
 
 @get(
@@ -168,7 +168,7 @@ async def tile(
     """A C2SP tile: the index in groups of three digits (`x001/x234/067`), with `.p/WIDTH` behind it if partial."""
     index, width = _tile_place(tile)
     octets = "application/octet-stream"
-    return await _read(
+    return await read_recorded(
         request, gate, "tile", lambda reader, _: reader.tile(level, index, width), log=log, media_type=octets
     )
 
@@ -177,7 +177,9 @@ async def tile(
 async def logs(request: Asking, gate: NamedDependency[Gate]) -> Response[bytes]:
     """The log of this gateway's host, and those of other hosts that the parameter `log` may name elsewhere: the origin
     of each, how many records it has, and whether it can be read now. One that cannot is named all the same."""
-    return await _read(request, gate, "logs", lambda _, permit: _encode({"logs": gate.logs.states(permit)}), log=None)
+    return await read_recorded(
+        request, gate, "logs", lambda _, permit: encode({"logs": gate.logs.states(permit)}), log=None
+    )
 
 
 ROUTES = (records, record, checkpoint, inclusion, consistency, tile, logs)
@@ -186,7 +188,7 @@ ROUTES = (records, record, checkpoint, inclusion, consistency, tile, logs)
 # The one way to read -------------------------------------------------------------------------------------------------
 
 
-async def _read(
+async def read_recorded(
     request: Asking,
     gate: Gate,
     question: str,
@@ -209,11 +211,11 @@ def _said(request: Asking) -> dict[str, str]:
 # Forms ---------------------------------------------------------------------------------------------------------------
 
 
-def _row(entry: Entry) -> dict[str, Any]:
+def row(entry: Entry) -> dict[str, Any]:
     return {"index": entry.index, "record": msgspec.Raw(entry.leaf)}
 
 
-def _encode(value: Any) -> bytes:
+def encode(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 

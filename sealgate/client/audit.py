@@ -4,6 +4,7 @@ Records come as the exact leaf bytes: they are parsed strictly, and `prove` show
 signed checkpoint. A filter's answer is not proven complete by that; an exported range is (`sealgate audit verify`).
 
 Trusts: the trust file's log keys. Never: takes a record or a checkpoint on the gateway's word where a proof exists.
+Long, because it is the whole of the auditors' API on one page.
 """
 
 from __future__ import annotations
@@ -62,6 +63,22 @@ class _Page(msgspec.Struct):
     cursor: str | None = None
 
 
+class _HoldRow(msgspec.Struct):
+    placed: _Row
+    released: _Row | None = None
+
+
+class _Holds(msgspec.Struct):
+    holds: list[_HoldRow]
+    cursor: str | None = None
+
+
+class _Erasures(msgspec.Struct):
+    erasures: list[_Row]
+    tree_size: int
+    cursor: str | None = None
+
+
 class _Proof(msgspec.Struct):
     hashes: list[str]
 
@@ -96,6 +113,18 @@ class AuditPage:
     entries: tuple[AuditEntry, ...]
     cursor: str | None
     tree_size: int
+
+
+@dataclass(frozen=True)
+class ListedHold:
+    """A legal hold: the record that placed it, and the one that released it, if the service found one."""
+
+    placed: AuditEntry
+    released: AuditEntry | None
+
+    @property
+    def name(self) -> str:
+        return self.placed.record.reason
 
 
 class AuditClient:
@@ -155,6 +184,37 @@ class AuditClient:
         if identifier not in (entry.record.id, str(entry.index)):
             raise LogError("the service answered with another record than was asked for", code="other-record")
         return entry
+
+    def holds(
+        self, *, tenant: str | None = None, in_force: bool = False, cursor: str | None = None
+    ) -> tuple[tuple[ListedHold, ...], str | None]:
+        """A page of legal holds, newest first, and the cursor of the next. Whether a release was left out, only a
+        bundle shows."""
+        query = {"tenant": tenant, "cursor": cursor, "in_force": "1" if in_force else None}
+        page = self._json("/audit/v1/holds", {name: text for name, text in query.items() if text is not None}, _Holds)
+        rows = [
+            ListedHold(self._entry(row.placed), None if row.released is None else self._entry(row.released))
+            for row in page.holds
+        ]
+        for hold in rows:
+            released = hold.name if hold.released is None else hold.released.record.reason
+            kinds = (hold.placed.record.kind, "hold.released" if hold.released is None else hold.released.record.kind)
+            if kinds != ("hold.placed", "hold.released") or released != hold.name:
+                raise LogError("the service calls records holds that are none", code="other-record")
+        return tuple(rows), page.cursor
+
+    def erasures(
+        self, *, tenant: str | None = None, refused: bool = False, cursor: str | None = None, limit: int = 100
+    ) -> AuditPage:
+        """A page of erasures of names, newest first; with `refused`, of those that a hold did not let happen."""
+        query = {"tenant": tenant, "cursor": cursor, "limit": str(limit), "outcome": "refused" if refused else "erased"}
+        given = {name: text for name, text in query.items() if text is not None}
+        page = self._json("/audit/v1/erasures", given, _Erasures)
+        entries = tuple(self._entry(row) for row in page.erasures)
+        kind = "erasure.refused" if refused else "erasure.completed"
+        if any(entry.record.kind != kind for entry in entries):
+            raise LogError("the service calls records erasures that are none", code="other-record")
+        return AuditPage(entries, page.cursor, page.tree_size)
 
     def checkpoint(self, *, cosigned: bool = False) -> VerifiedCheckpoint:
         """The newest checkpoint, its signatures verified; raises LogError. With `cosigned`, the newest one that the

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 
-from sealgate.client import audit_asking, audit_evidence, audit_exports, audit_logs, audit_reports
+from sealgate.client import audit_asking, audit_evidence, audit_exports, audit_holds, audit_logs, audit_reports
 from sealgate.command import Command
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="audit_command", metavar="ACTION", required=True)
-    for group in (audit_asking, audit_logs, audit_evidence, audit_exports, audit_reports):
+    for group in (audit_asking, audit_logs, audit_evidence, audit_exports, audit_reports, audit_holds):
         group.configure(commands)
 
 
