@@ -21,6 +21,8 @@ from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.limits import MAX_CLASSES, MAX_COLUMNS, MAX_TRAINING_STEPS
 from training.limits import MAX_CONFIGURATION
 
+PACKAGE = "package:"  # begins the name of a folder inside an installed Python package
+
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of all sections."""
@@ -90,6 +92,12 @@ class Configuration(_Section, frozen=True):
     optimizer: OptimizerSection
     selection: SelectionSection
     architecture: dict[str, Any] = {}
+    image: dict[str, Any] = {}
+    sequence: dict[str, Any] = {}
+    text: dict[str, Any] = {}
+    tokens: dict[str, Any] = {}
+    graph: dict[str, Any] = {}
+    pretrained: dict[str, str] = {}
     columns: dict[str, tuple[Decimal, ...]] = {}
 
     @property
@@ -117,7 +125,7 @@ def load_configuration(path: Path) -> Configuration:
         raise ConfigurationError(f"{path} is larger than {MAX_CONFIGURATION} bytes")
     try:
         parsed = tomllib.loads(data.decode(), parse_float=Decimal)
-        configuration = msgspec.convert(parsed, Configuration)
+        configuration = _beside(path, msgspec.convert(parsed, Configuration))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
     try:
@@ -125,6 +133,16 @@ def load_configuration(path: Path) -> Configuration:
     except ConfigurationError as error:
         raise ConfigurationError(f"{path}: {error}") from error
     return configuration
+
+
+def _beside(path: Path, configuration: Configuration) -> Configuration:
+    """A `[pretrained] folder` that is a path is meant from where the file stands."""
+    folder = configuration.pretrained.get("folder", PACKAGE)
+    if folder.startswith(PACKAGE):
+        return configuration
+    return msgspec.structs.replace(
+        configuration, pretrained={**configuration.pretrained, "folder": str(path.parent / folder)}
+    )
 
 
 def micro(value: Decimal, name: str) -> int:

@@ -19,6 +19,7 @@ class Examples:
     inputs: tuple[NDArray[Any], ...]
     target: NDArray[np.float64]  # [n]
     people: NDArray[np.str_] | None = None  # [n]
+    texts: NDArray[np.object_] | None = None  # [n], what the tokens were made of, to write held-out rows as they were
 
     def __len__(self) -> int:
         return len(self.target)
@@ -26,7 +27,8 @@ class Examples:
     def take(self, mask: NDArray[np.bool_]) -> Examples:
         """The rows where `mask` holds."""
         people = None if self.people is None else self.people[mask]
-        return Examples(tuple(one[mask] for one in self.inputs), self.target[mask], people)
+        texts = None if self.texts is None else self.texts[mask]
+        return Examples(tuple(one[mask] for one in self.inputs), self.target[mask], people, texts)
 
     def row_bytes(self, row: int) -> bytes:
         """One row's content: every input and the target, little-endian."""

@@ -9,6 +9,7 @@ from sealgate.certificate.manifest import Manifest, OutputTensor, ValueRange, ch
 from sealgate.errors import CertificateError, ConfigurationError, DecodeError
 from training.configuration import Configuration
 from training.forms import form_of
+from training.pretrained import architecture_options
 
 
 def architecture_of(configuration: Configuration, inputs: tuple[InputTensor, ...]) -> Architecture:
@@ -20,7 +21,7 @@ def architecture_of(configuration: Configuration, inputs: tuple[InputTensor, ...
     )
     try:
         spec = FAMILIES[model.family].declared(
-            configuration.architecture, inputs=declared, classes=len(configuration.data.classes)
+            architecture_options(configuration), inputs=declared, classes=len(configuration.data.classes)
         )
     except DecodeError as error:
         raise ConfigurationError(f"[architecture] of a {model.family}: {error}") from error

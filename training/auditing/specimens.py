@@ -17,8 +17,8 @@ from training.randomness import Keystream
 def made_up_inputs(spec: Spec, count: int, stream: Keystream, *, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """`count` examples, each tensor [count, ...]: numbers uniform in [-1, 1], tokens uniform over the vocabulary.
 
-    A second input that is square, as the adjacency of a graph's nodes is, is symmetric and holds ones and zeros: ones on
-    its diagonal, so that every node is there.
+    A second input that is square, as the adjacency of a graph's nodes is, is symmetric and holds ones and zeros,
+    with ones on its diagonal: every node is there.
     """
     shapes = spec.input_shapes()
     found: list[torch.Tensor] = []

@@ -14,7 +14,7 @@ from sealgate.certificate.inputs import InputTensor
 from sealgate.errors import ConfigurationError
 from training.configuration import Configuration
 from training.examples import Examples
-from training.forms import table
+from training.forms import graph, image, sequence, table, text, tokens
 
 
 class Form(Protocol):
@@ -30,7 +30,14 @@ class Form(Protocol):
         """Write rows as people can send them to the model, mode 0600, atomic."""
 
 
-FORMS: dict[str, Form] = {"table": table}
+FORMS: dict[str, Form] = {
+    "table": table,
+    "image": image,
+    "sequence": sequence,
+    "text": text,
+    "tokens": tokens,
+    "graph": graph,
+}
 
 
 def form_of(configuration: Configuration) -> Form:

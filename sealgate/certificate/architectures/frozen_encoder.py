@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from sealgate.certificate.architectures.spec import ACTIVATIONS
+from sealgate.certificate.architectures.linear import MlpSpec, linear_part
+from sealgate.certificate.architectures.spec import ACTIVATIONS, Spec
 from sealgate.certificate.architectures.steps import TokensSpec
 from sealgate.certificate.architectures.transformer import (
     attention_refusals,
@@ -58,6 +59,11 @@ class FrozenEncoderSpec(TokensSpec, frozen=True, kw_only=True, tag="frozen-encod
             tensors.update(linear_tensor(f"head.{2 * place}", width_in, width))  # activations stand between them
             width_in = width
         return tensors
+
+    def trained_part(self) -> Spec:
+        if self.hidden:
+            return MlpSpec(inputs=self.width, hidden=self.hidden, activation=self.activation, classes=self.classes)
+        return linear_part(self.width, self.classes)
 
     def size_refusals(self) -> Iterator[str]:
         yield from super().size_refusals()

@@ -72,6 +72,13 @@ class LogisticRegressionSpec(_RowSpec, frozen=True, tag="logistic-regression"):
         return from_options(cls, options, inputs=width, classes=classes)  # type: ignore[no-any-return]
 
 
+def linear_part(inputs: int, classes: int) -> LinearRegressionSpec | LogisticRegressionSpec:
+    """One linear layer, as a model of its own: for values without classes, otherwise for classes."""
+    if classes:
+        return LogisticRegressionSpec(inputs=inputs, classes=classes)
+    return LinearRegressionSpec(inputs=inputs)
+
+
 class MlpSpec(_RowSpec, frozen=True, tag="mlp"):
     """Linear layers with one activation between them. `classes` is 0 for regression."""
 

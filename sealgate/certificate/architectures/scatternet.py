@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+from sealgate.certificate.architectures.linear import linear_part
 from sealgate.certificate.architectures.spec import DeclaredInputs, Spec, from_options
 from sealgate.limits import (
     MAX_IMAGE_CHANNELS,
@@ -52,6 +53,9 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         return {"head.weight": (self.logit_count, self.feature_count), "head.bias": (self.logit_count,)}
+
+    def trained_part(self) -> Spec:
+        return linear_part(self.feature_count, self.classes)
 
     def size_refusals(self) -> Iterator[str]:
         if not (0 < self.scales <= MAX_SCATTERING_SCALES and 0 < self.angles <= MAX_SCATTERING_ANGLES):

@@ -58,6 +58,13 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="f
         """
         raise NotImplementedError
 
+    def trained_part(self) -> Spec:
+        """What training sees: an architecture over the outputs of the part that is fixed, or all of it if none is.
+
+        A module with a fixed part has it as `features`, and the trained part behind it as `head`.
+        """
+        return self
+
     def refusals(self) -> Iterator[str]:
         """Every reason to refuse this architecture; none if it may be built."""
         if not (self.classes == 0 or 2 <= self.classes <= MAX_CLASSES):
