@@ -18,6 +18,7 @@ EPSILON_MARGIN_MICRO = 10  # stated above the computed figure: rounding differs 
 NEWTON_STEPS = 60  # of the solver behind objective perturbation; ten are usual
 SIGMA_GRID_MICRO = 1000  # sigma is calibrated to three decimals
 PROGRESS_POINTS = 12  # how often the progress bar's epsilon is computed
+FIXED_ROWS = 256  # rows of one batch of the fixed part of a model
 EVALUATION_ROWS = 4096  # rows of one batch when a model is measured
 
 # The audit gate: enough lanes to tell ten per cent less noise at epsilon 3, few enough for seconds.

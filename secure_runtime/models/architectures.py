@@ -55,6 +55,17 @@ def build(architecture: Architecture) -> nn.Module:
             return Graph(architecture)
 
 
+def parts_of(module: nn.Module) -> tuple[nn.Module | None, nn.Module]:
+    """What is fixed and comes first, if anything, and what is trained: module(*inputs) is trained(fixed(*inputs))."""
+    match module:
+        case ScatterNet():
+            return module.features, module.head
+        case FrozenEncoder():
+            return module.get_submodule("encoder"), module.head
+        case _:
+            return None, module
+
+
 def probabilities(architecture: Architecture, logits: torch.Tensor) -> torch.Tensor:
     """Class probabilities [n, classes] from logits [n, logits]. Two classes: the second one's from a sigmoid."""
     if architecture.classes == 2:
