@@ -58,10 +58,8 @@ def build(architecture: Architecture) -> nn.Module:
 def parts_of(module: nn.Module) -> tuple[nn.Module | None, nn.Module]:
     """What is fixed and comes first, if anything, and what is trained: module(*inputs) is trained(fixed(*inputs))."""
     match module:
-        case ScatterNet():
+        case ScatterNet() | FrozenEncoder():
             return module.features, module.head
-        case FrozenEncoder():
-            return module.get_submodule("encoder"), module.head
         case _:
             return None, module
 
