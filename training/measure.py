@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sealgate.certificate.manifest import Manifest
-from secure_runtime.models.architectures import build
+from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
 from training.examples import Examples
 from training.limits import BASELINE_ROWS, BASELINE_STEPS, EVALUATION_ROWS
@@ -56,18 +56,26 @@ def measure(manifest: Manifest, module: nn.Module, examples: Examples) -> Qualit
     return Quality("R2", 1.0 - residual / spread if spread > 0 else 0.0, len(examples))
 
 
-def train_plainly(manifest: Manifest, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> nn.Module:
-    """The same architecture on the same scaled rows without privacy: Adam, a fixed number of steps."""
+def train_plainly(
+    manifest: Manifest, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor, *, fixed: nn.Module | None = None
+) -> nn.Module:
+    """The same architecture on the same scaled rows without privacy: Adam, a fixed number of steps.
+
+    `inputs` are those of the part that is trained; `fixed` is the part before it, if there is one.
+    """
     module = build(manifest.architecture).double()
     initialise(module)
+    before, trained = parts_of(module)
+    if before is not None and fixed is not None:
+        before.load_state_dict(fixed.state_dict())
     losses = Loss.usual(manifest.classes)
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     means = [torch.zeros_like(parameter) for parameter in parameters]
     squares = [torch.zeros_like(parameter) for parameter in parameters]
     for step in range(1, BASELINE_STEPS + 1):
         start = (step - 1) * BASELINE_ROWS % len(targets)
         part = slice(start, start + BASELINE_ROWS)
-        loss = losses.each(module(*(one[part] for one in inputs)), targets[part]).mean()
+        loss = losses.each(trained(*(one[part] for one in inputs)), targets[part]).mean()
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
             for parameter, mean, square, gradient in zip(parameters, means, squares, gradients, strict=True):
