@@ -27,7 +27,7 @@ from sealgate.certificate.bundle import VerifiedBundle
 from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.manifest import Manifest, manifest_bytes
 from sealgate.certificate.recompute import GaussianSteps
-from secure_runtime.models.architectures import build
+from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
 from training.accountant import calibrate, cost_of
 from training.auditing.gate import audit_dp_sgd
@@ -35,6 +35,7 @@ from training.auditing.subject import Subject
 from training.configuration import Configuration, load_configuration, micro
 from training.documents import card_of, certificate_of
 from training.examples import Examples
+from training.fixed_features import fixed_first
 from training.forms import form_of
 from training.losses import Loss
 from training.manifests import manifest_of
@@ -160,9 +161,10 @@ def run_experiment(
     commitment = commit(kept, key=opening)
     inputs, targets = model_space(manifest, kept)
     module = fresh_module(manifest, entropy)  # 5
+    trained, inputs = fixed_first(module, inputs)
     with narrator.progress(mechanism) as on_step:
         executed = train_privately(
-            module,
+            trained,
             inputs,
             targets,
             constants=constants,
@@ -171,7 +173,7 @@ def run_experiment(
             on_step=on_step,
         )
     quality = measure(manifest, module, held)  # 6
-    plain = measure(manifest, train_plainly(manifest, inputs, targets), held)
+    plain = measure(manifest, train_plainly(manifest, inputs, targets, fixed=parts_of(module)[0]), held)
     narrator.compare(quality, plain)
     weights = weights_bytes(module)  # 7
     certificate = certificate_of(
