@@ -37,11 +37,12 @@ from training.documents import card_of, certificate_of
 from training.examples import Examples
 from training.fixed_features import fixed_first
 from training.forms import form_of
+from training.initialisation import initialise
 from training.losses import Loss
 from training.manifests import manifest_of
 from training.measure import Quality, measure, train_plainly
 from training.outputs import Outputs, check_outputs
-from training.private_sgd import PrivateSgd, initialise, train_privately
+from training.private_sgd import PrivateSgd, train_privately
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
 from training.split import commit, hold_out, write_private
@@ -149,8 +150,8 @@ def run_experiment(
     findings = None
     if audit:  # 3
         subject = Subject(constants=constants, loss=loss, delta=configuration.delta)
-        spec = manifest.architecture
-        findings = audit_dp_sgd(subject, spec, lambda: fresh_module(manifest, entropy), entropy=entropy)
+        module = fresh_module(manifest, entropy)
+        findings = audit_dp_sgd(subject, manifest.architecture, module, entropy=entropy)
         findings.require(epsilon_micro=cost.epsilon_micro)
     narrator.audited(findings)
     form = form_of(configuration)

@@ -16,9 +16,9 @@ from sealgate.certificate.manifest import Manifest
 from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
 from training.examples import Examples
+from training.initialisation import initialise
 from training.limits import BASELINE_ROWS, BASELINE_STEPS, EVALUATION_ROWS
 from training.losses import Loss
-from training.private_sgd import initialise
 
 
 @dataclass(frozen=True)

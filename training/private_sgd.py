@@ -99,26 +99,6 @@ class PrivateSgd:
         )
 
 
-def initialise(module: nn.Module, entropy: Entropy = random_bytes) -> None:
-    """Fill a multi-layer module: weights uniform by fan-in, biases zero. A single layer stays zero (convex losses).
-
-    What is frozen stays as it is.
-    """
-    layers = [
-        layer
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and layer.weight.requires_grad
-    ]
-    if len(layers) < 2:
-        return
-    stream = Keystream(entropy)
-    with torch.no_grad():
-        for layer in layers:
-            bound = (3.0 / layer.weight[0].numel()) ** 0.5
-            values = (2.0 * stream.uniform(layer.weight.numel()) - 1.0) * bound
-            layer.weight.copy_(torch.from_numpy(values).reshape(layer.weight.shape))
-
-
 def train_privately(
     module: nn.Module,
     inputs: tuple[torch.Tensor, ...],

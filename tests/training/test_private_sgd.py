@@ -15,10 +15,10 @@ from secure_runtime.models.architectures import build
 from training.dp_sgd.gradient_sum import GradientSum
 from training.dp_sgd.noise import GaussianNoise
 from training.errors import TrainingError
+from training.initialisation import initialise
 from training.losses import Loss
 from training.private_sgd import (
     PrivateSgd,
-    initialise,
     train_privately,
 )
 from training.randomness import Keystream
