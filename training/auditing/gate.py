@@ -16,7 +16,7 @@ wrong. Nothing is tried twice. Trusts: the operating system's randomness. Never:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -82,13 +82,15 @@ class Findings:
 def audit_dp_sgd(
     subject: Subject,
     spec: Spec,
-    make: Callable[[], nn.Module],
+    module: nn.Module,
     *,
     entropy: Entropy = random_bytes,
     on_probe: OnProbe = lambda _probe: None,
 ) -> Findings:
-    """Run all probes; `make` gives initialised modules of the architecture `spec`. Raises CertificateError for
-    constants whose claim cannot be computed."""
+    """Run all probes. `module` is an initialised one of the architecture `spec`, in the arithmetic of the run; it is
+    used up. Raises CertificateError for constants whose claim cannot be computed.
+    """
+    subject = replace(subject, dtype=next(module.parameters()).dtype)
     found: list[Probe] = []
 
     def note(probe: Probe) -> None:
@@ -99,7 +101,7 @@ def audit_dp_sgd(
     note(replay.contributions_are_clipped(subject, entropy))  # 2
     note(replay.sampling_is_poisson(subject, entropy))  # 3
     note(replay.constants_are_public(subject, entropy))  # 4
-    note(neighbours.no_example_moves_more(subject, spec, make, entropy))  # 5
+    note(neighbours.no_example_moves_more(subject, spec, module, entropy))  # 5
     observed = membership.observe(subject, entropy)
     note(membership.noise_as_declared(subject, observed, entropy))  # 6
     note(membership.contributions_as_declared(subject, observed))  # 7

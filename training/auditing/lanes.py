@@ -68,11 +68,16 @@ class Canaries:
     lanes: NDArray[np.int64]  # [n]
     sizes: NDArray[np.float64]  # [n]
 
-    def rows(self, subject: Subject) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """The trainer's inputs and targets."""
+    def rows(self, subject: Subject) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor | None]:
+        """The trainer's inputs, targets and groups. A canary that is a person has more rows than may count."""
         marks = np.stack([self.lanes, self.sizes * (subject.constants.clip_norm / slope(subject.loss))], axis=1)
-        targets = torch.full((len(self.lanes),), canary_target(subject.loss), dtype=subject.dtype)
-        return (torch.from_numpy(marks).to(subject.dtype),), targets
+        groups = None
+        if subject.persons:
+            times = subject.constants.unit_rows + 1
+            marks = marks.repeat(times, axis=0)
+            groups = torch.arange(len(self.lanes)).repeat_interleave(times)
+        targets = torch.full((len(marks),), canary_target(subject.loss), dtype=subject.dtype)
+        return (torch.from_numpy(marks).to(subject.dtype),), targets, groups
 
 
 def watch(
@@ -92,6 +97,15 @@ def watch(
         moved[step - 1] = (now - place) / subject.unit
         place = now
 
-    inputs, targets = canaries.rows(subject)
-    subject.trainer(module, inputs, targets, constants=constants, loss=subject.loss, entropy=entropy, on_step=on_step)
+    inputs, targets, groups = canaries.rows(subject)
+    subject.trainer(
+        module,
+        inputs,
+        targets,
+        constants=constants,
+        loss=subject.loss,
+        groups=groups,
+        entropy=entropy,
+        on_step=on_step,
+    )
     return moved

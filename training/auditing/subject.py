@@ -35,6 +35,7 @@ class Trainer(Protocol):
         *,
         constants: PrivateSgd,
         loss: Loss,
+        groups: torch.Tensor | None,
         entropy: Entropy,
         on_step: Callable[[int], None],
     ) -> int: ...
@@ -42,13 +43,17 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A trainer with the constants of the run to come; `delta` as the certificate will state it."""
+    """A trainer with the constants of the run to come; `delta` as the certificate will state it.
+
+    With `persons` the unit of privacy is a person with all rows, not a row.
+    """
 
     constants: PrivateSgd
     loss: Loss
     delta: str
     trainer: Trainer = train_privately
     dtype: torch.dtype = torch.float64
+    persons: bool = False
 
     def bare(self, *, steps: int) -> PrivateSgd:
         """The run's constants with an update that hides nothing: weights move by the noisy sum over the divisor."""

@@ -35,7 +35,7 @@ class Faults:
     no_noise_without_rows: bool = False  # a step that drew nobody releases nothing
 
 
-def plainly(faults, module, inputs, targets, *, constants, loss, entropy, on_step):
+def plainly(faults, module, inputs, targets, *, constants, loss, groups, entropy, on_step):
     """DP-SGD in the plainest way."""
     parameters = dict(module.named_parameters())
     buffers = dict(module.named_buffers())
@@ -107,7 +107,7 @@ def clipped(faults, gradients, bound):
 def other_constants(change: Callable) -> Callable:
     """The product's engine, run with other constants than it is said to be. change(constants, rows) -> constants."""
 
-    def train(module, inputs, targets, *, constants, loss, entropy, on_step):
+    def train(module, inputs, targets, *, constants, loss, groups, entropy, on_step):
         wrong = change(constants, len(targets))
         return train_privately(module, inputs, targets, constants=wrong, loss=loss, entropy=entropy, on_step=on_step)
 
@@ -122,11 +122,11 @@ def _rate(factor: Fraction) -> Callable:
     return other_constants(lambda c, _rows: replace(c, rate=min(Fraction(1), c.rate * factor)))
 
 
-def fixed_entropy(module, inputs, targets, *, constants, loss, entropy, on_step):
+def fixed_entropy(module, inputs, targets, *, constants, loss, groups, entropy, on_step):
     """The product's engine under randomness that was written down."""
     count = iter(range(10**9))
     return train_privately(
-        module, inputs, targets, constants=constants, loss=loss, on_step=on_step,
+        module, inputs, targets, constants=constants, loss=loss, groups=groups, on_step=on_step,
         entropy=lambda size: bytes([next(count) % 251]) * size,
     )  # fmt: skip
 
