@@ -27,9 +27,9 @@ from training.limits import EPSILON_MARGIN_MICRO, NEWTON_STEPS
 from training.mechanisms.noises import gaussian_values, noise_part
 from training.randomness import Keystream
 
-CURVATURE_SHARE = 0.1  # of epsilon goes to the determinant of the Hessian, where lambda is not given
+CURVATURE_SHARE = 0.1  # of epsilon, or of 1 if that is less, goes to the determinant where lambda is not given
 OUTPUT_SHARE = 0.05  # of delta hides how close the solver came
-_TOLERANCE_PER_ROW = 1e-14  # of B: what float64 sums of that many rows can reach with room to spare
+_TOLERANCE_PER_ROW = 4e-15  # of B: what float64 sums of that many rows can reach with room to spare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def plan_objective(
     """The least noise whose stated epsilon is at most the target; raises ConfigurationError."""
     norm, target = row_norm_micro / MICRO, (target_micro - EPSILON_MARGIN_MICRO) / MICRO
     if regularisation_micro is None:
-        regularisation_micro = math.ceil(norm**2 / 4 / math.expm1(CURVATURE_SHARE * target) * MICRO)
+        regularisation_micro = math.ceil(norm**2 / 4 / math.expm1(CURVATURE_SHARE * min(target, 1.0)) * MICRO)
     left = target - math.log1p(norm**2 / 4 / (regularisation_micro / MICRO))
     if left <= 0:
         raise ConfigurationError(
@@ -87,9 +87,9 @@ def plan_objective(
 
 
 def _tolerance(norm: float, population: int) -> Decimal:
-    """A power of ten that sums over about `population` rows of this norm can be brought below."""
-    wanted = Decimal(_TOLERANCE_PER_ROW * norm * max(population, 100))
-    return Decimal(10) ** int(wanted.log10().to_integral_value(rounding=ROUND_CEILING))
+    """What sums over about `population` rows of this norm can be brought below, with one digit."""
+    wanted = Decimal(_TOLERANCE_PER_ROW * norm * max(population, 1000))
+    return wanted.quantize(Decimal(10) ** wanted.adjusted(), rounding=ROUND_CEILING)
 
 
 def solve_objective(plan: ObjectivePlan, rows: torch.Tensor, labels: torch.Tensor, *, entropy: Entropy) -> torch.Tensor:

@@ -71,18 +71,23 @@ def replaced(epsilon_at: Callable[[float], float], delta: float) -> float:
     """Epsilon for replacing a unit, from a curve for adding or removing one: two steps of group privacy.
 
     Who is (e, d) for one step is (2 e, (1 + exp(e)) d) for two (Vadhan 2017, lemma 2.2). Sought is a d that comes out
-    at `delta`; the answer holds for whichever d is tried, so a search that stops early is only looser.
+    at `delta`; the answer holds for whichever d passes, so a search that stops early is only looser.
     """
-    best = inf
-    low, high = log(delta) - 60.0, log(delta / 2)
-    for _ in range(40):
+
+    def holds(step: float) -> bool:
+        epsilon = epsilon_at(exp(step))
+        return epsilon < 700 and (1 + exp(epsilon)) * exp(step) <= delta
+
+    # The largest d that holds gives the least epsilon: walk down from delta / 2 to one, then back up by halves.
+    high = log(delta / 2)
+    low = next((high - step / 2 for step in range(240) if holds(high - step / 2)), None)
+    if low is None:
+        return inf
+    high = min(high, low + 0.5)
+    for _ in range(30):
         middle = (low + high) / 2
-        epsilon = epsilon_at(exp(middle))
-        if epsilon < 700 and (1 + exp(epsilon)) * exp(middle) <= delta:
-            best, low = min(best, 2 * epsilon), middle
-        else:
-            high = middle
-    return best
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return 2 * epsilon_at(exp(low))
 
 
 @dataclass(frozen=True, kw_only=True)
