@@ -8,6 +8,9 @@
     5. commit, which returns when the disk has it
     6. only now the new root is signed and receipts are built
 
+A batch that begins in another half-year than the shard did is preceded by the turn: a transaction of its own that ends
+one shard and begins the next, and publishes the last checkpoint of the one and the first of the other.
+
 Trusts: the database's commit. Never: signs what is not durable; never goes on after an error, whoever calls decides
 nothing: every exception out of `commit` and `publish` is fatal to the log.
 Long, because it is one transaction from its first statement to its receipts.
@@ -16,7 +19,7 @@ Long, because it is one transaction from its first statement to its receipts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -32,26 +35,33 @@ from audit.limits import MAX_INDEXED_TEXT
 from audit.opening import Intent, Opened
 from audit.publishing import PublishedNotes
 from audit.sealing import HeadSeal
+from audit.shards import Shard, add_shard
 from audit.subjects import Subjects
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
 from audit.tables import open_intent as intent_table
+from audit.tree import TileWriter
+from audit.turning import InForce, beginning, closing
 from sealgate.ambient import Clock, Entropy, uuid7
 from sealgate.errors import DecodeError
 from sealgate.transparency.cose_receipt import reissue
 from sealgate.transparency.cosignatures import Cosigner
-from sealgate.transparency.merkle import inclusion_proof, leaf_hash
-from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
+from sealgate.transparency.merkle import Frontier, inclusion_proof, leaf_hash
+from sealgate.transparency.notes import Checkpoint, NoteSigner, parse_checkpoint_text, sign_checkpoint, split_note
 from sealgate.transparency.published import sign_published, sign_root
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import ENDS, Record, leaf_bytes
+from sealgate.transparency.shards import half_year_of, shard_name
 
 Effect = Callable[[Connection, Record], Record]
 """Runs inside the writer's transaction, in a SAVEPOINT of its own, with the record as it would be written (id and time
 filled). Returns the record to write, the same or another (a denial, for example). MUST NOT commit, roll back, block or
 touch the log's own tables. Raising undoes what it did and fails this append alone; an error of the database itself
 fails the log."""
+
+Balances = Callable[[Connection], Mapping[str, tuple[int, int]]]
+"""What is left of each privacy budget (millionths), and since when its window runs (microseconds)."""
 
 _INHERITED = ("tenant", "actor", "authn", "operation", "purpose")
 
@@ -78,7 +88,7 @@ class Pending:
 @dataclass(frozen=True)
 class _Accepted:
     pending: Pending
-    index: int
+    index: int  # in its shard
     record: Record
     leaf: bytes
     hashed: bytes
@@ -125,29 +135,50 @@ class Committer:
         mldsa: Cosigner | None,
         seal: HeadSeal,
         subjects: Subjects,
+        turns: bool,
+        balances: Balances,
         clock: Clock,
         entropy: Entropy,
     ) -> None:
+        """`turns` says whether a new shard begins with each half-year, `balances` what is left of budgets then."""
         self._engine = hold.engine
         self._rows = hold.rows
+        self._shards = list(opened.shards.all)
+        self._in_force = InForce(opened.policy)
+        self._turns = turns
+        self._balances = balances
+        self._log_signer, self._log_mldsa, self._log_seal = signer, mldsa, seal
+        self._name_keys()
         self._frontier = opened.frontier
         self._tiles = opened.tiles
         self._intents = opened.intents
         self._holds = self._sealed_holds = opened.holds
-        self._signer = signer
-        self._mldsa = mldsa
-        self._seal = seal
         self._subjects = subjects
         self._clock = clock
         self._entropy = entropy
-        self._stored = PublishedNotes(checkpoint_table, opened.checkpoint.checkpoint.size if opened.checkpoint else -1)
-        self._cosigned = PublishedNotes(cosigned_table, opened.cosigned_size)
-        self._note: tuple[int, bytes] | None = None  # newest signed checkpoint: size, note
+        self._stored = PublishedNotes(checkpoint_table, opened.published)
+        self._cosigned = PublishedNotes(cosigned_table, opened.cosigned)
+        # Of notes, up to which position they reach, through all shards.
+        self._last: tuple[int, bytes] | None = None  # the last checkpoint of a shard that ended, if not stored yet
+        self._note: tuple[int, bytes] | None = None  # newest signed checkpoint
         self._witnessed: tuple[int, bytes] | None = None  # newest cosigned one, if readers cannot see it yet
+        if opened.unsigned is not None:
+            self._sign_last(opened.unsigned)
 
     @property
     def size(self) -> int:
-        return self._frontier.size
+        """How many records the log has, in all its shards."""
+        return self._shard.first + self._frontier.size
+
+    @property
+    def _shard(self) -> Shard:
+        return self._shards[-1]
+
+    def _name_keys(self) -> None:
+        """The log's keys under the name of its newest shard."""
+        origin = self._shard.origin
+        self._signer = self._log_signer.under(origin)
+        self._seal = self._log_seal.under(origin)
 
     @property
     def note(self) -> bytes:
@@ -161,7 +192,7 @@ class Committer:
     @property
     def unpublished(self) -> bool:
         """A checkpoint was signed, or cosigned, that readers cannot see yet."""
-        return self._witnessed is not None or (self._note is not None and self._note[0] > self._stored.size)
+        return bool(self._witnessed or self._last) or (self._note is not None and self._note[0] > self._stored.size)
 
     def cose_receipt(self, receipt: bytes) -> bytes:
         """See AuditLog.cose_receipt. From any thread: it reads nothing that changes."""
@@ -169,17 +200,22 @@ class Committer:
 
     def take_cosigned(self, size: int, note: bytes) -> None:
         """Publish this cosigned checkpoint with the next one, unless a newer one is there already."""
-        if size > self._cosigned.size:
-            self._witnessed = (size, note)
+        origin = parse_checkpoint_text(split_note(note)[0]).origin
+        for shard in self._shards:
+            if shard.origin == origin and shard.first + size > self._cosigned.size:
+                self._witnessed = (shard.first + size, note)
 
     def commit(self, batch: list[Pending], *, publish: bool = False) -> Outcome:
         """Write the batch; `publish` also stores the checkpoint signed after the batch before it."""
+        half_year = half_year_of(self._clock())
+        if self._turns and half_year > self._shard.half_year:
+            self._turn(half_year)
         refused: list[tuple[Pending, Exception]] = []
         with self._engine.begin() as connection:
             flushed = self._subjects.flush(connection)  # 1
             accepted = list(self._accept(connection, batch, refused))  # 2
             nodes = {(peak.level, peak.position): peak.hash for peak in self._frontier.peaks}
-            expected = self._frontier.size
+            expected = self.size
             for item in accepted:
                 for node in self._frontier.append(item.hashed):
                     nodes[node.level, node.position] = node.hash
@@ -194,7 +230,7 @@ class Committer:
             return Outcome([], refused)
         size = self._frontier.size
         note = sign_checkpoint(Checkpoint(self._signer.name, size, root), self._signer)  # 6
-        self._note = (size, note)
+        self._note = (self.size, note)
         appended = []
         for item in accepted:
             proof = inclusion_proof(item.index, size, lambda level, index: nodes[level, index])
@@ -212,6 +248,50 @@ class Committer:
         """Raise if the database is gone, and the hold on the log with it."""
         with self._engine.begin() as connection:
             connection.execute(_STILL_THERE)
+
+    # The turn --------------------------------------------------------------------------------------------------------
+
+    def _turn(self, half_year: int) -> None:
+        """End the shard and begin the one of this half-year: both or neither."""
+        expected, ended = self.size, self._shard
+        under_way = sorted(self._intents.items(), key=lambda item: item[1].index)
+        with self._engine.begin() as connection:
+            following = shard_name(self._log_signer.name, half_year)
+            self._put(connection, [closing(following)])
+            self._tiles.close(connection)
+            last = Checkpoint(ended.origin, self._frontier.size, self._frontier.root())
+            left = self._balances(connection)
+            begun = Shard(number=ended.number + 1, origin=following, first=self.size, half_year=half_year)
+            add_shard(connection, begun)
+            self._shards.append(begun)
+            self._name_keys()
+            self._frontier, self._tiles = Frontier(), TileWriter(begun, 0, _nothing_there)
+            placed = [(intent.index, intent.record) for _, intent in under_way]
+            records = self._put(connection, beginning(last, self._in_force, under_way=placed, left=left))
+            root = self._frontier.root()
+            self._move_head(connection, expected, root)
+        stands_at = {record.grant: index for index, record in records if record.grant}
+        self._intents = {grant: Intent(stands_at[grant], intent.record, intent.began) for grant, intent in under_way}
+        self._sign_last(last)
+        self._cosigned.keep()
+        self._note = (self.size, sign_checkpoint(Checkpoint(begun.origin, self._frontier.size, root), self._signer))
+        self.publish()
+
+    def _put(self, connection: Connection, drafts: Sequence[Record]) -> list[tuple[int, Record]]:
+        """Write records of our own; give them, and where they stand in the shard."""
+        accepted = []
+        for index, draft in enumerate(drafts, self._frontier.size):
+            record, leaf = self._finish(self._complete(draft))
+            accepted.append(_Accepted(Pending(draft), index, record, leaf, leaf_hash(leaf)))
+        for item in accepted:
+            self._frontier.append(item.hashed)
+        self._write(connection, accepted)
+        return [(item.index, item.record) for item in accepted]
+
+    def _sign_last(self, last: Checkpoint) -> None:
+        """The last checkpoint of a shard that has ended, which is durable."""
+        note = sign_checkpoint(last, self._log_signer.under(last.origin))
+        self._last = (self._shard.first, note)
 
     # Records ---------------------------------------------------------------------------------------------------------
 
@@ -240,7 +320,7 @@ class Committer:
                 refused.append((pending, error))
                 continue
             if record.kind == "inference.authorized":
-                self._intents[record.id] = Intent(index, record)
+                self._intents[record.id] = Intent(index, record, index)
             elif record.kind in ENDS:
                 del self._intents[record.grant]
             yield _Accepted(pending, index, record, leaf, leaf_hash(leaf))
@@ -268,7 +348,7 @@ class Committer:
 
     def _complete(self, draft: Record) -> Record:
         """Fill what the writer answers for: version, origin, id, time, salt."""
-        if draft.log not in ("", self._signer.name):
+        if draft.log and not any(draft.log == shard.origin for shard in self._shards):
             raise AppendRefused("the record names another log", code="record-malformed")
         ts_us = draft.ts_us or self._clock()
         return msgspec.structs.replace(
@@ -304,7 +384,7 @@ class Committer:
         for name, value in given.items():
             if value not in ("", getattr(begun, name)):
                 raise AppendRefused(f"the end names another {name} than its authorization", code="end-differs")
-        if end.intent_seq not in (-1, intent.index):
+        if end.intent_seq not in (-1, intent.index, intent.began):
             raise AppendRefused("the end names another index than its authorization", code="end-differs")
         if end.kind == "inference.completed" and end.model != begun.model:
             raise AppendRefused("the answer comes from another model than was authorized", code="end-differs")
@@ -315,25 +395,28 @@ class Committer:
     # Tables ----------------------------------------------------------------------------------------------------------
 
     def _write(self, connection: Connection, accepted: list[_Accepted]) -> None:
-        self._rows.add(connection, [(item.index, item.leaf, item.record) for item in accepted])
-        count_days(connection, [(item.index, item.record) for item in accepted])
+        first = self._shard.first
+        self._rows.add(connection, [(first + item.index, item.leaf, item.record) for item in accepted])
+        count_days(connection, [(first + item.index, item.record) for item in accepted])
         begun = [item for item in accepted if item.record.kind == "inference.authorized"]
         ended = [item.record.grant for item in accepted if item.record.kind in ENDS]
         if begun:
-            connection.execute(_ADD_INTENTS, [{"grant_id": item.record.id, "idx": item.index} for item in begun])
+            connection.execute(
+                _ADD_INTENTS, [{"grant_id": item.record.id, "idx": first + item.index} for item in begun]
+            )
         if ended:
             self._rows.end_intents(connection, ended)
         self._tiles.append([item.hashed for item in accepted], connection)
         for item in accepted:
+            self._in_force.see(item.index, item.record)
             if item.record.kind in HOLD_KINDS:
-                self._holds = chained(self._holds, item.index, item.record)
+                self._holds = chained(self._holds, first + item.index, item.record)
 
     def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
-        size = self._frontier.size
-        seal = self._seal.over(size, root, holds=self._holds)
-        new = {"new_size": size, "new_root": root, "new_seal": seal, "new_holds": self._holds}
+        seal = self._seal.over(self._frontier.size, root, holds=self._holds)
+        new = {"new_size": self.size, "new_root": root, "new_seal": seal, "new_holds": self._holds}
         moved = connection.execute(
-            _MOVE_HEAD, {"expected": expected, "ours": self._signer.name, "held": self._sealed_holds, **new}
+            _MOVE_HEAD, {"expected": expected, "ours": self._log_signer.name, "held": self._sealed_holds, **new}
         )
         if moved.rowcount != 1:
             raise LogDamaged("the log's head is not where its only writer left it")
@@ -341,16 +424,27 @@ class Committer:
 
     def _store_checkpoint(self, connection: Connection) -> None:
         now = self._clock()
+        if self._last is not None:
+            self._store(connection, *self._last, now_us=now)
+            self._stored.keep()
+            self._last = None
         if self._note is not None and self._note[0] > self._stored.size:
-            size, note = self._note
-            note = sign_root(note, self._signer)
-            if self._mldsa is not None:
-                note = sign_published(note, self._mldsa, timestamp_s=now // 1_000_000)
-            self._stored.store(connection, size, note, now_us=now)
+            self._store(connection, *self._note, now_us=now)
         if self._witnessed is not None:
             size, note = self._witnessed
             self._cosigned.store(connection, size, note, now_us=now)
             self._witnessed = None
+
+    def _store(self, connection: Connection, reach: int, note: bytes, *, now_us: int) -> None:
+        origin = parse_checkpoint_text(split_note(note)[0]).origin
+        note = sign_root(note, self._log_signer.under(origin))
+        if self._log_mldsa is not None:
+            note = sign_published(note, self._log_mldsa.under(origin), timestamp_s=now_us // 1_000_000)
+        self._stored.store(connection, reach, note, now_us=now_us)
+
+
+def _nothing_there(level: int, index: int, width: int) -> bytes:
+    raise LogDamaged("a tree without leaves has no rows")
 
 
 def _require_unused(given: str, taken: set[str]) -> None:

@@ -30,6 +30,9 @@ SUBJECT_DELETION_WAIT_S = 5.0  # a pseudonym whose row is being deleted is waite
 TILE_HEIGHT = 8  # C2SP tlog-tiles
 TILE_WIDTH = 1 << TILE_HEIGHT
 
+# Shards --------------------------------------------------------------------------------------------------------------
+CARRIED_TEXT = 5000  # characters of budgets' balances in one record: it must be a leaf
+
 # Failed authentication -----------------------------------------------------------------------------------------------
 AUTH_FAILURE_KEYS = 64  # distinct (reason, source) counted apart in one minute; the rest are counted together
 AUTH_FAILURE_SPAN_US = 60_000_000
@@ -54,6 +57,8 @@ MAX_CURSOR = 1024  # characters
 MAX_QUERY_S = 10.0  # one statement is cut off after this
 MAX_READER_CONNECTIONS = 16  # to PostgreSQL, for each reading process
 READER_IDLE_S = 60.0  # a reader that hangs inside its transaction is cut off, so that old rows can be vacuumed
+ACTIVITY_DAYS = 30  # that a chart is about, unless it is told since when
+MAX_ACTIVITY_DAYS = 366
 MAX_EXPORT_RECORDS = 1_000_000
 MAX_REPORT_RECORDS = 50_000  # leaves that one report reads
 MAX_REPORT_DAY_GROUPS = 100_000  # groups that one report adds up from the day roll-ups

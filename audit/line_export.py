@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, Select, select
 
 from audit.errors import LogDamaged, QueryRefused
 from audit.limits import EXPORT_CHUNK_RECORDS, MAX_EXPORT_RECORDS
+from audit.shards import read_shards
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from sealgate.errors import DecodeError
@@ -20,10 +21,22 @@ from sealgate.transparency.exports.formats import ExportFormat
 from sealgate.transparency.exports.leaves import place
 
 
-def write_lines(engine: Engine, *, first: int, last: int, out: BinaryIO, form: ExportFormat) -> None:
+def write_lines(
+    engine: Engine,
+    *,
+    first: int,
+    last: int,
+    out: BinaryIO,
+    form: ExportFormat,
+    origin: str | None = None,
+    kept_only: bool = False,
+) -> None:
     """See AuditReader.export_lines."""
     with engine.begin() as connection:
-        size = connection.execute(select(head_table.c.size)).scalar_one()
+        head = connection.execute(select(head_table.c.origin, head_table.c.size)).one()
+        shards = read_shards(connection, origin=head.origin, size=head.size)
+    shard = shards.named(origin)
+    size = shards.size_of(shard)
     if not 0 <= first <= last < size:
         raise QueryRefused(f"the log holds records 0 to {size - 1}; ask for a range of these", code="range")
     if last - first >= MAX_EXPORT_RECORDS:
@@ -31,8 +44,8 @@ def write_lines(engine: Engine, *, first: int, last: int, out: BinaryIO, form: E
     for start in range(first, last + 1, EXPORT_CHUNK_RECORDS):
         stop = min(start + EXPORT_CHUNK_RECORDS, last + 1)
         with engine.begin() as connection:
-            leaves = _leaves(connection, start, stop)
-        lines = b"".join(_line(form, index, leaf) for index, leaf in enumerate(leaves, start))
+            leaves = _leaves(connection, shard.first + start, shard.first + stop, kept_only=kept_only)
+        lines = b"".join(_line(form, position - shard.first, leaf) for position, leaf in leaves)
         out.write(form.header + lines if start == first else lines)
 
 
@@ -42,11 +55,11 @@ def chunk_statement(start: int, stop: int) -> Select[int, bytes]:
     return columns.where(leaf_table.c.idx >= start, leaf_table.c.idx < stop).order_by(leaf_table.c.idx)
 
 
-def _leaves(connection: Connection, start: int, stop: int) -> list[bytes]:
+def _leaves(connection: Connection, start: int, stop: int, *, kept_only: bool) -> list[tuple[int, bytes]]:
     rows = connection.execute(chunk_statement(start, stop)).all()
-    if [row.idx for row in rows] != list(range(start, stop)):
-        raise QueryRefused("leaves of this range are no longer kept", code="range")
-    return [bytes(row.leaf) for row in rows]
+    if not kept_only and [row.idx for row in rows] != list(range(start, stop)):
+        raise QueryRefused("records of this range are no longer kept; ask for those that are (kept=1)", code="range")
+    return [(row.idx, bytes(row.leaf)) for row in rows]
 
 
 def _line(form: ExportFormat, index: int, leaf: bytes) -> bytes:

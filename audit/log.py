@@ -18,11 +18,12 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import DBAPIError
 
-from audit.commit import Appended, Committer, Effect, Pending
+from audit.commit import Appended, Balances, Committer, Effect, Pending
 from audit.database import WriterHold, open_database
 from audit.days import catch_up_days
 from audit.errors import AppendRefused, AuditError, LogUnavailable, reason_of
@@ -51,7 +52,8 @@ from sealgate.transparency.record import ENDS, Record
 
 __all__ = ["Appended", "AuditLog", "Connection", "Effect", "LogState"]
 
-_OWN_KINDS = frozenset({"log.opened", "log.closed"})
+ShardSpan = Literal["half-year", "never"]
+_OWN_KINDS = frozenset({"log.opened", "log.closed", "log.carried"})
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class AuditLog:
         subjects_key: Secret | bytes,
         person_keys: Path | None = None,
         origin: str,
+        shard: ShardSpan = "never",
+        balances: Balances = lambda _: {},
         extra_tables: Sequence[MetaData] = (),
         on_abort: Effect | None = None,
         mldsa: Cosigner | None = None,
@@ -119,6 +123,7 @@ class AuditLog:
 
         With `mldsa`, the log's own ML-DSA-44 key, published checkpoints carry that signature too. `person_keys` is the
         file of audit.person_keys; None puts it beside an SQLite log, and is refused for any other.
+        With `shard`, a new tree begins with each half-year; `balances` says what is left of privacy budgets then.
         Raises LogInUse if another writer holds it, LogDamaged if it contradicts itself or its newest checkpoint,
         ConfigurationError if the database cannot be had.
         When this returns, every `inference.authorized` in the log has its end, durably.
@@ -137,7 +142,7 @@ class AuditLog:
             try:
                 with hold.engine.begin() as connection:
                     bring_up_to_date(connection, extra_tables=extra_tables)
-                    opened = read_log(connection, verifier=signer.verifier, seal=seal, mldsa=mldsa, entropy=entropy)
+                    opened = read_log(connection, signer=signer, seal=seal, mldsa=mldsa, clock=clock, entropy=entropy)
                     catch_up_days(connection)
                 subjects = Subjects(subjects_key, keys=keys, reader=reader, clock=clock, entropy=entropy)
                 with hold.engine.begin() as connection:
@@ -149,6 +154,8 @@ class AuditLog:
                     mldsa=mldsa,
                     seal=seal,
                     subjects=subjects,
+                    turns=shard == "half-year",
+                    balances=balances,
                     clock=clock,
                     entropy=entropy,
                 )

@@ -7,7 +7,9 @@
                   no leaf, by the pruner, who judges once more by the index, which the writer cannot change
 
 A crash between 2 and 3 leaves records that may go and are still there: they are found and announced again. The newest
-two rows of the tree are never pruned: a start re-hashes their leaves.
+two rows of the newest tree are never pruned: a start re-hashes their leaves. Nor are the records that chain shards: the
+last one of each and the first one of the next. An announcement is about records of one shard, and says of which if it
+is not its own; what is searched and deleted is found by position.
 
 Trusts: the rules and the clock of its caller. Never: deletes what no durable record announces, or what is held.
 """
@@ -26,6 +28,7 @@ from audit.errors import LogDamaged, PrivacyRefused
 from audit.holds import PRUNING_LOCK, Hold, holds_by_index, holds_in_force
 from audit.limits import PRUNE_RECORDS, PRUNE_SCAN, PRUNE_TEXT, TILE_HEIGHT, TILE_WIDTH
 from audit.retention import DAY_US, Indexed, Retention
+from audit.shards import Shard, Shards, read_shards
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tables import open_intent as intent_table
@@ -33,7 +36,7 @@ from audit.tables import record as record_table
 from audit.tree import cut, read_tile
 from sealgate.errors import DecodeError
 from sealgate.transparency.merkle import leaf_hash
-from sealgate.transparency.pruned import INDICES, KIND, SHORTEST, Indices
+from sealgate.transparency.pruned import INDICES, KIND, SHARD, SHORTEST, Indices
 from sealgate.transparency.record import Record, parse_leaf
 
 if TYPE_CHECKING:
@@ -67,7 +70,9 @@ def search(
     connection: Connection, retention: Retention, holds: Sequence[Hold], *, start: int, now_us: int
 ) -> Candidates:
     """The next candidates from an index on (1)."""
-    stop = _prunable(connection, retention, now_us=now_us)
+    shards = _shards(connection)
+    stop = _prunable(connection, shards, retention, now_us=now_us)
+    edges = shards.edges()
     rows = connection.execute(
         _INDEXED.where(record_table.c.idx >= start, record_table.c.idx < stop).limit(PRUNE_SCAN)
     ).all()
@@ -75,6 +80,10 @@ def search(
     length = 0
     for row in rows:
         record = _indexed(row)
+        if record.index in edges:
+            continue
+        if found and shards.of(record.index) != shards.of(found[0].index):
+            return Candidates(tuple(found), record.index)
         if not retention.is_due(record, holds=holds, now_us=now_us):
             continue
         # As if no index touched the one before: an index, a hyphen or a space.
@@ -92,17 +101,19 @@ def pruning(candidates: Sequence[Indexed], retention: Retention, *, now_us: int)
 
     def prune(connection: Connection, draft: Record) -> Record:
         holds = holds_in_force(connection)
+        shards = _shards(connection)
         due = Indices.of(
             record.index
-            for record in _by_leaf(connection, wanted)
+            for record in _by_leaf(connection, shards, wanted)
             if retention.is_due(record, holds=holds, now_us=now_us)
         )
         if not due.count:
             raise PrivacyRefused("nothing is due", code="nothing-due")
         if deletes_itself(connection):
             _delete(connection, due)
-        said = {
-            INDICES: str(due),
+        shard = shards.of(due.ranges[0][0])
+        said = ({} if shard.origin == draft.log else {SHARD: shard.origin}) | {
+            INDICES: str(due.moved(-shard.first)),
             "count": str(due.count),
             SHORTEST: str(retention.shortest_days * DAY_US),
             "rules": retention.digest,
@@ -117,9 +128,15 @@ def deletes_itself(connection: Connection) -> bool:
     return connection.dialect.name == "sqlite"
 
 
+def announced(connection: Connection, record: Record) -> Indices:
+    """The positions of the records that a `retention.pruned` names. Raises QueryRefused for a shard that is not one."""
+    shard = _shards(connection).named(record.detail.get(SHARD, record.log))
+    return Indices.parse(record.detail[INDICES]).moved(shard.first)
+
+
 def delete_announced(engine: Engine, indices: Indices, retention: Retention, *, now_us: int) -> None:
-    """What a pruner does with an announcement (3). Raises PrivacyRefused (`not-due`) and deletes nothing if, by the
-    index and these rules, something of it must be kept: a hold may have been placed since.
+    """What a pruner does with an announcement (3), by positions. Raises PrivacyRefused (`not-due`) and deletes nothing
+    if, by the index and these rules, something of it must be kept: a hold may have been placed since.
 
     No hold is placed meanwhile: see `audit.holds.placing`.
     """
@@ -134,36 +151,44 @@ def delete_announced(engine: Engine, indices: Indices, retention: Retention, *, 
         _delete(connection, indices)
 
 
-def _prunable(connection: Connection, retention: Retention, *, now_us: int) -> int:
-    """No record from this index on is pruned: too young by every rule, or needed by the next start."""
-    size = connection.execute(select(head_table.c.size)).scalar_one_or_none() or 0
+def _shards(connection: Connection) -> Shards:
+    head = connection.execute(select(head_table.c.origin, head_table.c.size)).one_or_none()
+    return read_shards(connection, origin=head.origin if head else "", size=head.size if head else 0)
+
+
+def _prunable(connection: Connection, shards: Shards, retention: Retention, *, now_us: int) -> int:
+    """No record from this position on is pruned: too young by every rule, or needed by the next start."""
+    shard = shards.newest
+    rows = max(0, (shards.size_of(shard) >> TILE_HEIGHT) - 1)
     newest = connection.execute(
         select(record_table.c.idx)
         .where(record_table.c.ts_us <= now_us - retention.shortest_days * DAY_US)
         .order_by(record_table.c.ts_us.desc())
         .limit(1)
     ).scalar_one_or_none()
-    return min(max(0, (size >> TILE_HEIGHT) - 1) << TILE_HEIGHT, -1 if newest is None else newest + 1)
+    return min(shard.first + (rows << TILE_HEIGHT), -1 if newest is None else newest + 1)
 
 
-def _by_leaf(connection: Connection, wanted: set[int]) -> Iterable[Indexed]:
+def _by_leaf(connection: Connection, shards: Shards, wanted: set[int]) -> Iterable[Indexed]:
     """What the leaves say of these records; LogDamaged for one that is not what the tree was built from: deleting it
     would hide that somebody changed it."""
     first, last = min(wanted), max(wanted)
     begun = set(connection.execute(select(intent_table.c.idx).where(intent_table.c.idx <= last)).scalars())
     rows = connection.execute(_LEAVES.where(leaf_table.c.idx >= first, leaf_table.c.idx <= last))
-    hashes: dict[int, list[bytes]] = {}
+    hashes: dict[tuple[Shard, int], list[bytes]] = {}
     for index, leaf in rows:
         if index not in wanted or index in begun:
             continue
-        row = index >> TILE_HEIGHT
-        if row not in hashes:
-            hashes = {row: cut(read_tile(connection, 0, row, TILE_WIDTH))}
+        shard = shards.of(index)
+        row = (index - shard.first) >> TILE_HEIGHT
+        if (shard, row) not in hashes:
+            width = min(TILE_WIDTH, shards.size_of(shard) - (row << TILE_HEIGHT))
+            hashes = {(shard, row): cut(read_tile(connection, shard, 0, row, width))}
         try:
             record = parse_leaf(bytes(leaf))
         except DecodeError as error:
             raise LogDamaged(f"record {index} is damaged in the database") from error
-        if leaf_hash(bytes(leaf)) != hashes[row][index % TILE_WIDTH]:
+        if leaf_hash(bytes(leaf)) != hashes[shard, row][(index - shard.first) % TILE_WIDTH]:
             raise LogDamaged(f"record {index} is not the one that is in the tree")
         yield Indexed(
             index=index,

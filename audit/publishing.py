@@ -20,10 +20,15 @@ class PublishedNotes:
         self._put = insert(table)
         self._drop = delete(table)
         self._us = 0  # when the newest was stored; 0 keeps the one of an earlier run
-        self.size = newest_size  # of the newest stored one's tree; -1 if there is none
+        self.size = newest_size  # up to which position the newest stored one reaches; -1 if there is none
+
+    def keep(self) -> None:
+        """The newest one is of a shard that has ended: it stands for good."""
+        self._us = 0
 
     def store(self, connection: Connection, size: int, note: bytes, *, now_us: int) -> None:
-        """Put it in the place of the one before, unless that one is of another minute. The caller commits."""
+        """Put it in the place of the one before, unless that one is of another minute. `size` is how many records of
+        the log it reaches to, through all shards. The caller commits."""
         if self._us // CHECKPOINT_HISTORY_US == now_us // CHECKPOINT_HISTORY_US:
             connection.execute(self._drop.where(self._table.c.size == self.size))
         connection.execute(self._put.values(size=size, ts_us=now_us, note=note))

@@ -1,6 +1,8 @@
 """Reading the log: filtered pages, single records, checkpoints, proofs, tiles, evidence bundles.
 
-Works beside the running writer, from another process, on a connection that cannot write. Answers are leaves, so the
+Works beside the running writer, from another process, on a connection that cannot write. Records are found in all
+shards of the log; what is about a tree (an index, a size, a proof, a checkpoint, a bundle) is about one shard, which is
+named by its `origin`: the newest one if it is not named. Answers are leaves, so the
 caller can check them: a filter's answer is not proven complete by itself, only a range is (see `export`).
 Trusts: the database for what it holds, not for its integrity: that is what proofs against a signed root are for; but a
 leaf that is not what its index row says is never an answer.
@@ -10,7 +12,7 @@ Never: OFFSET, unbounded pages, unbounded statements.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -23,6 +25,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from audit.activity import Activity, read_activity
 from audit.cursor import Cursor, decode_cursor, encode_cursor
 from audit.database import open_database
 from audit.days import indices_between
@@ -31,6 +34,7 @@ from audit.export import write_export
 from audit.limits import DEFAULT_PAGE, MAX_PAGE, RARE_RECORDS, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
 from audit.line_export import write_lines
 from audit.reports import answer_report
+from audit.shards import Shard, Shards, read_shards
 from audit.tables import DIGEST_INDEXED, SCHEMA_VERSION, USUAL
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import cosigned as cosigned_table
@@ -73,7 +77,7 @@ _EQUALS = ("tenant", "actor", "model", "model_digest", "purpose", "kind", "outco
 
 @dataclass(frozen=True)
 class Entry:
-    """A leaf, where it stands, and what it says."""
+    """A leaf, where it stands in the shard that its record names, and what it says."""
 
     index: int
     leaf: bytes
@@ -82,7 +86,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Page:
-    """Some answers. `cursor` fetches the next ones (None at the end) of the same snapshot of `tree_size` records."""
+    """Some answers. `cursor` fetches the next ones (None at the end) of the same snapshot of `tree_size` records, those
+    of all shards together."""
 
     records: tuple[Entry, ...]
     cursor: str | None
@@ -109,7 +114,8 @@ class AuditReader:
             raise QueryRefused(f"limit must be from 1 to {MAX_PAGE}", code="limit")
         _check_filter(wanted)
         question = hashlib.sha256(canonical_json(wanted)).hexdigest()
-        with self._snapshot() as (connection, size):
+        with self._snapshot() as (connection, shards):
+            size = shards.size
             key = connection.execute(_CURSOR_KEY).scalar_one()
             edge: int | None = None
             if cursor is not None:
@@ -120,10 +126,10 @@ class AuditReader:
             page = page_statement(wanted, first=first, size=last + 1, edge=edge, limit=limit + 1, by=by)
             found = connection.execute(page).all()
         rows = sorted(found, key=lambda row: row.idx, reverse=not wanted.oldest_first)
-        entries = tuple(_answer(index, leaf, wanted) for index, leaf in rows[:limit])
+        entries = tuple(_answer(shards, position, leaf, wanted) for position, leaf in rows[:limit])
         more = None
         if len(rows) > limit:
-            more = encode_cursor(Cursor(size=size, edge=entries[-1].index, question=question), key)
+            more = encode_cursor(Cursor(size=size, edge=rows[limit - 1].idx, question=question), key)
         return Page(entries, more, size)
 
     def record(self, identifier: str) -> Entry:
@@ -135,95 +141,135 @@ class AuditReader:
             .join(record_table, record_table.c.idx == leaf_table.c.idx)
             .where(record_table.c.id == identifier)
         )
-        with self._snapshot() as (connection, _size):
+        with self._snapshot() as (connection, shards):
             row = connection.execute(statement).one_or_none()
         if row is None:
             raise QueryRefused("no record that is kept has this id or index", code="not-found")
-        return _entry(row.idx, row.leaf)
+        return _entry(shards, row.idx, row.leaf)
 
-    def record_at(self, index: int) -> Entry:
-        """The record at this index, if it is still kept."""
-        with self._snapshot() as (connection, _size):
-            leaf = connection.execute(select(leaf_table.c.leaf).where(leaf_table.c.idx == index)).scalar_one_or_none()
-        if leaf is None:
+    def record_at(self, index: int, *, origin: str | None = None) -> Entry:
+        """The record at this index of a shard, if it is still kept."""
+        with self._snapshot() as (connection, shards):
+            shard = shards.named(origin)
+            position = shard.first + min(index, shards.size)
+            statement = select(leaf_table.c.leaf).where(leaf_table.c.idx == position)
+            leaf = connection.execute(statement).scalar_one_or_none()
+        if leaf is None or not 0 <= index < shards.size_of(shard):
             raise QueryRefused("no record that is kept has this id or index", code="not-found")
-        return _entry(index, leaf)
+        return _entry(shards, position, leaf)
+
+    def activity(self, wanted: RecordFilter, *, kinds: Sequence[str]) -> Activity | None:
+        """How many records of these kinds there were a day: see audit.activity."""
+        _check_filter(wanted)
+        with self._snapshot() as (connection, _):
+            return read_activity(connection, wanted, kinds=kinds)
 
     def report(self, name: str, question: Question) -> Report:
         """A report over the whole log, in one snapshot; DecodeError or QueryRefused for what cannot be asked."""
-        with self._snapshot() as (connection, size):
-            return answer_report(connection, name=name, question=question, origin=self._origin, size=size)
+        with self._snapshot() as (connection, shards):
+            return answer_report(connection, name=name, question=question, shards=shards)
 
     # Tree ------------------------------------------------------------------------------------------------------------
 
-    def size(self) -> int:
-        """How many durable records there are. The newest checkpoint may lag behind by a moment."""
-        with self._snapshot() as (_connection, size):
-            return size
+    def shards(self) -> Shards:
+        """The shards of the log, and where each stands."""
+        with self._snapshot() as (_connection, shards):
+            return shards
 
-    def checkpoint(self, *, cosigned: bool = False) -> bytes:
-        """The newest signed checkpoint (a note); with `cosigned`, the newest one that witnesses cosigned."""
+    def size(self, *, origin: str | None = None) -> int:
+        """How many durable records a shard has. The newest checkpoint may lag behind by a moment."""
+        with self._snapshot() as (_connection, shards):
+            return shards.size_of(shards.named(origin))
+
+    def checkpoint(self, *, cosigned: bool = False, origin: str | None = None) -> bytes:
+        """A shard's newest signed checkpoint (a note); with `cosigned`, the newest one that witnesses cosigned. Not
+        named: the newest there is, which in the moment of a turn is the last one of the shard before."""
         table = cosigned_table if cosigned else checkpoint_table
-        with self._snapshot() as (connection, _size):
-            note = connection.execute(select(table.c.note).order_by(table.c.size.desc()).limit(1)).scalar_one_or_none()
+        with self._snapshot() as (connection, shards):
+            newest = select(table.c.note).order_by(table.c.size.desc()).limit(1)
+            if origin is not None:
+                shard = shards.named(origin)
+                newest = newest.where(table.c.size <= shards.end(shard))
+                newest = newest.where(table.c.size > shard.first) if shard.number else newest
+            note = connection.execute(newest).scalar_one_or_none()
         if note is None and cosigned:
             raise QueryRefused("no checkpoint of this log was cosigned by witnesses", code="not-found")
         if note is None:
             raise LogUnavailable("no checkpoint is published yet", code="not-published", retry_after_s=RETRY_AFTER_S)
         return bytes(note)
 
-    def inclusion(self, index: int, size: int) -> list[bytes]:
-        """Proof that the record at `index` is in the tree of `size` records."""
-        with self._snapshot() as (connection, newest):
+    def inclusion(self, index: int, size: int, *, origin: str | None = None) -> list[bytes]:
+        """Proof that the record at `index` is in the shard's tree of `size` records."""
+        with self._tree(origin) as (connection, shard, newest):
             if not 0 <= index < size <= newest:
                 raise QueryRefused("the log has no such index and size", code="range")
-            return inclusion_proof(index, size, StoredTree(connection, newest))
+            return inclusion_proof(index, size, StoredTree(connection, shard, newest))
 
-    def consistency(self, first: int, second: int) -> list[bytes]:
-        """Proof that the tree of `second` records extends that of `first`."""
-        with self._snapshot() as (connection, newest):
+    def consistency(self, first: int, second: int, *, origin: str | None = None) -> list[bytes]:
+        """Proof that the shard's tree of `second` records extends that of `first`."""
+        with self._tree(origin) as (connection, shard, newest):
             if not 0 < first <= second <= newest:
                 raise QueryRefused("the log has no such sizes", code="range")
-            return consistency_proof(first, second, StoredTree(connection, newest))
+            return consistency_proof(first, second, StoredTree(connection, shard, newest))
 
-    def tile(self, level: int, index: int, width: int = TILE_WIDTH) -> bytes:
+    def tile(self, level: int, index: int, width: int = TILE_WIDTH, *, origin: str | None = None) -> bytes:
         """`width` hashes of a C2SP tile, 32 bytes each."""
-        with self._snapshot() as (connection, newest):
+        with self._tree(origin) as (connection, shard, newest):
             entries = newest >> (TILE_HEIGHT * level) if 0 <= level < 8 else 0
             if not 0 < width <= TILE_WIDTH or index < 0 or (index << TILE_HEIGHT) + width > entries:
                 raise QueryRefused("the log has no such tile", code="range")
-            return read_tile(connection, level, index, width)
+            return read_tile(connection, shard, level, index, width)
 
     # Evidence --------------------------------------------------------------------------------------------------------
 
-    def export(self, first: int, last: int, out: BinaryIO, *, consistent_with: int | None = None) -> None:
-        """Write the evidence bundle of records first..last: see sealgate.transparency.bundle for its form.
+    def export(
+        self, first: int, last: int, out: BinaryIO, *, consistent_with: int | None = None, origin: str | None = None
+    ) -> None:
+        """Write the evidence bundle of a shard's records first..last: see sealgate.transparency.bundle for its form.
 
-        `consistent_with` is the size of a checkpoint that the auditor kept; the bundle then proves that the log grew
+        `consistent_with` is the size of a checkpoint that the auditor kept; the bundle then proves that the shard grew
         out of it. Waits a moment for a signed checkpoint over the range. `out` may have been written to when this
         raises; throw it away then.
         """
         with self._guard():
-            write_export(self._engine, first=first, last=last, out=out, consistent_with=consistent_with)
+            write_export(self._engine, first=first, last=last, out=out, consistent_with=consistent_with, origin=origin)
 
-    def export_lines(self, first: int, last: int, out: BinaryIO, *, form: ExportFormat) -> None:
-        """Write records first..last, a line each in the given form, its header before them.
+    def export_lines(
+        self,
+        first: int,
+        last: int,
+        out: BinaryIO,
+        *,
+        form: ExportFormat,
+        origin: str | None = None,
+        kept_only: bool = False,
+    ) -> None:
+        """Write a shard's records first..last, a line each in the given form, its header before them. A range from which
+        records were pruned is refused; with `kept_only` it is written without them.
 
         Proves nothing; each line is a pure function of its leaf. `out` may have been written to when this raises: what
         whole lines it has are good, and the rest can be asked for from the next record on.
         """
         with self._guard():
-            write_lines(self._engine, first=first, last=last, out=out, form=form)
+            write_lines(
+                self._engine, first=first, last=last, out=out, form=form, origin=origin, kept_only=kept_only
+            )
 
     # Inside ----------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _snapshot(self) -> Iterator[tuple[Connection, int]]:
+    def _snapshot(self) -> Iterator[tuple[Connection, Shards]]:
         with self._guard(), self._engine.begin() as connection:
             row = connection.execute(_HEAD).one_or_none()
             if row is None or row.origin != self._origin or row.schema_version != SCHEMA_VERSION:
                 raise LogUnavailable("the database is not this log's", code="reader", retry_after_s=RETRY_AFTER_S)
-            yield connection, row.size
+            yield connection, read_shards(connection, origin=self._origin, size=row.size)
+
+    @contextmanager
+    def _tree(self, origin: str | None) -> Iterator[tuple[Connection, Shard, int]]:
+        with self._snapshot() as (connection, shards):
+            shard = shards.named(origin)
+            yield connection, shard, shards.size_of(shard)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -240,22 +286,24 @@ class AuditReader:
             raise LogUnavailable("too many are reading", code="reader-busy", retry_after_s=RETRY_AFTER_S) from error
 
 
-def _entry(index: int, leaf: bytes) -> Entry:
+def _entry(shards: Shards, position: int, leaf: bytes) -> Entry:
+    shard = shards.of(position)
+    index = position - shard.first
     try:
         return Entry(index, leaf, parse_leaf(leaf))
     except DecodeError as error:
-        raise LogDamaged(f"record {index} is damaged in the database") from error
+        raise LogDamaged(f"record {index} of {shard.origin} is damaged in the database") from error
 
 
-def _answer(index: int, leaf: bytes, wanted: RecordFilter) -> Entry:
+def _answer(shards: Shards, position: int, leaf: bytes, wanted: RecordFilter) -> Entry:
     """An entry that the index found. The leaf itself must match: whoever may write the index, and it alone, must not
     decide which tenant's records somebody reads."""
-    entry = _entry(index, leaf)
+    entry = _entry(shards, position, leaf)
     matches = all(getattr(wanted, name) in (None, getattr(entry.record, name)) for name in _EQUALS)
     after = wanted.from_us is None or wanted.from_us <= entry.record.ts_us
     before = wanted.to_us is None or entry.record.ts_us < wanted.to_us
     if not (matches and after and before):
-        raise LogDamaged(f"record {index} is not what the database's index says")
+        raise LogDamaged(f"record {entry.index} is not what the database's index says")
     return entry
 
 

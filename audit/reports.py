@@ -5,6 +5,10 @@
     moments    in-force: the newest policy and opening until then, and what followed the opening
     ranges     reconcile, completeness, the replay of budget: every leaf between two indices
 
+Counts are over all shards of a log. Lists look at each shard and say in their titles of which one they are, for the
+numbers of records are those of its tree; a moment is answered from the shard that had begun by then, which says again
+what was in force; ranges are of one shard, the newest if none is named.
+
 One snapshot for all of a report. What is not evidence says so: the answer is the database's word, a bundle's is proven.
 Trusts: the database; a leaf that is not of the kind under which its index row stood is an error. Never: scans `record`
 or `leaf`, reads more than MAX_REPORT_RECORDS leaves, or answers for part of what was asked without saying so.
@@ -13,7 +17,8 @@ or `leaf`, reads more than MAX_REPORT_RECORDS leaves, or answers for part of wha
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -22,12 +27,15 @@ from sqlalchemy import Connection, Row, Select, func, select
 from audit.days import indices_between
 from audit.errors import LogDamaged, QueryRefused
 from audit.limits import EXPORT_CHUNK_RECORDS, MAX_REPORT_DAY_GROUPS, MAX_REPORT_RECORDS
+from audit.shards import Shard, Shards
 from audit.tables import day_count, day_span
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
 from audit.tree import StoredTree
 from sealgate.errors import DecodeError, LogError
+from sealgate.transparency.carried import KIND as CARRIED
+from sealgate.transparency.carried import PREVIOUS_ROOT
 from sealgate.transparency.merkle import leaf_hash
 from sealgate.transparency.ranges import range_proof, range_root
 from sealgate.transparency.record import Record, parse_leaf
@@ -36,51 +44,75 @@ from sealgate.transparency.reports.access import Counts
 from sealgate.transparency.reports.budget import Budget
 from sealgate.transparency.reports.catalogue import require_report
 from sealgate.transparency.reports.counting import DAY_US, Counted
-from sealgate.transparency.reports.form import Basis, Fold, Part, Report
+from sealgate.transparency.reports.form import Answer, Basis, Fold, Part, Report
 from sealgate.transparency.reports.oversight import BreakGlass, Review
 from sealgate.transparency.reports.question import FILTERS, Question
 
 _Seen = tuple[int, Record, bytes]
 _ROLLED_UP = "whole days were added up from the database's roll-ups, which are not evidence"
 _TOO_MANY = f"the answer takes more than {MAX_REPORT_RECORDS} records; narrow it, or export a range and ask the bundle"
+_EACH_SHARD = "a table is of the shard that its title names, and its numbers of records are those of that shard's tree"
 _NAMES = (*FILTERS, "operation", "reason")
 
 
-def answer_report(connection: Connection, *, name: str, question: Question, origin: str, size: int) -> Report:
-    """The answer in the connection's snapshot of `size` records. Raises DecodeError or QueryRefused for what cannot be
-    asked."""
-    fold = require_report(name, question).begin(question)
+def answer_report(connection: Connection, *, name: str, question: Question, shards: Shards) -> Report:
+    """The answer in the connection's snapshot. Raises DecodeError or QueryRefused for what cannot be asked."""
+    kind = require_report(name, question)
+    fold = kind.begin(question)
+    if question.shard is not None:
+        shard = shards.named(question.shard)
+    else:
+        shard = _in_force_at(connection, shards, question) if isinstance(fold, in_force.InForce) else shards.newest
+    size = shards.size_of(shard)
     first, last, root, limits = 0, size - 1, "", []
     findings: tuple[str, ...] = ()
-    if isinstance(fold, Budget):
-        first, last = _newest_range(size)
-        _show_budget(connection, fold, question, first=first, last=last)
-        limits = [_ROLLED_UP, f"budgets were replayed over records {first} to {last}, policies and spending over all"]
-    elif isinstance(fold, Counts):
-        _count(connection, fold, question)
-        limits = [_ROLLED_UP]
-    elif isinstance(fold, BreakGlass | Review):
-        low, high = _indices(connection, question, size=size)
-        _show(fold, _listed(connection, fold.kinds, low=low, high=high))
-    elif isinstance(fold, in_force.InForce):
-        _show(fold, _until(connection, question, size=size))
+    place = _Place(connection, shards, shard)
+    if isinstance(fold, BreakGlass | Review):
+        answer = _listed_by_shard(connection, shards, lambda: kind.begin(question), question)
+        limits = [_EACH_SHARD] if len(shards.all) > 1 else []
     else:
-        first, last = _range(question, size=size)
-        root, findings, limits = _show_range(connection, fold, first=first, last=last, size=size)
-    answer = fold.answer(Part(first, last, whole=False, size=size))
+        if isinstance(fold, Budget):
+            first, last = _newest_range(size)
+            _show_budget(place, fold, question, first=first, last=last)
+            limits = [
+                _ROLLED_UP,
+                f"budgets were replayed over records {first} to {last}, policies and spending over all",
+            ]
+        elif isinstance(fold, Counts):
+            _count(connection, fold, question)
+            limits = [_ROLLED_UP]
+        elif isinstance(fold, in_force.InForce):
+            _show(place, fold, _until(place, question))
+        else:
+            first, last = _range(question, size=size)
+            root, findings, limits = _show_range(place, fold, first=first, last=last, size=size)
+        answer = fold.answer(Part(first, last, whole=False, size=size))
     return Report(
         name=name,
         question=question.given(),
-        basis=Basis(source="database", origin=origin, first=first, last=last, size=size, root=root),
+        basis=Basis(source="database", origin=shard.origin, first=first, last=last, size=size, root=root),
         tables=answer.tables,
         findings=(*answer.findings, *findings),
         limits=(*answer.limits, *limits),
     )
 
 
-def _show(fold: Fold, seen: Iterable[_Seen]) -> None:
-    for index, record, leaf in seen:
-        fold.see(index, record, leaf)
+@dataclass(frozen=True)
+class _Place:
+    """One shard in a snapshot. Statements speak of positions, folds and people of indices in the shard's tree."""
+
+    connection: Connection
+    shards: Shards
+    shard: Shard
+
+    @property
+    def end(self) -> int:
+        return self.shards.end(self.shard)
+
+
+def _show(place: _Place, fold: Fold, seen: Iterable[_Seen]) -> None:
+    for position, record, leaf in seen:
+        fold.see(position - place.shard.first, record, leaf)
 
 
 # Counts ---------------------------------------------------------------------------------------------------------------
@@ -100,7 +132,8 @@ def _count(connection: Connection, fold: Counts, question: Question) -> None:
         fold.take(_counted(row))
     for day in sorted({moment // DAY_US for moment in _edges(question)}):
         if not low <= day <= high:
-            _show(fold, _of_day(connection, fold.kinds, day))
+            for position, record, leaf in _of_day(connection, fold.kinds, day):
+                fold.see(position, record, leaf)
 
 
 def _edges(question: Question) -> list[int]:
@@ -144,6 +177,32 @@ def _of_day(connection: Connection, kinds: Sequence[str], day: int) -> Iterator[
 
 
 # Lists ----------------------------------------------------------------------------------------------------------------
+
+
+def _listed_by_shard(connection: Connection, shards: Shards, begin: Callable[[], Fold], question: Question) -> Answer:
+    """A fold for each shard in which records of the span stand, the newest alone if none does."""
+    low, high = _indices(connection, question, size=shards.size)
+    asked = [shards.named(question.shard)] if question.shard is not None else shards.all
+    places = [_Place(connection, shards, shard) for shard in asked]
+    found = [place for place in places if place.shard.first <= high and place.end > low] or places[-1:]
+    answers = []
+    for place in found:
+        fold = begin()
+        assert isinstance(fold, BreakGlass | Review)
+        first, last = max(low, place.shard.first), min(high, place.end - 1)
+        _show(place, fold, _listed(connection, fold.kinds, low=first, high=last))
+        size = shards.size_of(place.shard)
+        answers.append((place.shard, fold.answer(Part(0, size - 1, whole=False, size=size))))
+    tables = [
+        msgspec.structs.replace(table, title=f"{table.title} ({shard.origin})") if len(shards.all) > 1 else table
+        for shard, answer in answers
+        for table in answer.tables
+    ]
+    return Answer(
+        tuple(tables),
+        findings=tuple(text for _, answer in answers for text in answer.findings),
+        limits=tuple(dict.fromkeys(text for _, answer in answers for text in answer.limits)),
+    )
 
 
 def _indices(connection: Connection, question: Question, *, size: int) -> tuple[int, int]:
@@ -197,24 +256,38 @@ def _record(index: int, leaf: bytes, kind: str | None = None) -> Record:
 # Moments --------------------------------------------------------------------------------------------------------------
 
 
-def _until(connection: Connection, question: Question, *, size: int) -> Iterator[_Seen]:
-    """The newest policy until the moment; the newest opening, and what came after it until then."""
-    high = size - 1
+def _in_force_at(connection: Connection, shards: Shards, question: Question) -> Shard:
+    """The newest shard that had begun by the moment; the first one if none had."""
+    if question.at_us is None:
+        return shards.newest
+    for shard in reversed(shards.all[1:]):
+        began = connection.execute(select(record_table.c.ts_us).where(record_table.c.idx == shard.first)).scalar_one()
+        if began <= question.at_us:
+            return shard
+    return shards.all[0]
+
+
+def _until(place: _Place, question: Question) -> Iterator[_Seen]:
+    """What the shard began with, the newest policy until the moment; the newest opening, and what came after it until
+    then."""
+    connection, low, high = place.connection, place.shard.first, place.end - 1
     if question.at_us is not None:
         until = Question(to_us=question.at_us + 1)
-        _, high = _indices(connection, until, size=size)
-    policy = _newest_of(connection, "policy.change", question.at_us, high=high)
-    opened = _newest_of(connection, "log.opened", question.at_us, high=high)
-    low = opened[0] if opened is not None else 0
-    if policy is not None and policy[0] < low:
+        high = min(high, _indices(connection, until, size=place.end)[1])
+    policy = _newest_of(connection, "policy.change", question.at_us, low=low, high=high)
+    opened = _newest_of(connection, "log.opened", question.at_us, low=low, high=high)
+    begun = opened[0] if opened is not None else low
+    if place.shard.number:
+        yield from _listed(connection, (CARRIED,), low=low, high=begun - 1)
+    if policy is not None and policy[0] < begun:
         yield policy
-    yield from _listed(connection, in_force.KINDS, low=low, high=high)
+    yield from _listed(connection, in_force.KINDS, low=begun, high=high)
 
 
-def _newest_of(connection: Connection, kind: str, at_us: int | None, *, high: int) -> _Seen | None:
+def _newest_of(connection: Connection, kind: str, at_us: int | None, *, low: int, high: int) -> _Seen | None:
     read = 0
-    while high >= 0:
-        rows = connection.execute(kind_statement(kind, low=0, high=high, newest=True)).all()
+    while high >= low:
+        rows = connection.execute(kind_statement(kind, low=low, high=high, newest=True)).all()
         for index, leaf in sorted(((row.idx, bytes(row.leaf)) for row in rows), reverse=True):
             record = _record(index, leaf, kind)
             if at_us is None or record.ts_us <= at_us:
@@ -222,7 +295,7 @@ def _newest_of(connection: Connection, kind: str, at_us: int | None, *, high: in
         read += len(rows)
         if read >= MAX_REPORT_RECORDS:
             raise QueryRefused(_TOO_MANY, code="range")
-        high = min((row.idx for row in rows), default=0) - 1
+        high = min((row.idx for row in rows), default=low) - 1
     return None
 
 
@@ -244,31 +317,33 @@ def _range(question: Question, *, size: int) -> tuple[int, int]:
     return first, last
 
 
-def _leaves(connection: Connection, *, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-    for start in range(first, last + 1, EXPORT_CHUNK_RECORDS):
-        stop = min(start + EXPORT_CHUNK_RECORDS, last + 1)
-        rows = connection.execute(
+def _leaves(place: _Place, *, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+    """Records first..last of the shard, by their index."""
+    base = place.shard.first
+    for start in range(base + first, base + last + 1, EXPORT_CHUNK_RECORDS):
+        stop = min(start + EXPORT_CHUNK_RECORDS, base + last + 1)
+        rows = place.connection.execute(
             select(leaf_table.c.idx, leaf_table.c.leaf)
             .where(leaf_table.c.idx >= start, leaf_table.c.idx < stop)
             .order_by(leaf_table.c.idx)
         ).all()
-        yield from ((row.idx, bytes(row.leaf)) for row in rows)
+        yield from ((row.idx - base, bytes(row.leaf)) for row in rows)
 
 
 def _show_range(
-    connection: Connection, fold: Fold, *, first: int, last: int, size: int
+    place: _Place, fold: Fold, *, first: int, last: int, size: int
 ) -> tuple[str, tuple[str, ...], list[str]]:
     """Show every leaf; give the root that the database names, and whether the leaves lead to it."""
     hashes: list[bytes] = []
-    for index, leaf in _leaves(connection, first=first, last=last):
+    for index, leaf in _leaves(place, first=first, last=last):
         hashes.append(leaf_hash(leaf))
         fold.see(index, _record(index, leaf), leaf)
-    root = bytes(connection.execute(select(head_table.c.root)).scalar_one())
+    root = _root(place)
     missing = last - first + 1 - len(hashes)
     if missing:
         return root.hex(), (), [f"{missing} records of the range are no longer kept; a bundle says which"]
     try:
-        proof = range_proof(first, last, size, StoredTree(connection, size))
+        proof = range_proof(first, last, size, StoredTree(place.connection, place.shard, size))
         leads_to = range_root(first, last, size, iter(hashes), proof)
     except LogError:
         leads_to = b""
@@ -276,9 +351,22 @@ def _show_range(
     return root.hex(), wrong, []
 
 
-def _show_budget(connection: Connection, fold: Budget, question: Question, *, first: int, last: int) -> None:
+def _root(place: _Place) -> bytes:
+    """What the database says the root is: the head's, or what the next shard's first record says."""
+    if place.shard == place.shards.newest:
+        return bytes(place.connection.execute(select(head_table.c.root)).scalar_one())
+    leaf = place.connection.execute(select(leaf_table.c.leaf).where(leaf_table.c.idx == place.end)).scalar_one_or_none()
+    said = "" if leaf is None else _record(place.end, bytes(leaf)).detail.get(PREVIOUS_ROOT, "")
+    try:
+        return bytes.fromhex(said)
+    except ValueError:
+        return b""
+
+
+def _show_budget(place: _Place, fold: Budget, question: Question, *, first: int, last: int) -> None:
+    connection, base = place.connection, place.shard.first
     _count(connection, fold, question)
-    for index, record, _ in _listed(connection, ("policy.change",), low=0, high=first - 1):
-        fold.grant(index, record)
-    for index, leaf in _leaves(connection, first=first, last=last):
+    for position, record, _ in _listed(connection, ("policy.change",), low=0, high=base + first - 1):
+        fold.grant(place.shards.index(position), record)
+    for index, leaf in _leaves(place, first=first, last=last):
         fold.replay(index, _record(index, leaf), leaf)

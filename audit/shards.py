@@ -18,9 +18,9 @@ from sqlalchemy import Connection, insert, select
 from audit.errors import QueryRefused
 from audit.tables import shard as shard_table
 
-_READ = select(
-    shard_table.c.number, shard_table.c.origin, shard_table.c.first_idx, shard_table.c.half_year
-).order_by(shard_table.c.number)
+_READ = select(shard_table.c.number, shard_table.c.origin, shard_table.c.first_idx, shard_table.c.half_year).order_by(
+    shard_table.c.number
+)
 
 
 @dataclass(frozen=True, kw_only=True)

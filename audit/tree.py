@@ -1,7 +1,10 @@
-"""The tree as it is stored: rows of 256 hashes (C2SP tile shape), written as they fill, read back for proofs.
+"""The trees as they are stored: rows of 256 hashes (C2SP tile shape), written as they fill, read back for proofs.
 
 Level 0 rows are written when full; until then the leaves themselves are hashed. A row of a higher level holds the roots
-of full rows below and is rewritten as it grows, once per 256 leaves. So 255 appends in 256 write no row at all.
+of full rows below and is rewritten as it grows, once per 256 leaves. So 255 appends in 256 write no row at all. When a
+shard ends, its last row is written as it is: its leaves may be pruned one day.
+
+A shard's rows stand in levels of their own, SHARD_LEVELS apart: no tree is that high.
 Trusts: the database for speed only: every proof is checked against a signed root by whoever uses it.
 """
 
@@ -13,9 +16,12 @@ from sqlalchemy import Connection, select, text
 
 from audit.errors import LogDamaged
 from audit.limits import TILE_HEIGHT, TILE_WIDTH
+from audit.shards import Shard
 from audit.tables import leaf as leaf_table
 from audit.tables import tile as tile_table
 from sealgate.transparency.merkle import HASH_SIZE, leaf_hash, root_of
+
+SHARD_LEVELS = 16
 
 # The same text for SQLite and PostgreSQL.
 _PUT_TILE = text("""
@@ -29,13 +35,14 @@ def cut(hashes: bytes) -> list[bytes]:
     return [hashes[at : at + HASH_SIZE] for at in range(0, len(hashes), HASH_SIZE)]
 
 
-def read_tile(connection: Connection, level: int, index: int, width: int) -> bytes:
+def read_tile(connection: Connection, shard: Shard, level: int, index: int, width: int) -> bytes:
     """The first `width` hashes of one row; raises LogDamaged if the database does not hold them."""
+    stored_level = shard.number * SHARD_LEVELS + level
     stored = connection.execute(
-        select(tile_table.c.hashes).where(tile_table.c.level == level, tile_table.c.idx == index)
+        select(tile_table.c.hashes).where(tile_table.c.level == stored_level, tile_table.c.idx == index)
     ).scalar_one_or_none()
     if stored is None and level == 0:
-        first = index << TILE_HEIGHT
+        first = shard.first + (index << TILE_HEIGHT)
         rows = connection.execute(
             select(leaf_table.c.leaf)
             .where(leaf_table.c.idx >= first, leaf_table.c.idx < first + width)
@@ -48,10 +55,12 @@ def read_tile(connection: Connection, level: int, index: int, width: int) -> byt
 
 
 class StoredTree:
-    """A `HashSource` over the tables for a tree of `size` leaves, within one transaction. Remembers what it read."""
+    """A `HashSource` over the tables for a shard's tree of `size` leaves, within one transaction. Remembers what it
+    read."""
 
-    def __init__(self, connection: Connection, size: int) -> None:
+    def __init__(self, connection: Connection, shard: Shard, size: int) -> None:
         self._connection = connection
+        self._shard = shard
         self._size = size
         self._rows: dict[tuple[int, int], list[bytes]] = {}
 
@@ -68,7 +77,7 @@ class StoredTree:
         if row is None:
             complete = self._size >> (TILE_HEIGHT * level)  # entries that this level has in all
             width = min(TILE_WIDTH, complete - (index << TILE_HEIGHT))
-            row = cut(read_tile(self._connection, level, index, width))
+            row = cut(read_tile(self._connection, self._shard, level, index, width))
             self._rows[level, index] = row
         return row
 
@@ -76,8 +85,9 @@ class StoredTree:
 class TileWriter:
     """The growing edge of the rows, in the writer's memory. Owned by the writer thread."""
 
-    def __init__(self, size: int, read: Callable[[int, int, int], bytes]) -> None:
+    def __init__(self, shard: Shard, size: int, read: Callable[[int, int, int], bytes]) -> None:
         """`read(level, index, width)` gives the partial rows at the right edge of a tree of `size` leaves."""
+        self._lowest = shard.number * SHARD_LEVELS
         self._edges: list[list[bytes]] = []  # per level, the hashes of its last row, fewer than 256
         self._indexes: list[int] = []  # per level, which row that is
         while size:
@@ -92,11 +102,20 @@ class TileWriter:
         changed: dict[tuple[int, int], bytes] = {}
         for item in hashes:
             self._add(0, item, changed)
-        if not changed:
-            return
-        connection.execute(
-            _PUT_TILE, [{"level": level, "idx": index, "hashes": row} for (level, index), row in changed.items()]
-        )
+        self._put(changed, connection)
+
+    def close(self, connection: Connection) -> None:
+        """The tree grows no more: write its last row of leaves' hashes, which is not full."""
+        if self._edges and self._edges[0]:
+            self._put({(0, self._indexes[0]): b"".join(self._edges[0])}, connection)
+
+    def _put(self, changed: dict[tuple[int, int], bytes], connection: Connection) -> None:
+        if changed:
+            rows = changed.items()
+            connection.execute(
+                _PUT_TILE,
+                [{"level": self._lowest + level, "idx": index, "hashes": row} for (level, index), row in rows],
+            )
 
     def _add(self, level: int, item: bytes, changed: dict[tuple[int, int], bytes]) -> None:
         if level == len(self._edges):

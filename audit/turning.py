@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 
 from audit.limits import CARRIED_TEXT
 from sealgate.transparency.carried import (
-    AHEAD,
     BUDGETS,
-    COUNTER,
     KIND,
     NEXT,
     PREVIOUS_ORIGIN,
@@ -26,12 +24,12 @@ from sealgate.transparency.carried import (
     TURNED,
     balances,
     begins_shard,
+    counters,
     ends_shard,
     restate,
     restated,
 )
 from sealgate.transparency.notes import Checkpoint
-from sealgate.transparency.pruned import Indices
 from sealgate.transparency.record import Record
 
 _Placed = tuple[int, Record]
@@ -54,8 +52,7 @@ class _Worker:
             self.ahead.discard(self.counter)
 
     def said(self) -> dict[str, str]:
-        ahead = {AHEAD: str(Indices.of(sorted(self.ahead)))} if self.ahead else {}
-        return {COUNTER: str(self.counter)} | ahead
+        return counters(self.counter, self.ahead)
 
 
 class InForce:

@@ -13,8 +13,11 @@ Pure. Trusts nothing. Never: knows the whole of a budget, which stands in the po
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from sealgate.transparency.carried import KIND as CARRIED
+from sealgate.transparency.carried import balances_of, restated
 from sealgate.transparency.checks import Problems, Range, Verdict
 from sealgate.transparency.record import ENDS, Record
 
@@ -60,6 +63,7 @@ class BudgetReplay:
         self._other_policy = False  # of an earlier policy more may have been spent than this one allows
         self._undecided = 0
         self._gone = 0  # records that are no longer kept
+        self.carried: dict[str, tuple[int, int]] = {}  # left of budgets when the shard began, and since when
 
     def miss(self, index: int, hashed: bytes) -> None:
         """A record is no longer kept: it may have changed any budget."""
@@ -72,7 +76,9 @@ class BudgetReplay:
         if self._first < 0:
             self._first = index
             self._other_policy = index > 0 or "previous_origin" in record.detail
-        if record.kind == "policy.change":
+        if record.kind == CARRIED:
+            self._take_over(index, record)
+        elif record.kind == "policy.change":
             self._policy(record)
         elif record.kind == "log.opened":
             self._reopened = True
@@ -80,6 +86,29 @@ class BudgetReplay:
             self._hold(index, record)
         elif record.kind in ENDS:
             self._end(index, record)
+
+    def _take_over(self, index: int, record: Record) -> None:
+        """What the shard before left: its policy, its open authorizations, the balances of its budgets."""
+        original = restated(record)
+        if original.kind == "policy.change":
+            self._digest = original.policy_digest
+        elif original.kind == "inference.authorized":
+            self.held[original.id] = (original.detail.get("privacy_budget", ""), original.eps_micro)
+        for name, (left, since_us) in balances_of(record).items():
+            self.carried[name] = (left, since_us)
+            self.books[name] = Book(left, since_us + 2 * _CLOCKS_APART_US, index)
+
+    def contradictions(self, carried: Mapping[str, tuple[int, int]]) -> list[str]:
+        """Where what the next shard begins with is not what this one's records lead to."""
+        found = []
+        for name, book in self.books.items():
+            left, since_us = carried.get(name, (-1, 0))
+            low, high = max(0, book.left + book.low), book.left + book.high
+            if left < 0:
+                found.append(f"budget {name} is not carried over")
+            elif left < low or (left > high and not book.renews_by(since_us)):
+                found.append(f"budget {name} is carried over with {left}, the records say {_between(low, high)}")
+        return found
 
     def _policy(self, record: Record) -> None:
         before = self._digest or record.detail.get("previous", "")

@@ -4,7 +4,7 @@
         detail.stands_for   the kind of that record, or "privacy-budgets"
         detail.stood_at     its index in the shard before, or that of the record which stood for it there
         detail.counter      of a worker's start: how far the worker's counter has come without a gap
-        detail.ahead        of a worker's start: counters beyond that which were seen already ("5 8-9")
+        detail.ahead        of a worker's start: counters beyond that which were seen already ("5 8 9")
         detail.left:NAME    of budgets: what is left, in millionths, and when its window began (microseconds)
 
 A request that is under way has its authorization restated: `grant` is the authorization's id, and the end's
@@ -15,7 +15,7 @@ both shards compares (`chain`).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -73,10 +73,19 @@ def stood_at(record: Record) -> int:
     return int(text) if _NUMBER.match(text) else -1
 
 
-def counter_of(record: Record) -> int:
-    """How far the worker had come that is restated; -1 if that is not said."""
-    text = record.detail.get(COUNTER, "")
-    return int(text) if _NUMBER.match(text) else -1
+def counters(reached: int, ahead: Iterable[int]) -> dict[str, str]:
+    """The detail for how far a worker's counter has come without a gap, and what was seen beyond."""
+    beyond = " ".join(map(str, sorted(ahead)))
+    return {COUNTER: str(reached)} | ({AHEAD: beyond} if beyond else {})
+
+
+def counters_of(record: Record) -> tuple[int, frozenset[int]] | None:
+    """How far the worker had come that is restated, and what was seen beyond; None if that is not said."""
+    reached, beyond = record.detail.get(COUNTER, ""), record.detail.get(AHEAD, "")
+    numbers = beyond.split(" ") if beyond else []
+    if not all(map(_NUMBER.match, (reached, *numbers))):
+        return None
+    return int(reached), frozenset(map(int, numbers))
 
 
 def balances(left: Mapping[str, tuple[int, int]]) -> dict[str, str]:

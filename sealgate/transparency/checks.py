@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sealgate.errors import ReceiptError, VerificationError
 from sealgate.protocol.completion import verify_completion
+from sealgate.transparency.carried import KIND as CARRIED
+from sealgate.transparency.carried import counters_of, restated, stood_at
 from sealgate.transparency.merkle import leaf_hash
 from sealgate.transparency.notes import NoteVerifier
 from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
@@ -118,9 +120,17 @@ class Reconcile:
         self._lost = 0  # requests whose end may be gone
         self._pairs = 0
         self._problems = Problems()
+        self.carried: dict[str, tuple[int, Record]] = {}  # from the shard before: index there, and what is said of it
+
+    @property
+    def left_open(self) -> dict[str, tuple[int, Record]]:
+        """Requests that have no end yet: index, and the authorization."""
+        return dict(self._open)
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
-        if record.kind == "log.opened":
+        if record.kind == CARRIED:
+            self._take_over(index, record)
+        elif record.kind == "log.opened":
             self._overdue |= self._recent
             self._recent = set()
         elif record.kind == "inference.authorized":
@@ -136,6 +146,18 @@ class Reconcile:
             self._recent.add(record.id)
         elif record.kind in ENDS:
             self._end(index, record)
+
+    def _take_over(self, index: int, record: Record) -> None:
+        """What stands for an authorization of the shard before ends as that would: `intent_seq` names this record."""
+        begun = restated(record)
+        if begun.kind != "inference.authorized":
+            return
+        if not begun.id or begun.id in self._open:
+            self._problems.add(f"record {index} carries a request over that has no name, or twice")
+            return
+        self._open[begun.id] = (index, begun)
+        self._recent.add(begun.id)
+        self.carried[begun.id] = (stood_at(record), begun)
 
     def _end(self, index: int, end: Record) -> None:
         begun = self._open.pop(end.grant, None)
@@ -189,6 +211,7 @@ class Signatures:
         self._problems = Problems()
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
+        record = restated(record)
         if record.kind == "worker.start":
             self._learn(index, record)
         elif record.runtime_sig:
@@ -246,9 +269,24 @@ class Counters:
         self._seen: dict[str, set[int]] = {}
         self._started: set[str] = set()
         self._problems = Problems()
+        self.carried: dict[str, tuple[int, frozenset[int]]] = {}  # seen in shards before: without a gap to, and beyond
+
+    def reached(self, instance: str) -> tuple[int, frozenset[int]]:
+        """How far a worker's counter has come without a gap, and which numbers beyond that were seen."""
+        low, ahead = self.carried.get(instance, (0, frozenset()))
+        seen = self._seen.get(instance, set()) | ahead
+        while low + 1 in seen:
+            low += 1
+        return low, frozenset(number for number in seen if number > low)
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
-        if record.kind == "worker.start":
+        if record.kind == CARRIED and restated(record).kind == "worker.start":
+            stated = counters_of(record)
+            if stated is None:
+                self._problems.add(f"record {index} does not say how far its worker had come")
+            else:
+                self.carried[record.runtime_instance] = stated
+        elif record.kind == "worker.start":
             self._started.add(record.runtime_instance)
         elif record.runtime_sig:
             seen = self._seen.setdefault(record.runtime_instance, set())
@@ -260,7 +298,12 @@ class Counters:
         partial = lost = 0
         for instance, seen in self._seen.items():
             whole = instance in self._started or part.from_start
-            low = 1 if whole else min(seen)
+            before, ahead = self.carried.get(instance, (0, frozenset()))
+            if repeated := [number for number in seen if number <= before or number in ahead]:
+                self._problems.add(f"worker {instance} repeats counter {min(repeated)} of the shard before")
+                continue
+            seen = seen | ahead
+            low = before + 1 if whole or instance in self.carried else min(seen)
             missing = max(seen) - low + 1 - len(seen)
             if missing and lost + missing <= self._gone.count:
                 lost += missing

@@ -4,6 +4,7 @@ Before a record's bytes are deleted, a `retention.pruned` record names its index
 every proof about other records still holds. A record that is missing and was not announced was not pruned but withheld.
 
     detail.pruned       the indices, ascending: "0-255 300 302-400"
+    detail.shard        of which shard of the log they are, if it is not the announcement's own
     detail.shortest_us  none of them was younger than this, by the rules of retention that were in force
 
 No announcement holds while a hold over the whole log is in force, nor one whose clock was ahead: times fall after it.
@@ -24,11 +25,12 @@ from itertools import pairwise
 
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_LEAF
+from sealgate.transparency.carried import ends_shard
 from sealgate.transparency.checks import Problems, Range, Verdict
 from sealgate.transparency.record import Record
 
 KIND = "retention.pruned"
-INDICES, SHORTEST = "pruned", "shortest_us"  # of the detail
+INDICES, SHORTEST, SHARD = "pruned", "shortest_us", "shard"  # of the detail
 PLACED, RELEASED = "hold.placed", "hold.released"
 
 _TEXT = re.compile(r"(?:0|[1-9][0-9]{0,15})(?:-[1-9][0-9]{0,15})?(?: (?:0|[1-9][0-9]{0,15})(?:-[1-9][0-9]{0,15})?)*\Z")
@@ -76,6 +78,10 @@ class Indices:
     def count(self) -> int:
         return sum(last - first + 1 for first, last in self.ranges)
 
+    def moved(self, by: int) -> Indices:
+        """The same, each so much higher."""
+        return Indices(tuple((first + by, last + by) for first, last in self.ranges))
+
     def __iter__(self) -> Iterator[int]:
         return (index for first, last in self.ranges for index in range(first, last + 1))
 
@@ -110,12 +116,15 @@ class Pruned:
 
     name = "what is missing was pruned, and the log says so"
 
-    def __init__(self) -> None:
+    def __init__(self, *, told: Iterable[Record] = (), held: frozenset[str] = frozenset()) -> None:
+        """`told` are announcements of later shards of the log about this one, `held` holds of earlier ones."""
+        self._told = list(told)
         self._gaps: list[_Gap] = []
         self._announced: list[_Announcement] = []
         self._ahead: list[tuple[int, int]] = []  # heap: announcements (newest time first) after which no time fell
-        self._held: set[str] = set()  # holds over the whole log
+        self._held = set(held)  # holds over the whole log
         self._before_us = 0
+        self._ended = False  # the shard: another one follows
         self._problems = Problems()
 
     def __contains__(self, index: int) -> bool:
@@ -142,6 +151,7 @@ class Pruned:
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         self._before_us = record.ts_us
+        self._ended = ends_shard(record)
         if self._gaps and self._gaps[-1].last == index - 1:
             self._gaps[-1].oldest_us = min(self._gaps[-1].oldest_us, record.ts_us)
         while self._ahead and record.ts_us < -self._ahead[0][0] - _CLOCK_US:
@@ -153,7 +163,14 @@ class Pruned:
         elif record.kind == KIND:
             self._announce(index, record)
 
+    @property
+    def held(self) -> frozenset[str]:
+        """Holds over the whole log that were in force at the end."""
+        return frozenset(self._held)
+
     def _announce(self, index: int, record: Record) -> None:
+        if record.detail.get(SHARD, record.log) != record.log:
+            return  # of an earlier shard, whose check is told of it
         try:
             indices = Indices.parse(record.detail.get(INDICES, ""))
         except DecodeError:
@@ -167,19 +184,33 @@ class Pruned:
         heappush(self._ahead, (-record.ts_us, len(self._announced)))
         self._announced.append(_Announcement(index, record, indices, record.ts_us))
 
+    def _take_told(self, part: Range) -> None:
+        """They came after everything of this shard; whether a hold was in force then is checked where they stand."""
+        for number, record in enumerate(self._told):
+            try:
+                indices = Indices.parse(record.detail.get(INDICES, ""))
+            except DecodeError:
+                self._problems.add("a later shard does not say what was pruned of this one")
+                continue
+            self._announced.append(_Announcement(part.size + number, record, indices, record.ts_us))
+        self._told = []
+
     def verdict(self, part: Range) -> Verdict:
+        self._take_told(part)
         used: dict[int, int] = {}  # record: how old what it announced was, at least
         silent = self.count
         for gap, said, count in self._explained():
             silent -= count
             used[said.index] = self._check_age(gap, said)
-        if silent and part.last == part.size - 1:
+        if silent and part.last == part.size - 1 and not self._ended:
             self._problems.add(f"{silent} of {self.count} missing records were never announced: they are withheld")
         if self._problems.count:
             return self._problems.verdict()
         if silent:
             return Verdict(
-                "skipped", f"{silent} records are missing, and none of this range says why: export to the end"
+                "skipped",
+                f"{silent} records are missing, and none of this range says why: "
+                + ("a later shard may, verify it with this one" if self._ended else "export to the end"),
             )
         if not self._gaps:
             return Verdict("ok", "nothing is missing")

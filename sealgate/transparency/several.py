@@ -10,15 +10,19 @@ without saying so; reads which log a bundle is of from anything but what the ver
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sealgate.errors import ConfigurationError, DecodeError, LogError, ReceiptError
 from sealgate.transparency.bundle import Bundle
+from sealgate.transparency.chain import Around, Link, links, order_of
 from sealgate.transparency.notes import open_checkpoint
+from sealgate.transparency.pruned import KIND as PRUNED
+from sealgate.transparency.pruned import SHARD
 from sealgate.transparency.receipt import verify_receipt
-from sealgate.transparency.shards import belongs_to
+from sealgate.transparency.record import Record, parse_leaf
+from sealgate.transparency.shards import belongs_to, is_later, log_of
 from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
 
 
@@ -46,17 +50,23 @@ class VerifiedBundle:
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralReport:
-    """What came of all of them. `missing` names logs without a bundle, `unused` what belongs to none of the bundles."""
+    """What came of all of them. `missing` names logs without a bundle, `unused` what belongs to none of the bundles,
+    `links` how shards of one log follow each other."""
 
     bundles: tuple[VerifiedBundle, ...]
     strict: bool
     missing: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    links: tuple[Link, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Every bundle holds; in strict mode, also nothing is missing and nothing was left unused."""
-        whole = not (self.missing or self.unused)
+        """Every bundle holds, and shards follow each other; in strict mode, also nothing is missing and nothing was
+        left unused."""
+        states = {link.verdict.status for link in self.links}
+        if "failed" in states:
+            return False
+        whole = not (self.missing or self.unused or "skipped" in states)
         return all(bundle.report.ok for bundle in self.bundles) and (whole or not self.strict)
 
 
@@ -78,14 +88,62 @@ def verify_bundles(
             raise ConfigurationError(f"no log key of the trust file is for '{name}'; there are: {', '.join(known)}")
     sorting = _Sorting(trust, given or Given())
     origins = [origin_said(path) for path in paths]
-    verified = []
-    for path, origin in zip(paths, origins, strict=True):
+    verified: dict[int, VerifiedBundle] = {}
+    around = [Around(told=told) for told in _told(paths, origins)]
+    for number in sorted(range(len(paths)), key=lambda one: order_of(origins[one])):  # a shard after the one before it
+        path, origin = paths[number], origins[number]
         own = replace(trust, kept_checkpoint=sorting.kept_of(origin), cosigned_checkpoint=sorting.cosigned_of(origin))
-        verified.append(VerifiedBundle(path=path, report=verify_bundle(path, own, strict, sorting.receipts_of(origin))))
-    missing = missing_logs(logs or known, [bundle.origin for bundle in verified])
+        around[number].held = _held(origin, around)
+        report = verify_bundle(path, own, strict, sorting.receipts_of(origin), around=around[number])
+        verified[number] = VerifiedBundle(path=path, report=report)
+    bundles = tuple(verified[number] for number in range(len(paths)))
     return SeveralReport(
-        bundles=tuple(verified), strict=strict, missing=missing, unused=sorting.unused({*filter(None, origins)})
+        bundles=bundles,
+        strict=strict,
+        missing=missing_logs(logs or known, [bundle.origin for bundle in bundles]),
+        unused=sorting.unused({*filter(None, origins)}),
+        links=tuple(links(known, around)),
     )
+
+
+def _told(paths: Sequence[Path], origins: Sequence[str]) -> list[list[Record]]:
+    """For each bundle, what bundles of later shards announce to be pruned of it. (They are verified afterwards, and one
+    that does not hold is a failure of the whole.)"""
+    said: dict[str, list[Record]] = {}
+    if len(set(origins)) > 1:
+        for path, origin in zip(paths, origins, strict=True):
+            for record in _announcements(path) if origin else ():
+                shard = record.detail.get(SHARD, "")
+                if shard != origin and record.log == origin:
+                    said.setdefault(shard, []).append(record)
+    return [said.get(origin, []) for origin in origins]
+
+
+def _announcements(path: Path) -> Iterator[Record]:
+    try:
+        with path.open("rb") as stream:
+            for leaf in Bundle(stream).items():
+                if isinstance(leaf, bytes) and PRUNED.encode() in leaf:
+                    record = parse_leaf(leaf)
+                    if record.kind == PRUNED and SHARD in record.detail:
+                        yield record
+    except (OSError, DecodeError):  # its own verification says so
+        return
+
+
+def _held(origin: str, around: Sequence[Around]) -> frozenset[str]:
+    """Holds over the whole log that the newest shard before this one left in force."""
+    before = [
+        one
+        for one in around
+        if one.gone is not None
+        and one.checkpoint is not None
+        and one.to_its_end
+        and belongs_to(one.checkpoint.origin, log_of(origin))
+        and is_later(origin, one.checkpoint.origin)
+    ]
+    before.sort(key=lambda one: order_of(one.checkpoint.origin if one.checkpoint else ""))
+    return before[-1].gone.held if before and before[-1].gone is not None else frozenset()
 
 
 def missing_logs(wanted: Iterable[str], origins: Iterable[str]) -> tuple[str, ...]:

@@ -42,3 +42,8 @@ def is_later(origin: str, than: str) -> bool:
     """Whether one shard of a log can have come after another one of it: a first shard names no half-year."""
     one, other = half_year_in(origin), half_year_in(than)
     return one is not None and (other is None or one > other)
+
+
+def log_of(origin: str) -> str:
+    """The name of the log that an origin which names a half-year is a shard of; other names as they are."""
+    return _SUFFIX.sub("", origin)

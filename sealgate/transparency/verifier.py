@@ -11,7 +11,8 @@
     9. what is left of privacy budgets changes only as requests explain
     10. given receipts are in this log, under checkpoints of its tree (only if receipts were given)
     11. records that are no longer kept were pruned, and the log says so (only if there are some)
-    12. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
+    12. the shard begins and ends as shards do (only if it follows one or one follows it; it stands before 11)
+    13. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
 
 A step that cannot be decided is `skipped` and says why; in strict mode that is a failure. Trusts: the keys in
 `LogTrust` and SHA-256. Never: stops at the first failure, or calls verified what was not checked. Long, because an
@@ -28,6 +29,7 @@ from typing import BinaryIO, Protocol
 from sealgate.errors import ConfigurationError, DecodeError, LogError
 from sealgate.transparency.budget_replay import BudgetReplay
 from sealgate.transparency.bundle import Bundle, PrunedEntry
+from sealgate.transparency.chain import Around
 from sealgate.transparency.checks import (
     Check,
     Counters,
@@ -40,12 +42,14 @@ from sealgate.transparency.checks import (
     Verdict,
 )
 from sealgate.transparency.cosignatures import CosignerKey
+from sealgate.transparency.edges import Edges
 from sealgate.transparency.merkle import Frontier, leaf_hash, verify_consistency
 from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoint
 from sealgate.transparency.pruned import Pruned
 from sealgate.transparency.published import open_published, strength
 from sealgate.transparency.ranges import range_root
 from sealgate.transparency.record import Record, parse_leaf
+from sealgate.transparency.shards import belongs_to, is_later, log_of
 from sealgate.transparency.witness_policy import NONE, WitnessedCheckpoint, WitnessPolicy
 
 _FORM = "bundle has its exact form"
@@ -54,6 +58,7 @@ _ENTRIES = "every entry is a record of this log"
 _ROOT = "entries lead to the checkpoint's root"
 _GROWTH = "log grew out of the kept checkpoint"
 _WITNESSED = "a quorum of witnesses saw this log"
+PROVING_STEPS = 4  # form, signature, entries, root: with these, what is shown is the log's
 _PRUNED = "{} records are no longer kept: what they said is not shown, only that they stood where they stood"
 _LIMIT = "no witness cosigned the checkpoint: that everybody was shown the same log is not proven by this bundle"
 
@@ -128,16 +133,17 @@ def verify_bundle(
     strict: bool = False,
     receipts: Sequence[bytes] = (),
     onlookers: Sequence[Onlooker] = (),
+    around: Around | None = None,
 ) -> Report:
-    """Check a bundle. Failed steps are in the report and raise nothing; a file that cannot be opened raises
-    ConfigurationError, and so does a trust without keys."""
+    """Check a bundle; with `around`, among the other shards of its log (`chain`). Failed steps are in the report and
+    raise nothing; a file that cannot be opened raises ConfigurationError, and so does a trust without keys."""
     if not trust.verifiers:
         raise ConfigurationError("no log key is trusted: name at least one")
     if not isinstance(path, Path):
-        return _Verification(trust, strict, receipts, onlookers).run(path)
+        return _Verification(trust, strict, receipts, onlookers, around or Around()).run(path)
     try:
         with path.open("rb") as stream:
-            return _Verification(trust, strict, receipts, onlookers).run(stream)
+            return _Verification(trust, strict, receipts, onlookers, around or Around()).run(stream)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -148,6 +154,7 @@ class _Verification:
     strict: bool
     receipts: Sequence[bytes]
     onlookers: Sequence[Onlooker]
+    around: Around
     steps: list[Step] = field(default_factory=list)
     unreadable: Problems = field(default_factory=Problems)
     cut_short: bool = False  # the entries could not be read to their end
@@ -161,8 +168,10 @@ class _Verification:
         self._add(_FORM, Verdict("ok", f"records {part.first} to {part.last}"))
         checkpoint, signature = self._checkpoint(bundle)  # 2
         self._add(_SIGNED, signature)
-        gone, budgets = Pruned(), BudgetReplay()
-        checks: list[Check] = [Reconcile(part, gone), Signatures(gone), Counters(gone), budgets]
+        gone = Pruned(told=self.around.told, held=self.around.held)
+        budgets, edges = BudgetReplay(), Edges(bundle.manifest.origin)
+        reconcile, counters = Reconcile(part, gone), Counters(gone)
+        checks: list[Check] = [reconcile, Signatures(gone), counters, budgets]
         given = Receipts(self.receipts, self.trust.verifiers, origin=bundle.manifest.origin)
         if self.receipts:
             checks.append(given)
@@ -172,7 +181,7 @@ class _Verification:
         if isinstance(witnessed, WitnessedCheckpoint):
             watched |= {witnessed.verified.checkpoint.size}
         roots: dict[int, bytes] = {}  # recomputed from the entries, at the sizes that are watched
-        seen = [gone, *checks, *self.onlookers]
+        seen: list[Onlooker] = [gone, edges, *checks, *self.onlookers]
         hashes = self._hashes(bundle, seen, [gone.miss, given.miss, budgets.miss], watched, roots)
         root = self._root(bundle, hashes)  # 3 and 4, in one pass over the entries
         self._add(_ENTRIES, self._entries(bundle, gone.count))
@@ -188,6 +197,13 @@ class _Verification:
             if self.cut_short and verdict.status == "ok":
                 verdict = Verdict("skipped", "the entries cannot be read to their end")
             self._add(check.name, verdict)
+        proving = [step.status for step in self.steps[:PROVING_STEPS]]
+        self.around.first, self.around.last, self.around.checkpoint = part.first, part.last, checkpoint
+        self.around.sound = proving == ["ok"] * PROVING_STEPS
+        self.around.edges, self.around.reconcile, self.around.counters = edges, reconcile, counters
+        self.around.budgets, self.around.gone = budgets, gone
+        if edges.concerned:
+            self._add(edges.name, edges.verdict(part))
         limits = (_PRUNED.format(gone.count),) if gone.count else ()
         if gone.count:
             self._add(gone.name, gone.verdict(part))  # 11
@@ -331,6 +347,10 @@ class _Verification:
             return Verdict("failed", f"the kept checkpoint: {kept}")
         if checkpoint is None:
             return Verdict("skipped", "the bundle's checkpoint does not verify")
+        if belongs_to(kept.origin, log_of(checkpoint.origin)) and is_later(checkpoint.origin, kept.origin):
+            return Verdict(
+                "skipped", f"the kept checkpoint is of an earlier shard, {kept.origin}: verify both together"
+            )
         if kept.origin != checkpoint.origin:
             return Verdict("failed", f"the kept checkpoint is of another log, {kept.origin}")
         if kept.size == checkpoint.size:

@@ -38,7 +38,6 @@ from sealgate.protocol.administration import (
     UnusedForgotten,
 )
 from sealgate.protocol.frames import Recorded, Refused
-from sealgate.transparency.pruned import INDICES
 from sealgate.transparency.pruned import KIND as PRUNED
 from sealgate.transparency.record import Record
 
@@ -134,8 +133,9 @@ class Privacy:
             if error.code != _NOTHING:
                 raise
             return RecordsPruned(id=frame.id, next=on)
-        indices = ended.record.detail[INDICES]
-        return RecordsPruned(id=frame.id, indices=indices, record=ended.index, deleted=deletes, next=on)
+        with self._log.reading() as connection:
+            positions = str(pruning.announced(connection, ended.record))
+        return RecordsPruned(id=frame.id, indices=positions, record=ended.index, deleted=deletes, next=on)
 
     async def _forget(self, frame: ForgetUnused, detail: dict[str, str]) -> HostToAdmin:
         subjects, before_us = self._log.subjects, self._clock() - DAY_US * load_retention(self._retention).shortest_days

@@ -14,7 +14,7 @@ from sealgate.transparency.reports.budget import Budget
 from sealgate.transparency.reports.form import Fold
 from sealgate.transparency.reports.in_force import InForce
 from sealgate.transparency.reports.oversight import BreakGlass, Review
-from sealgate.transparency.reports.question import FILTERS, MOMENT, RANGE, SPAN, Question
+from sealgate.transparency.reports.question import FILTERS, MOMENT, RANGE, SHARD, SPAN, Question
 from sealgate.transparency.reports.ranges import Completeness, Reconciled
 
 
@@ -48,27 +48,27 @@ REPORTS: dict[str, Kind] = {
     ),
     "in-force": Kind(
         summary="policy, worker, models, their epsilon and keys at a moment",
-        parameters=MOMENT,
+        parameters=(*MOMENT, *SHARD),
         begin=InForce,
     ),
     "reconcile": Kind(
         summary="every authorized request has exactly one end, and workers signed it",
-        parameters=RANGE,
+        parameters=(*RANGE, *SHARD),
         begin=Reconciled,
     ),
     "completeness": Kind(
         summary="nothing is missing in a range",
-        parameters=RANGE,
+        parameters=(*RANGE, *SHARD),
         begin=Completeness,
     ),
     "break-glass": Kind(
         summary="administrative and key operations, and auditors' own reads",
-        parameters=("tenant", "actor", *SPAN),
+        parameters=("tenant", "actor", *SPAN, *SHARD),
         begin=BreakGlass,
     ),
     "review": Kind(
         summary="who looked at which records, and what nobody looked at",
-        parameters=("tenant", "actor", *SPAN),
+        parameters=("tenant", "actor", *SPAN, *SHARD),
         begin=Review,
     ),
 }

@@ -7,12 +7,14 @@ the records that it was shown.
 
 from __future__ import annotations
 
+from sealgate.transparency.carried import KIND as CARRIED
+from sealgate.transparency.carried import ends_shard, restated
 from sealgate.transparency.record import Record
 from sealgate.transparency.reports.form import Answer, Cell, Column, Part, Table
 from sealgate.transparency.reports.question import Question
 
 KINDS = (
-    *("policy.change", "log.opened", "log.closed"),
+    *("policy.change", "log.opened", "log.closed", CARRIED),
     *("worker.start", "worker.stop", "model.load", "model.refuse", "key.rotate"),
 )
 _FACTS = (Column("fact"), Column("value"))
@@ -43,9 +45,12 @@ class InForce:
         if self._at_us is not None and record.ts_us > self._at_us:
             return
         self._newest = (index, record.ts_us)
+        record = restated(record)
         kind, worker = record.kind, self._workers.get(record.runtime_instance)
         if kind == "policy.change":
             self._policy = (index, record)
+        elif ends_shard(record):
+            pass  # the next shard says again what was in force, and it goes on
         elif kind in ("log.opened", "log.closed"):  # with its host, every worker of it is gone
             self._running = kind == "log.opened"
             self._workers.clear()

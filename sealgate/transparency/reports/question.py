@@ -18,6 +18,7 @@ FILTERS = ("tenant", "actor", "model", "purpose")
 SPAN = ("from_us", "to_us")
 RANGE = ("first", "last")
 MOMENT = ("at_us",)
+SHARD = ("shard",)
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -32,6 +33,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     at_us: int | None = None
     first: int | None = None
     last: int | None = None
+    shard: str | None = None  # of the log, by its origin
 
     def given(self) -> dict[str, str]:
         """What was asked, as text."""
@@ -43,7 +45,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         for name in self.given():
             if name not in allowed:
                 raise DecodeError(f"the report '{report}' has no parameter '{name}'", code="report-parameter")
-        for name in FILTERS:
+        for name in (*FILTERS, *SHARD):
             value = getattr(self, name)
             if value is not None and (len(value) > MAX_NAME or "\0" in value):
                 raise DecodeError(f"{name} is no value that the log can hold", code="report-parameter")
