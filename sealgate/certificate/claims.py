@@ -27,17 +27,13 @@ from sealgate.certificate.mechanisms import DpSgd, GapAggregation, Noise, noises
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate, Search
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_SELECTION_CHOICES
+from sealgate.limits import MAX_GRID_BITS, MAX_SELECTION_CHOICES, MIN_GRID_BITS
 
 SCHEMA = 2
 NOISE_SOURCE = "os-csprng/aes-256-ctr"
 FRESH = "fresh"
-TRANSFORMS = {
-    "float64-continuous": "box-muller-4",
-    "grid-rounded": "exact-rounded-gaussian",
-    "grid-discrete": "exact-discrete-gaussian",
-}
-"""How each kind of arithmetic makes its noise. Where a grid is named, it is a public constant."""
+CONTINUOUS = "float64-continuous"
+DISCRETE = "grid-discrete"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
@@ -80,12 +76,13 @@ def check_noise(noise: Noise) -> None:
     """Raise CertificateError unless this noise was fresh and is of a kind whose epsilon is known."""
     if noise.seed != FRESH or noise.source != NOISE_SOURCE:
         raise refusal("fixed-seed", "noise did not come from fresh operating-system randomness")
-    try:
-        grid = parse_decimal(noise.grid)
-    except DecodeError as error:
-        raise refusal("mechanism", "the noise's grid is not a plain decimal number") from error
-    continuous = noise.arithmetic == "float64-continuous"
-    if TRANSFORMS.get(noise.arithmetic) != noise.transform or (grid == 0) != continuous or grid < 0:
+    bits = noise.grid_bits
+    if noise.arithmetic == CONTINUOUS:
+        known = noise.transform == "box-muller-4" and bits == 0
+    else:
+        fine = MIN_GRID_BITS <= bits <= MAX_GRID_BITS
+        known = (noise.arithmetic, noise.transform) == (DISCRETE, "exact-discrete-gaussian") and fine
+    if not known:
         raise refusal("mechanism", "the noise is not of a kind that is known here")
 
 
@@ -110,7 +107,7 @@ def _check_selection(certificate: Certificate) -> None:
             raise refusal("selection-unaccounted", "the search for hyper-parameters names no choices or no score")
         if not 0 < selection.epsilon_micro < certificate.epsilon_micro:
             raise refusal("selection-unaccounted", "the search's share of epsilon is out of range")
-        if search.noise.arithmetic != "float64-continuous":
+        if search.noise.arithmetic != CONTINUOUS:
             raise refusal("selection-unaccounted", "the score's noise is not of the kind that is accounted")
     elif selection.how not in ("fixed", "public-data") or selection.epsilon_micro != 0 or search is not None:
         raise refusal("selection-unaccounted", "hyper-parameters were chosen in a way that epsilon does not cover")

@@ -26,7 +26,7 @@ def mechanism_lines(mechanism: Mechanism) -> list[str]:
 
 
 def _noise(noise: Noise) -> str:
-    grid = f", grid {noise.grid}" if noise.grid != "0" else ""
+    grid = f", grid of 2^-{noise.grid_bits} clip norms" if noise.grid_bits else ""
     return f"noise {noise.source}, {noise.transform}, {noise.arithmetic}{grid}"
 
 

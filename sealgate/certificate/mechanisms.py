@@ -62,11 +62,12 @@ class Noise(Part, frozen=True):
 
     `source` is where randomness comes from, `seed` is "fresh" (never written down) or anything else, which is refused.
     `arithmetic` is
-      "float64-continuous"  continuous values by `transform` "box-muller-4"; not secure against reading low bits
-      "grid-rounded"        values on a public grid plus an exactly sampled Gaussian rounded to it: post-processing of
-                            the continuous mechanism, so that its figures hold exactly ("exact-rounded-gaussian")
-      "grid-discrete"       values on a public grid plus the discrete Gaussian of Canonne, Kamath and Steinke 2020
-                            ("exact-discrete-gaussian"), accounted by Renyi divergences, which hold exactly
+      "float64-continuous"  values by `transform` "box-muller-4"; not secure against reading low bits (Mironov 2012)
+      "grid-discrete"       sums rounded to a public grid of 2^-`grid_bits` clip norms, plus whole grid units of the
+                            discrete Gaussian ("exact-discrete-gaussian": Canonne, Kamath and Steinke 2020)
+    Discrete noise carries the figures of the continuous mechanism with this sigma: it has to be so much larger that
+    rounding is covered, and a discrete Gaussian many grid units wide is, but for a statistical distance below 2^-900,
+    the continuous one processed further (Peikert 2010, theorem 3.1).
     """
 
     sigma_micro: int
@@ -74,7 +75,7 @@ class Noise(Part, frozen=True):
     seed: str
     transform: str
     arithmetic: str
-    grid: str = "0"  # the grid's step as decimal text; "0" for continuous noise
+    grid_bits: int = 0  # 0 for continuous noise
 
 
 class DpSgd(Part, frozen=True, tag_field="kind", tag="dp-sgd"):

@@ -3,7 +3,8 @@
     account      what every account can do, and the composition with separately counted statistics
     releases     Gaussian releases without sampling, alone or with sampled steps: AdaSSP, aggregation perturbation
     objective    objective perturbation
-    renyi        discrete Gaussian steps, and the selection among several runs
+    selection    the best of several runs
+    statistics   what preprocessing took from the rows
 
 Sampled Gaussian steps, the case of DP-SGD, are `sealgate.certificate.recompute`. `described` finds the account of a
 whole certificate. Trusts: nothing. Never: reads what a certificate states as its epsilon.

@@ -15,7 +15,7 @@ from fractions import Fraction
 from sealgate.certificate.accounting.account import Account, WithStatistics
 from sealgate.certificate.accounting.objective import PerturbedObjective
 from sealgate.certificate.accounting.releases import GaussianReleases, share
-from sealgate.certificate.accounting.renyi import BestOfRuns, DiscreteSteps
+from sealgate.certificate.accounting.selection import BestOfRuns
 from sealgate.certificate.decimals import MICRO, decimal_text
 from sealgate.certificate.mechanisms import (
     AdaSsp,
@@ -30,7 +30,6 @@ from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate, Search
 from sealgate.limits import MAX_CLIPPING_EXCESS_PPB, MAX_GRAPH_DEGREE, MAX_GRAPH_HOPS, MAX_NORM_MICRO, MAX_ROWS_PER_UNIT
 
-DISCRETE = "grid-discrete"
 _UNITS = {
     "dp-sgd": ("example", "user", "graph"),
     "adassp": ("example",),
@@ -67,8 +66,7 @@ def account_of(certificate: Certificate) -> Account:
 def _mechanism_account(mechanism: Mechanism, *, unit: str, delta: str) -> Account:
     match mechanism:
         case DpSgd():
-            steps = steps_of(mechanism, clipping=_CLIPPING[unit], delta=delta)
-            return DiscreteSteps(steps=steps) if mechanism.noise.arithmetic == DISCRETE else steps
+            return steps_of(mechanism, clipping=_CLIPPING[unit], delta=delta)
         case AdaSsp():
             return _adassp(mechanism, delta)
         case ObjectivePerturbation():

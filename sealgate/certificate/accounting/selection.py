@@ -1,14 +1,9 @@
-"""Epsilon by Renyi divergences, where privacy-loss distributions do not reach: discrete noise, the best of many runs.
+"""Epsilon of a choice among runs, by Renyi divergences: the best of a random number of runs of DP-SGD.
 
-Discrete steps. The discrete Gaussian on a grid has exactly the moments of the continuous one wherever the shift lies on
-the grid, so for a shift v the likelihood ratio's k-th moment is exp((k^2 - k) |v|^2 / 2 sigma^2) for integer k
-(Canonne, Kamath and Steinke 2020, proposition 5), and the binomial formula of the sampled Gaussian mechanism (Mironov,
-Talwar and Zhang 2019, section 3.3) holds as an equality at integer orders. Only integer orders are used.
-
-Selection. Run a mechanism K times, K random and public in its distribution, each time with a choice drawn uniformly
-from a list; release only the run of the best score. For K truncated negative binomial the cost is theorem 2 of
-Papernot and Steinke 2022; shape 1 is geometric, shape 0 logarithmic. The score is part of each run and has to be
-private itself: a count over the rows with Gaussian noise. Replacing a unit is charged by group privacy.
+Run a mechanism K times, K random and public in its distribution, each time with a choice drawn uniformly from a list;
+release only the run of the best score. For K truncated negative binomial the cost is theorem 2 of Papernot and Steinke
+2022; shape 1 is geometric, shape 0 logarithmic. The score is part of each run and has to be private itself: a count
+over the rows with Gaussian noise. Replacing a unit is charged by group privacy.
 
 Trusts: nothing. Never: takes K as something that may be looked up in the data.
 """
@@ -25,9 +20,8 @@ from sealgate.certificate.recompute import RENYI_ACCOUNTANT, Epsilon, GaussianSt
 from sealgate.certificate.refusals import refusal
 from sealgate.limits import MAX_SELECTION_TRIALS, MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
 
-# Orders: all small integers, then sparser ones: epsilon of 0.05 to 50 at usual deltas is met within a per cent.
-_INTEGER_ORDERS = (*range(2, 65), *range(68, 129, 4), *range(144, 513, 16))
-_FRACTIONAL_ORDERS = tuple(1 + step / 10 for step in range(1, 10))
+# Small orders for large epsilon, large ones for small epsilon.
+ORDERS = (*(1 + step / 10 for step in range(1, 100)), *range(11, 65), *range(68, 129, 4), *range(144, 513, 16))
 
 
 def _step_event(steps: GaussianSteps) -> Any:
@@ -36,39 +30,6 @@ def _step_event(steps: GaussianSteps) -> Any:
     one = dp_event.GaussianDpEvent(steps.sigma_micro / MICRO)
     sampled = one if steps.rate == 1 else dp_event.PoissonSampledDpEvent(float(steps.rate), one)
     return dp_event.SelfComposedDpEvent(sampled, steps.steps)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiscreteSteps:
-    """Poisson-sampled sums on a grid with the discrete Gaussian; sigma counts in sensitivities, rounding included."""
-
-    steps: GaussianSteps
-
-    @property
-    def delta(self) -> str:
-        """See Account."""
-        return self.steps.delta
-
-    @property
-    def accountant(self) -> str:
-        """See Account."""
-        return RENYI_ACCOUNTANT
-
-    def require_computable(self) -> None:
-        """See Account."""
-        self.steps.require_computable()
-
-    def epsilon(self) -> Epsilon:
-        """See Account."""
-        from dp_accounting.rdp import RdpAccountant
-
-        self.require_computable()
-        accountant = RdpAccountant(list(_INTEGER_ORDERS)).compose(_step_event(self.steps))
-        return _both(accountant, float(self.delta))
-
-    def words(self) -> str:
-        """See Account."""
-        return f"discrete noise: {self.steps.words()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +70,7 @@ class BestOfRuns:
             [_step_event(self.run), dp_event.GaussianDpEvent(self.score_sigma_micro / MICRO)]
         )
         event = dp_event.RepeatAndSelectDpEvent(scored, mean=float(self.mean_trials), shape=float(self.shape))
-        accountant = RdpAccountant([*_FRACTIONAL_ORDERS, *_INTEGER_ORDERS]).compose(event)
+        accountant = RdpAccountant(list(ORDERS)).compose(event)
         return _both(accountant, float(self.delta))
 
     def words(self) -> str:
