@@ -24,7 +24,7 @@ from sealgate.certificate.schema import (
     Release,
     Selection,
 )
-from training.accountant import SECOND_ACCOUNTANT, Cost
+from training.accountant import Cost
 from training.configuration import Configuration, micro
 from training.environment import environment
 from training.measure import Quality
@@ -41,6 +41,19 @@ NOT_PROTECTED = (
 )
 
 
+def initialisation_of(architecture: Architecture) -> Initialisation:
+    """How the weights began, and which of them are public and stay what they were."""
+    linear = isinstance(architecture.trained_part(), LinearRegressionSpec | LogisticRegressionSpec)
+    pretraining = "none"
+    if isinstance(architecture, FrozenEncoderSpec):
+        pretraining = f"{architecture.pretraining}, public and frozen, digest {architecture.frozen_digest}"
+    return Initialisation(
+        method="zeros" if linear else "uniform by fan-in, biases zero",
+        randomness=NOISE_SOURCE,
+        pretraining=pretraining,
+    )
+
+
 def certificate_of(
     configuration: Configuration,
     *,
@@ -55,11 +68,6 @@ def certificate_of(
 ) -> Certificate:
     """The certificate of a finished run. `fresh` says that all randomness came from the operating system."""
     data, rate = configuration.data, configuration.rate
-    layers = (
-        "zeros"
-        if configuration.model.family in ("linear-regression", "logistic-regression")
-        else "uniform by fan-in, biases zero"
-    )
     issued = datetime.datetime.fromtimestamp(issued_us / 1e6, tz=datetime.UTC).date()
     return Certificate(
         schema=SCHEMA,
@@ -93,12 +101,12 @@ def certificate_of(
             accountant=ACCOUNTANT,
             version=accountant_version(),
             discretisation=cost.discretisation,
-            second_accountant=SECOND_ACCOUNTANT,
+            second_accountant=cost.second_accountant,
             second_version=cost.second_version,
             second_epsilon_micro=cost.second_epsilon_micro,
         ),
         preprocessing=Preprocessing(statistics="public-constants", epsilon_micro=0),
-        initialisation=Initialisation(method=layers, randomness=NOISE_SOURCE, pretraining="none"),
+        initialisation=initialisation_of(parse_manifest(manifest).architecture),
         dataset=Dataset(
             commitment_kind=COMMITMENT,
             commitment=commitment,
