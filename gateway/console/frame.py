@@ -198,6 +198,7 @@ def make_templates() -> jinja2.Environment:
     }
     environment.tests["digest"] = presentation.is_digest
     environment.globals["address"] = presentation.address
+    environment.globals["zip"] = zip
     return environment
 
 

@@ -18,11 +18,13 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.response import Redirect, Stream
 
+from audit.activity import Activity
 from audit.database import open_database
 from audit.errors import LogUnavailable, QueryRefused
 from audit.query import AuditReader, Entry, Page, RecordFilter
 from gateway.audit_exporting import export_stream
 from gateway.audit_reading import own_records, read_log
+from gateway.console.chart import Series, chart_of, kinds_of, series_of
 from gateway.console.frame import HEADERS, Console
 from gateway.console.presentation import (
     READINGS,
@@ -80,7 +82,10 @@ async def _list(
         query["kind"] = READINGS[0][0]
     wanted, said = wanted_of(query), filters_of(query)
     may = await console.may_read(request, question, said)
-    page = await read_log(console.gate, may, lambda reader, permit: _page(reader, permit, wanted, query.get("cursor")))
+    series = series_of(wanted.kind)
+    page, activity = await read_log(
+        console.gate, may, lambda reader, permit: _page(reader, permit, wanted, query.get("cursor"), series)
+    )
     now = console.clock()
     spans = [(name, minute_of(now - seconds * 1_000_000), label) for name, seconds, label in SPANS]
     return console.page(
@@ -88,6 +93,7 @@ async def _list(
         may,
         title="Who looked" if tabs is READINGS else "Timeline",
         path=path,
+        chart=None if activity is None else chart_of(activity, series),
         rows=[row_of(entry) for entry in page.records],
         more=page.cursor,
         size=page.tree_size,
@@ -98,11 +104,15 @@ async def _list(
     )
 
 
-def _page(reader: AuditReader, permit: Permit, wanted: RecordFilter, cursor: str | None) -> Page:
+def _page(
+    reader: AuditReader, permit: Permit, wanted: RecordFilter, cursor: str | None, series: tuple[Series, ...]
+) -> tuple[Page, Activity | None]:
+    """A page of records; on the first one, what they are a part of."""
     allowed = own_records(wanted, permit)
     if allowed is None:
-        return Page((), None, reader.size())
-    return reader.records(allowed, cursor, CONSOLE_PAGE)
+        return Page((), None, reader.size()), None
+    activity = None if cursor else reader.activity(allowed, kinds=kinds_of(series))
+    return reader.records(allowed, cursor, CONSOLE_PAGE), activity
 
 
 @get("/console/records/{identifier:str}", include_in_schema=False)
