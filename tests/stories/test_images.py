@@ -1,0 +1,80 @@
+"""Models over images, from the rows to a sealed answer: trained, certified, loaded by the sandboxed worker, asked."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sealgate.certificate.publishers import load_publishers
+from sealgate.client.errors import UsageError
+from secure_runtime.models.bundle import load_bundle
+from tests.conftest import Template
+from tests.live import Live, clone, run_sealgate
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "vision" / "digits.toml"
+CNN = """
+[architecture]
+stages = [{ channels = 8, kernel = 3, norm_groups = 4, pool = 2 }]
+"""
+
+
+def convolutional(text: str) -> str:
+    """The same digits with a convolutional network, trained for a moment."""
+    before, after = text.split("[architecture]")[0], text.split("[data]")[1]
+    text = before + CNN + "\n[data]" + after
+    for old, new in (
+        ('name = "digits"', 'name = "digits-cnn"'),
+        ('"scatternet"', '"cnn"'),
+        ("steps = 60", "steps = 20"),
+        ("learning_rate = 8", "learning_rate = 2"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@pytest.fixture(scope="module")
+def images(template: Template) -> Iterator[tuple[Live, Path]]:
+    """A deployment of its own that serves both families, and the folder where they were trained."""
+    live = clone(template.folder, [])
+    folder = live.root.parent / "training"
+    folder.mkdir()
+    key = template.folder / "publisher.key"
+    for name, text in (("digits", EXAMPLE.read_text()), ("digits-cnn", convolutional(EXAMPLE.read_text()))):
+        (folder / f"{name}.toml").write_text(text)
+        held = folder / f"{name}.csv"
+        run_sealgate(
+            "train", folder / f"{name}.toml", "--out", live.root / "models", "--key", key, "--heldout-csv", held
+        )
+    try:
+        live.start()
+        live.ready()
+        yield live, folder
+    finally:
+        live.stop()
+        shutil.rmtree(live.root.parent, ignore_errors=True)
+
+
+@pytest.mark.parametrize(("name", "least"), [("digits", 0.85), ("digits-cnn", 0.4)])
+def test_sealed_answers_are_those_of_the_certified_model(images: tuple[Live, Path], name: str, least: float) -> None:
+    live, folder = images
+    with (folder / f"{name}.csv").open() as file:
+        rows = list(csv.reader(file))[1:]
+    pixels = np.array([[int(value) for value in row[:-1]] for row in rows], dtype=np.uint8).reshape(-1, 1, 8, 8)
+    with live.session() as session:
+        result = session.infer(name, pixels)
+        with pytest.raises(UsageError, match=r"rows, 1, 8, 8"):
+            session.infer(name, pixels[:, 0])
+    assert result.labels is not None
+    assert np.mean([found == row[-1] for found, row in zip(result.labels, rows, strict=True)]) > least
+    model = load_bundle(live.root / "models" / name, load_publishers(live.root / "publishers.toml"))
+    assert model.facts.epsilon_micro <= 3_000_000
+    alone = model.predict({"images": torch.from_numpy(pixels)})
+    np.testing.assert_allclose(np.array(result.outputs["scores"]), alone["scores"].numpy(), atol=1e-6)
+    assert result.receipt.record.units == len(rows)
