@@ -25,11 +25,12 @@ from sealgate.transparency.exports.formats import FORMATS
 
 _REFUSALS = (400, 401, 403, 404, 503)
 _BUNDLE = "bundle"
-_RECORDED = ("first", "last", "consistent_with", "format")
+_RECORDED = ("first", "last", "consistent_with", "format", "kept")
 _FORMATS = f"'{_BUNDLE}', {', '.join(repr(name) for name in FORMATS)}"
 
 Number = Annotated[int | None, QueryParameter(ge=0, lt=2**53)]
 Needed = Annotated[int, QueryParameter(ge=0, lt=2**53)]
+Yes = Annotated[int, QueryParameter(ge=0, le=1)]
 Name = Annotated[str, QueryParameter(max_length=32, description=f"One of {_FORMATS}.")]
 
 
@@ -42,9 +43,11 @@ async def export(
     consistent_with: Number = None,
     format: Name = _BUNDLE,  # the parameter's name in the URL
     log: Log = None,
+    kept: Yes = 0,
 ) -> Stream:
     """Records `first` to `last`. A bundle (`application/zip`) has everything that proves them and is checked offline by
-    `sealgate audit verify`; the other formats have a line a record and prove nothing by themselves."""
+    `sealgate audit verify`; the other formats have a line a record and prove nothing by themselves. A range from which
+    records were pruned is refused as lines; with `kept=1` those that are left of it are given."""
     given = request.query_params
     said = {name: str(given[name]) for name in _RECORDED if name in given}
     may = await authorise_reading(request, gate, "export", kind="audit.export", said=said, log=log)
@@ -63,7 +66,7 @@ async def export(
         raise Problem("malformed-request", detail="Only a bundle holds a proof of consistency.")
 
     def write_lines(out: BinaryIO) -> None:
-        reader.export_lines(first, last, out, form=form)
+        reader.export_lines(first, last, out, form=form, kept_only=bool(kept))
 
     filename = f"audit-{first}-{last}.{form.suffix}"
     return await export_stream(gate, may, write_lines, media_type=form.media_type, filename=filename)

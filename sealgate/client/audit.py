@@ -294,14 +294,16 @@ class AuditClient:
         *,
         form: ExportFormat,
         with_header: bool = True,
+        kept_only: bool = False,
         seen: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Write records of a range, a line each, as they come; `seen` hears how many more whole ones there are.
 
-        The lines prove nothing. When this raises, what whole lines `out` has are good.
+        The lines prove nothing. When this raises, what whole lines `out` has are good. A range from which records were
+        pruned is refused (`not-found`); with `kept_only`, it is written without them.
         """
-        query = {"first": str(first), "last": str(last), "format": form.name}
-        lines = ExportLines(form, last - first + 1)
+        query = {"first": str(first), "last": str(last), "format": form.name} | ({"kept": "1"} if kept_only else {})
+        lines = ExportLines(form, last - first + 1, gaps=kept_only)
         with self._asked("/audit/v1/exports", query) as response:
             if with_header:
                 out.write(form.header)

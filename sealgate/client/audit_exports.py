@@ -8,6 +8,7 @@ Never: writes over a file before the new one is whole; calls lines proven.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sealgate.client.audit import AuditClient
+    from sealgate.client.line_download import Downloaded
     from sealgate.transparency.exports.formats import ExportFormat
 
 BUNDLE = "bundle"
+_SHOWN = 2000  # characters of a list of pruned records
 FORMATS = ("ndjson", "ocsf", "cloudevents", "syslog", "csv")  # said here so that --help need not load them
 _FORMAT_HELP = "ndjson, ocsf (OCSF 1.9), cloudevents (CloudEvents 1.0), syslog (RFC 5424) or csv"
 
@@ -42,6 +45,7 @@ def configure(commands: Any) -> None:
     export.add_argument("--last", type=int, metavar="N", help="last record (default: the newest one that is signed)")
     export.add_argument("--kept", type=Path, metavar="FILE", help="add the proof of growth since a kept checkpoint")
     export.add_argument("--cosigned", action="store_true", help="last record: the newest one that witnesses cosigned")
+    export.add_argument("--force", action="store_true", help="replace the file that is there")
     export.add_argument("--resume", action="store_true", help="go on with an export that broke off (not of a bundle)")
     add_log(export, every=False)
     finish(export, _export, online=True)
@@ -50,6 +54,7 @@ def configure(commands: Any) -> None:
     convert.add_argument("bundle", type=Path, metavar="BUNDLE", help="what `sealgate audit export` wrote")
     convert.add_argument("--format", choices=FORMATS, required=True, metavar="FORMAT", help=_FORMAT_HELP)
     convert.add_argument("--out", type=Path, metavar="FILE", help="where to write it (default: standard output)")
+    convert.add_argument("--force", action="store_true", help="replace the file that is there")
     finish(convert, _convert, online=False)
 
 
@@ -68,6 +73,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raise UsageError("a bundle is one whole and cannot be gone on with: leave --resume away")
     if arguments.cosigned and arguments.last is not None:
         raise UsageError("--cosigned names the last record: leave --last away")
+    _require_free(arguments)
     with open_client(arguments) as connection:
         client = asked_log(connection, arguments)
         last = arguments.last
@@ -75,8 +81,11 @@ def _export(arguments: argparse.Namespace) -> int:
             last = client.checkpoint(cosigned=arguments.cosigned).checkpoint.size - 1
         if not 0 <= arguments.first <= last:
             raise UsageError(f"--first must be from 0 to {last}, the last record asked for")
-        written = (_export_lines if lines else _export_bundle)(client, arguments, last)
-    print(f"{arguments.out}: records {arguments.first} to {last}, {written} bytes")
+        if lines:
+            _say_lines(arguments, last, _export_lines(client, arguments, last))
+        else:
+            written = _export_bundle(client, arguments, last)
+            print(f"{arguments.out}: records {arguments.first} to {last}, {written} bytes")
     if not lines:
         words = ["sealgate", "audit", "verify", arguments.out, "--trust", arguments.trust]
         words += ["--kept", arguments.kept] if arguments.kept is not None else []
@@ -100,7 +109,25 @@ def _export_bundle(client: AuditClient, arguments: argparse.Namespace, last: int
         return _write_beside(arguments.out, write)
 
 
-def _export_lines(client: AuditClient, arguments: argparse.Namespace, last: int) -> int:
+def _say_lines(arguments: argparse.Namespace, last: int, done: Downloaded) -> None:
+    """What the file holds, and what it does not because it is no longer kept."""
+    asked = last - arguments.first + 1
+    print(f"{arguments.out}: records {arguments.first} to {last}, {done.size} bytes")
+    if done.records < asked:
+        begins = f"the first one that is kept is record {done.first}" if done.records else "none of them is"
+        print(f"{asked - done.records} of these {asked} records are no longer kept and have no line; {begins}")
+        print("an evidence bundle of the range says which they are, and proves that they stood there")
+
+
+def _require_free(arguments: argparse.Namespace) -> None:
+    """An export may be the last copy of what was pruned since: it is replaced only where that is said."""
+    from sealgate.client.errors import UsageError
+
+    if arguments.out is not None and os.path.lexists(arguments.out) and not arguments.force:
+        raise UsageError(f"{arguments.out} exists: name another file, or replace it with --force")
+
+
+def _export_lines(client: AuditClient, arguments: argparse.Namespace, last: int) -> Downloaded:
     from sealgate.client.errors import UsageError
     from sealgate.client.line_download import download_lines, part_of
     from sealgate.client.progress import ProgressBar
@@ -135,6 +162,8 @@ def _convert(arguments: argparse.Namespace) -> int:
     from sealgate.transparency.exports.leaves import place
 
     form = _format(arguments.format)
+    gone: list[int] = []
+    _require_free(arguments)
     try:
         with arguments.bundle.open("rb") as stream:
             if not _verified(arguments, stream):
@@ -145,13 +174,16 @@ def _convert(arguments: argparse.Namespace) -> int:
                 with ProgressBar(bundle.count, unit="records") as bar:
                     out.write(form.header)
                     for index, leaf in enumerate(bundle.items(), bundle.manifest.first):
-                        if not isinstance(leaf, PrunedEntry):  # of those that are no longer kept there is nothing
+                        if isinstance(leaf, PrunedEntry):  # of those that are no longer kept there is nothing
+                            gone.append(index)
+                        else:
                             out.write(form.line(place(index, leaf)))
                         bar.advance(1)
 
             if arguments.out is None:
                 write(sys.stdout.buffer)
                 sys.stdout.buffer.flush()
+                _say_gone(gone, bundle.count)
                 return 0
             written = _write_beside(arguments.out, write)
     except OSError as error:
@@ -159,7 +191,19 @@ def _convert(arguments: argparse.Namespace) -> int:
             raise
         raise ConfigurationError(f"{arguments.bundle} cannot be read: {error.strerror}") from error
     print(f"{arguments.out}: records {bundle.manifest.first} to {bundle.manifest.last}, {written} bytes")
+    _say_gone(gone, bundle.count)
     return 0
+
+
+def _say_gone(gone: list[int], count: int) -> None:
+    """Which records of a bundle have no line, on standard error: the log announced that they were pruned."""
+    from sealgate.transparency.pruned import Indices
+
+    if not gone:
+        return
+    named = str(Indices.of(gone))
+    shown = named if len(named) <= _SHOWN else named[:_SHOWN].rpartition(" ")[0] + " ..."
+    print(f"{len(gone)} of the {count} records were pruned and have no line: {shown}", file=sys.stderr)
 
 
 def _verified(arguments: argparse.Namespace, stream: BinaryIO) -> bool:
@@ -200,7 +244,6 @@ def _format(name: str) -> ExportFormat:
 
 def _write_beside(path: Path, write: Callable[[BinaryIO], None]) -> int:
     """Into a file beside the target, which replaces it only when all is written; its size."""
-    import os
     import tempfile
 
     from sealgate.errors import ConfigurationError

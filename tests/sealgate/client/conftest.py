@@ -169,6 +169,7 @@ class FakeService:
         self.record_changes: dict[str, Any] = {}
         self.inner_response: bhttp.Response | None = None
         self.obligations = ""  # what the worker says, inside the seal, that it did to an answer
+        self.pruned: set[int] = set()  # indices of records that are no longer kept
         self.eps_micro = 0  # what its signed word says that this spent
 
     # What tests hold -------------------------------------------------------------------------------------------------
@@ -311,6 +312,12 @@ class FakeService:
             first, last = int(asked["first"]), int(asked["last"])
             if asked.get("format", "bundle") in FORMATS:
                 form = FORMATS[asked["format"]]
+                gone = self.pruned & set(range(first, last + 1))
+                if gone and asked.get("kept") != "1":
+                    return self.problem(404, "not-found")
+                if gone:
+                    kept = [form.line(place(at, leaves[at])) for at in range(first, last + 1) if at not in gone]
+                    return _answer(200, form.header + b"".join(kept), form.media_type)
                 lines = [form.line(place(at, leaf)) for at, leaf in enumerate(leaves[first : last + 1], first)]
                 return _answer(200, form.header + b"".join(lines), form.media_type)
             return _answer(200, self.bundle(first, last, int(asked.get("consistent_with", 0))), "application/zip")

@@ -19,6 +19,7 @@ from sealgate.transparency.cose_receipt import verify_cose_receipt
 from sealgate.transparency.exports.formats import FORMATS
 from sealgate.transparency.exports.leaves import place
 from sealgate.transparency.exports.part import ExportLines, measure
+from sealgate.transparency.record import Record
 
 from .test_commands import TOKEN, run
 
@@ -57,7 +58,9 @@ def test_every_form_is_fetched_in_several_requests(
     out = tmp_path / "out"
     assert audit("export", "--format", name, "--out", out) == 0
     assert out.read_bytes() == expected(site, name)
-    assert audit("export", "--format", name, "--out", out, "--first", "1", "--last", "2") == 0
+    with pytest.raises(UsageError, match="--force"):
+        audit("export", "--format", name, "--out", out)
+    assert audit("export", "--format", name, "--out", out, "--first", "1", "--last", "2", "--force") == 0
     assert out.read_bytes() == expected(site, name, 1, 2)
     assert list(tmp_path.glob("*.part")) == []
 
@@ -115,6 +118,74 @@ def test_a_part_of_something_else_is_not_gone_on_with(site: Any, audit: Audit, t
         assert not out.exists()
 
 
+def prune(site: Any, *gone: int) -> None:
+    """As the log announces it; the last record is never gone."""
+    text = " ".join(map(str, gone))
+    site.service.log.append(Record(kind="retention.pruned", outcome="pruned", detail={"pruned": text}))
+    site.service.pruned |= set(gone)
+
+
+def kept_lines(site: Any, name: str) -> bytes:
+    form, leaves = FORMATS[name], leaves_of(site)
+    at = [index for index in range(len(leaves)) if index not in site.service.pruned]
+    return form.header + b"".join(form.line(place(index, leaves[index])) for index in at)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_after_a_pruning_begins_at_the_first_record_that_is_kept_and_says_so(
+    site: Any, audit: Audit, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, name: str
+) -> None:
+    prune(site, 0, 1, 3)
+    monkeypatch.setattr(line_download, "RECORDS_PER_REQUEST", 2)
+    assert audit("export", "--format", name, "--out", tmp_path / "out") == 0
+    assert (tmp_path / "out").read_bytes() == kept_lines(site, name)
+    said = capsys.readouterr().out
+    assert f"3 of these {len(leaves_of(site))} records are no longer kept" in said
+    assert "the first one that is kept is record 2" in said
+    part = kept_lines(site, name)
+    (tmp_path / "again.part").write_bytes(part[: part.rindex(b"\n", 0, -1) - 3])
+    assert audit("export", "--format", name, "--out", tmp_path / "again", "--resume") == 0
+    assert (tmp_path / "again").read_bytes() == part
+
+
+def test_after_a_pruning_too_a_part_of_another_range_is_not_gone_on_with(
+    site: Any, audit: Audit, tmp_path: Path
+) -> None:
+    prune(site, 0, 3)  # one that came before the pruning may stay in the part
+    form, leaves = FORMATS["ndjson"], leaves_of(site)
+    for indices in ((2,), (4, 5), (2, 1)):
+        part = b"".join(form.line(place(index, leaves[index])) for index in indices)
+        (tmp_path / "out.part").write_bytes(part)
+        words = ("export", "--format", "ndjson", "--out", tmp_path / "out", "--resume")
+        with pytest.raises(SealgateError):
+            audit(*words)
+        assert (tmp_path / "out.part").read_bytes() == part
+
+
+def test_a_range_of_which_nothing_is_kept(
+    site: Any, audit: Audit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune(site, 0, 1)
+    assert audit("export", "--format", "csv", "--out", tmp_path / "out", "--last", "1") == 0
+    assert (tmp_path / "out").read_bytes() == FORMATS["csv"].header
+    assert "none of them is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_line_says_which_record_it_is(site: Any, audit: Audit, name: str) -> None:
+    form = FORMATS[name]
+    for index in (0, 1, 1_000_003):
+        line = form.line(place(index, leaves_of(site)[1]))
+        assert form.index_of(line) == index
+        for other in FORMATS:
+            if other != name:
+                with pytest.raises(DecodeError):
+                    FORMATS[other].index_of(line)
+    for garbage in (b"", b"\n", b"{}\n", b"\xff" * 9, b'{"sequence":"-0000000000000000001"}\n'):
+        with pytest.raises(DecodeError):
+            form.index_of(garbage)
+
+
 def test_a_link_at_the_parts_name_is_not_followed(audit: Audit, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.write_text("mine")
@@ -154,6 +225,9 @@ def test_a_bundle_is_converted_to_the_same_lines(
     words = ("convert", bundle, "--format", name, "--trust", site.trust)
     assert run(AUDIT, *words, "--out", out) == 0
     assert out.read_bytes() == lines
+    with pytest.raises(UsageError, match="--force"):
+        run(AUDIT, *words, "--out", out)
+    assert run(AUDIT, *words, "--out", out, "--force") == 0
     capfdbinary.readouterr()
     assert run(AUDIT, *words) == 0
     assert capfdbinary.readouterr().out == lines
