@@ -244,8 +244,8 @@ class AuditReader:
         origin: str | None = None,
         kept_only: bool = False,
     ) -> None:
-        """Write a shard's records first..last, a line each in the given form, its header before them. A range from which
-        records were pruned is refused; with `kept_only` it is written without them.
+        """Write a shard's records first..last, a line each in the given form, its header before them. A range from
+        which records were pruned is refused; with `kept_only` it is written without them.
 
         Proves nothing; each line is a pure function of its leaf. `out` may have been written to when this raises: what
         whole lines it has are good, and the rest can be asked for from the next record on.

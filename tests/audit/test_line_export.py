@@ -15,11 +15,11 @@ from sealgate.transparency.exports.leaves import place
 from sealgate.transparency.exports.ndjson import parse_ndjson_line
 
 
-def exported(bench: Any, first: int, last: int, name: str = "ndjson") -> bytes:
+def exported(bench: Any, first: int, last: int, name: str = "ndjson", **more: Any) -> bytes:
     reader = bench.reader()
     out = io.BytesIO()
     try:
-        reader.export_lines(first, last, out, form=FORMATS[name])
+        reader.export_lines(first, last, out, form=FORMATS[name], **more)
     finally:
         reader.close()
     return out.getvalue()
@@ -57,8 +57,11 @@ def test_a_leaf_that_is_gone_and_one_that_is_damaged(bench) -> None:
         log.append(bench.draft(reason=str(number)))
     log.close()
     bench.sql("DELETE FROM leaf WHERE idx = 2")
-    with pytest.raises(QueryRefused):
+    with pytest.raises(QueryRefused, match="kept=1"):
         exported(bench, 0, 4)
+    kept = [parse_ndjson_line(line).index for line in exported(bench, 0, 4, kept_only=True).splitlines(keepends=True)]
+    assert kept == [0, 1, 3, 4]
+    assert exported(bench, 2, 2, "csv", kept_only=True) == FORMATS["csv"].header
     assert place(3, parse_ndjson_line(exported(bench, 3, 3)).leaf).record.reason == "2"
     bench.sql("UPDATE leaf SET leaf = (SELECT o.root FROM head AS o) WHERE idx = 3")
     with pytest.raises(LogDamaged):
