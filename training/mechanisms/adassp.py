@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
+from torch import nn
 
 from sealgate.ambient import Entropy
 from sealgate.certificate.accounting.described import adassp_releases
@@ -23,10 +24,12 @@ from sealgate.certificate.accounting.releases import GaussianReleases
 from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.gaussian import gaussian_mu
 from sealgate.certificate.mechanisms import AdaSsp
+from sealgate.certificate.schema import Search
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.limits import MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
 from training.limits import EPSILON_MARGIN_MICRO
 from training.mechanisms.noises import gaussian_values, noise_part
+from training.mechanisms.plan import OnStep, fill, only_layer
 from training.randomness import Keystream
 
 SHARES = (Fraction(5, 100), Fraction(65, 100), Fraction(30, 100))
@@ -47,6 +50,8 @@ class AdaSspPlan:
     gram_micro: int
     moments_micro: int
     delta: str
+    unit: str = "example"
+    steps: int = 1
 
     @property
     def account(self) -> GaussianReleases:
@@ -55,8 +60,8 @@ class AdaSspPlan:
             eigenvalue=self.eigenvalue_micro, gram=self.gram_micro, moments=self.moments_micro, delta=self.delta
         )
 
-    def part(self, *, fresh: bool) -> AdaSsp:
-        """The certificate's part."""
+    def part(self, *, coordinates: int, steps_executed: int, fresh: bool) -> AdaSsp:
+        """See Plan."""
         return AdaSsp(
             row_norm_micro=self.row_norm_micro,
             target_bound_micro=TARGET_BOUND_MICRO,
@@ -64,6 +69,27 @@ class AdaSspPlan:
             gram=noise_part(self.gram_micro, fresh=fresh),
             moments=noise_part(self.moments_micro, fresh=fresh),
         )
+
+    def search(self, *, fresh: bool) -> Search | None:
+        """See Plan: nothing is tuned."""
+        return None
+
+    def train(
+        self,
+        module: nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        targets: torch.Tensor,
+        *,
+        groups: torch.Tensor | None,
+        entropy: Entropy,
+        on_step: OnStep,
+    ) -> int:
+        """See Plan."""
+        layer = only_layer(module)
+        solution = solve_adassp(self, inputs[0].double(), targets.double(), entropy=entropy)
+        fill(layer, solution)
+        on_step(1)
+        return 1
 
 
 def plan_adassp(*, target_micro: int, delta: str, row_norm_micro: int) -> AdaSspPlan:

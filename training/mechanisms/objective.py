@@ -14,17 +14,20 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
 import torch
+from torch import nn
 
 from sealgate.ambient import Entropy
 from sealgate.certificate.accounting.objective import PerturbedObjective
 from sealgate.certificate.decimals import MICRO, decimal_text
 from sealgate.certificate.gaussian import gaussian_mu
 from sealgate.certificate.mechanisms import ObjectivePerturbation
+from sealgate.certificate.schema import Search
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.limits import MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
 from training.errors import TrainingError
 from training.limits import EPSILON_MARGIN_MICRO, NEWTON_STEPS
 from training.mechanisms.noises import gaussian_values, noise_part
+from training.mechanisms.plan import OnStep, fill, only_layer
 from training.randomness import Keystream
 
 CURVATURE_SHARE = 0.1  # of epsilon, or of 1 if that is less, goes to the determinant where lambda is not given
@@ -37,9 +40,11 @@ class ObjectivePlan:
     """The public constants; see the account for what each of them is."""
 
     account: PerturbedObjective
+    unit: str = "example"
+    steps: int = 1
 
-    def part(self, *, fresh: bool) -> ObjectivePerturbation:
-        """The certificate's part."""
+    def part(self, *, coordinates: int, steps_executed: int, fresh: bool) -> ObjectivePerturbation:
+        """See Plan."""
         account = self.account
         return ObjectivePerturbation(
             loss="logistic",
@@ -49,6 +54,27 @@ class ObjectivePlan:
             noise=noise_part(account.sigma_micro, fresh=fresh),
             output=noise_part(account.output_sigma_micro, fresh=fresh),
         )
+
+    def search(self, *, fresh: bool) -> Search | None:
+        """See Plan: nothing is tuned."""
+        return None
+
+    def train(
+        self,
+        module: nn.Module,
+        inputs: tuple[torch.Tensor, ...],
+        targets: torch.Tensor,
+        *,
+        groups: torch.Tensor | None,
+        entropy: Entropy,
+        on_step: OnStep,
+    ) -> int:
+        """See Plan."""
+        layer = only_layer(module)
+        solution = solve_objective(self, inputs[0].double(), targets.double(), entropy=entropy)
+        fill(layer, solution)
+        on_step(1)
+        return 1
 
 
 def plan_objective(
