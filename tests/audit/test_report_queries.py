@@ -168,6 +168,11 @@ def test_no_report_reads_more_than_it_may(sqlite_bench: Any, monkeypatch: pytest
         with pytest.raises(QueryRefused):
             reader.report(name, Question(**asked))
     assert reader.report("reconcile", Question()).basis.first == reader.size() - 9
+    first = reader.size() - 9
+    for name in ("reconcile", "completeness"):
+        said = f"it begins at record {first}: of records 0 to {first - 1} this says nothing"
+        assert said in reader.report(name, Question()).limits
+        assert said not in reader.report(name, Question(first=first)).limits
     reader.close()
 
 

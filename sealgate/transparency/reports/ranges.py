@@ -21,6 +21,7 @@ class Reconciled:
     """The verifier's own checks of what records say together, as a report."""
 
     def __init__(self, question: Question) -> None:
+        self._question = question
         self._checks: list[Check] = []
         self._gaps = Gaps()
         self._gone = Pruned()
@@ -48,10 +49,11 @@ class Reconciled:
             columns=(Column("check"), Column("result"), Column("detail")),
             rows=tuple((name, verdict.status, verdict.detail) for name, verdict in verdicts),
         )
+        undecided = [f"not decided: {name}: {one.detail}" for name, one in verdicts if one.status == "skipped"]
         return Answer(
             (table,),
             findings=tuple(f"{name}: {verdict.detail}" for name, verdict in verdicts if verdict.status == "failed"),
-            limits=tuple(f"not decided: {name}: {one.detail}" for name, one in verdicts if one.status == "skipped"),
+            limits=(*_from_where(self._question, part), *undecided),
         )
 
 
@@ -59,6 +61,7 @@ class Completeness:
     """That nothing is missing between two indexes, and what it is that is there."""
 
     def __init__(self, question: Question) -> None:
+        self._question = question
         self._kinds: dict[str, int] = {}
         self._problems = Problems()
         self._next = -1
@@ -104,7 +107,21 @@ class Completeness:
             ),
         )
         found = (self._problems.verdict().detail,) if self._problems.count else ()
-        limits = ["what was never written is shown by workers' counters only: see the report 'reconcile'"]
+        limits = [
+            *_from_where(self._question, part),
+            "what was never written is shown by workers' counters only: see the report 'reconcile'",
+        ]
         if missing:
             limits.append("whether it was announced which records are no longer kept, `sealgate audit verify` checks")
         return Answer(tables, findings=found, limits=tuple(limits))
+
+
+def _from_where(question: Question, part: Part) -> list[str]:
+    """What was not looked at though nobody said to leave it out: the older part of a log that is more than one answer
+    takes, or what a bundle does not hold."""
+    said = []
+    if question.first is None and part.first > 0:
+        said.append(f"it begins at record {part.first}: of records 0 to {part.first - 1} this says nothing")
+    if question.last is None and part.last < part.size - 1:
+        said.append(f"it ends at record {part.last}: of records {part.last + 1} to {part.size - 1} this says nothing")
+    return said

@@ -398,3 +398,18 @@ def test_budgets_are_not_replayed_over_what_is_no_longer_kept() -> None:
 def test_what_a_report_would_ignore_is_refused(name: str, asked: dict[str, Any]) -> None:
     with pytest.raises(DecodeError):
         require_report(name, Question(**asked))
+
+
+@pytest.mark.parametrize("name", ["reconcile", "completeness"])
+def test_a_range_that_nobody_asked_for_says_from_where_to_where_it_is(name: str) -> None:
+    def limits(question: Question, first: int, last: int) -> str:
+        fold = require_report(name, question).begin(question)
+        for index in range(first, last + 1):
+            record = Record(kind="log.opened", ts_us=index + 1)
+            fold.see(index, record, b"")
+        return " / ".join(fold.answer(Part(first, last, whole=True, size=20)).limits)
+
+    assert "it begins at record 5: of records 0 to 4 this says nothing" in limits(Question(), 5, 19)
+    assert "it ends at record 7: of records 8 to 19 this says nothing" in limits(Question(), 5, 7)
+    for question, first, last in ((Question(), 0, 19), (Question(first=5, last=7), 5, 7)):
+        assert "says nothing" not in limits(question, first, last)
