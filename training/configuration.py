@@ -18,10 +18,18 @@ from sealgate.certificate.architectures import FAMILIES
 from sealgate.certificate.decimals import MICRO, decimal_text
 from sealgate.certificate.manifest import ARITHMETICS, NAME, SENSITIVITIES, VERSION
 from sealgate.errors import ConfigurationError, DecodeError
-from sealgate.limits import MAX_CLASSES, MAX_COLUMNS, MAX_TRAINING_STEPS
+from sealgate.limits import MAX_CLASSES, MAX_COLUMNS, MAX_ROWS_PER_UNIT, MAX_TRAINING_STEPS
 from training.limits import MAX_CONFIGURATION
 
 PACKAGE = "package:"  # begins the name of a folder inside an installed Python package
+
+MECHANISMS = {
+    "dp-sgd": ("", "every family"),
+    "adassp": ("linear-regression", "a linear-regression on a table"),
+    "objective-perturbation": ("logistic-regression", "a logistic-regression with two classes on a table"),
+}
+"""Mechanisms with the family that each is for, and in words."""
+NOISES = ("gaussian", "discrete-gaussian")  # as `training.dp_sgd.noise` calls them
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,29 +65,43 @@ class DataSection(_Section, frozen=True):
 
 
 class PrivacySection(_Section, frozen=True):
-    """`[privacy]`: either `epsilon` (sigma is calibrated) or `sigma` (epsilon follows)."""
+    """`[privacy]`: either `epsilon` (sigma is calibrated) or `sigma` (epsilon follows).
+
+    `rate`, `steps`, `clip_norm` and `noise` belong to the mechanism dp-sgd, `row_norm` to the others, and
+    `regularisation` to objective-perturbation.
+    """
 
     delta: Decimal
-    rate: str
-    steps: int
-    clip_norm: Decimal
+    mechanism: str = "dp-sgd"
+    rate: str = ""
+    steps: int = 0
+    clip_norm: Decimal = Decimal(0)
     epsilon: Decimal | None = None
     sigma: Decimal | None = None
+    noise: str = "gaussian"
+    rows_per_person: int = 1  # where the unit of privacy is a person: at most so many of one's rows count
+    row_norm: Decimal | None = None
+    regularisation: Decimal | None = None
 
 
 class OptimizerSection(_Section, frozen=True):
     """`[optimizer]`: what happens after the noise; costs no privacy."""
 
-    learning_rate: Decimal
+    learning_rate: Decimal = Decimal(0)
     momentum: Decimal = Decimal(0)
     average_steps: int = 0
 
 
 class SelectionSection(_Section, frozen=True):
-    """`[selection]`: how these numbers were chosen. Choosing them on the private data would need its own accounting."""
+    """`[selection]`: how these numbers were chosen. "dp-selected" is choosing them on the private rows, by the best of a
+    random number of runs among the choices of `[selection.grid]`; the whole of it is part of epsilon."""
 
     how: str
     note: str
+    trials: str = "geometric"  # how the number of runs is distributed: "geometric" or "logarithmic"
+    mean_trials: Decimal = Decimal(10)
+    score_sigma: Decimal = Decimal(50)
+    grid: dict[str, tuple[Decimal, ...]] = {}
 
 
 class Configuration(_Section, frozen=True):
@@ -89,10 +111,11 @@ class Configuration(_Section, frozen=True):
     model: ModelSection
     data: DataSection
     privacy: PrivacySection
-    optimizer: OptimizerSection
+    optimizer: OptimizerSection = OptimizerSection()
     selection: SelectionSection
     architecture: dict[str, Any] = {}
     image: dict[str, Any] = {}
+    center: dict[str, Any] = {}
     sequence: dict[str, Any] = {}
     text: dict[str, Any] = {}
     tokens: dict[str, Any] = {}
@@ -219,7 +242,39 @@ def _check_data(configuration: Configuration) -> None:
 
 
 def _check_privacy(configuration: Configuration) -> None:
+    privacy = configuration.privacy
+    if privacy.mechanism not in MECHANISMS:
+        raise ConfigurationError(f"[privacy] mechanism must be one of: {', '.join(MECHANISMS)}")
+    if (privacy.epsilon is None) == (privacy.sigma is None):
+        raise ConfigurationError("[privacy] give either epsilon or sigma, not both")
+    for name, number in (
+        ("epsilon", privacy.epsilon),
+        ("sigma", privacy.sigma),
+        ("row_norm", privacy.row_norm),
+        ("regularisation", privacy.regularisation),
+    ):
+        if number is not None and micro(number, f"[privacy] {name}") <= 0:
+            raise ConfigurationError(f"[privacy] {name} must be above zero")
+    _check_decimals("[privacy] delta", (privacy.delta,))
+    if not 0 < privacy.delta * configuration.data.public_population < 1:
+        raise ConfigurationError("[privacy] delta must be above zero and below one over public_population")
+    if privacy.mechanism == "dp-sgd":
+        _check_sgd(configuration)
+    else:
+        _check_one_release(configuration)
+    if configuration.selection.how not in ("fixed", "public-data", "dp-selected"):
+        raise ConfigurationError('[selection] how must be "fixed", "public-data" or "dp-selected"')
+    if (configuration.selection.how == "dp-selected") != bool(configuration.selection.grid):
+        raise ConfigurationError(
+            '[selection] "dp-selected" needs a [selection.grid] to choose from, and only that does'
+        )
+
+
+def _check_sgd(configuration: Configuration) -> None:
+    """DP-SGD: it has a rate, steps and an optimizer."""
     privacy, optimizer = configuration.privacy, configuration.optimizer
+    if privacy.row_norm is not None or privacy.regularisation is not None:
+        raise ConfigurationError("[privacy] row_norm and regularisation do not belong to dp-sgd")
     try:
         rate = Fraction(privacy.rate)
     except (ValueError, ZeroDivisionError) as error:
@@ -228,21 +283,38 @@ def _check_privacy(configuration: Configuration) -> None:
         raise ConfigurationError("[privacy] rate must lie above 0 and at most at 1")
     if configuration.divisor_micro <= 0:
         raise ConfigurationError("[privacy] rate times [data] public_population must be at least a millionth")
-    if (privacy.epsilon is None) == (privacy.sigma is None):
-        raise ConfigurationError("[privacy] give either epsilon or sigma, not both")
-    for name, number in (("epsilon", privacy.epsilon), ("sigma", privacy.sigma), ("clip_norm", privacy.clip_norm)):
-        if number is not None and micro(number, f"[privacy] {name}") <= 0:
-            raise ConfigurationError(f"[privacy] {name} must be above zero")
+    if micro(privacy.clip_norm, "[privacy] clip_norm") <= 0:
+        raise ConfigurationError("[privacy] clip_norm must be above zero")
     if not 0 < privacy.steps <= MAX_TRAINING_STEPS:
         raise ConfigurationError(f"[privacy] steps must lie between 1 and {MAX_TRAINING_STEPS}")
-    _check_decimals("[privacy] delta", (privacy.delta,))
-    if not 0 < privacy.delta * configuration.data.public_population < 1:
-        raise ConfigurationError("[privacy] delta must be above zero and below one over public_population")
+    if privacy.noise not in NOISES:
+        raise ConfigurationError(f"[privacy] noise must be one of: {', '.join(NOISES)}")
+    if not 1 <= privacy.rows_per_person <= MAX_ROWS_PER_UNIT:
+        raise ConfigurationError(f"[privacy] rows_per_person must lie between 1 and {MAX_ROWS_PER_UNIT}")
     _check_decimals("[optimizer] learning_rate", (optimizer.learning_rate,))
     _check_decimals("[optimizer] momentum", (optimizer.momentum,))
     if optimizer.learning_rate <= 0 or not 0 <= optimizer.momentum < 1:
         raise ConfigurationError("[optimizer] learning_rate must be above 0, momentum in [0, 1)")
     if not 0 <= optimizer.average_steps <= privacy.steps:
         raise ConfigurationError("[optimizer] average_steps must lie between 0 and the steps")
-    if configuration.selection.how not in ("fixed", "public-data"):
-        raise ConfigurationError('[selection] how must be "fixed" or "public-data": anything else costs privacy')
+
+
+def _check_one_release(configuration: Configuration) -> None:
+    """Mechanisms that release once: they belong to one family each, and have nothing of DP-SGD."""
+    privacy, data = configuration.privacy, configuration.data
+    family, what = MECHANISMS[privacy.mechanism]
+    if configuration.model.family != family or (data.classes and len(data.classes) != 2) or data.kind != "table":
+        raise ConfigurationError(f"[privacy] {privacy.mechanism} trains {what}, and nothing else")
+    if data.person:
+        raise ConfigurationError(f"[privacy] {privacy.mechanism} protects rows, not persons; use dp-sgd")
+    if privacy.epsilon is None:
+        raise ConfigurationError(f"[privacy] {privacy.mechanism} needs epsilon, not sigma")
+    unused = (privacy.rate, privacy.steps, privacy.clip_norm, configuration.optimizer)
+    if unused != ("", 0, Decimal(0), OptimizerSection()) or privacy.noise != "gaussian" or privacy.rows_per_person != 1:
+        raise ConfigurationError(
+            f"[privacy] rate, steps, clip_norm, noise and [optimizer] are not {privacy.mechanism}'s"
+        )
+    if privacy.regularisation is not None and privacy.mechanism != "objective-perturbation":
+        raise ConfigurationError("[privacy] regularisation belongs to objective-perturbation")
+    if configuration.selection.how == "dp-selected":
+        raise ConfigurationError(f"[selection] {privacy.mechanism} has nothing to choose: how must be fixed")

@@ -25,7 +25,9 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
 
     `norm_groups` 0 leaves the features as they are; `norm_epsilon_micro` is added to the variances, in millionths.
     `mirrored` averages the features of an image and of its mirror image, where left and right mean nothing.
-    `rooted` takes square roots before normalising: faint structure then counts for more.
+    `rooted` takes square roots before normalising: faint structure then counts for more. `shared_percent` of what all
+    planes have in common at a place (their mean) is taken off each: it tells little, and fills much of a clip norm.
+    `centred` takes off a fixed vector, a private mean of the features that was paid for (`features.center`).
     """
 
     channels: int
@@ -37,6 +39,8 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
     norm_epsilon_micro: int = 10
     mirrored: bool = False
     rooted: bool = False
+    shared_percent: int = 0
+    centred: bool = False
 
     @property
     def paths(self) -> int:
@@ -52,7 +56,11 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
         return ((self.channels, self.height, self.width),)
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
-        return {"head.weight": (self.logit_count, self.feature_count), "head.bias": (self.logit_count,)}
+        tensors: dict[str, tuple[int, ...]] = {"features.center": (self.feature_count,)} if self.centred else {}
+        return {**tensors, "head.weight": (self.logit_count, self.feature_count), "head.bias": (self.logit_count,)}
+
+    def row_numbers(self) -> int:
+        return self.feature_count
 
     def trained_part(self) -> Spec:
         return linear_part(self.feature_count, self.classes)
@@ -74,6 +82,8 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
             yield f"norm_groups must divide its {self.channels * self.paths} scattering planes, or be 0"
         if not 0 < self.norm_epsilon_micro <= 1_000_000:
             yield "norm_epsilon_micro must lie between 1 and 1000000"
+        if not 0 <= self.shared_percent <= 100:
+            yield "shared_percent must lie between 0 and 100"
 
     @classmethod
     def declared(cls, options: Mapping[str, Any], *, inputs: DeclaredInputs, classes: int) -> Self:

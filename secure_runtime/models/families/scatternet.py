@@ -14,7 +14,7 @@ _MILLIONTH = 1e-6
 
 
 class ScatteringFeatures(nn.Module):
-    """Features of an image alone: no weights, so that training may compute them once for each image."""
+    """Features of an image alone: nothing to train, so that training may compute them once for each image."""
 
     def __init__(self, spec: ScatterNetSpec) -> None:
         super().__init__()
@@ -23,6 +23,8 @@ class ScatteringFeatures(nn.Module):
         self.rooted = spec.rooted
         self.groups = spec.norm_groups
         self.epsilon = spec.norm_epsilon_micro * _MILLIONTH
+        self.shared = spec.shared_percent / 100
+        self.center = nn.Parameter(torch.zeros(spec.feature_count), requires_grad=False) if spec.centred else None
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # [n, channels, height, width] -> [n, features]
         planes: torch.Tensor = self.scattering(images)  # [n, channels * paths, h, w]
@@ -32,7 +34,10 @@ class ScatteringFeatures(nn.Module):
             planes = planes.clamp_min(0).sqrt()
         if self.groups:
             planes = functional.group_norm(planes, self.groups, eps=self.epsilon)
-        return planes.flatten(1)
+        if self.shared:
+            planes = planes - self.shared * planes.mean(dim=1, keepdim=True)
+        features = planes.flatten(1)
+        return features if self.center is None else features - self.center
 
 
 class ScatterNet(nn.Module):
