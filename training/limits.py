@@ -14,6 +14,8 @@ MAX_GRADIENT_NUMBERS = 1024 * 1024
 
 BASELINE_STEPS = 400
 BASELINE_ROWS = 4096  # rows of one step of the comparison without privacy
+BASELINE_NUMBERS = 4 * 1024 * 1024  # and fewer rows, where a model holds much for each
+BASELINE_LEAST_ROWS = 64
 EPSILON_MARGIN_MICRO = 10  # stated above the computed figure: rounding differs between machines
 NEWTON_STEPS = 60  # of the solver behind objective perturbation; ten are usual
 SIGMA_GRID_MICRO = 1000  # sigma is calibrated to three decimals

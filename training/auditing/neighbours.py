@@ -23,6 +23,7 @@ from training.auditing.probes import Probe
 from training.auditing.replay import RepeatedRandomness
 from training.auditing.specimens import made_up_inputs, made_up_targets
 from training.auditing.subject import Subject
+from training.fixed_features import fixed_first
 from training.limits import AUDIT_NEIGHBOURS, AUDIT_OTHERS
 from training.randomness import Keystream
 
@@ -38,11 +39,12 @@ def no_example_moves_more(subject: Subject, spec: Spec, module: nn.Module, entro
     total = AUDIT_OTHERS + AUDIT_NEIGHBOURS
     inputs = made_up_inputs(spec, total, stream, dtype=subject.dtype)
     targets = made_up_targets(spec, total, stream, dtype=subject.dtype)
-    if not spec.vocabulary:
+    trained, inputs = fixed_first(module, inputs)
+    if inputs[0].is_floating_point():
         extreme = torch.ones(total, dtype=subject.dtype)
         extreme[-(AUDIT_NEIGHBOURS // 4) :] = _EXTREME
         inputs = (inputs[0] * extreme.reshape(-1, *(1 for _ in inputs[0].shape[1:])), *inputs[1:])
-    state = {name: value.clone() for name, value in module.state_dict().items()}
+    state = {name: value.clone() for name, value in trained.state_dict().items()}
     word = entropy(32)
     # Every row enters the step, and the weights move by the noisy sum itself.
     constants = replace(subject.bare(steps=1), rate=Fraction(1), learning_rate=subject.constants.divisor)
@@ -50,9 +52,9 @@ def no_example_moves_more(subject: Subject, spec: Spec, module: nn.Module, entro
         constants = replace(constants, augmentation=replace(constants.augmentation, shift=0, flip=False))
 
     def after(rows: list[int]) -> torch.Tensor:
-        module.load_state_dict(state)
+        trained.load_state_dict(state)
         subject.trainer(
-            module,
+            trained,
             tuple(one[rows] for one in inputs),
             targets[rows],
             constants=constants,
@@ -61,7 +63,7 @@ def no_example_moves_more(subject: Subject, spec: Spec, module: nn.Module, entro
             entropy=RepeatedRandomness(word),
             on_step=lambda _step: None,
         )
-        return torch.cat([one.detach().ravel().clone() for one in module.parameters() if one.requires_grad])
+        return torch.cat([one.detach().ravel().clone() for one in trained.parameters() if one.requires_grad])
 
     others = list(range(AUDIT_OTHERS))
     without = after(others)
