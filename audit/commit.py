@@ -60,8 +60,9 @@ filled). Returns the record to write, the same or another (a denial, for example
 touch the log's own tables. Raising undoes what it did and fails this append alone; an error of the database itself
 fails the log."""
 
-Balances = Callable[[Connection], Mapping[str, tuple[int, int]]]
-"""What is left of each privacy budget (millionths), and since when its window runs (microseconds)."""
+Balances = Callable[[Connection, str], Mapping[str, tuple[int, int]]]
+"""What is left of each privacy budget (millionths), and since when its window runs (microseconds), under the policy of
+this digest; nothing if another one decides already. Runs within the writer's transaction, and only reads."""
 
 _INHERITED = ("tenant", "actor", "authn", "operation", "purpose")
 
@@ -260,7 +261,7 @@ class Committer:
             self._put(connection, [closing(following)])
             self._tiles.close(connection)
             last = Checkpoint(ended.origin, self._frontier.size, self._frontier.root())
-            left = self._balances(connection)
+            left = self._balances(connection, self._in_force.policy_digest)
             begun = Shard(number=ended.number + 1, origin=following, first=self.size, half_year=half_year)
             add_shard(connection, begun)
             self._shards.append(begun)

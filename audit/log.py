@@ -110,7 +110,7 @@ class AuditLog:
         person_keys: Path | None = None,
         origin: str,
         shard: ShardSpan = "never",
-        balances: Balances = lambda _: {},
+        balances: Balances = lambda _connection, _digest: {},
         extra_tables: Sequence[MetaData] = (),
         on_abort: Effect | None = None,
         mldsa: Cosigner | None = None,

@@ -119,7 +119,7 @@ def read_log(
         _require_begun_without_seals(connection, shards, root, tree)
     _check_seal(seal, sealed, size=in_shard, root=root, holds=held, signed=checkpoint)  # 4
     tiles = TileWriter(shard, in_shard, lambda level, index, width: read_tile(connection, shard, level, index, width))
-    holds = chain_of_leaves(connection) if held is None else held
+    holds = _take_in_holds(connection, seal, size=in_shard, root=root) if held is None else held
     return Opened(
         shards=shards,
         frontier=frontier,

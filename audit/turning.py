@@ -63,6 +63,11 @@ class InForce:
         self._policy = policy
         self._workers: dict[str, _Worker] = {}
 
+    @property
+    def policy_digest(self) -> str:
+        """Of the policy that the records have in force; "" if none is known."""
+        return "" if self._policy is None else self._policy[1].policy_digest
+
     def see(self, index: int, record: Record) -> None:
         """A record is written at this index of its shard."""
         original = restated(record)

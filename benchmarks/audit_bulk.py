@@ -27,7 +27,7 @@ from audit.tables import head as head_table
 from audit.tables import open_intent as intent_table
 from audit.tree import StoredTree, TileWriter
 from benchmarks.audit_mix import START_US, SUBJECTS, TENANTS, Mix, Written
-from sealgate.ambient import Clock, Entropy, random_bytes
+from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.transparency.merkle import Frontier, leaf_hash
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from sealgate.transparency.published import sign_root
@@ -81,7 +81,10 @@ class _Loader:
         self._hold = hold
         self._seal = HeadSeal(SIGNER)
         with hold.engine.begin() as connection:
-            opened = read_log(connection, verifier=SIGNER.verifier, seal=self._seal, mldsa=None, entropy=random_bytes)
+            opened = read_log(
+                connection, signer=SIGNER, seal=self._seal, mldsa=None, clock=now_us, entropy=random_bytes
+            )
+            self._shard = opened.shards.newest
         self.size = opened.frontier.size
         self._tiles: TileWriter = opened.tiles
         self._notes = PublishedNotes(checkpoint_table, self.size)
@@ -95,7 +98,7 @@ class _Loader:
             count_days(connection, [(index, one.record) for index, one in rows])
             self._intents(connection, rows)
             self._tiles.append([leaf_hash(one.leaf) for one in part], connection)
-            root = Frontier.restore(size, StoredTree(connection, size)).root()
+            root = Frontier.restore(size, StoredTree(connection, self._shard, size)).root()
             values = {"size": size, "root": root, "seal": self._seal.over(size, root, holds=NO_HOLDS)}
             assert connection.execute(_MOVE.values(values), {"expected": self.size}).rowcount == 1
             note = sign_root(sign_checkpoint(Checkpoint(ORIGIN, size, root), SIGNER), SIGNER)

@@ -176,6 +176,10 @@ class BudgetBook:
             conn.execute(_CHARGE, {**entry, "units": entry["hold"]})
         return self._epsilon.settle(conn, grant=grant, micro=None)
 
+    def balances(self, conn: Connection) -> dict[str, tuple[int, int]]:
+        """What is left of each privacy budget that was ever used (millionths), and since when its window runs."""
+        return self._epsilon.balances(conn)
+
 
 def _take(conn: Connection, budget: Budget, *, grant: str, now_us: int) -> tuple[dict[str, Any], int]:
     """Take one request and its hold from one budget, or raise BudgetExhausted; nothing has changed then."""

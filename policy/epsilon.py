@@ -62,6 +62,7 @@ _TAKE = text("""
     RETURNING starts_us, spent_micro + held_micro
 """)
 _SPENT = text("SELECT spent_micro, starts_us FROM privacy_use WHERE budget = :budget AND period = :period")
+_TAKEN = text("SELECT budget, period, starts_us, spent_micro + held_micro FROM privacy_use ORDER BY budget, period")
 _HOLD = text("""
     INSERT INTO privacy_hold (grant_id, budget, period, starts_us, held_micro)
     VALUES (:grant, :budget, :period, :starts_us, :hold)
@@ -170,6 +171,16 @@ class EpsilonBook:
         if ended is None and micro:
             raise PolicyError("a request spent epsilon, and none was held for it", code="budget-amount")
         return ended
+
+    def balances(self, conn: Connection) -> dict[str, tuple[int, int]]:
+        """What is left of each budget of which something was ever taken (millionths), and since when the window runs
+        that it was taken in (microseconds)."""
+        found = {}
+        for name, period, starts_us, taken in conn.execute(_TAKEN):
+            total = self._totals.get((name, period))
+            if total is not None:
+                found[name] = (max(0, total - taken), starts_us)
+        return found
 
 
 def _least(one: Left | None, other: Left) -> Left:

@@ -50,6 +50,7 @@ class OtherLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[log]`: where the audit log stands, and who is asked to cosign it. Files are relative to the state directory."""
 
+    shard: str = "half-year"  # when a new tree begins; or "never"
     database: str = ""  # "" means the SQLite file log/audit.sqlite; or postgresql+psycopg:///NAME?host=FOLDER
     witness_policy: str = ""  # a C2SP tlog-policy whose witnesses have URLs; "": no witness is asked
     witness_every_s: float = 60.0
@@ -252,6 +253,7 @@ def open_deployment(root: Path) -> Deployment:
     for name, value, allowed in (
         ("gateway.client_certificates", settings.gateway.client_certificates, ("none", "optional", "required")),
         ("gateway.crl", settings.gateway.crl, ("off", "if-present", "required")),
+        ("log.shard", settings.log.shard, ("half-year", "never")),
         ("runtime.profile", settings.runtime.profile, ("strict", "container", "dev")),
     ):
         if value not in allowed:

@@ -156,7 +156,8 @@ class SubjectErased(Frame, frozen=True, kw_only=True, tag="subject-erased"):
 
 class RecordsPruned(Frame, frozen=True, kw_only=True, tag="records-pruned"):
     """What one record announced: where in the database (as indices, see sealgate.transparency.pruned, but counted
-    through all shards), "" for none, and whether the host has deleted them already. `next` is where to go on, -1 at the end."""
+    through all shards), "" for none, and whether the host has deleted them already. `next` is where to go on, -1 at the
+    end."""
 
     indices: str = ""
     record: int = -1

@@ -100,7 +100,9 @@ class BudgetReplay:
 
     def contradictions(self, carried: Mapping[str, tuple[int, int]]) -> list[str]:
         """Where what the next shard begins with is not what this one's records lead to."""
-        found = []
+        found: list[str] = []
+        if not carried:
+            return found  # that it says nothing is said elsewhere: `chain`
         for name, book in self.books.items():
             left, since_us = carried.get(name, (-1, 0))
             low, high = max(0, book.left + book.low), book.left + book.high

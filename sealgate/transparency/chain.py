@@ -140,6 +140,10 @@ def _follows(before: str, earlier: Sequence[Around], after: str, later: Sequence
             "skipped", "each names the other; what was under way is compared only where all records are shown"
         )
     assert head.reconcile is not None
+    assert tail.budgets is not None
+    assert head.budgets is not None
+    if tail.budgets.books and not head.budgets.carried:
+        return Verdict("skipped", "each names the other; what is left of privacy budgets is not carried over")
     return Verdict("ok", f"each names the other; {len(head.reconcile.carried)} requests under way went over")
 
 

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from audit.log import AuditLog
+from audit.log import AuditLog, Connection
 from policy.budget import BudgetBook
 from policy.budgets import Budget, PrivacyBudget
 from policy.decide import load_policy
@@ -50,6 +50,25 @@ class OpenedPolicy:
     policy: HostPolicy
     stated: InForce
     by: str
+
+
+class Deciding:
+    """The budgets of the policy that decides, and of the one before, whose `policy.change` may still be on its way to
+    the log's writer. Read by the writer's thread."""
+
+    def __init__(self, policy: HostPolicy) -> None:
+        self._policies: tuple[HostPolicy, ...] = (policy,)
+
+    def put_in_force(self, policy: HostPolicy) -> None:
+        """From here on another one decides."""
+        self._policies = (policy, *self._policies[:1])
+
+    def balances(self, connection: Connection, digest: str) -> dict[str, tuple[int, int]]:
+        """What is left of privacy budgets under the policy of this digest; nothing if that is none of the two."""
+        for policy in self._policies:
+            if policy.digest == digest:
+                return policy.budgets.balances(connection)
+        return {}
 
 
 def open_policy(deployment: Deployment, *, tell: Callable[[str], None]) -> OpenedPolicy:

@@ -45,7 +45,7 @@ from secure_runtime.host.admission import Admission
 from secure_runtime.host.cose_receipts import with_cose_receipt
 from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
-from secure_runtime.host.policies import HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
+from secure_runtime.host.policies import Deciding, HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.spawn import python_paths
 from secure_runtime.host.supervisor import Published, Supervisor
@@ -62,6 +62,7 @@ class RuntimeHost:
         log: AuditLog,
         *,
         policy: OpenedPolicy,
+        deciding: Deciding,
         policy_before: str,
         used_key_ids: Sequence[int],
         tell: Callable[[str], None],
@@ -74,6 +75,7 @@ class RuntimeHost:
         self._deployment = deployment
         self._attester = SoftwareAttester(load_ed25519(deployment.operator_key))
         self._policies = PolicyKeeper(deployment, log, policy, put_in_force=self._put_in_force)
+        self._deciding = deciding
         self._policy_before = policy_before
         self._privacy = Privacy(log, url=deployment.log_url, retention=deployment.retention, clock=clock)
         self._auth_failures = AuthFailures(log, clock=clock)
@@ -223,6 +225,7 @@ class RuntimeHost:
         return Recorded(id=frame.id, log=ended.record.log, record=ended.index, receipt=ended.receipt)
 
     def _put_in_force(self, policy: HostPolicy) -> None:
+        self._deciding.put_in_force(policy)
         self._admission.put_in_force(policy.digest, policy.budgets)
         self._server.broadcast()
         self._tell(f"policy {policy.manifest.name} {policy.manifest.version} is in force ({policy.digest[:16]}...)")
@@ -311,8 +314,11 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
     mldsa = load_log_cosigner(deployment.log_mldsa_key, origin)
     if mldsa is None:
         tell(f"{deployment.log_mldsa_key} is not there: what the log publishes is signed with Ed25519 only")
+    deciding = Deciding(policy.policy)
     log = AuditLog.open(
         url,
+        shard="never" if deployment.settings.log.shard == "never" else "half-year",
+        balances=deciding.balances,
         signer=load_note_signer(deployment.log_key, origin),
         subjects_key=load_subjects_key(deployment.subjects_key),
         person_keys=deployment.person_keys,
@@ -324,7 +330,9 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
     )
     try:
         used, before = _read_back(url, origin)
-        host = RuntimeHost(deployment, log, policy=policy, policy_before=before, used_key_ids=used, tell=tell)
+        host = RuntimeHost(
+            deployment, log, policy=policy, deciding=deciding, policy_before=before, used_key_ids=used, tell=tell
+        )
         with witnessed(deployment, log, tell=tell):
             asyncio.run(_until_signal(host))
     finally:

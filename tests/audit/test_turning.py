@@ -59,7 +59,7 @@ def clock() -> Clock:
 @pytest.fixture
 def turned(bench: Any, clock: Clock) -> Any:
     """A log with a request open across the turn, which ended after it."""
-    log = open_log(bench, clock, balances=lambda _: {"all": (250_000, JUNE)})
+    log = open_log(bench, clock, balances=lambda _, digest: {"all": (250_000, JUNE)} if digest == "cd" * 32 else {})
     log.append(Record(kind="policy.change", policy_digest="cd" * 32, outcome="in-force")).result()
     bench.start_worker(log)
     bench.request(log)
