@@ -93,8 +93,8 @@ class OptimizerSection(_Section, frozen=True):
 
 
 class SelectionSection(_Section, frozen=True):
-    """`[selection]`: how these numbers were chosen. "dp-selected" is choosing them on the private rows, by the best of a
-    random number of runs among the choices of `[selection.grid]`; the whole of it is part of epsilon."""
+    """`[selection]`: how these numbers were chosen. "dp-selected" is choosing them on the private rows, by the best of
+    a random number of runs among the choices of `[selection.grid]`; the whole of it is part of epsilon."""
 
     how: str
     note: str
@@ -111,8 +111,8 @@ class Configuration(_Section, frozen=True):
     model: ModelSection
     data: DataSection
     privacy: PrivacySection
-    optimizer: OptimizerSection = OptimizerSection()
     selection: SelectionSection
+    optimizer: OptimizerSection = OptimizerSection()
     architecture: dict[str, Any] = {}
     image: dict[str, Any] = {}
     center: dict[str, Any] = {}
@@ -263,11 +263,11 @@ def _check_privacy(configuration: Configuration) -> None:
     else:
         _check_one_release(configuration)
     if configuration.selection.how not in ("fixed", "public-data", "dp-selected"):
-        raise ConfigurationError('[selection] how must be "fixed", "public-data" or "dp-selected"')
-    if (configuration.selection.how == "dp-selected") != bool(configuration.selection.grid):
         raise ConfigurationError(
-            '[selection] "dp-selected" needs a [selection.grid] to choose from, and only that does'
+            '[selection] how must be "fixed", "public-data" or "dp-selected": anything else costs privacy'
         )
+    if (configuration.selection.how == "dp-selected") != bool(configuration.selection.grid):
+        raise ConfigurationError('[selection] "dp-selected" needs a [selection.grid], and nothing else does')
 
 
 def _check_sgd(configuration: Configuration) -> None:
