@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import datetime
 
+from sealgate.certificate.architectures import (
+    Architecture,
+    FrozenEncoderSpec,
+    LinearRegressionSpec,
+    LogisticRegressionSpec,
+)
 from sealgate.certificate.bundle import sha256_hex
-from sealgate.certificate.claims import FRESH, NOISE_SOURCE, SCHEMA
+from sealgate.certificate.claims import NOISE_SOURCE, SCHEMA
 from sealgate.certificate.decimals import decimal_text, micro_text
-from sealgate.certificate.manifest import Manifest
+from sealgate.certificate.manifest import Manifest, parse_manifest
 from sealgate.certificate.mechanism_words import mechanism_lines
-from sealgate.certificate.mechanisms import Clipping, DpSgd, Noise, Rate, Sampling, name_of
-from sealgate.certificate.recompute import ACCOUNTANT, GaussianSteps, accountant_version
+from sealgate.certificate.mechanisms import name_of
+from sealgate.certificate.recompute import accountant_version
 from sealgate.certificate.schema import (
     Accounting,
     Certificate,
@@ -25,18 +31,17 @@ from sealgate.certificate.schema import (
     Selection,
 )
 from training.accountant import Cost
-from training.configuration import Configuration, micro
+from training.configuration import Configuration
+from training.dp_sgd.noise import DISCRETE
 from training.environment import environment
 from training.measure import Quality
-from training.randomness import NOISE_ARITHMETIC, NOISE_TRANSFORM
+from training.mechanisms.plan import Plan
 from training.split import COMMITMENT
 
 NOT_PROTECTED = (
     "what the model learned about the population as a whole, which may be true of people who were not in the data",
     "the rows held out for measuring, which were not used for training and whose accuracy is published",
-    "more than one row per person: the guarantee is for one row",
     "the requests that the model will answer: epsilon is about training data only",
-    "attacks on floating-point arithmetic: the noise is continuous float64, not the discrete Gaussian",
     "a publisher that lies about how it trained: the certificate is its signed word, checked for consistency",
 )
 
@@ -54,11 +59,26 @@ def initialisation_of(architecture: Architecture) -> Initialisation:
     )
 
 
+_PER_UNIT = {
+    "example": "more than one row per person: the guarantee is for one row",
+    "graph": "more than one graph per person: the guarantee is for one graph",
+    "user": "that somebody is a person of the data at all, beyond the bound: the guarantee is for all rows of one",
+}
+_FLOATING_POINT = "attacks on floating-point arithmetic: the noise is continuous float64, not the discrete Gaussian"
+
+
+def not_protected(plan: Plan) -> tuple[str, ...]:
+    """What epsilon does not protect, for this mechanism and unit."""
+    discrete = plan.audited is not None and plan.audited.constants.noise == DISCRETE
+    return (*NOT_PROTECTED, _PER_UNIT[plan.unit], *(() if discrete else (_FLOATING_POINT,)))
+
+
 def certificate_of(
     configuration: Configuration,
     *,
-    mechanism: GaussianSteps,
+    plan: Plan,
     cost: Cost,
+    coordinates: int,
     steps_executed: int,
     fresh: bool,
     commitment: str,
@@ -67,38 +87,21 @@ def certificate_of(
     issued_us: int,
 ) -> Certificate:
     """The certificate of a finished run. `fresh` says that all randomness came from the operating system."""
-    data, rate = configuration.data, configuration.rate
+    data, search = configuration.data, plan.search(fresh=fresh)
     issued = datetime.datetime.fromtimestamp(issued_us / 1e6, tz=datetime.UTC).date()
     return Certificate(
         schema=SCHEMA,
         model=configuration.model.name,
         version=configuration.model.version,
         issued=issued.isoformat(),
-        mechanism=DpSgd(
-            sampling=Sampling(
-                sampler="poisson",
-                rate=Rate(numerator=rate.numerator, denominator=rate.denominator),
-                steps_declared=mechanism.steps,
-                steps_executed=steps_executed,
-                divisor_micro=configuration.divisor_micro,
-                constants="public",
-            ),
-            clipping=Clipping(kind="per-example-flat", norm_micro=micro(configuration.privacy.clip_norm, "clip_norm")),
-            noise=Noise(
-                sigma_micro=mechanism.sigma_micro,
-                source=NOISE_SOURCE,
-                seed=FRESH if fresh else "fixed",
-                transform=NOISE_TRANSFORM,
-                arithmetic=NOISE_ARITHMETIC,
-            ),
-        ),
-        unit="example",
+        mechanism=plan.part(coordinates=coordinates, steps_executed=steps_executed, fresh=fresh),
+        unit=plan.unit,
         adjacency="add-remove",
         epsilon_micro=cost.epsilon_micro,
         epsilon_replace_one_micro=cost.epsilon_replace_one_micro,
         delta=configuration.delta,
         accounting=Accounting(
-            accountant=ACCOUNTANT,
+            accountant=plan.account.accountant,
             version=accountant_version(),
             discretisation=cost.discretisation,
             second_accountant=cost.second_accountant,
@@ -113,7 +116,12 @@ def certificate_of(
             public_population=data.public_population,
             split=f"by a hash of each row and the word '{data.split}', {decimal_text(data.held_out)} held out",
         ),
-        selection=Selection(how=configuration.selection.how, epsilon_micro=0, note=configuration.selection.note),
+        selection=Selection(
+            how=configuration.selection.how,
+            epsilon_micro=0 if search is None else cost.epsilon_micro - cost.one_run_micro,
+            note=configuration.selection.note,
+            search=search,
+        ),
         releases=(
             Release(what="quality of this model on held-out rows", where="terminal and card.md", covered=False),
             Release(
@@ -126,7 +134,7 @@ def certificate_of(
         environment=environment(),
         weights_digest=sha256_hex(weights),
         manifest_digest=sha256_hex(manifest),
-        not_protected=NOT_PROTECTED,
+        not_protected=not_protected(plan),
     )
 
 

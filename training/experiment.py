@@ -23,26 +23,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from torch import nn
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.certificate.architectures import FrozenEncoderSpec
 from sealgate.certificate.bundle import VerifiedBundle
-from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.manifest import Manifest, manifest_bytes
-from sealgate.certificate.recompute import GaussianSteps
 from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
-from training.accountant import calibrate, cost_of
+from training.accountant import cost_of
 from training.auditing.gate import audit_dp_sgd
 from training.auditing.subject import Subject
-from training.configuration import Configuration, load_configuration, micro
+from training.configuration import Configuration, load_configuration
 from training.documents import card_of, certificate_of
 from training.examples import Examples
 from training.fixed_features import fixed_first
 from training.forms import form_of
 from training.initialisation import initialise
-from training.losses import Loss
 from training.manifests import manifest_of
 from training.measure import Quality, measure, train_plainly
+from training.mechanisms.plans import plan_of
 from training.outputs import Outputs, check_outputs
-from training.private_sgd import PrivateSgd, train_privately
+from training.pretrained import fill_frozen
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
 from training.split import commit, hold_out, write_private
@@ -60,35 +59,6 @@ class Published:
     heldout_csv: Path | None
 
 
-def mechanism_of(configuration: Configuration) -> GaussianSteps:
-    """The mechanism to run: sigma as given, or calibrated to the target epsilon."""
-    privacy = configuration.privacy
-    if privacy.sigma is not None:
-        sigma = micro(privacy.sigma, "[privacy] sigma")
-        return GaussianSteps(sigma_micro=sigma, rate=configuration.rate, steps=privacy.steps, delta=configuration.delta)
-    assert privacy.epsilon is not None
-    return calibrate(
-        target_micro=micro(privacy.epsilon, "[privacy] epsilon"),
-        rate=configuration.rate,
-        steps=privacy.steps,
-        delta=configuration.delta,
-    )
-
-
-def constants_of(configuration: Configuration, mechanism: GaussianSteps) -> PrivateSgd:
-    """The public constants of DP-SGD."""
-    return PrivateSgd(
-        rate=configuration.rate,
-        steps=mechanism.steps,
-        divisor=configuration.divisor_micro / MICRO,
-        clip_norm=float(configuration.privacy.clip_norm),
-        sigma=mechanism.sigma_micro / MICRO,
-        learning_rate=float(configuration.optimizer.learning_rate),
-        momentum=float(configuration.optimizer.momentum),
-        average_steps=configuration.optimizer.average_steps,
-    )
-
-
 def model_space(manifest: Manifest, examples: Examples) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Inputs and targets as the model sees them: clamped and scaled by public constants; tokens as int64."""
     scaler = Predictor(manifest, build(manifest.architecture))
@@ -103,10 +73,15 @@ def model_space(manifest: Manifest, examples: Examples) -> tuple[tuple[torch.Ten
     return scaler.scaled(named), targets
 
 
-def fresh_module(manifest: Manifest, entropy: Entropy) -> nn.Module:
-    """An initialised float64 module, ready to be trained."""
+def fresh_module(configuration: Configuration, manifest: Manifest, entropy: Entropy) -> nn.Module:
+    """An initialised module, ready to be trained in float64; what is fixed is in the arithmetic of the manifest."""
     module = build(manifest.architecture).double()
     initialise(module, entropy)
+    if isinstance(manifest.architecture, FrozenEncoderSpec):
+        fill_frozen(module, configuration)
+    fixed, _ = parts_of(module)
+    if fixed is not None and manifest.arithmetic == "float32":
+        fixed.float()
     return module
 
 
@@ -143,15 +118,16 @@ def run_experiment(
     )
     manifest = manifest_of(configuration)
     encoded = manifest_bytes(manifest)
-    mechanism = mechanism_of(configuration)  # 2
-    cost = cost_of(mechanism)
-    narrator.announce(configuration, mechanism, cost)
-    constants, loss = constants_of(configuration, mechanism), Loss.usual(manifest.classes)
-    findings = None
-    if audit:  # 3
-        subject = Subject(constants=constants, loss=loss, delta=configuration.delta)
-        module = fresh_module(manifest, entropy)
-        findings = audit_dp_sgd(subject, manifest.architecture, module, entropy=entropy)
+    plan = plan_of(configuration, classes=manifest.classes)  # 2
+    cost = cost_of(plan.account)
+    narrator.announce(configuration, plan, cost)
+    findings, steps = None, plan.audited
+    if audit and steps is not None:  # 3
+        subject = Subject(
+            constants=steps.constants, loss=steps.loss, delta=configuration.delta, persons=plan.unit == "user"
+        )
+        _, audited = parts_of(fresh_module(configuration, manifest, entropy))
+        findings = audit_dp_sgd(subject, manifest.architecture.trained_part(), audited, entropy=entropy)
         findings.require(epsilon_micro=cost.epsilon_micro)
     narrator.audited(findings)
     form = form_of(configuration)
@@ -161,26 +137,19 @@ def run_experiment(
     opening = entropy(32)
     commitment = commit(kept, key=opening)
     inputs, targets = model_space(manifest, kept)
-    module = fresh_module(manifest, entropy)  # 5
+    module = fresh_module(configuration, manifest, entropy)  # 5
     trained, inputs = fixed_first(module, inputs)
-    with narrator.progress(mechanism) as on_step:
-        executed = train_privately(
-            trained,
-            inputs,
-            targets,
-            constants=constants,
-            loss=loss,
-            entropy=entropy,
-            on_step=on_step,
-        )
+    with narrator.progress(plan) as on_step:
+        executed = plan.train(trained, inputs, targets, groups=kept.groups(), entropy=entropy, on_step=on_step)
     quality = measure(manifest, module, held)  # 6
     plain = measure(manifest, train_plainly(manifest, inputs, targets, fixed=parts_of(module)[0]), held)
     narrator.compare(quality, plain)
     weights = weights_bytes(module)  # 7
     certificate = certificate_of(
         configuration,
-        mechanism=mechanism,
+        plan=plan,
         cost=cost,
+        coordinates=sum(one.numel() for one in trained.parameters() if one.requires_grad),
         steps_executed=executed,
         fresh=entropy is random_bytes,
         commitment=commitment,

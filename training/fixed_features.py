@@ -16,12 +16,15 @@ from training.limits import FIXED_ROWS
 
 
 def fixed_first(module: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
-    """The part of a module that is trained, sharing its weights, and its inputs; module and inputs if that is all."""
+    """The part of a module that is trained, sharing its weights, and its inputs in the type of those; module and inputs
+    if nothing is fixed.
+    """
     fixed, trained = parts_of(module)
-    if fixed is None:
-        return module, inputs
-    with torch.no_grad():
-        return trained, (_in_parts(fixed, inputs),)
+    dtype = next(trained.parameters()).dtype
+    if fixed is not None:
+        with torch.no_grad():
+            inputs = (_in_parts(fixed, inputs),)
+    return trained, tuple(one.to(dtype) if one.is_floating_point() else one for one in inputs)
 
 
 def _in_parts(fixed: nn.Module, inputs: Inputs) -> torch.Tensor:

@@ -17,7 +17,7 @@ from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
 from training.examples import Examples
 from training.initialisation import initialise
-from training.limits import BASELINE_ROWS, BASELINE_STEPS, EVALUATION_ROWS
+from training.limits import BASELINE_LEAST_ROWS, BASELINE_NUMBERS, BASELINE_ROWS, BASELINE_STEPS, EVALUATION_ROWS
 from training.losses import Loss
 
 
@@ -41,8 +41,9 @@ def measure(manifest: Manifest, module: nn.Module, examples: Examples) -> Qualit
     names = {output.role: output.name for output in manifest.outputs}
     wanted = names["label"] if manifest.classes else names["value"]
     parts = []
-    for start in range(0, len(examples), EVALUATION_ROWS):
-        part = slice(start, start + EVALUATION_ROWS)
+    at_once = manifest.architecture.rows_at_once(EVALUATION_ROWS)
+    for start in range(0, len(examples), at_once):
+        part = slice(start, start + at_once)
         batch = {
             one.spec.name: torch.from_numpy(values[part]).to(one.wire_dtype)
             for one, values in zip(predictor.inputs, examples.inputs, strict=True)
@@ -72,9 +73,11 @@ def train_plainly(
     parameters = [parameter for parameter in trained.parameters() if parameter.requires_grad]
     means = [torch.zeros_like(parameter) for parameter in parameters]
     squares = [torch.zeros_like(parameter) for parameter in parameters]
+    widest = manifest.architecture.trained_part().row_numbers()
+    rows = max(BASELINE_LEAST_ROWS, min(BASELINE_ROWS, BASELINE_NUMBERS // widest))
     for step in range(1, BASELINE_STEPS + 1):
-        start = (step - 1) * BASELINE_ROWS % len(targets)
-        part = slice(start, start + BASELINE_ROWS)
+        start = (step - 1) * rows % len(targets)
+        part = slice(start, start + rows)
         loss = losses.each(trained(*(one[part] for one in inputs)), targets[part]).mean()
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from sealgate.certificate.accounting.account import Account
 from sealgate.certificate.architectures.frozen_encoder import FROZEN_PREFIX, FrozenEncoderSpec
+from sealgate.certificate.audits import audit_words
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.dsse import SignedPayload, open_envelope
@@ -102,6 +103,7 @@ def verify_bundle(directory: Path, publishers: Publishers, *, told: Told = _sile
     _check_weights(weights, digests[WEIGHTS], manifest)  # 7
     told("weights", f"SHA-256 {digests[WEIGHTS][:16]}..., exactly the tensors of the architecture")
     _check_epsilon(certificate, account, told)  # 8
+    told("audit", audit_words(certificate.audit))
     certificate_digest = sha256_hex(files[CERTIFICATE])
     return VerifiedBundle(
         directory=directory,
@@ -150,6 +152,11 @@ def _check_agreement(manifest: Manifest, certificate: Certificate, bundle: Bundl
     named = (manifest.name, manifest.version)
     if named != (certificate.model, certificate.version) or named != (bundle.name, bundle.version):
         raise refusal("manifest-inconsistent", "manifest, certificate and signature name different models")
+    architecture = manifest.architecture
+    if isinstance(architecture, FrozenEncoderSpec) and (
+        architecture.frozen_digest not in certificate.initialisation.pretraining
+    ):
+        raise refusal("manifest-inconsistent", "the certificate does not name the weights that are public and frozen")
 
 
 def _check_weights(weights: bytes, digest: str, manifest: Manifest) -> None:
@@ -192,4 +199,5 @@ def _facts(manifest: Manifest, certificate: Certificate, certificate_digest: str
         privacy_unit=certificate.unit,
         sensitivity=manifest.sensitivity,
         purposes=manifest.purposes,
+        audited=certificate.audit is not None,
     )

@@ -48,7 +48,7 @@ def test_from_rows_to_answers(tmp_path, key, family, source):
         rows = list(csv.DictReader(file))
     assert len(rows) == published.rows_held_out
     features = torch.tensor([[float(row[name]) for name in COLUMNS] for row in rows], dtype=torch.float32)
-    found = model.predict(features)
+    found = model.predict({"features": features})
     if family == "linear-regression":
         wanted = np.array([float(row["cost"]) for row in rows])
         residual = ((found["value"].numpy() - wanted) ** 2).sum()

@@ -5,6 +5,7 @@ linear layers. Group normalisation (Wu & He 2018), because a batch's statistics 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -74,6 +75,9 @@ class CnnSpec(Spec, frozen=True, tag="cnn"):
         """Numbers behind the last stage."""
         (channels, height, width), pool = list(self.planes())[-1], self.stages[-1].pool
         return channels * (height // pool) * (width // pool)
+
+    def row_numbers(self) -> int:
+        return 3 * max(math.prod(planes) for planes in self.planes())
 
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
         return ((self.channels, self.height, self.width),)

@@ -17,6 +17,9 @@ class EmbeddingBagSpec(TokensSpec, frozen=True, kw_only=True, tag="embedding-bag
     hidden: tuple[int, ...] = ()
     activation: str = "relu"
 
+    def row_numbers(self) -> int:
+        return 2 * self.length * self.width
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         layers = linear_tensors((self.width, *self.hidden, self.logit_count))
         return {"embedding.weight": (self.tokens, self.width), **layers}

@@ -13,6 +13,7 @@ from sealgate.certificate.architectures.linear import MlpSpec, linear_part
 from sealgate.certificate.architectures.spec import ACTIVATIONS, Spec
 from sealgate.certificate.architectures.steps import TokensSpec
 from sealgate.certificate.architectures.transformer import (
+    attention_numbers,
     attention_refusals,
     attention_tensors,
     linear_tensor,
@@ -39,6 +40,9 @@ class FrozenEncoderSpec(TokensSpec, frozen=True, kw_only=True, tag="frozen-encod
     positions: int
     hidden: tuple[int, ...] = ()
     activation: str = "relu"
+
+    def row_numbers(self) -> int:
+        return attention_numbers(width=self.width, heads=self.heads, feed_forward=self.feed_forward, length=self.length)
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         tensors: dict[str, tuple[int, ...]] = {

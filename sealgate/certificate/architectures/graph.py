@@ -31,6 +31,9 @@ class GraphSpec(Spec, frozen=True, kw_only=True, tag="graph"):
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
         return ((self.nodes, self.features), (self.nodes, self.nodes))
 
+    def row_numbers(self) -> int:
+        return self.nodes * ((2 * self.heads + 2) * self.nodes + 4 * max(self.features, *self.hidden))
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         tensors: dict[str, tuple[int, ...]] = {}
         width_in = self.features

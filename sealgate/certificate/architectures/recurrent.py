@@ -27,6 +27,9 @@ class RecurrentSpec(StepsSpec, frozen=True, kw_only=True, tag="recurrent"):
         """What the first layer of cells reads at each step."""
         return self.embedding if self.tokens else self.channels
 
+    def row_numbers(self) -> int:
+        return self.length * max(self.step_width, (CELLS[self.cell] + 1) * max(self.hidden))
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         tensors: dict[str, tuple[int, ...]] = {}
         if self.tokens:

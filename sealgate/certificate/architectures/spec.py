@@ -13,7 +13,7 @@ from typing import Any, Self
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_CLASSES, MAX_WEIGHTS
+from sealgate.limits import MAX_CLASSES, MAX_WEIGHTS, NUMBERS_AT_ONCE
 
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
 
@@ -57,6 +57,14 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="f
         Raises DecodeError for options that the family does not have, or data of a form that it cannot take.
         """
         raise NotImplementedError
+
+    def row_numbers(self) -> int:
+        """About how many numbers the model holds at once for one row, where it is widest."""
+        return sum(math.prod(shape) for shape in self.input_shapes())
+
+    def rows_at_once(self, most: int) -> int:
+        """How many rows to run in one call, at most `most`: so that memory is bounded whatever the model."""
+        return max(1, min(most, NUMBERS_AT_ONCE // max(1, self.row_numbers())))
 
     def trained_part(self) -> Spec:
         """What training sees: an architecture over the outputs of the part that is fixed, or all of it if none is.

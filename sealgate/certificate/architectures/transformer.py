@@ -28,6 +28,11 @@ def linear_tensor(name: str, width_in: int, width_out: int) -> dict[str, tuple[i
     return {f"{name}.weight": (width_out, width_in), f"{name}.bias": (width_out,)}
 
 
+def attention_numbers(*, width: int, heads: int, feed_forward: int, length: int) -> int:
+    """About how many numbers one block holds at once for one row: scores before and behind the softmax, or widened."""
+    return length * (6 * width + max(2 * heads * length, 2 * feed_forward))
+
+
 def attention_refusals(*, width: int, heads: int, layers: int, feed_forward: int, length: int) -> Iterator[str]:
     """What is wrong with the sizes of a stack of attention layers."""
     for holds, what in (
@@ -51,6 +56,9 @@ class TransformerSpec(StepsSpec, frozen=True, kw_only=True, tag="transformer"):
     layers: int
     feed_forward: int
     activation: str = "gelu"
+
+    def row_numbers(self) -> int:
+        return attention_numbers(width=self.width, heads=self.heads, feed_forward=self.feed_forward, length=self.length)
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         tensors: dict[str, tuple[int, ...]] = {}

@@ -184,10 +184,11 @@ def _predict(batch: Sequence[_Job], clock: Clock) -> Mapping[str, torch.Tensor]:
     inputs = {spec.name: torch.cat([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
     expires_us = max(job.admitted.grant.expires_us for job in batch)
     slices: list[Mapping[str, torch.Tensor]] = []
-    for start in range(0, rows, SLICE_ROWS):
+    at_once = model.manifest.architecture.rows_at_once(SLICE_ROWS)
+    for start in range(0, rows, at_once):
         if start and clock() >= expires_us:
             raise _TooSlow
-        slices.append(model.predict({name: one[start : start + SLICE_ROWS] for name, one in inputs.items()}))
+        slices.append(model.predict({name: one[start : start + at_once] for name, one in inputs.items()}))
     return {name: torch.cat([one[name] for one in slices]) for name in slices[0]}
 
 
