@@ -86,6 +86,7 @@ class WitnessClient:
     every_s: float
     tls: ssl.SSLContext
     _stop: threading.Event = field(default_factory=threading.Event)
+    _fault: str = ""  # of this client, told last
     _done: int = -1  # size of the checkpoint that a quorum cosigned last
 
     def __post_init__(self) -> None:
@@ -102,13 +103,27 @@ class WitnessClient:
         if self._thread.ident is not None:
             self._thread.join(WITNESS_CLOSE_S)
 
+    def trouble(self) -> str:
+        """What keeps witnesses from cosigning now, for the operator; "" if nothing is known to. From any thread."""
+        said = [f"{place.name}: {place.trouble}" for place in self._places if place.trouble]
+        return "; ".join([*said, *filter(None, (self._fault,))])
+
     def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._go_round_and_round()
+            except Exception as error:  # this thread must not end without a word
+                self._fault = f"internal fault: {type(error).__name__}"
+                self.tell(f"witnesses: {self._fault}")
+            self._stop.wait(self.every_s)
+
+    def _go_round_and_round(self) -> None:
+        """Until it is stopped, or something fails that nobody expected: making the client, for example, with a proxy in
+        the environment that cannot be used."""
         with httpx.Client(verify=self.tls, timeout=WITNESS_TIMEOUT_S, follow_redirects=False) as client:
             while not self._stop.is_set():
-                try:
-                    self.go_round(client)
-                except Exception as error:  # this thread must not end without a word
-                    self.tell(f"witnesses: internal fault: {type(error).__name__}")
+                self.go_round(client)
+                self._fault = ""
                 self._stop.wait(self.every_s)
 
     def go_round(self, client: httpx.Client) -> bool:

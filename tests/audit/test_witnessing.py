@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import threading
@@ -27,6 +28,7 @@ from sealgate.witness.folder import WitnessFolder, add_log, make_folder, open_fo
 from sealgate.witness.server import WitnessServer
 from tests.audit.conftest import ORIGIN, SIGNER
 
+WAIT_S = 20.0  # whatever a test waits for in the kernel ends by then: a test fails, it does not hang
 MLDSA = Cosigner(ORIGIN, MLDSA44PrivateKey.from_seed_bytes(b"\x04" * 32))
 
 
@@ -38,7 +40,7 @@ class Running:
         self.servers: list[tuple[Any, threading.Thread]] = []
 
     def serve(self, server: Any) -> Any:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         self.servers.append((server, thread))
         return server
@@ -52,6 +54,8 @@ class Running:
 
     def answering(self, status: int, body: bytes, **headers: str) -> str:
         class Handler(BaseHTTPRequestHandler):
+            timeout = WAIT_S  # a peer that connects and says nothing must not hold up the end of the test
+
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["content-length"]))
                 self.send_response(status)
@@ -68,8 +72,9 @@ class Running:
     def stop(self) -> None:
         for server, thread in self.servers:
             server.shutdown()
-            thread.join()
+            thread.join(WAIT_S)
             server.server_close()
+            assert not thread.is_alive()
         self.servers.clear()
 
 
@@ -201,6 +206,7 @@ def test_one_of_two_is_enough_where_the_policy_says_so_and_the_other_is_told_of(
     asking.grow()
     asking.round()
     assert asking.told == ["witness witness.example/b: it cannot be reached"]  # once, not every time
+    assert asking.client.trouble() == "witness.example/b: it cannot be reached"
 
 
 def test_without_the_quorum_nothing_is_published_and_the_next_round_completes_it(bench, ask, running, until) -> None:
@@ -215,6 +221,7 @@ def test_without_the_quorum_nothing_is_published_and_the_next_round_completes_it
     assert asking.round()
     asking.cosigned(size, until)
     assert asking.told[-1] == "witness witness.example/b: cosigns again"
+    assert asking.client.trouble() == ""
 
 
 def test_a_host_that_starts_anew_learns_what_was_seen(bench, ask, running: Running, until) -> None:
@@ -321,31 +328,35 @@ def test_a_witness_that_answers_without_end_holds_up_no_other(bench, ask, runnin
     stop = threading.Event()
     good, late = running.witness("good"), running.witness("late")
     listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(WAIT_S)
 
     def drip() -> None:
-        connection, _ = listening.accept()
-        with connection:
-            connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
-            while not stop.wait(0.02):
-                connection.sendall(b"x")
+        with contextlib.suppress(OSError):  # nobody came, or whoever came has had enough
+            connection, _ = listening.accept()
+            with connection:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+                while not stop.wait(0.02):
+                    connection.sendall(b"x")
 
-    dripping = threading.Thread(target=drip)
-    dripping.start()
+    dripping = threading.Thread(target=drip, daemon=True)
     slow = (late[0], f"http://127.0.0.1:{listening.getsockname()[1]}")
     asking = ask(policy(slow, good, quorum="any"))
     try:
         size = asking.grow()
+        dripping.start()
         rounds = threading.Thread(target=asking.round, daemon=True)
         rounds.start()
-        rounds.join(20)
+        rounds.join(WAIT_S)
         assert not rounds.is_alive()
         assert asking.told == ["witness witness.example/late: it does not answer in time"]
+        assert asking.client.trouble() == "witness.example/late: it does not answer in time"
         note = asking.cosigned(size, until)
         assert len(verify_cosignatures(note, [one.public for one in good[0].cosigners])) == 1
     finally:
         stop.set()
-        dripping.join()
         listening.close()
+        if dripping.ident is not None:
+            dripping.join(WAIT_S + 1)
 
 
 def test_a_cosignature_of_another_tree_is_not_kept(make_sqlite_bench, tmp_path, running: Running) -> None:
@@ -384,12 +395,33 @@ def test_a_fault_is_told_and_the_next_round_comes(bench, ask, running: Running, 
     asking.client.start()
     asking.cosigned(size, until)
     assert asking.told == ["witnesses: internal fault: KeyError"]
+    until(lambda: asking.client.trouble() == "")
+
+
+def test_a_proxy_that_cannot_be_used_is_told_and_tried_again(bench, ask, running: Running, until, monkeypatch) -> None:
+    """The thread once ended without a word where its HTTP client could not be made."""
+    asking = ask(policy(running.witness("a")))
+    size, make = asking.grow(), httpx.Client
+    calls: list[object] = []
+
+    def fails_once(**options: Any) -> httpx.Client:
+        calls.append(options)
+        if len(calls) == 1:
+            raise ValueError("Unknown scheme for proxy URL")
+        return make(**options)
+
+    monkeypatch.setattr("audit.witnessing.httpx.Client", fails_once)
+    asking.client.start()
+    asking.cosigned(size, until)
+    assert asking.told == ["witnesses: internal fault: ValueError"]
+    until(lambda: asking.client.trouble() == "")
 
 
 def test_a_witness_that_hangs_does_not_hold_up_the_end(bench, ask, running: Running, until, monkeypatch) -> None:
     monkeypatch.setattr("audit.witnessing.WITNESS_CLOSE_S", 0.1)
     folder, _ = running.witness("a")
     with socket.create_server(("127.0.0.1", 0)) as deaf:  # takes the connection, and never answers
+        deaf.settimeout(WAIT_S)
         asking = ask(policy((folder, f"http://127.0.0.1:{deaf.getsockname()[1]}")))
         asking.grow()
         asking.client.start()
