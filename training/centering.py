@@ -71,14 +71,12 @@ class Centering:
         )
 
     def left(self, configuration: Configuration) -> Configuration:
-        """What the mechanism may spend: the configuration with epsilon and delta less the centre's; ConfigurationError."""
+        """What the mechanism may spend: epsilon and delta less the centre's; raises ConfigurationError."""
         privacy = configuration.privacy
         delta = privacy.delta - Decimal(self.delta)
         epsilon = None if privacy.epsilon is None else privacy.epsilon - Decimal(self.epsilon_micro) / MICRO
         if delta <= 0 or (epsilon is not None and epsilon <= 0):
-            raise ConfigurationError(
-                "[center] spends all of epsilon or delta; raise its multiplier, or lower its delta"
-            )
+            raise ConfigurationError("[center] spends all of epsilon or delta; raise its multiplier or lower its delta")
         return msgspec.structs.replace(
             configuration, privacy=msgspec.structs.replace(privacy, delta=delta, epsilon=epsilon)
         )
@@ -119,7 +117,8 @@ class Centering:
             raise ConfigurationError("[center] belongs to models with fixed features and [architecture] centred = true")
         with torch.no_grad():
             center.copy_(self.mean(features, population=population, stream=Keystream(entropy)))
-            return features - center.to(features.dtype)
+            centred: torch.Tensor = features - center.to(features.dtype)
+            return centred
 
     def mean(self, features: torch.Tensor, *, population: int, stream: Keystream) -> torch.Tensor:
         """The private mean: [n, d] -> float64 [d]. Rows that are not finite count as zero."""
