@@ -125,7 +125,10 @@ def _document(several: SeveralReport) -> dict[str, Any]:
         ]
         document = {"ok": report.ok, "strict": report.strict, "records": _covered(report), "steps": steps}
         reports.append(document | {"limits": report.limits})
-    together = {"missing": several.missing, "unused": several.unused}
+    links = [
+        {"name": link.name, "status": link.verdict.status, "detail": link.verdict.detail} for link in several.links
+    ]
+    together = {"missing": several.missing, "unused": several.unused, "shards": links}
     if len(reports) == 1:
         return reports[0] | together | {"ok": several.ok}
     named = [{"bundle": str(bundle.path)} | report for bundle, report in zip(several.bundles, reports, strict=True)]
@@ -141,6 +144,8 @@ def _print_several(several: SeveralReport) -> None:
         _print_report(bundle.report)
         if len(several.bundles) > 1:
             print()
+    for link in several.links:
+        print(printable(f"{link.verdict.status:<7} {link.name}: {link.verdict.detail}"))
     for name in several.missing:
         print(
             printable(
@@ -156,14 +161,17 @@ def _print_several(several: SeveralReport) -> None:
 def _verdict(several: SeveralReport) -> str:
     """Of all bundles together."""
     refused = sum(not bundle.report.ok for bundle in several.bundles)
-    if several.ok and not (several.missing or several.unused):
+    linked = [link.verdict.status for link in several.links]
+    if several.ok and not (several.missing or several.unused or "skipped" in linked):
         skipped = any(step.status == "skipped" for bundle in several.bundles for step in bundle.report.steps)
         return f"Nothing is wrong in {len(several.bundles)} bundles" + ("" if skipped else ": all steps of all hold")
     if several.ok:
         return "Nothing that was checked is wrong, but not everything was there: not fully verified"
     apart = "what is missing or unused is not accepted by --strict" if several.strict else ""
     counted = f"{refused} of {len(several.bundles)} bundles" if refused else ""
-    return f"REFUSED: {'; '.join(filter(None, (counted, apart if several.missing or several.unused else '')))}"
+    broken = "shards do not follow each other" if "failed" in linked else ""
+    apart = apart if several.missing or several.unused or "skipped" in linked else ""
+    return f"REFUSED: {'; '.join(filter(None, (counted, broken, apart)))}"
 
 
 def _print_report(report: Report) -> None:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sealgate.errors import ReceiptError, VerificationError
 from sealgate.protocol.completion import verify_completion
 from sealgate.transparency.carried import KIND as CARRIED
-from sealgate.transparency.carried import counters_of, restated, stood_at
+from sealgate.transparency.carried import counters_of, ends_shard, restated, stood_at
 from sealgate.transparency.merkle import leaf_hash
 from sealgate.transparency.notes import NoteVerifier
 from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
@@ -121,6 +121,7 @@ class Reconcile:
         self._pairs = 0
         self._problems = Problems()
         self.carried: dict[str, tuple[int, Record]] = {}  # from the shard before: index there, and what is said of it
+        self._ended = False  # the shard: what is open goes on in the next one
 
     @property
     def left_open(self) -> dict[str, tuple[int, Record]]:
@@ -128,6 +129,7 @@ class Reconcile:
         return dict(self._open)
 
     def see(self, index: int, record: Record, leaf: bytes) -> None:
+        self._ended = ends_shard(record)
         if record.kind == CARRIED:
             self._take_over(index, record)
         elif record.kind == "log.opened":
@@ -186,7 +188,7 @@ class Reconcile:
         if self._problems.count:
             return self._problems.verdict()
         undecided = []
-        if self._open:
+        if self._open and not self._ended:
             at = min(index for index, _ in self._open.values())
             undecided.append(f"{len(self._open)} have no end within the range (the first is record {at})")
         if self._ended_before:
@@ -195,7 +197,8 @@ class Reconcile:
             undecided.append(f"the ends of {self._lost} may be among the pruned records")
         if undecided:
             return Verdict("skipped", f"{self._pairs} paired; " + "; ".join(undecided))
-        return Verdict("ok", f"{self._pairs} paired")
+        on = f"; {len(self._open)} go on in the next shard" if self._open else ""
+        return Verdict("ok", f"{self._pairs} paired{on}")
 
 
 class Signatures:

@@ -29,6 +29,9 @@ _SIZE = re.compile(r"[1-9][0-9]{0,17}\Z")
 _ROOT = re.compile(r"[0-9a-f]{64}\Z")
 
 
+_ALONE = "that {} and this shard follow each other, nothing lost between them, shows only who verifies them together"
+
+
 class Edges:
     """The check of one shard's beginning and end."""
 
@@ -79,6 +82,12 @@ class Edges:
     @staticmethod
     def _follows(origin: str, before: str) -> bool:
         return belongs_to(before, log_of(origin)) and is_later(origin, before)
+
+    def limits(self) -> tuple[str, ...]:
+        """What a bundle of this shard alone does not show."""
+        before = self.previous.origin if self.previous else ""
+        names = [name for name in (before, self.next) if name]
+        return (_ALONE.format(" and ".join(names)),) if names else ()
 
     def verdict(self, part: Range) -> Verdict:
         if 0 <= self._ended_at < part.size - 1:

@@ -204,7 +204,7 @@ class _Verification:
         self.around.budgets, self.around.gone = budgets, gone
         if edges.concerned:
             self._add(edges.name, edges.verdict(part))
-        limits = (_PRUNED.format(gone.count),) if gone.count else ()
+        limits = (*edges.limits(), *((_PRUNED.format(gone.count),) if gone.count else ()))
         if gone.count:
             self._add(gone.name, gone.verdict(part))  # 11
         if witnessed is None:
