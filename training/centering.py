@@ -137,4 +137,8 @@ def centering_of(configuration: Configuration) -> Centering | None:
     """The centring that a configuration asks for, if it does; raises ConfigurationError."""
     if bool(configuration.center) != bool(configuration.architecture.get("centred", False)):
         raise ConfigurationError("[center] and [architecture] centred = true belong together")
+    if configuration.center and configuration.data.person:
+        raise ConfigurationError(
+            "[center] bounds what one row adds to the mean, not what a person with several rows does"
+        )
     return Centering.of(configuration.center) if configuration.center else None

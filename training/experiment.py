@@ -31,6 +31,7 @@ from secure_runtime.models.predictor import Predictor
 from training.accountant import cost_of
 from training.auditing.gate import audit_dp_sgd
 from training.auditing.subject import Subject
+from training.centering import centering_of
 from training.configuration import Configuration, load_configuration
 from training.documents import card_of, certificate_of
 from training.examples import Examples
@@ -118,8 +119,9 @@ def run_experiment(
     )
     manifest = manifest_of(configuration)
     encoded = manifest_bytes(manifest)
-    plan = plan_of(configuration, classes=manifest.classes)  # 2
-    cost = cost_of(plan.account)
+    centering = centering_of(configuration)  # 2
+    plan = plan_of(centering.left(configuration) if centering else configuration, classes=manifest.classes)
+    cost = cost_of(centering.account(plan.account, delta=configuration.delta) if centering else plan.account)
     narrator.announce(configuration, plan, cost)
     findings, steps = None, plan.audited
     if audit and steps is not None:  # 3
@@ -139,6 +141,9 @@ def run_experiment(
     inputs, targets = model_space(manifest, kept)
     module = fresh_module(configuration, manifest, entropy)  # 5
     trained, inputs = fixed_first(module, inputs)
+    if centering:
+        population = configuration.data.public_population
+        inputs = (centering.centre(module, *inputs, population=population, entropy=entropy),)
     with narrator.progress(plan) as on_step:
         executed = plan.train(trained, inputs, targets, groups=kept.groups(), entropy=entropy, on_step=on_step)
     quality = measure(manifest, module, held)  # 6
@@ -157,6 +162,8 @@ def run_experiment(
         manifest=encoded,
         issued_us=clock(),
     )
+    if centering:
+        certificate = msgspec.structs.replace(certificate, preprocessing=centering.preprocessing)
     if findings is not None:
         part = findings.certified(code_digest=certificate.environment.code_digest)
         certificate = msgspec.structs.replace(certificate, audit=part)

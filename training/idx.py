@@ -58,4 +58,4 @@ def _values(file: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
     values = file.read(count + 1)
     if len(values) != count:
         raise ConfigurationError(f"{path} does not hold exactly the {count} values that it announces: it is damaged")
-    return np.frombuffer(values, dtype=np.uint8).reshape(shape)
+    return np.frombuffer(values, dtype=np.uint8).reshape(shape).copy()  # torch wants memory that may be written to
