@@ -65,6 +65,7 @@ def model_entity(model: ModelFacts) -> Entity:
             "privacy_unit": model.privacy_unit,
             "sensitivity": model.sensitivity,
             "purposes": sorted(model.purposes),
+            "audited": model.audited,
         },
         "parents": [],
     }

@@ -67,6 +67,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     delta: _Delta = "0.00001"
     privacy_unit: Name = "example"
     sensitivity: Literal["public", "personal", "special-category"] = "personal"
+    audited: bool = False
     purposes: Annotated[tuple[Name, ...], msgspec.Meta(max_length=MAX_PURPOSES)] = ()
 
     def facts(self, name: str) -> ModelFacts:
@@ -81,6 +82,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             privacy_unit=self.privacy_unit,
             sensitivity=self.sensitivity,
             purposes=self.purposes,
+            audited=self.audited,
         )
 
 

@@ -102,6 +102,7 @@ class RuntimeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     key_active_s: int = 24 * 3600
     key_stale_s: int = 3600
     single_use: bool = False  # be able to answer a request in a process of its own
+    require_audit: bool = False  # load no model whose certificate states no audit of its training
     socket_group: str = ""  # name or number of the group whose members may connect; "": the owner alone
 
 

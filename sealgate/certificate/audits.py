@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from sealgate.certificate.decimals import MICRO
+from sealgate.certificate.decimals import MICRO, micro_text
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Audit
 from sealgate.limits import MAX_AUDIT_PROBES, MAX_AUDIT_WORDS
@@ -37,8 +37,13 @@ PROBES: dict[str, tuple[str, ...]] = {
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
-def check_audit(audit: Audit, *, epsilon_micro: int) -> None:
-    """Raise CertificateError unless this audit is whole and does not contradict the claimed epsilon."""
+def method_for(mechanism: str) -> str:
+    """The method of audit that suits a mechanism: steps can be watched one by one, a single release only repeated."""
+    return LANES_AND_REPLAY if mechanism == "dp-sgd" else REPEATED_RUNS
+
+
+def check_audit(audit: Audit, *, mechanism: str, epsilon_micro: int) -> None:
+    """Raise CertificateError unless this audit is whole, of the mechanism's method, and contradicts no claim."""
     names = tuple(probe.name for probe in audit.probes)
     if not (
         audit.epsilon_lower_micro >= 0
@@ -51,11 +56,29 @@ def check_audit(audit: Audit, *, epsilon_micro: int) -> None:
         and all(len(probe.found) <= MAX_AUDIT_WORDS for probe in audit.probes)
     ):
         raise refusal("certificate-malformed", "the audit's figures are out of range")
-    if audit.method not in PROBES or set(PROBES[audit.method]) - set(names):
-        raise refusal("certificate-malformed", "the audit is of no known method, or lacks a part of it")
+    if audit.method != method_for(mechanism) or set(PROBES[audit.method]) - set(names):
+        raise refusal("certificate-malformed", "the audit is not of the method for this mechanism, or lacks a part")
     if any(probe.verdict != HELD for probe in audit.probes):
         raise refusal(
             "audit-contradicts", "a probe of the empirical audit found another mechanism than the claimed one"
         )
     if audit.epsilon_lower_micro > epsilon_micro:
         raise refusal("audit-contradicts", "the empirical audit found more leakage than the certificate claims")
+
+
+def demand_audit(audit: Audit | None) -> Audit:
+    """The audit, where a deployment demands one; raises CertificateError `audit-missing` if there is none."""
+    if audit is None:
+        raise refusal("audit-missing", "the certificate states no audit of the training, and one is demanded here")
+    return audit
+
+
+def audit_words(audit: Audit | None) -> str:
+    """The audit for people, in one line."""
+    if audit is None:
+        return "none: nobody attacked this training before it was signed"
+    return (
+        f"{len(audit.probes)} probes held ({audit.method}); {audit.canaries} canaries over {audit.steps} steps show, "
+        f"with confidence {micro_text(audit.confidence_ppm)}, an epsilon of {micro_text(audit.epsilon_lower_micro)} or "
+        "more"
+    )

@@ -23,7 +23,7 @@ from sealgate.certificate.accounting.described import account_of
 from sealgate.certificate.accounting.statistics import check_statistics
 from sealgate.certificate.audits import check_audit
 from sealgate.certificate.decimals import MICRO, parse_decimal
-from sealgate.certificate.mechanisms import DpSgd, GapAggregation, Noise, noises_of
+from sealgate.certificate.mechanisms import DpSgd, GapAggregation, Noise, name_of, noises_of
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate, Search
 from sealgate.errors import DecodeError
@@ -54,7 +54,8 @@ def check_claims(certificate: Certificate) -> Account:
     account = account_of(certificate)  # 7
     _check_accounting(certificate, account)  # 8
     if certificate.audit is not None:
-        check_audit(certificate.audit, epsilon_micro=certificate.epsilon_micro)  # 9
+        name = name_of(certificate.mechanism)
+        check_audit(certificate.audit, mechanism=name, epsilon_micro=certificate.epsilon_micro)  # 9
     return account
 
 

@@ -46,6 +46,7 @@ REFUSALS: dict[str, str] = {
     "accountant": "epsilon comes from an accountant that is not accepted",
     "accountants-disagree": "the second accountant's figure does not fit the first",
     "audit-contradicts": "the empirical audit found more leakage than the claim allows",
+    "audit-missing": "the deployment demands an audit of the training, and the certificate states none",
     "parameters-out-of-range": "a privacy parameter lies outside what can be recomputed",
     "epsilon-out-of-range": "epsilon is too large to mean anything",
     "epsilon-mismatch": "the stated epsilon is below the recomputed one",

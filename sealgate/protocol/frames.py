@@ -87,6 +87,7 @@ class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     privacy_unit: str
     sensitivity: str  # "public", "personal", "special-category"
     purposes: tuple[str, ...]
+    audited: bool = False  # an attack on its training was tried before it was signed, and did not succeed
 
 
 class ModelRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -142,6 +143,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     max_batch_rows: int = 256
     device: str = "auto"  # "cpu", "cuda:0", "auto"
     single_use: bool = False  # be able to fork a process for one request
+    require_audit: bool = False  # models whose certificate states no audit are not loaded
     avoid_key_ids: tuple[int, ...] = ()  # identifiers of earlier workers' keys: a stale request must not hit a new key
 
 
@@ -258,6 +260,7 @@ class RuntimeState(Frame, frozen=True, kw_only=True, tag="state"):
     profile: str
     degraded: bool
     single_use: bool = False  # a permit that demands a single-use worker can be met
+    witnesses: str = ""  # what keeps witnesses from cosigning; "": nothing that is known
 
 
 # Host to worker ------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ from sealgate.protocol.frames import (
     RuntimeState,
     Submit,
 )
+from sealgate.terminal import printable
 from sealgate.transparency.record import Record
 from secure_runtime.attestation.software import SoftwareAttester
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
@@ -50,7 +51,7 @@ from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.spawn import python_paths
 from secure_runtime.host.supervisor import Published, Supervisor
 from secure_runtime.host.witnesses import witnessed
-from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS
+from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS, MAX_TOLD
 
 
 class RuntimeHost:
@@ -66,6 +67,7 @@ class RuntimeHost:
         policy_before: str,
         used_key_ids: Sequence[int],
         tell: Callable[[str], None],
+        witness_trouble: Callable[[], str] = lambda: "",
         clock: Clock = now_us,
     ) -> None:
         settings = deployment.settings.runtime
@@ -98,7 +100,8 @@ class RuntimeHost:
         )
         self._server = LinkServer(self)
         self._admin = AdminServer(self)
-        self._told = (False, "", "ok")
+        self._witness_trouble = witness_trouble
+        self._told = (False, "", "ok", "")
         self._stopping = False
 
     def _boot_plan(self, avoid_key_ids: tuple[int, ...]) -> BootPlan:
@@ -117,6 +120,7 @@ class RuntimeHost:
             key_stale_s=settings.key_stale_s,
             device=settings.device,
             single_use=settings.single_use,
+            require_audit=settings.require_audit,
             avoid_key_ids=avoid_key_ids,
         )
 
@@ -207,6 +211,7 @@ class RuntimeHost:
             profile=self._deployment.settings.runtime.profile,
             degraded=bool(published and published.facts.profile == "dev"),
             single_use=bool(published and published.facts.single_use),
+            witnesses=printable(self._witness_trouble(), limit=MAX_TOLD),
         )
 
     # administration.Administered -------------------------------------------------------------------------------------
@@ -234,8 +239,8 @@ class RuntimeHost:
         """Tell gateways the state of now, and people when what they care about changed."""
         self._server.broadcast()
         state = self.state()
-        told, self._told = self._told, (state.ready, state.detail, state.log_state)
-        if self._told != told and not self._stopping:
+        told, self._told = self._told, _told(state)
+        if self._told[:3] != told[:3] and not self._stopping:
             self._tell("runtime ready" if state.ready else f"runtime not ready: {state.detail}")
 
     def rotate_keys(self) -> None:
@@ -280,7 +285,7 @@ class RuntimeHost:
     def _look_again(self) -> None:
         """The log's health has no event: compare with what was told."""
         state = self.state()
-        if (state.ready, state.detail, state.log_state) != self._told:
+        if _told(state) != self._told:
             self._changed()
 
 
@@ -292,6 +297,11 @@ def _revocation(frame: CredentialRevoked, *, actor: str, by: str) -> Record:
         actor=actor,
         detail={"what": frame.what, **named, "by": by, "note": nameless(frame.note, subject=frame.subject)},
     )
+
+
+def _told(state: RuntimeState) -> tuple[bool, str, str, str]:
+    """What gateways hear of as soon as it changes."""
+    return state.ready, state.detail, state.log_state, state.witnesses
 
 
 def _with_id(reply: Reply, frame_id: int) -> Reply:
@@ -330,10 +340,17 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
     )
     try:
         used, before = _read_back(url, origin)
-        host = RuntimeHost(
-            deployment, log, policy=policy, deciding=deciding, policy_before=before, used_key_ids=used, tell=tell
-        )
-        with witnessed(deployment, log, tell=tell):
+        with witnessed(deployment, log, tell=tell) as witness_trouble:
+            host = RuntimeHost(
+                deployment,
+                log,
+                policy=policy,
+                deciding=deciding,
+                policy_before=before,
+                used_key_ids=used,
+                tell=tell,
+                witness_trouble=witness_trouble,
+            )
             asyncio.run(_until_signal(host))
     finally:
         log.close()

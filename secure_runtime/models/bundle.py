@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.architectures import Architecture
+from sealgate.certificate.audits import demand_audit
+from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.manifest import Manifest
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.refusals import refusal
@@ -64,9 +65,17 @@ def load_verified(bundle: VerifiedBundle, *, device: str = "cpu") -> LoadedModel
     return LoadedModel(bundle.facts, bundle.manifest, Predictor(bundle.manifest, module, device=device))
 
 
-def load_bundle(directory: Path, publishers: Publishers, *, device: str = "cpu") -> LoadedModel:
-    """Verify the bundle in `directory`, then load it; raises CertificateError and loads nothing otherwise."""
-    return load_verified(verify_bundle(directory, publishers), device=device)
+def load_bundle(
+    directory: Path, publishers: Publishers, *, device: str = "cpu", require_audit: bool = False
+) -> LoadedModel:
+    """Verify the bundle in `directory`, then load it; raises CertificateError and loads nothing otherwise.
+
+    With `require_audit` a certificate that states no audit of the training is refused too.
+    """
+    bundle = verify_bundle(directory, publishers)
+    if require_audit:
+        demand_audit(bundle.certificate.audit)
+    return load_verified(bundle, device=device)
 
 
 def warm_up(model: LoadedModel, *, max_rows: int = 256) -> None:

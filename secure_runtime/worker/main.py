@@ -59,7 +59,7 @@ def _load_models(plan: BootPlan, device: str) -> tuple[dict[str, LoadedModel], t
         try:
             if number >= MAX_BUNDLES:
                 raise CertificateError("there are too many bundles", code="too-many-bundles")
-            model = load_bundle(directory, publishers, device=device)
+            model = load_bundle(directory, publishers, device=device, require_audit=plan.require_audit)
             if model.facts.name in loaded:
                 raise CertificateError("two bundles have one name", code="name-taken")
             warm_up(model)

@@ -84,6 +84,7 @@ REFUSED = [
     ("certificate-malformed", {"audit": audit(steps=0)}),
     ("certificate-malformed", {"audit": audit(confidence_ppm=1_000_000)}),
     ("certificate-malformed", {"audit": audit(method="black-box")}),
+    ("certificate-malformed", {"audit": audit(method="repeated-runs")}),
     ("certificate-malformed", {"audit": audit(code_digest="none")}),
     ("certificate-malformed", {"audit": audit(probes=probes()[1:])}),
     ("certificate-malformed", {"audit": audit(probes=(*probes(), probes()[0]))}),

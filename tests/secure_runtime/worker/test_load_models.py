@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from sealgate.certificate.audits import PROBES
 from sealgate.certificate.manifest import Manifest
+from sealgate.certificate.schema import Audit, AuditProbe
 from sealgate.protocol.frames import BootPlan, Hello, ModelRefusal, WorkerFacts, encode_frame
 from secure_runtime.limits import MAX_BUNDLES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel
@@ -107,3 +109,28 @@ def test_refused_folders_without_number_are_named_up_to_a_bound(forge: Forge, tm
     _, refused = load(tmp_path, forge)
     assert len(refused) == MAX_REFUSALS
     assert set(refused.values()) == {"missing-file", "too-many-bundles"}
+
+
+def test_a_deployment_may_demand_that_training_was_audited(tmp_path):
+    audited = named(Forge(), "audited")
+    probes = tuple(AuditProbe(name=name, verdict="held", found="0 of 1") for name in PROBES["lanes-and-replay"])
+    audited.claim(
+        audit=Audit(
+            method="lanes-and-replay",
+            epsilon_lower_micro=1000,
+            confidence_ppm=999_000,
+            canaries=20_000,
+            steps=60,
+            probes=probes,
+            code_digest="e" * 64,
+        )
+    )
+    audited.write(tmp_path / "models" / "audited")
+    named(audited, "plain").write(tmp_path / "models" / "plain")
+    lenient = plan(tmp_path, audited)
+    loaded, refused = main._load_models(lenient, "cpu")
+    assert {name: model.facts.audited for name, model in loaded.items()} == {"audited": True, "plain": False}
+    assert refused == ()
+    loaded, refused = main._load_models(msgspec.structs.replace(lenient, require_audit=True), "cpu")
+    assert set(loaded) == {"audited"}
+    assert [(refusal.name, refusal.reason) for refusal in refused] == [("plain", "audit-missing")]
