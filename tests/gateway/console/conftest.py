@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import pytest
 
 from audit.log import AuditLog
 from sealgate.deployment import Deployment
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import Record
+from tests.audit.postgres_server import PostgresServer, missing
 from tests.gateway.conftest import LOG, Running, copied, hosted, plain_answer
 from tests.peers.components import require_browser
 
@@ -81,14 +83,50 @@ def fill(log: AuditLog, *, rounds: int = 16) -> None:
 
 @contextmanager
 def filled(deployment: Deployment) -> Iterator[None]:
-    with AuditLog.open(f"sqlite:///{deployment.database}", signer=SIGNER, subjects_key=b"\x02" * 32, origin=LOG) as log:
+    with opened(deployment) as log:
         fill(log)
     yield
 
 
+def opened(deployment: Deployment, **more: Any) -> AuditLog:
+    return AuditLog.open(
+        deployment.log_url,
+        signer=SIGNER,
+        subjects_key=b"\x02" * 32,
+        person_keys=deployment.person_keys,
+        origin=LOG,
+        **more,
+    )
+
+
+@contextmanager
+def logged_in(deployment: Deployment, database: str) -> Iterator[Deployment]:
+    """The deployment with its log in that database."""
+    if database == "sqlite":
+        yield deployment
+        return
+    if missing():
+        pytest.skip(missing())
+    server = PostgresServer()
+    log = msgspec.structs.replace(deployment.settings.log, database=server.url(server.create()))
+    yield Deployment(deployment.root, msgspec.structs.replace(deployment.settings, log=log))
+    server.remove()
+
+
 @pytest.fixture(scope="module")
-def _consoled(provisioned: Any) -> Iterator[Running]:
-    with copied(provisioned) as deployment, hosted(deployment) as host, filled(deployment):
+def database() -> str:
+    """Where the log stands; a module that is about both says so."""
+    return "sqlite"
+
+
+@pytest.fixture(scope="module")
+def _consoled(provisioned: Any, database: str) -> Iterator[Running]:
+    with (
+        copied(provisioned) as copy,
+        logged_in(copy, database) as deployment,
+        hosted(deployment) as host,
+        filled(deployment),
+    ):
         running = Running(deployment, host)
         yield running
         running.close()

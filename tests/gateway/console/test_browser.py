@@ -330,7 +330,8 @@ def test_older_records_are_added_to_the_list(browse):
     window.open("/console")
     before = window.page.locator(".rows tbody td.num").count()
     window.page.click("text=Older records")
-    window.page.locator(".rows tbody td.num").nth(before).wait_for()  # a function to wait for would be eval: it is forbidden
+    # A function to wait for would be eval: it is forbidden.
+    window.page.locator(".rows tbody td.num").nth(before).wait_for()
     numbers = [int(text[1:]) for text in window.page.locator(".rows tbody td.num").all_inner_texts()]
     assert numbers == list(range(max(numbers), -1, -1))
     window.require_quiet()

@@ -39,8 +39,8 @@ def test_every_page_of_a_log_opens(tmp_path: Path, database: str) -> None:
 
 @pytest.mark.slow
 def test_the_pages_of_a_million_records_come_in_a_moment(tmp_path: Path) -> None:
-    """Not how fast it is (the benchmark says that), but that nothing goes through the whole log: each statement would be
-    cut off after ten seconds, and the page be a problem."""
+    """Not how fast it is (the benchmark says that), but that nothing goes through the whole log: such a statement would
+    be cut off after ten seconds, and the page be a problem."""
     require_browser()
     url = f"sqlite:///{tmp_path / 'audit.sqlite'}"
     assert build_log(url, 1_000_000, tmp_path / "people") >= 999_000

@@ -18,6 +18,11 @@ from tests.gateway.conftest import LOG
 from tests.gateway.console.conftest import HOSTILE, PAGES, SIGNER
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database(request):
+    return request.param
+
+
 @pytest.fixture
 def overseer(consoled):
     """May read every tenant's records."""
