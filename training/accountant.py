@@ -39,6 +39,7 @@ class Cost:
     second_epsilon_micro: int
     second_accountant: str
     second_version: str
+    one_run_micro: int  # of a search: what one run costs by itself; otherwise the stated figure
 
 
 def calibrate(*, target_micro: int, rate: Fraction, steps: int, delta: str) -> GaussianSteps:
@@ -100,6 +101,7 @@ def cost_of(account: Account) -> Cost:
     """The figures that the certificate states, each a margin above what was computed; raises CertificateError."""
     found = account.epsilon()
     name, second = second_figure(account)
+    one_run = account.run.epsilon().add_remove_micro if isinstance(account, BestOfRuns) else found.add_remove_micro
     return Cost(
         epsilon_micro=found.add_remove_micro + EPSILON_MARGIN_MICRO,
         epsilon_replace_one_micro=found.replace_one_micro + EPSILON_MARGIN_MICRO,
@@ -107,6 +109,7 @@ def cost_of(account: Account) -> Cost:
         second_epsilon_micro=second,
         second_accountant=name,
         second_version=version("opacus") if name != CLOSED_FORM else version("sealgate"),
+        one_run_micro=one_run + EPSILON_MARGIN_MICRO,
     )
 
 
@@ -177,16 +180,19 @@ def halting_probability(mean: float, shape: int) -> float:
 
 
 class RunningEpsilon:
-    """Epsilon after so many steps, for the progress bar: coarse, and computed at a few points only."""
+    """Epsilon after so many steps, for the progress bar: coarse, and computed at a few points only.
 
-    def __init__(self, steps: GaussianSteps) -> None:
-        self._steps = steps
-        self._every = max(1, steps.steps // PROGRESS_POINTS)
-        self._text = "0"
+    Where the figure is not one of so many steps it is the whole from the beginning.
+    """
+
+    def __init__(self, account: Account) -> None:
+        self._steps = account if isinstance(account, GaussianSteps) else None
+        self._every = max(1, self._steps.steps // PROGRESS_POINTS) if self._steps else 1
+        self._text = "0" if self._steps else f"{account.epsilon().add_remove_micro / MICRO:.2f}"
 
     def after(self, step: int) -> str:
         """The text to show after `step` steps."""
-        if step % self._every == 0 or step == self._steps.steps:
+        if self._steps and (step % self._every == 0 or step == self._steps.steps):
             found = epsilon_micro(replace(self._steps, steps=step), discretisation=COARSE)
             self._text = f"{found / MICRO:.2f}"
         return self._text

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 
@@ -29,6 +30,12 @@ class Examples:
         people = None if self.people is None else self.people[mask]
         texts = None if self.texts is None else self.texts[mask]
         return Examples(tuple(one[mask] for one in self.inputs), self.target[mask], people, texts)
+
+    def groups(self) -> torch.Tensor | None:
+        """Numbers that are equal for the rows of one person, int64 [n]; None where the unit is a row."""
+        if self.people is None:
+            return None
+        return torch.from_numpy(np.unique(self.people, return_inverse=True)[1].astype(np.int64))
 
     def row_bytes(self, row: int) -> bytes:
         """One row's content: every input and the target, little-endian."""

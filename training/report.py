@@ -19,25 +19,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sealgate.certificate.bundle import VerifiedBundle
 from sealgate.certificate.decimals import micro_text
-from sealgate.certificate.recompute import GaussianSteps
 from training.accountant import Cost, RunningEpsilon
 from training.auditing.gate import Findings
 from training.configuration import Configuration
 from training.measure import Quality
+from training.mechanisms.plan import Plan
 
 OnStep = Callable[[int], None]
+_UNITS = {"example": "row", "user": "person", "graph": "graph"}
 
 
 class Narrator(Protocol):
     """Is told what happens, in this order."""
 
-    def announce(self, configuration: Configuration, mechanism: GaussianSteps, cost: Cost) -> None: ...
+    def announce(self, configuration: Configuration, plan: Plan, cost: Cost) -> None: ...
 
     def audited(self, findings: Findings | None) -> None: ...
 
     def rows(self, *, trained: int, held_out: int) -> None: ...
 
-    def progress(self, mechanism: GaussianSteps) -> contextlib.AbstractContextManager[OnStep]: ...
+    def progress(self, plan: Plan) -> contextlib.AbstractContextManager[OnStep]: ...
 
     def compare(self, private: Quality, plain: Quality) -> None: ...
 
@@ -47,7 +48,7 @@ class Narrator(Protocol):
 class Quiet:
     """Says nothing."""
 
-    def announce(self, configuration: Configuration, mechanism: GaussianSteps, cost: Cost) -> None:
+    def announce(self, configuration: Configuration, plan: Plan, cost: Cost) -> None:
         """Nothing."""
 
     def audited(self, findings: Findings | None) -> None:
@@ -57,7 +58,7 @@ class Quiet:
         """Nothing."""
 
     @contextlib.contextmanager
-    def progress(self, mechanism: GaussianSteps) -> Iterator[OnStep]:
+    def progress(self, plan: Plan) -> Iterator[OnStep]:
         """No bar."""
         yield lambda _step: None
 
@@ -86,18 +87,17 @@ class Terminal:
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def announce(self, configuration: Configuration, mechanism: GaussianSteps, cost: Cost) -> None:
+    def announce(self, configuration: Configuration, plan: Plan, cost: Cost) -> None:
         """Before the data is read: what will be done and what it costs."""
-        privacy = configuration.privacy
         self._say(f"training {configuration.model.name} {configuration.model.version} ({configuration.model.family})")
         self._say(f"  data        {configuration.data.source}, target '{configuration.data.target}'")
         self._say(
-            f"  privacy     epsilon {micro_text(cost.epsilon_micro)} at delta {mechanism.delta} for one row "
-            f"(second accountant: {micro_text(cost.second_epsilon_micro)})"
+            f"  privacy     epsilon {micro_text(cost.epsilon_micro)} at delta {plan.account.delta} for one "
+            f"{_UNITS[plan.unit]} (second accountant: {micro_text(cost.second_epsilon_micro)})"
         )
         self._say(
-            f"  mechanism   {mechanism.steps} steps, Poisson rate {privacy.rate}, clip norm {privacy.clip_norm}, "
-            f"sigma {micro_text(mechanism.sigma_micro)}, noise from the operating system's generator"
+            f"  mechanism   {configuration.privacy.mechanism}: {plan.account.words()}; noise from the operating "
+            "system's generator"
         )
 
     def audited(self, findings: Findings | None) -> None:
@@ -115,9 +115,9 @@ class Terminal:
         self._say(f"  rows        {trained} to train on, {held_out} held out to measure with")
 
     @contextlib.contextmanager
-    def progress(self, mechanism: GaussianSteps) -> Iterator[OnStep]:
+    def progress(self, plan: Plan) -> Iterator[OnStep]:
         """The bar, with what follows from public constants only."""
-        epsilon = RunningEpsilon(mechanism)
+        epsilon = RunningEpsilon(plan.account)
         columns = (
             TextColumn("  training"),
             BarColumn(bar_width=32),
@@ -126,7 +126,7 @@ class Terminal:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as bar:
-            task = bar.add_task("train", total=mechanism.steps, epsilon="0")
+            task = bar.add_task("train", total=plan.steps, epsilon="0")
 
             def on_step(step: int) -> None:
                 bar.update(task, completed=step, epsilon=epsilon.after(step))

@@ -52,6 +52,7 @@ class AdaSspPlan:
     delta: str
     unit: str = "example"
     steps: int = 1
+    audited: None = None
 
     @property
     def account(self) -> GaussianReleases:

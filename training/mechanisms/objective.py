@@ -42,6 +42,7 @@ class ObjectivePlan:
     account: PerturbedObjective
     unit: str = "example"
     steps: int = 1
+    audited: None = None
 
     def part(self, *, coordinates: int, steps_executed: int, fresh: bool) -> ObjectivePerturbation:
         """See Plan."""

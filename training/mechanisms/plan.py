@@ -6,7 +6,7 @@ Trusts: public constants. Never: holds anything that was computed from rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from sealgate.certificate.accounting.account import Account
 from sealgate.certificate.mechanisms import Mechanism
 from sealgate.certificate.schema import Search
 from sealgate.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from training.mechanisms.sgd import SgdPlan
 
 OnStep = Callable[[int], None]
 
@@ -34,6 +37,10 @@ class Plan(Protocol):
     @property
     def steps(self) -> int:
         """How many steps a person waits for; one for a mechanism that solves."""
+
+    @property
+    def audited(self) -> SgdPlan | None:
+        """The run of DP-SGD that an audit of the trainer stands for; None where there are no steps."""
 
     def part(self, *, coordinates: int, steps_executed: int, fresh: bool) -> Mechanism:
         """The certificate's part, of a run that released `coordinates` numbers at a time.

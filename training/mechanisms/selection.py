@@ -51,10 +51,14 @@ class SearchPlan:
         """See Plan: of one run; the bar starts anew with each."""
         return self.choices[0].steps
 
+    @property
+    def audited(self) -> SgdPlan:
+        """See Plan: the choice with the greatest clip norm stands for all."""
+        return max(self.choices, key=lambda choice: choice.clip_norm_micro)
+
     def part(self, *, coordinates: int, steps_executed: int, fresh: bool) -> DpSgd:
-        """See Plan: of one run, whichever it was. The greatest clip norm stands for all."""
-        largest = max(self.choices, key=lambda choice: choice.clip_norm_micro)
-        return largest.part(coordinates=coordinates, steps_executed=steps_executed, fresh=fresh)
+        """See Plan: of one run, whichever it was."""
+        return self.audited.part(coordinates=coordinates, steps_executed=steps_executed, fresh=fresh)
 
     def search(self, *, fresh: bool) -> Search:
         """See Plan."""

@@ -1,0 +1,158 @@
+"""From a configuration to a plan: which mechanism, with which constants, at the least noise that meets its target.
+
+Trusts: the configuration, which was checked. Never: looks at the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+from sealgate.certificate.accounting.account import Account
+from sealgate.certificate.accounting.selection import BestOfRuns
+from sealgate.certificate.decimals import MICRO
+from sealgate.certificate.recompute import GaussianSteps
+from sealgate.errors import ConfigurationError
+from training.accountant import calibrate, calibrate_run
+from training.configuration import Configuration, micro
+from training.losses import Loss
+from training.mechanisms.adassp import plan_adassp
+from training.mechanisms.objective import plan_objective
+from training.mechanisms.plan import Plan
+from training.mechanisms.selection import SearchPlan
+from training.mechanisms.sgd import SgdPlan
+from training.private_sgd import PrivateSgd
+
+_SHAPES = {"logarithmic": 0, "geometric": 1}
+_CHOICES = ("learning_rate", "momentum", "clip_norm", "average_steps")
+_MAX_CHOICES = 4096
+
+
+def plan_of(configuration: Configuration, *, classes: int) -> Plan:
+    """The plan that `[privacy]` asks for; raises ConfigurationError."""
+    privacy = configuration.privacy
+    if privacy.mechanism == "dp-sgd":
+        if configuration.selection.how == "dp-selected":
+            return _search(configuration, classes=classes)
+        return sgd_plan(configuration, _steps(configuration), classes=classes)
+    if privacy.epsilon is None:
+        raise ConfigurationError(f"[privacy] {privacy.mechanism} needs epsilon, not sigma")
+    target, norm = micro(privacy.epsilon, "[privacy] epsilon"), _row_norm(configuration)
+    if privacy.mechanism == "adassp":
+        return plan_adassp(target_micro=target, delta=configuration.delta, row_norm_micro=norm)
+    ridge = privacy.regularisation
+    return plan_objective(
+        target_micro=target,
+        delta=configuration.delta,
+        row_norm_micro=norm,
+        population=configuration.data.public_population,
+        regularisation_micro=None if ridge is None else micro(ridge, "[privacy] regularisation"),
+    )
+
+
+def _steps(configuration: Configuration) -> GaussianSteps:
+    """The steps of DP-SGD: sigma as given, or calibrated to the target epsilon."""
+    privacy = configuration.privacy
+    rate, delta = configuration.rate, configuration.delta
+    if privacy.sigma is not None:
+        sigma = micro(privacy.sigma, "[privacy] sigma")
+        return GaussianSteps(sigma_micro=sigma, rate=rate, steps=privacy.steps, delta=delta)
+    assert privacy.epsilon is not None
+    target = micro(privacy.epsilon, "[privacy] epsilon")
+    return calibrate(target_micro=target, rate=rate, steps=privacy.steps, delta=delta)
+
+
+def sgd_plan(configuration: Configuration, steps: GaussianSteps, *, classes: int) -> SgdPlan:
+    """DP-SGD with these steps and the other constants of the configuration."""
+    data, privacy, optimizer = configuration.data, configuration.privacy, configuration.optimizer
+    unit = "user" if data.person else "graph" if data.kind == "graph" else "example"
+    constants = PrivateSgd(
+        rate=configuration.rate,
+        steps=steps.steps,
+        divisor=configuration.divisor_micro / MICRO,
+        clip_norm=float(privacy.clip_norm),
+        sigma=steps.sigma_micro / MICRO,
+        learning_rate=float(optimizer.learning_rate),
+        momentum=float(optimizer.momentum),
+        average_steps=optimizer.average_steps,
+        noise=privacy.noise,
+        unit_rows=privacy.rows_per_person if data.person else 1,
+    )
+    return SgdPlan(
+        account=steps,
+        constants=constants,
+        loss=Loss.usual(classes),
+        unit=unit,
+        divisor_micro=configuration.divisor_micro,
+        clip_norm_micro=micro(privacy.clip_norm, "[privacy] clip_norm"),
+    )
+
+
+def _row_norm(configuration: Configuration) -> int:
+    """B: as given, or what no row with an intercept can exceed, by the public ranges of the columns."""
+    given = configuration.privacy.row_norm
+    if given is not None:
+        return micro(given, "[privacy] row_norm")
+    square = 1.0
+    for numbers in configuration.columns.values():
+        low, high = numbers[:2]
+        center, scale = numbers[2:] if len(numbers) == 4 else ((low + high) / 2, (high - low) / 2)
+        square += float(max(abs(low - center), abs(high - center)) / scale) ** 2
+    return math.ceil(math.sqrt(square) * MICRO)
+
+
+def _search(configuration: Configuration, *, classes: int) -> SearchPlan:
+    """The search that `[selection]` describes; the least sigma at which the whole of it meets the target."""
+    selection, privacy = configuration.selection, configuration.privacy
+    if configuration.data.person:
+        raise ConfigurationError("[selection] a search scores rows, so its unit cannot be a person; choose otherwise")
+    if selection.trials not in _SHAPES:
+        raise ConfigurationError(f"[selection] trials must be one of: {', '.join(_SHAPES)}")
+    mean = Fraction(micro(selection.mean_trials, "[selection] mean_trials"), MICRO)
+
+    def account_at(sigma_micro: int) -> BestOfRuns:
+        run = GaussianSteps(
+            sigma_micro=sigma_micro, rate=configuration.rate, steps=privacy.steps, delta=configuration.delta
+        )
+        score = micro(selection.score_sigma, "[selection] score_sigma")
+        return BestOfRuns(run=run, score_sigma_micro=score, mean_trials=mean, shape=_SHAPES[selection.trials])
+
+    if privacy.sigma is not None:
+        account: Account = account_at(micro(privacy.sigma, "[privacy] sigma"))
+    else:
+        assert privacy.epsilon is not None
+        account = calibrate_run(account_at, target_micro=micro(privacy.epsilon, "[privacy] epsilon"))
+    assert isinstance(account, BestOfRuns)
+    base = sgd_plan(configuration, account.run, classes=classes)
+    return SearchPlan(account=account, choices=tuple(_with(base, one) for one in _grid(configuration)))
+
+
+def _grid(configuration: Configuration) -> list[dict[str, Decimal]]:
+    grid = configuration.selection.grid
+    unknown = set(grid) - set(_CHOICES)
+    if unknown or not grid or not all(grid.values()):
+        raise ConfigurationError(f"[selection.grid] needs lists of numbers for some of: {', '.join(_CHOICES)}")
+    if not 1 < math.prod(map(len, grid.values())) <= _MAX_CHOICES:
+        raise ConfigurationError(f"[selection.grid] must make between 2 and {_MAX_CHOICES} choices")
+    return [dict(zip(grid, numbers, strict=True)) for numbers in product(*grid.values())]
+
+
+def _with(base: SgdPlan, choice: dict[str, Decimal]) -> SgdPlan:
+    """The same run with these numbers instead; raises ConfigurationError for numbers that cannot be used."""
+    for name, number in choice.items():
+        above = number >= 0 if name in ("momentum", "average_steps") else number > 0
+        if not above or (name == "momentum" and number >= 1):
+            raise ConfigurationError(f"[selection.grid] {name} = {number} is out of range")
+    changes: dict[str, Any] = {name: float(number) for name, number in choice.items()}
+    if "average_steps" in changes:
+        changes["average_steps"] = min(int(changes["average_steps"]), base.steps)
+    clip = choice.get("clip_norm")
+    return replace(
+        base,
+        constants=replace(base.constants, **changes),
+        clip_norm_micro=base.clip_norm_micro if clip is None else micro(clip, "[selection.grid] clip_norm"),
+    )
