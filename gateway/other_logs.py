@@ -37,14 +37,23 @@ class ReadableLog:
         return self.of_same_tenants or permit.records_of is None
 
 
+class ShardState(msgspec.Struct, frozen=True, kw_only=True):
+    """One tree of a log: what its records and checkpoints name, and how many records it has."""
+
+    origin: str
+    size: int
+
+
 class LogState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is told of a log: `reachable` is False where it could not be asked, and `reason` then is why."""
+    """What is told of a log: `reachable` is False where it could not be asked; `reason` then is why. `size` is of all
+    its shards together."""
 
     origin: str
     own: bool
     reachable: bool
     size: int | None = None
     reason: str = ""
+    shards: tuple[ShardState, ...] = ()
 
 
 class ReadableLogs:
@@ -95,8 +104,10 @@ def open_logs(deployment: Deployment) -> ReadableLogs:
 
 def _state(log: ReadableLog) -> LogState:
     try:
-        return LogState(origin=log.origin, own=log.own, reachable=True, size=log.reader.size())
+        shards = log.reader.shards()
     except LogUnavailable as error:
         return LogState(origin=log.origin, own=log.own, reachable=False, reason=error.code)
     except LogDamaged:
         return LogState(origin=log.origin, own=log.own, reachable=False, reason="damaged")
+    each = tuple(ShardState(origin=shard.origin, size=shards.size_of(shard)) for shard in shards.all)
+    return LogState(origin=log.origin, own=log.own, reachable=True, size=shards.size, shards=each)

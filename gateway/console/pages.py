@@ -110,7 +110,7 @@ def _page(
     """A page of records; on the first one, what they are a part of."""
     allowed = own_records(wanted, permit)
     if allowed is None:
-        return Page((), None, reader.size()), None
+        return Page((), None, reader.shards().size), None
     activity = None if cursor else reader.activity(allowed, kinds=kinds_of(series))
     return reader.records(allowed, cursor, CONSOLE_PAGE), activity
 
@@ -164,7 +164,7 @@ class _Proof(msgspec.Struct, frozen=True, kw_only=True):
 def _proof_of(reader: AuditReader, entry: Entry) -> _Proof | None:
     """The proof under the newest checkpoint; None for a record so new that none covers it."""
     try:
-        note = reader.checkpoint()
+        note = reader.checkpoint(origin=entry.record.log)
     except LogUnavailable as error:
         if error.code == "not-published":
             return None
@@ -172,7 +172,7 @@ def _proof_of(reader: AuditReader, entry: Entry) -> _Proof | None:
     checkpoint = parse_checkpoint_text(split_note(note)[0])
     if entry.index >= checkpoint.size:
         return None
-    hashes = reader.inclusion(entry.index, checkpoint.size)
+    hashes = reader.inclusion(entry.index, checkpoint.size, origin=entry.record.log)
     hashed = leaf_hash(entry.leaf)
     steps = climb(hashed, index=entry.index, size=checkpoint.size, proof=hashes)
     wrong = False

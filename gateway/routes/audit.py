@@ -35,7 +35,7 @@ _INDEX = re.compile(r"0|[1-9][0-9]{0,14}")
 _TILE = re.compile(r"((?:x[0-9]{3}/){0,3}[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 _RECORDED = frozenset(
     {"tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason", "from_us", "to_us", "limit"}
-    | {"order", "in_force", "identifier", "index", "size", "first", "second", "level", "tile", "cosigned"}
+    | {"order", "in_force", "identifier", "index", "size", "first", "second", "level", "tile", "cosigned", "shard"}
 )
 
 Text = Annotated[str | None, QueryParameter(max_length=MAX_AUDIT_TEXT)]
@@ -45,6 +45,10 @@ Cosigned = Annotated[int, QueryParameter(ge=0, le=1)]
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_PAGE)]
 Log = Annotated[
     str | None, QueryParameter(max_length=MAX_AUDIT_TEXT, description="Of another host: see /audit/v1/logs")
+]
+Shard = Annotated[
+    str | None,
+    QueryParameter(max_length=MAX_AUDIT_TEXT, description="Origin of one of the log's shards; not given: the newest"),
 ]
 
 
@@ -99,7 +103,7 @@ async def records(
     def read(reader: AuditReader, permit: Permit) -> bytes:
         allowed = own_records(wanted, permit)
         if allowed is None:
-            return encode({"records": [], "cursor": None, "tree_size": reader.size()})
+            return encode({"records": [], "cursor": None, "tree_size": reader.shards().size})
         page = reader.records(allowed, cursor, limit)
         rows = [row(entry) for entry in page.records]
         return encode({"records": rows, "cursor": page.cursor, "tree_size": page.tree_size})
@@ -109,13 +113,15 @@ async def records(
 
 @get("/audit/v1/records/{identifier:str}", responses=answers(_JSON, *_REFUSALS), summary="One record")
 async def record(
-    request: Asking, gate: NamedDependency[Gate], identifier: FromPath[str], log: Log = None
+    request: Asking, gate: NamedDependency[Gate], identifier: FromPath[str], log: Log = None, shard: Shard = None
 ) -> Response[bytes]:
-    """The record with this id, or at this index. Another tenant's record is not found."""
+    """The record with this id, or at this index of a shard. Another tenant's record is not found."""
 
     def read(reader: AuditReader, permit: Permit) -> bytes:
         by_index = _INDEX.fullmatch(identifier) is not None
-        entry = reader.record_at(int(identifier)) if by_index else reader.record(identifier[:MAX_AUDIT_TEXT])
+        entry = (
+            reader.record_at(int(identifier), origin=shard) if by_index else reader.record(identifier[:MAX_AUDIT_TEXT])
+        )
         if permit.records_of not in (None, entry.record.tenant):
             raise QueryRefused("no record that is kept has this id or index", code="not-found")
         return encode(row(entry))
@@ -125,36 +131,38 @@ async def record(
 
 @get("/audit/v1/checkpoint", responses=answers("text/plain", *_REFUSALS), summary="The newest signed checkpoint")
 async def checkpoint(
-    request: Asking, gate: NamedDependency[Gate], cosigned: Cosigned = 0, log: Log = None
+    request: Asking, gate: NamedDependency[Gate], cosigned: Cosigned = 0, log: Log = None, shard: Shard = None
 ) -> Response[bytes]:
     """A C2SP signed note; with `cosigned=1`, the newest one that the log's witnesses cosigned."""
 
     def read(reader: AuditReader, _: Permit) -> bytes:
-        return reader.checkpoint(cosigned=bool(cosigned))
+        return reader.checkpoint(cosigned=bool(cosigned), origin=shard)
 
     return await read_recorded(request, gate, "checkpoint", read, log=log, media_type="text/plain")
 
 
 @get("/audit/v1/proofs/inclusion", responses=answers(_JSON, *_REFUSALS), summary="Proof that a record is in the log")
 async def inclusion(
-    request: Asking, gate: NamedDependency[Gate], index: Needed, size: Needed, log: Log = None
+    request: Asking, gate: NamedDependency[Gate], index: Needed, size: Needed, log: Log = None, shard: Shard = None
 ) -> Response[bytes]:
     """RFC 9162 inclusion proof of the record at `index` in the tree of `size` records; hashes in base64."""
 
     def read(reader: AuditReader, _: Permit) -> bytes:
-        return encode({"index": index, "size": size, "hashes": _hashes(reader.inclusion(index, size))})
+        return encode({"index": index, "size": size, "hashes": _hashes(reader.inclusion(index, size, origin=shard))})
 
     return await read_recorded(request, gate, "inclusion", read, log=log)
 
 
 @get("/audit/v1/proofs/consistency", responses=answers(_JSON, *_REFUSALS), summary="Proof that the log only grew")
 async def consistency(
-    request: Asking, gate: NamedDependency[Gate], first: Needed, second: Needed, log: Log = None
+    request: Asking, gate: NamedDependency[Gate], first: Needed, second: Needed, log: Log = None, shard: Shard = None
 ) -> Response[bytes]:
     """RFC 9162 consistency proof between the trees of `first` and `second` records; hashes in base64."""
 
     def read(reader: AuditReader, _: Permit) -> bytes:
-        return encode({"first": first, "second": second, "hashes": _hashes(reader.consistency(first, second))})
+        return encode(
+            {"first": first, "second": second, "hashes": _hashes(reader.consistency(first, second, origin=shard))}
+        )
 
     return await read_recorded(request, gate, "consistency", read, log=log)
 
@@ -163,13 +171,23 @@ async def consistency(
     "/audit/v1/tile/{level:int}/{tile:path}", responses=answers("application/octet-stream", *_REFUSALS), summary="Tile"
 )
 async def tile(
-    request: Asking, gate: NamedDependency[Gate], level: FromPath[int], tile: FromPath[str], log: Log = None
+    request: Asking,
+    gate: NamedDependency[Gate],
+    level: FromPath[int],
+    tile: FromPath[str],
+    log: Log = None,
+    shard: Shard = None,
 ) -> Response[bytes]:
     """A C2SP tile: the index in groups of three digits (`x001/x234/067`), with `.p/WIDTH` behind it if partial."""
     index, width = _tile_place(tile)
     octets = "application/octet-stream"
     return await read_recorded(
-        request, gate, "tile", lambda reader, _: reader.tile(level, index, width), log=log, media_type=octets
+        request,
+        gate,
+        "tile",
+        lambda reader, _: reader.tile(level, index, width, origin=shard),
+        log=log,
+        media_type=octets,
     )
 
 

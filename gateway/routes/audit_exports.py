@@ -19,13 +19,13 @@ from gateway.audit_exporting import export_stream
 from gateway.audit_reading import authorise_reading
 from gateway.errors import Problem
 from gateway.gate import Asking, Gate
-from gateway.routes.audit import Log
+from gateway.routes.audit import Log, Shard
 from gateway.routes.openapi import answers
 from sealgate.transparency.exports.formats import FORMATS
 
 _REFUSALS = (400, 401, 403, 404, 503)
 _BUNDLE = "bundle"
-_RECORDED = ("first", "last", "consistent_with", "format", "kept")
+_RECORDED = ("first", "last", "consistent_with", "format", "shard", "kept")
 _FORMATS = f"'{_BUNDLE}', {', '.join(repr(name) for name in FORMATS)}"
 
 Number = Annotated[int | None, QueryParameter(ge=0, lt=2**53)]
@@ -44,6 +44,7 @@ async def export(
     format: Name = _BUNDLE,  # the parameter's name in the URL
     log: Log = None,
     kept: Yes = 0,
+    shard: Shard = None,
 ) -> Stream:
     """Records `first` to `last`. A bundle (`application/zip`) has everything that proves them and is checked offline by
     `sealgate audit verify`; the other formats have a line a record and prove nothing by themselves. A range from which
@@ -55,7 +56,7 @@ async def export(
     if format == _BUNDLE:
 
         def write_bundle(out: BinaryIO) -> None:
-            reader.export(first, last, out, consistent_with=consistent_with)
+            reader.export(first, last, out, consistent_with=consistent_with, origin=shard)
 
         filename = f"audit-{first}-{last}.zip"
         return await export_stream(gate, may, write_bundle, media_type="application/zip", filename=filename)
@@ -66,7 +67,7 @@ async def export(
         raise Problem("malformed-request", detail="Only a bundle holds a proof of consistency.")
 
     def write_lines(out: BinaryIO) -> None:
-        reader.export_lines(first, last, out, form=form, kept_only=bool(kept))
+        reader.export_lines(first, last, out, form=form, kept_only=bool(kept), origin=shard)
 
     filename = f"audit-{first}-{last}.{form.suffix}"
     return await export_stream(gate, may, write_lines, media_type=form.media_type, filename=filename)

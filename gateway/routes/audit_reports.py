@@ -45,6 +45,7 @@ def asked_question(
     at_us: Number = None,
     first: Number = None,
     last: Number = None,
+    shard: Text = None,
 ) -> Question:
     """The parameters of a report; which of them it knows is checked once the caller is."""
     return Question(
@@ -57,6 +58,7 @@ def asked_question(
         at_us=at_us,
         first=first,
         last=last,
+        shard=shard,
     )
 
 

@@ -31,6 +31,7 @@ from sealgate.client.results import reaching
 from sealgate.client.transport import DEFAULT_TIMEOUT, TrustSource, open_trust, reading_proxy, tls_context
 from sealgate.errors import DecodeError, LogError
 from sealgate.limits import MAX_LEAF, MAX_NAME, MAX_NOTE, MAX_PROOF_HASHES, MAX_RECEIPT
+from sealgate.transparency.carried import PREVIOUS_ORIGIN, PREVIOUS_ROOT, PREVIOUS_SIZE, begins_shard
 from sealgate.transparency.cose_receipt import build_cose_receipt, verify_cose_receipt
 from sealgate.transparency.exports.formats import ExportFormat
 from sealgate.transparency.exports.part import ExportLines
@@ -42,7 +43,7 @@ from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.reports.form import Report, require_own_word
 from sealgate.transparency.reports.question import Question
 from sealgate.transparency.reports.reviewing import ReviewStatement
-from sealgate.transparency.shards import belongs_to
+from sealgate.transparency.shards import belongs_to, is_later
 
 MAX_PAGE = 1000
 MAX_LOGS = 1000
@@ -83,6 +84,13 @@ class _Proof(msgspec.Struct):
     hashes: list[str]
 
 
+class ServedShard(msgspec.Struct, frozen=True, kw_only=True):
+    """One tree of a log, by its origin, and how many records it has."""
+
+    origin: str
+    size: int
+
+
 class ServedLog(msgspec.Struct, frozen=True, kw_only=True):
     """A log that the service says it reads: its own host's, or another's. Its word, until something is proven."""
 
@@ -91,6 +99,7 @@ class ServedLog(msgspec.Struct, frozen=True, kw_only=True):
     reachable: bool
     size: int | None = None
     reason: str = ""
+    shards: tuple[ServedShard, ...] = ()
 
 
 class _Logs(msgspec.Struct):
@@ -144,6 +153,7 @@ class AuditClient:
     ) -> None:
         self.trust = open_trust(trust)
         self._log = ""  # of another host, if one is asked for
+        self._shard = ""  # of the log, if it is not the newest one that is asked about
         self._token = token
         self._certificate = certificate.leaf() if certificate else None
         self._prover = Prover(dpop_key) if dpop_key else None
@@ -170,6 +180,13 @@ class AuditClient:
         other._log = origin
         return other
 
+    def within(self, shard: str) -> AuditClient:
+        """This client, asking about one shard of the log, by its origin: its indices, checkpoints, proofs and bundles.
+        It shares the connection: close one of them."""
+        other = copy.copy(self)
+        other._shard = shard
+        return other
+
     def records(self, wanted: Mapping[str, str], *, cursor: str | None = None, limit: int = 100) -> AuditPage:
         """One page of records that match the filter, newest first unless it says `order=oldest`."""
         query = dict(wanted) | {"limit": str(limit)} | ({"cursor": cursor} if cursor else {})
@@ -181,7 +198,8 @@ class AuditClient:
     def record(self, identifier: str) -> AuditEntry:
         """The record with this id, or at this index."""
         entry = self._entry(self._json(f"/audit/v1/records/{quote(identifier[:MAX_NAME], safe='')}", {}, _Row))
-        if identifier not in (entry.record.id, str(entry.index)):
+        other_shard = self._shard and identifier != entry.record.id and entry.record.log != self._shard
+        if other_shard or identifier not in (entry.record.id, str(entry.index)):
             raise LogError("the service answered with another record than was asked for", code="other-record")
         return entry
 
@@ -222,6 +240,8 @@ class AuditClient:
         note = self._bytes("/audit/v1/checkpoint", {"cosigned": "1"} if cosigned else {}, MAX_NOTE)
         verified = open_published(note, self.trust.log_keys, self.trust.log_mldsa_keys)
         self._require_asked(verified.checkpoint.origin)
+        if self._shard and verified.checkpoint.origin != self._shard:
+            raise LogError("the service answered with the checkpoint of another shard", code="other-log")
         return verified
 
     def prove(self, entry: AuditEntry) -> VerifiedCheckpoint:
@@ -242,6 +262,8 @@ class AuditClient:
     def _proven(self, entry: AuditEntry) -> tuple[VerifiedCheckpoint, list[bytes]]:
         verified = self.checkpoint()
         checkpoint = verified.checkpoint
+        if entry.record.log != checkpoint.origin and not self._shard:
+            return self.within(entry.record.log)._proven(entry)
         if entry.record.log != checkpoint.origin:
             raise LogError("the record belongs to another log than the checkpoint", code="other-log")
         if entry.index >= checkpoint.size:
@@ -256,6 +278,8 @@ class AuditClient:
         """That the log only grew since a kept checkpoint: (kept, newest); raises LogError."""
         old, new = open_checkpoint(kept, self.trust.log_keys), self.checkpoint()
         before, after = old.checkpoint, new.checkpoint
+        if before.origin != after.origin and is_later(after.origin, before.origin) and not self._shard:
+            return old, self._proven_over_turns(old, new)
         if before.origin != after.origin:
             raise LogError(f"the kept checkpoint is of another log, {before.origin}", code="other-log")
         if after.size < before.size:
@@ -268,6 +292,26 @@ class AuditClient:
                 first=before.size, second=after.size, first_root=before.root, second_root=after.root, proof=proof
             )
         return old, new
+
+    def _proven_over_turns(self, old: VerifiedCheckpoint, new: VerifiedCheckpoint) -> VerifiedCheckpoint:
+        """The newest shard follows, one after the other, the shard of the kept checkpoint; that one only grew."""
+        origin = new.checkpoint.origin
+        while is_later(origin, old.checkpoint.origin):
+            shard = self.within(origin)
+            first = shard.record("0")
+            shard._proven(first)
+            said = first.record.detail
+            follows = said.get(PREVIOUS_ORIGIN, "")
+            if not begins_shard(first.record) or not is_later(origin, follows):
+                raise LogError(f"{origin} does not say which shard it follows", code="other-log")
+            last = self.within(follows).checkpoint().checkpoint
+            if (str(last.size), last.root.hex()) != (said.get(PREVIOUS_SIZE), said.get(PREVIOUS_ROOT)):
+                raise LogError(f"{origin} follows another tree than the one that {follows} is", code="other-log")
+            origin = follows
+        if origin != old.checkpoint.origin:
+            raise LogError(f"the kept checkpoint is of another log, {old.checkpoint.origin}", code="other-log")
+        self.within(origin).prove_growth(old.note)
+        return new
 
     def consistency(self, first: int, second: int) -> list[bytes]:
         """What the service says proves that its tree of `second` records extends that of `first`; not verified here."""
@@ -374,6 +418,7 @@ class AuditClient:
     ) -> httpx.Response:
         url = self.trust.url + path
         query = dict(query) | ({"log": self._log} if self._log else {})
+        query |= {"shard": self._shard} if self._shard else {}
         method = "GET" if content is None else "POST"
         headers = [("accept-encoding", "identity"), *credential.headers(method, url)]
         headers += [] if content is None else [("content-type", "application/json")]

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealgate.client.audit_logs import EVERY, add_log, asked_log, every_log, say_missing
+from sealgate.client.audit_logs import EVERY, add_log, add_shard, asked_log, every_log, say_missing
 from sealgate.client.audit_output import (
     JSON_HELP,
     finish,
@@ -47,6 +47,7 @@ def configure(commands: Any) -> None:
     show.add_argument("--cose", type=Path, metavar="FILE", help="also as COSE Receipt (RFC 9942); its leaf: FILE.leaf")
     show.add_argument("--json", action="store_true", help=JSON_HELP)
     add_log(show, every=False)
+    add_shard(show)
     finish(show, _show, online=True)
 
     receipt = commands.add_parser("receipt", help="verify a kept receipt, offline", description=_receipt.__doc__)

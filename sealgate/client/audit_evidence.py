@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealgate.client.audit_logs import add_log, asked_log
+from sealgate.client.audit_logs import add_log, add_shard, asked_log
 from sealgate.client.audit_output import JSON_HELP, finish, format_json, open_client, read_bounded, replace_file
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def configure(commands: Any) -> None:
     checkpoint.add_argument("--cosigned", action="store_true", help="the newest one that the log's witnesses cosigned")
     checkpoint.add_argument("--json", action="store_true", help=JSON_HELP)
     add_log(checkpoint, every=False)
+    add_shard(checkpoint)
     finish(checkpoint, _checkpoint, online=True)
 
     verify = commands.add_parser("verify", help="verify bundles, offline", description=_verify.__doc__)

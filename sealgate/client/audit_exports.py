@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from sealgate.client.audit_logs import add_log, asked_log
+from sealgate.client.audit_logs import add_log, add_shard, asked_log
 from sealgate.client.audit_output import finish, open_client, read_bounded
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def configure(commands: Any) -> None:
     export.add_argument("--force", action="store_true", help="replace the file that is there")
     export.add_argument("--resume", action="store_true", help="go on with an export that broke off (not of a bundle)")
     add_log(export, every=False)
+    add_shard(export)
     finish(export, _export, online=True)
 
     convert = commands.add_parser("convert", help="a bundle in another form, offline", description=_convert.__doc__)

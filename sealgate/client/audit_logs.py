@@ -35,8 +35,15 @@ def add_log(parser: argparse.ArgumentParser, *, every: bool) -> None:
 
 
 def asked_log(client: AuditClient, arguments: argparse.Namespace) -> AuditClient:
-    """The client for the one log that is asked for."""
-    return client if arguments.log is None else client.of(arguments.log)
+    """The client for the one log, and the shard of it, that is asked for."""
+    of_log = client if arguments.log is None else client.of(arguments.log)
+    shard = getattr(arguments, "shard", None)
+    return of_log if shard is None else of_log.within(shard)
+
+
+def add_shard(parser: argparse.ArgumentParser) -> None:
+    """`--shard`."""
+    parser.add_argument("--shard", metavar="NAME", help="a shard of the log, by its origin (default: the newest)")
 
 
 def every_log(client: AuditClient) -> tuple[list[AuditClient], tuple[str, ...]]:
@@ -66,7 +73,11 @@ def _logs(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(format_json({"logs": served, "missing": missing}))
     else:
-        rows = [(log.origin, "yes" if log.own else "", log.size, _state(log)) for log in served]
+        rows: list[tuple[str, str, int | None, str]] = []
+        for log in served:
+            rows.append((log.origin, "yes" if log.own else "", log.size, _state(log)))
+            if len(log.shards) > 1:
+                rows += [(f"  shard {shard.origin}", "", shard.size, "") for shard in log.shards]
         print(render_table(("log", "of this host", "records", "state"), rows))
     say_missing(missing)
     return 1 if missing else 0

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealgate.client.audit_logs import EVERY, add_log, asked_log, every_log
+from sealgate.client.audit_logs import EVERY, add_log, add_shard, asked_log, every_log
 from sealgate.client.audit_output import JSON_HELP, finish, format_json, open_client, read_bounded
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def configure(commands: Any) -> None:
     report.add_argument("--last", type=int, metavar="N", help="last record")
     report.add_argument("--json", action="store_true", help=JSON_HELP)
     add_log(report, every=True)
+    add_shard(report)
     finish(report, _report, online=True)
 
     review = commands.add_parser("review", help="put on record that you looked", description=_review.__doc__)
@@ -80,7 +81,7 @@ def _question(arguments: argparse.Namespace) -> Question:
     from sealgate.transparency.reports.question import Question
 
     now = now_us()
-    given: dict[str, Any] = {name: getattr(arguments, name) for name in (*_FILTERS, "first", "last")}
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in (*_FILTERS, "first", "last", "shard")}
     for option, name in _TIMES.items():
         text = getattr(arguments, option)
         given[name] = None if text is None else parse_moment(text, now_us=now)

@@ -45,6 +45,8 @@ def report_from_bundle(path: Path | BinaryIO, trust: LogTrust, *, name: str, que
             raise LogError(f"the bundle proves nothing: {step}", code="bundle")
     checkpoint = verified.checkpoint
     assert checkpoint is not None  # its step is ok
+    if question.shard not in (None, checkpoint.origin):
+        raise LogError(f"the bundle is of {checkpoint.origin}", code="bundle-range")
     first, last = _covered(question, verified.first, verified.last)
     answer = fold.answer(Part(first, last, whole=True, size=checkpoint.size))
     wrong = tuple(f"step {step.number} of the bundle's verification: {step}" for step in verified.failures)
