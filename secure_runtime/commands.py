@@ -33,16 +33,23 @@ RUNTIME = Command(
 
 
 def _configure_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "state", metavar="STATE", type=Path, nargs="?", help="also what the runtime host of this deployment says"
+    )
     parser.add_argument("--json", action="store_true", help="the same for machines")
 
 
 def _run_doctor(arguments: argparse.Namespace) -> int:
-    """0 when a profile that isolates holds here, 1 when only `dev` would start."""
+    """0 when a profile that isolates holds here, 1 when only `dev` would start; with STATE, also 1 when the runtime
+    host says of itself that something is wrong."""
+    from sealgate.deployment import open_deployment
     from secure_runtime import doctor
+    from secure_runtime.running import read_state, troubles
 
+    state = None if arguments.state is None else read_state(open_deployment(arguments.state))
     diagnosis = doctor.examine()
-    print(doctor.as_json(diagnosis) if arguments.json else doctor.as_text(diagnosis))
-    return 0 if diagnosis.profile != "dev" else 1
+    print(doctor.as_json(diagnosis, state) if arguments.json else doctor.as_text(diagnosis, state))
+    return 0 if diagnosis.profile != "dev" and not (state and troubles(state)) else 1
 
 
 DOCTOR = Command(
@@ -50,7 +57,8 @@ DOCTOR = Command(
     description=(
         "Closes a real sandbox in a process of its own, tries what a worker must not be able to do, and prints every "
         "layer and probe, and the profile that holds for the present user. Exit code 0 when 'strict' or 'container' "
-        "holds, 1 otherwise. Run it as the user that will run the runtime."
+        "holds, 1 otherwise. Run it as the user that will run the runtime. With STATE, it also asks the runtime host "
+        "that runs there whether it serves, how its audit log is, and whether witnesses cosign; exit code 1 if not."
     ),
     configure=_configure_doctor,
     run=_run_doctor,

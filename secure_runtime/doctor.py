@@ -14,11 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.protocol.frames import BootFailed, BootPlan, FrameReader, Layer, WorkerToHost
+from sealgate.protocol.frames import BootFailed, BootPlan, FrameReader, Layer, RuntimeState, WorkerToHost
 from sealgate.terminal import render_pairs, render_table
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.host.spawn import python_paths, spawn_probe
 from secure_runtime.limits import MAX_PROBE_REPORT, PROBE_TIMEOUT_S, WORKER_UID
+from secure_runtime.running import as_pairs, troubles
 
 _NAMESPACES = (
     "let user namespaces be made (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns; in a "
@@ -158,9 +159,9 @@ def _surroundings() -> dict[str, str]:
     }
 
 
-def as_json(diagnosis: Diagnosis) -> str:
-    """For machines: one object."""
-    told = {
+def as_json(diagnosis: Diagnosis, state: RuntimeState | None = None) -> str:
+    """For machines: one object. `state` is what a runtime host that runs says of itself."""
+    told: dict[str, object] = {
         "profile": diagnosis.profile,
         "missing": diagnosis.missing,
         "layers": diagnosis.layers,
@@ -168,10 +169,19 @@ def as_json(diagnosis: Diagnosis) -> str:
         "hints": diagnosis.hints(),
         "surroundings": _surroundings(),
     }
+    if state is not None:
+        told["runtime"] = {
+            "ready": state.ready,
+            "detail": state.detail,
+            "log": state.log,
+            "log_state": state.log_state,
+            "witnesses": state.witnesses,
+            "troubles": troubles(state),
+        }
     return msgspec.json.format(msgspec.json.encode(told)).decode()
 
 
-def as_text(diagnosis: Diagnosis) -> str:
+def as_text(diagnosis: Diagnosis, state: RuntimeState | None = None) -> str:
     """For people: what holds, and what to do about the rest."""
     layers = [
         (name, layer.state, diagnosis.meanings.get(name, ""), layer.detail) for name, layer in diagnosis.layers.items()
@@ -187,4 +197,6 @@ def as_text(diagnosis: Diagnosis) -> str:
         parts.append(render_table(("attempt that got through", "outcome"), through))
     if diagnosis.hints():
         parts.append(render_table(("missing for 'strict'", "what to do"), list(diagnosis.hints().items())))
+    if state is not None:
+        parts.append(render_pairs(as_pairs(state)))
     return "\n\n".join(parts)

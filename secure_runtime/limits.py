@@ -26,6 +26,8 @@ ADMIN_QUESTION_S = 5.0  # from connecting to a whole question
 
 # Doctor --------------------------------------------------------------------------------------------------------------
 PROBE_TIMEOUT_S = 30.0
+MAX_TOLD = 500  # characters of what keeps witnesses from cosigning, in the state that gateways hear
+STATE_ANSWER_S = 5.0  # what a host that runs says of itself, when `sealgate doctor` asks
 MAX_PROBE_REPORT = 1024 * 1024
 WORKER_UID = 65534  # as in the deployment's default: the user to change to when started by root
 

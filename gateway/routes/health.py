@@ -1,6 +1,7 @@
 """Liveness and readiness. Open to all, so they say what a load balancer needs and nothing about callers or models.
 
-An issuer whose keys are missing is named, and does not make the gateway unready: others are served.
+An issuer whose keys are missing is named, and does not make the gateway unready: others are served. Nor does a witness
+that does not cosign: the log goes on without, and says so.
 
 Trusts: the newest state that the runtime told. Never: says ready while inference would be refused.
 """
@@ -41,6 +42,8 @@ async def ready(gate: NamedDependency[Gate]) -> Response[Any]:
     }
     if issuers := gate.authenticator.details():
         facts["issuers"] = issuers
+    if state.witnesses:
+        facts["witnesses"] = state.witnesses
     if state.policy_digest != gate.policy.digest:
         return _unready("The policy in force is not loaded here.", facts | {"ready": False})
     if not state.ready:

@@ -18,11 +18,12 @@ from secure_runtime.host.key_files import load_note_signer
 
 
 @contextlib.contextmanager
-def witnessed(deployment: Deployment, log: AuditLog, *, tell: Callable[[str], None]) -> Iterator[None]:
-    """Ask witnesses meanwhile. Raises ConfigurationError for a policy or an authority that cannot be used."""
+def witnessed(deployment: Deployment, log: AuditLog, *, tell: Callable[[str], None]) -> Iterator[Callable[[], str]]:
+    """Ask witnesses meanwhile; gives what tells what keeps them from cosigning ("": nothing). Raises ConfigurationError
+    for a policy or an authority that cannot be used."""
     path = deployment.witness_policy
     if path is None:
-        yield
+        yield lambda: ""
         return
     policy = load_witness_policy(path)
     tls = witness_tls(deployment.witness_ca)
@@ -40,7 +41,7 @@ def witnessed(deployment: Deployment, log: AuditLog, *, tell: Callable[[str], No
     )
     client.start()
     try:
-        yield
+        yield client.trouble
     finally:
         client.close()
         reader.close()

@@ -113,6 +113,16 @@ def test_ready_says_what_kind_of_runtime_it_is(shared):
     }
 
 
+def test_witnesses_that_do_not_cosign_are_named_and_the_gateway_stays_ready(gateway):
+    gateway.host.push(witnesses="witness.example/b: it cannot be reached")
+    gateway.until(lambda: gateway.gate.link.state.witnesses)
+    answer = gateway.client().get("/health/ready")
+    assert (answer.status_code, answer.json()["witnesses"]) == (200, "witness.example/b: it cannot be reached")
+    gateway.host.push(witnesses="")
+    gateway.until(lambda: not gateway.gate.link.state.witnesses)
+    assert "witnesses" not in gateway.client().get("/health/ready").json()
+
+
 def test_a_runtime_that_is_not_ready_says_why(gateway):
     gateway.host.push(ready=False, detail="the audit log has failed", log_state="failed: disk full")
     gateway.until(lambda: gateway.client().get("/health/ready").status_code == 503)
@@ -200,6 +210,9 @@ def test_the_openapi_document_names_every_route(shared):
         "/audit/v1/proofs/inclusion",
         "/audit/v1/proofs/consistency",
         "/audit/v1/tile/{level}/{tile}",
+        "/audit/v1/logs",
+        "/audit/v1/holds",
+        "/audit/v1/erasures",
         "/audit/v1/exports",
         "/audit/v1/reports/{name}",
         "/audit/v1/reviews",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
 import tomllib
 from collections.abc import Callable
@@ -59,10 +61,14 @@ def test_what_the_host_had_cosigned_is_what_an_auditor_verifies(fresh: Callable[
         wait_until(cosigned, within_s=60, what="a cosigned checkpoint over the request")
         bundle = tmp_path / "evidence.zip"
         run_sealgate("audit", "export", "--cosigned", "--out", bundle, *connection)
+        assert "no trouble is known" in run_sealgate("doctor", live.root, check=False).stdout
     finally:
         server.shutdown()
         thread.join()
         server.server_close()
+        for connection in list(server._open):  # and those that it keeps open
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
     policy = live.root / "log" / "witness.policy"
     said = run_sealgate("audit", "verify", bundle, "--trust", live.trust, "--witness-policy", policy, "--json")
     report = json.loads(said.stdout)
@@ -71,3 +77,16 @@ def test_what_the_host_had_cosigned_is_what_an_auditor_verifies(fresh: Callable[
     assert (report["steps"][-1]["status"], report["limits"]) == ("ok", [])
     assert "compliance.example/witness" in report["steps"][-1]["detail"]
     assert "witness" not in live.said("runtime")  # nothing to complain about
+
+    with live.session() as session:  # now the witness is away, and there is something new to cosign
+        session.infer(MODEL, live.rows[:1])
+
+    def told() -> object:
+        with live.http() as client:
+            return client.get(f"{live.url}/health/ready").json().get("witnesses")
+
+    trouble = "compliance.example/witness: it cannot be reached"
+    wait_until(lambda: told() == trouble, within_s=60, what="readiness that names the witness")
+    done = run_sealgate("doctor", live.root, check=False)
+    assert done.returncode == 1
+    assert trouble in done.stdout

@@ -1,0 +1,102 @@
+"""What `sealgate doctor STATE` hears from a runtime host: the state that gateways hear, or why there is none."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.provisioning import provision
+from sealgate.deployment import Deployment
+from sealgate.errors import HostAway
+from sealgate.protocol.frames import RuntimeState, encode_frame
+from secure_runtime import doctor, running
+
+STATE = RuntimeState(
+    ready=True,
+    detail="serving",
+    log_state="ok",
+    log="test/log",
+    key_configs=b"",
+    models=(),
+    policy_digest="d" * 64,
+    assurance="software",
+    profile="strict",
+    degraded=False,
+)
+
+
+@pytest.fixture(scope="module")
+def deployment() -> Iterator[Deployment]:
+    root = Path(tempfile.mkdtemp(prefix="sg-"))
+    made = provision(root / "state", audience="localhost:8443", origin="test/log", profile="dev")
+    made.socket.parent.mkdir(exist_ok=True)
+    yield made
+    shutil.rmtree(root)
+
+
+def answered(deployment: Deployment, *parts: bytes) -> RuntimeState:
+    """What is read where a host says exactly this, and closes."""
+    deployment.socket.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(deployment.socket))
+        listening.listen(1)
+        listening.settimeout(10)
+
+        def say() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                for part in parts:
+                    connection.sendall(part)
+
+        host = threading.Thread(target=say, daemon=True)
+        host.start()
+        try:
+            return running.read_state(deployment)
+        finally:
+            host.join(10)
+
+
+def test_the_state_is_read_however_it_comes(deployment: Deployment) -> None:
+    whole = b"".join(bytes(part) for part in encode_frame(STATE))
+    assert answered(deployment, whole) == STATE
+    assert answered(deployment, whole[:5], whole[5:9], whole[9:]) == STATE
+
+
+def test_where_no_state_comes_that_is_said(deployment: Deployment) -> None:
+    whole = b"".join(bytes(part) for part in encode_frame(STATE))
+    for parts in ((), (whole[:9],), (b"\xff" * 64,)):
+        with pytest.raises(HostAway):
+            answered(deployment, *parts)
+    deployment.socket.unlink()
+    with pytest.raises(HostAway, match="no runtime host runs"):
+        running.read_state(deployment)
+
+
+def test_a_host_that_says_nothing_is_not_waited_for(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "STATE_ANSWER_S", 0.1)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(deployment.socket))
+        listening.listen(1)
+        with pytest.raises(HostAway):
+            running.read_state(deployment)
+
+
+def test_troubles_are_what_is_not_well() -> None:
+    assert running.troubles(STATE) == []
+    bad = msgspec.structs.replace(STATE, ready=False, detail="no worker", log_state="failed: full", witnesses="w: away")
+    assert running.troubles(bad) == [
+        "not ready: no worker",
+        "the audit log: failed: full",
+        "witnesses do not cosign: w: away",
+    ]
+    diagnosis = doctor.Diagnosis({}, {}, {}, {"strict": [], "container": [], "dev": []})
+    assert "w: away" in doctor.as_text(diagnosis, bad)
+    assert "w: away" in doctor.as_json(diagnosis, bad)
+    assert "witnesses" not in doctor.as_text(diagnosis)
