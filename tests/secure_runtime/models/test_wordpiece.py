@@ -1,0 +1,62 @@
+"""WordPiece tokens against those that Hugging Face's tokenizers computed, and bounds on the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sealgate.certificate.inputs import TextContent, WordPiece
+from secure_runtime.models.tokenizers import tokens_of
+from secure_runtime.models.wordpiece import WordPieces
+
+VECTORS = json.loads((Path(__file__).parent / "wordpiece_vectors.json").read_text())
+VOCABULARY = tuple(VECTORS["vocabulary"])
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: ascii(case["text"][:20]))
+def test_tokens_are_those_of_the_published_tokenizer(case: dict[str, object]) -> None:
+    assert WordPieces(VOCABULARY).numbers(str(case["text"]), length=400) == case["numbers"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(), length=st.integers(3, 20))
+def test_any_text_is_so_many_tokens_of_the_vocabulary(text: str, length: int) -> None:
+    numbers = WordPieces(VOCABULARY).numbers(text, length=length)
+    assert 2 <= len(numbers) <= length
+    assert VOCABULARY[numbers[0]] == "[CLS]"
+    assert VOCABULARY[numbers[-1]] == "[SEP]"
+    assert all(0 < number < len(VOCABULARY) for number in numbers)
+
+
+def test_a_text_without_end_is_read_for_a_while_only() -> None:
+    words = WordPieces(VOCABULARY)
+    long = "\u200b" * 1_000_000 + "cat"
+    assert words.numbers(long, length=8) == words.numbers("", length=8)
+
+
+def test_texts_are_padded_behind() -> None:
+    tokens = tokens_of(["cat", ""], WordPiece(vocabulary=VOCABULARY, length=5))
+    assert tokens.tolist() == [[2, VOCABULARY.index("cat"), 3, 0, 0], [2, 3, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "length", "why"),
+    [
+        (VOCABULARY[1:], 5, "begin with"),
+        (VOCABULARY[:3], 5, "hold"),
+        ((*VOCABULARY, "cat"), 5, "twice"),
+        ((*VOCABULARY, ""), 5, "empty"),
+        ((*VOCABULARY, "x" * 200), 5, "too long"),
+        (VOCABULARY, 2, "room"),
+        (VOCABULARY, 10**6, "sizes"),
+    ],
+)
+def test_vocabularies_that_are_refused(vocabulary: tuple[str, ...], length: int, why: str) -> None:
+    content = TextContent(tokenizer=WordPiece(vocabulary=vocabulary, length=length))
+    assert any(why in reason for reason in content.refusals("BYTES", (-1,)))
+    good = TextContent(tokenizer=WordPiece(vocabulary=VOCABULARY, length=5))
+    assert not list(good.refusals("BYTES", (-1,)))
