@@ -162,7 +162,7 @@ class Committer:
         # Of notes, up to which position they reach, through all shards.
         self._last: tuple[int, bytes] | None = None  # the last checkpoint of a shard that ended, if not stored yet
         self._note: tuple[int, bytes] | None = None  # newest signed checkpoint
-        self._witnessed: tuple[int, bytes] | None = None  # newest cosigned one, if readers cannot see it yet
+        self._witnessed: list[tuple[int, bytes]] = []  # cosigned ones that readers cannot see yet
         if opened.unsigned is not None:
             self._sign_last(opened.unsigned)
 
@@ -203,8 +203,8 @@ class Committer:
         """Publish this cosigned checkpoint with the next one, unless a newer one is there already."""
         origin = parse_checkpoint_text(split_note(note)[0]).origin
         for shard in self._shards:
-            if shard.origin == origin and shard.first + size > self._cosigned.size:
-                self._witnessed = (shard.first + size, note)
+            if shard.origin == origin:
+                self._witnessed.append((shard.first + size, note))
 
     def commit(self, batch: list[Pending], *, publish: bool = False) -> Outcome:
         """Write the batch; `publish` also stores the checkpoint signed after the batch before it."""
@@ -431,10 +431,12 @@ class Committer:
             self._last = None
         if self._note is not None and self._note[0] > self._stored.size:
             self._store(connection, *self._note, now_us=now)
-        if self._witnessed is not None:
-            size, note = self._witnessed
-            self._cosigned.store(connection, size, note, now_us=now)
-            self._witnessed = None
+        for reach, note in sorted(self._witnessed):
+            if reach > self._cosigned.size:
+                self._cosigned.store(connection, reach, note, now_us=now)
+            if any(shard.first == reach for shard in self._shards[1:]):
+                self._cosigned.keep()
+        self._witnessed.clear()
 
     def _store(self, connection: Connection, reach: int, note: bytes, *, now_us: int) -> None:
         origin = parse_checkpoint_text(split_note(note)[0]).origin

@@ -92,7 +92,7 @@ class AuditLog:
         self._disk_reserve = disk_reserve_bytes
         self._wake = threading.Condition()
         self._queue: deque[Pending] = deque()
-        self._cosigned: tuple[int, bytes] | None = None  # for the writer to publish: size, note
+        self._cosigned: deque[tuple[int, bytes]] = deque()  # for the writer to publish: size, note
         self._failure = ""
         self._closing = False
         self._size = committer.size
@@ -262,7 +262,7 @@ class AuditLog:
     def publish_cosigned(self, size: int, note: bytes) -> None:
         """Let readers have this checkpoint of ours, of `size` records, that witnesses cosigned. Does not wait."""
         with self._wake:
-            self._cosigned = (size, note)
+            self._cosigned.append((size, note))
             self._wake.notify()
 
     def close(self) -> None:
@@ -312,11 +312,10 @@ class AuditLog:
         log is closing and all is written."""
         while True:
             with self._wake:
-                if not self._queue and not self._closing and self._cosigned is None:
+                if not self._queue and not self._closing and not self._cosigned:
                     self._wake.wait(PUBLISH_IDLE_S if self._committer.unpublished else self._idle_check_s)
-                if self._cosigned is not None:
-                    self._committer.take_cosigned(*self._cosigned)
-                    self._cosigned = None
+                while self._cosigned:
+                    self._committer.take_cosigned(*self._cosigned.popleft())
                 if self._queue:
                     return [self._queue.popleft() for _ in range(min(MAX_BATCH, len(self._queue)))]
                 if self._closing:

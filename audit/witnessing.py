@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from audit.errors import AuditError
+from audit.errors import AuditError, QueryRefused
 from audit.limits import MAX_WITNESS_ANSWER, WITNESS_CLOSE_S, WITNESS_TIMEOUT_S
+from audit.shards import Shards
 from sealgate.ambient import monotonic_ns
 from sealgate.errors import ConfigurationError, LogError, SealgateError
 from sealgate.transparency.cosignatures import CosignerKey, verify_cosignatures
@@ -51,11 +52,13 @@ class WitnessFailed(SealgateError):
 class Published(Protocol):
     """Where the published log is read: an `AuditReader`."""
 
-    def checkpoint(self) -> bytes: ...
+    def shards(self) -> Shards: ...
 
-    def size(self) -> int: ...
+    def checkpoint(self, *, cosigned: bool = False, origin: str | None = None) -> bytes: ...
 
-    def consistency(self, first: int, second: int) -> list[bytes]: ...
+    def size(self, *, origin: str | None = None) -> int: ...
+
+    def consistency(self, first: int, second: int, *, origin: str | None = None) -> list[bytes]: ...
 
 
 @dataclass
@@ -87,7 +90,10 @@ class WitnessClient:
     tls: ssl.SSLContext
     _stop: threading.Event = field(default_factory=threading.Event)
     _fault: str = ""  # of this client, told last
+    _origin: str = ""  # of the shard that `_places` and `_done` are about
     _done: int = -1  # size of the checkpoint that a quorum cosigned last
+    _left: dict[str, list[_Place]] = field(default_factory=dict)  # shards that ended without a quorum
+    _finished: set[str] = field(default_factory=set)  # shards whose last checkpoint a quorum cosigned
 
     def __post_init__(self) -> None:
         self._places = submission_places(self.policy)
@@ -127,27 +133,64 @@ class WitnessClient:
                 self._stop.wait(self.every_s)
 
     def go_round(self, client: httpx.Client) -> bool:
-        """Ask each witness once. True if a quorum has cosigned the newest checkpoint; what went wrong is told."""
+        """Ask each witness once, about the last checkpoints of shards that ended and about the newest one. True if a
+        quorum has cosigned the newest; what went wrong is told."""
         try:
+            for ended in self._ended():
+                self._have_cosigned(client, ended, self._left.setdefault(ended.checkpoint.origin, self._new_places()))
             verified = open_checkpoint(self.reader.checkpoint(), [self.verifier])
         except (AuditError, LogError):
             return False  # the log itself says what is wrong with it
         newest = verified.checkpoint
+        if newest.origin != self._origin:
+            self._origin, self._done = newest.origin, -1
+            self._places = self._new_places()
         if newest.size == self._done:
             return True
-        for place in self._places:
+        if not self._have_cosigned(client, verified, self._places):
+            return False
+        self._done = newest.size
+        return True
+
+    def _new_places(self) -> list[_Place]:
+        return [_Place(place.url, place.keys) for place in self._places]
+
+    def _ended(self) -> list[VerifiedCheckpoint]:
+        """The last checkpoints of ended shards that no quorum has cosigned, as far as is known. Each is asked about
+        once: an outage at the turn must not leave the last records of a half-year without a witness."""
+        found = []
+        for shard in self.reader.shards().all[:-1]:
+            if shard.origin in self._finished:
+                continue
+            last = open_checkpoint(self.reader.checkpoint(origin=shard.origin), [self.verifier])
+            if self._cosigned_size(shard.origin) == last.checkpoint.size:
+                self._finished.add(shard.origin)
+            else:
+                found.append(last)
+        return found
+
+    def _cosigned_size(self, origin: str) -> int:
+        try:
+            note = self.reader.checkpoint(cosigned=True, origin=origin)
+        except QueryRefused:
+            return -1
+        return open_checkpoint(note, [self.verifier]).checkpoint.size
+
+    def _have_cosigned(self, client: httpx.Client, verified: VerifiedCheckpoint, places: Sequence[_Place]) -> bool:
+        """True if a quorum has; then it is published."""
+        size = verified.checkpoint.size
+        for place in places:
             if self._stop.is_set():
                 return False
-            if place.lines[0] != newest.size:
+            if place.lines[0] != size:
                 self._ask_in_time(client, place, verified)
-        note = verified.note + b"".join(place.lines[1] for place in self._places if place.lines[0] == newest.size)
+        note = verified.note + b"".join(place.lines[1] for place in places if place.lines[0] == size)
         try:
             witnessed = self.policy.require_witnessed(note, logs=(self.verifier,))
         except LogError:
             return False
         if witnessed.cosignatures:
-            self.publish(newest.size, note)
-        self._done = newest.size
+            self.publish(size, note)
         return True
 
     def _ask_in_time(self, client: httpx.Client, place: _Place, verified: VerifiedCheckpoint) -> None:
@@ -191,7 +234,7 @@ class WitnessClient:
         for attempt in range(2):
             proof: Sequence[bytes] = ()
             if 0 < place.seen < newest.size:
-                proof = self.reader.consistency(place.seen, newest.size)
+                proof = self.reader.consistency(place.seen, newest.size, origin=newest.origin)
             body = encode_submission(Submission(place.seen, tuple(proof), verified.note))
             status, media_type, answer = _post(client, place.url, body)
             if status == 200:
@@ -207,7 +250,7 @@ class WitnessClient:
             size = parse_decimal(answer.decode("ascii").removesuffix("\n"))
         except (ValueError, IndexError) as error:
             raise WitnessFailed("it answers with something else than a size") from error
-        if size > self.reader.size():
+        if size > self.reader.size(origin=newest.origin):
             raise WitnessFailed(
                 f"it cosigned {size} records of this log, which now has {newest.size}: this log was rolled back, "
                 "or another writes under its name and key"

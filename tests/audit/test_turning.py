@@ -288,3 +288,22 @@ def test_sixty_four_callers_turn_together(bench, clock) -> None:
     for origin in (ORIGIN, H2):
         _, report = bundle(bench, origin)
         assert report.ok, report.lines()
+
+
+def test_cosigned_checkpoints_of_both_shards_stand(bench, turned) -> None:
+    """A shard's last checkpoint is cosigned after the turn, with the first of the next: both are there for auditors."""
+    log, _, _ = turned
+    reader = bench.reader()
+    final = reader.checkpoint(origin=ORIGIN)
+    log.publish_cosigned(open_checkpoint(final, [SIGNER.verifier]).checkpoint.size, final)
+    for _ in range(2):
+        newest = log.checkpoint()
+        log.publish_cosigned(open_checkpoint(newest, [SIGNER.verifier]).checkpoint.size, newest)
+        log.append(bench.draft()).result()
+    log.close()
+    assert reader.checkpoint(cosigned=True, origin=ORIGIN) == final
+    assert open_checkpoint(reader.checkpoint(cosigned=True), [SIGNER.verifier]).checkpoint.origin == H2
+    out = io.BytesIO()
+    reader.export(0, 1, out, origin=ORIGIN)
+    assert final in out.getvalue()
+    reader.close()
