@@ -5,8 +5,8 @@ on one thread, so that its peak memory is its own, and CPU time is taken, becaus
 without privacy is torch's fused one; Opacus has its own (DPLSTM); ours is the family that is served. Opacus draws its
 noise from torch's generator, we from a keystream.
 
-`python -m benchmarks.training_steps [--batch 256] [--rounds 5] [--models mlp,cnn] [--float64]`. Prints a table and writes
-nothing.
+`python -m benchmarks.training_steps [--batch 256] [--rounds 5] [--models mlp,cnn] [--float64]`. Prints a table and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from secure_runtime.models.families.transformer import Transformer
 from training.dp_sgd.gradient_sum import GradientSum
 from training.dp_sgd.noise import DISCRETE, noise_of
 from training.dp_sgd.updates import Update, UpdateRule
+from training.initialisation import initialise
 from training.losses import Loss
 from training.memory import keep_freed_memory
-from training.initialisation import initialise
 from training.randomness import Keystream
 
 MODELS = ("mlp", "cnn", "transformer", "lstm")
@@ -163,13 +163,13 @@ def measure(name: str, way: str, *, batch: int, rounds: int, dtype: torch.dtype)
         step = (opacus_step if way in OPACUS else our_step)(way, module, examples, targets)
     for _ in range(2):
         step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     taken: list[float] = []
     while len(taken) < rounds and (len(taken) < 3 or sum(taken) < 1000 * _SECONDS):
         start = time.process_time_ns()
         step()
         taken.append((time.process_time_ns() - start) / 1e6)
-    return {"ms": statistics.median(taken), "mb": before}
+    return {"ms": statistics.median(taken), "mb": peak}
 
 
 def table(arguments: argparse.Namespace) -> list[tuple[str, ...]]:

@@ -19,7 +19,7 @@ from sealgate.certificate.decimals import MICRO, decimal_text
 from sealgate.certificate.manifest import ARITHMETICS, NAME, SENSITIVITIES, VERSION
 from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.limits import MAX_CLASSES, MAX_COLUMNS, MAX_ROWS_PER_UNIT, MAX_TRAINING_STEPS
-from training.limits import MAX_CONFIGURATION
+from training.limits import MAX_AUGMENTATIONS, MAX_CONFIGURATION, MAX_SHIFT
 
 PACKAGE = "package:"  # begins the name of a folder inside an installed Python package
 
@@ -30,6 +30,11 @@ MECHANISMS = {
 }
 """Mechanisms with the family that each is for, and in words."""
 NOISES = ("gaussian", "discrete-gaussian")  # as `training.dp_sgd.noise` calls them
+# As `training.dp_sgd` calls them: that package needs torch, and reading a configuration does not.
+OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
+SCHEDULES = ("constant", "cosine")
+AVERAGES = ("mean", "ema")
+GRADIENTS = ("auto", "book-keeping", "hooks", "ew", "ghost", "functorch", "vmap", "loop")
 
 
 class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -88,8 +93,39 @@ class OptimizerSection(_Section, frozen=True):
     """`[optimizer]`: what happens after the noise; costs no privacy."""
 
     learning_rate: Decimal = Decimal(0)
+    kind: str = "sgd"
     momentum: Decimal = Decimal(0)
+    first_decay: Decimal = Decimal("0.9")  # of adam and adamw
+    second_decay: Decimal = Decimal("0.999")  # of adam, adamw and rmsprop
+    weight_decay: Decimal = Decimal(0)  # of adamw
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    average: str = "mean"
     average_steps: int = 0
+    average_decay: Decimal = Decimal(0)  # of an exponential average
+
+
+class LossSection(_Section, frozen=True):
+    """`[loss]`: "cross-entropy" for classes, "mse" or "huber" for values; empty takes the first that fits."""
+
+    kind: str = ""
+    transition: Decimal = Decimal(1)  # of huber, on the model's scale, where targets lie in [-1, 1]
+
+
+class AugmentationSection(_Section, frozen=True):
+    """`[augmentation]`: each image enters a step in so many random variants whose mean gradient is clipped."""
+
+    multiplicity: int = 1
+    shift: int = 0  # pixels
+    flip: bool = False  # left and right
+
+
+class EngineSection(_Section, frozen=True):
+    """`[engine]`: how the arithmetic is done; nothing of it changes what is private."""
+
+    gradients: str = "auto"
+    arithmetic: str = "float64"
+    checkpoint_every: int = 0  # steps; 0 keeps none
 
 
 class SelectionSection(_Section, frozen=True):
@@ -113,6 +149,9 @@ class Configuration(_Section, frozen=True):
     privacy: PrivacySection
     selection: SelectionSection
     optimizer: OptimizerSection = OptimizerSection()
+    loss: LossSection = LossSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    engine: EngineSection = EngineSection()
     architecture: dict[str, Any] = {}
     image: dict[str, Any] = {}
     center: dict[str, Any] = {}
@@ -297,6 +336,7 @@ def _check_sgd(configuration: Configuration) -> None:
         raise ConfigurationError("[optimizer] learning_rate must be above 0, momentum in [0, 1)")
     if not 0 <= optimizer.average_steps <= privacy.steps:
         raise ConfigurationError("[optimizer] average_steps must lie between 0 and the steps")
+    check_engine(configuration)
 
 
 def _check_one_release(configuration: Configuration) -> None:
@@ -310,6 +350,12 @@ def _check_one_release(configuration: Configuration) -> None:
     if privacy.epsilon is None:
         raise ConfigurationError(f"[privacy] {privacy.mechanism} needs epsilon, not sigma")
     unused = (privacy.rate, privacy.steps, privacy.clip_norm, configuration.optimizer)
+    if (configuration.loss, configuration.augmentation, configuration.engine) != (
+        LossSection(),
+        AugmentationSection(),
+        EngineSection(),
+    ):
+        raise ConfigurationError(f"[loss], [augmentation] and [engine] are not {privacy.mechanism}'s")
     if unused != ("", 0, Decimal(0), OptimizerSection()) or privacy.noise != "gaussian" or privacy.rows_per_person != 1:
         raise ConfigurationError(
             f"[privacy] rate, steps, clip_norm, noise and [optimizer] are not {privacy.mechanism}'s"
@@ -318,3 +364,47 @@ def _check_one_release(configuration: Configuration) -> None:
         raise ConfigurationError("[privacy] regularisation belongs to objective-perturbation")
     if configuration.selection.how == "dp-selected":
         raise ConfigurationError(f"[selection] {privacy.mechanism} has nothing to choose: how must be fixed")
+
+
+def check_engine(configuration: Configuration) -> None:
+    """Raise ConfigurationError unless optimizer, loss, augmentation and engine are what the engine knows."""
+    optimizer, loss, engine = configuration.optimizer, configuration.loss, configuration.engine
+    augmentation, classes = configuration.augmentation, bool(configuration.data.classes)
+    decays = (optimizer.first_decay, optimizer.second_decay, optimizer.average_decay)
+    for holds, what in (
+        (optimizer.kind in OPTIMIZERS, f"[optimizer] kind must be one of: {', '.join(OPTIMIZERS)}"),
+        (optimizer.schedule in SCHEDULES, f"[optimizer] schedule must be one of: {', '.join(SCHEDULES)}"),
+        (optimizer.average in AVERAGES, f"[optimizer] average must be one of: {', '.join(AVERAGES)}"),
+        (all(0 <= decay < 1 for decay in decays), "[optimizer] decays must lie in [0, 1)"),
+        (0 <= optimizer.weight_decay < 10**6, "[optimizer] weight_decay must be at least 0"),
+        (
+            not optimizer.momentum or optimizer.kind in ("sgd", "momentum"),
+            "[optimizer] momentum belongs to sgd and momentum; adam has first_decay",
+        ),
+        (
+            0 <= optimizer.warmup_steps <= configuration.privacy.steps,
+            "[optimizer] warmup_steps must be at most the steps",
+        ),
+        (
+            (optimizer.average == "ema") == bool(optimizer.average_decay),
+            '[optimizer] average = "ema" needs average_decay in (0, 1), and nothing else does',
+        ),
+        (
+            loss.kind in ("", "cross-entropy") if classes else loss.kind in ("", "mse", "huber"),
+            "[loss] kind must be cross-entropy for classes, mse or huber for values",
+        ),
+        (0 < loss.transition <= 10**6, "[loss] transition must be above 0"),
+        (
+            1 <= augmentation.multiplicity <= MAX_AUGMENTATIONS and 0 <= augmentation.shift <= MAX_SHIFT,
+            f"[augmentation] multiplicity must be at most {MAX_AUGMENTATIONS}, shift at most {MAX_SHIFT}",
+        ),
+        (
+            augmentation == AugmentationSection() or configuration.data.kind == "image",
+            "[augmentation] belongs to images",
+        ),
+        (engine.gradients in GRADIENTS, f"[engine] gradients must be one of: {', '.join(GRADIENTS)}"),
+        (engine.arithmetic in ARITHMETICS, f"[engine] arithmetic must be one of: {', '.join(ARITHMETICS)}"),
+        (engine.checkpoint_every >= 0, "[engine] checkpoint_every must be at least 0"),
+    ):
+        if not holds:
+            raise ConfigurationError(what)

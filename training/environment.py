@@ -21,8 +21,10 @@ def code_digest() -> str:
     found: dict[str, str] = {}
     for package in (sealgate.certificate, secure_runtime.models, training):
         folder = Path(str(package.__file__)).parent
-        for path in sorted(folder.glob("*.py")):
-            found[f"{package.__name__}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*.py")):
+            found[f"{package.__name__}/{path.relative_to(folder).as_posix()}"] = hashlib.sha256(
+                path.read_bytes()
+            ).hexdigest()
     return hashlib.sha256(canonical_json(found)).hexdigest()
 
 

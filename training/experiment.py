@@ -126,7 +126,11 @@ def run_experiment(
     findings, steps = None, plan.audited
     if audit and steps is not None:  # 3
         subject = Subject(
-            constants=steps.constants, loss=steps.loss, delta=configuration.delta, persons=plan.unit == "user"
+            constants=steps.constants,
+            loss=steps.loss,
+            delta=configuration.delta,
+            persons=plan.unit == "user",
+            dtype=steps.constants.dtype,
         )
         _, audited = parts_of(fresh_module(configuration, manifest, entropy))
         findings = audit_dp_sgd(subject, manifest.architecture.trained_part(), audited, entropy=entropy)

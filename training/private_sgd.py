@@ -39,6 +39,8 @@ from training.errors import TrainingError
 from training.losses import Loss
 from training.randomness import Keystream, PoissonSampler
 
+ARITHMETICS = {"float64": torch.float64, "float32": torch.float32}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrivateSgd:
@@ -64,7 +66,13 @@ class PrivateSgd:
     noise: str = CONTINUOUS
     unit_rows: int = 1  # user level: the greatest number of rows of a person that count
     augmentation: Augmentation | None = None
+    arithmetic: str = "float64"  # of gradients; sums and noise are always float64
     gradients: str = AUTO  # how per-example gradients are computed: `training.dp_sgd.choice.MODES`; all are exact
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of weights and gradients while training."""
+        return ARITHMETICS[self.arithmetic]
 
     @property
     def rule(self) -> UpdateRule:
@@ -114,10 +122,15 @@ def train_privately(
 ) -> int:
     """Train the module in place; returns the number of steps executed. Raises TrainingError if it diverges.
 
-    inputs: scaled, each [n, ...], in the order of the module's arguments, in the type of the module's weights (or int64
-    tokens); targets: [n]; groups: int64 [n], equal for the rows of one person, for privacy of persons. With
-    `checkpoints` a run goes on where an earlier one was cut off, never beyond `constants.steps` in all.
+    inputs: scaled, each [n, ...], in the order of the module's arguments, numbers or int64 tokens; targets: [n];
+    groups: int64 [n], equal for the rows of one person, for privacy of persons. Module and numbers are put into the
+    declared arithmetic; the module comes back in the one it had. With `checkpoints` a run goes on where an earlier one
+    was cut off, never beyond `constants.steps` in all.
     """
+    given_type = next(module.parameters()).dtype
+    module.to(constants.dtype)
+    inputs = tuple(one.to(constants.dtype) if one.is_floating_point() else one for one in inputs)
+    targets = targets.to(constants.dtype)
     parameters = [one for one in module.parameters() if one.requires_grad]
     update = Update(parameters, rule=constants.rule, steps=constants.steps)
     done = checkpoints.restore(module, update) if checkpoints else 0
@@ -154,6 +167,7 @@ def train_privately(
     finally:
         gradient_sum.close()
     update.finish()
+    module.to(given_type)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
         raise TrainingError("training diverged: lower the learning rate", code="diverged")
     return constants.steps

@@ -19,6 +19,7 @@ from sealgate.certificate.recompute import GaussianSteps
 from sealgate.errors import ConfigurationError
 from training.accountant import calibrate, calibrate_run
 from training.configuration import Configuration, micro
+from training.dp_sgd.units import Augmentation
 from training.losses import Loss
 from training.mechanisms.adassp import plan_adassp
 from training.mechanisms.objective import plan_objective
@@ -79,17 +80,41 @@ def sgd_plan(configuration: Configuration, steps: GaussianSteps, *, classes: int
         learning_rate=float(optimizer.learning_rate),
         momentum=float(optimizer.momentum),
         average_steps=optimizer.average_steps,
+        optimizer=optimizer.kind,
+        first_decay=float(optimizer.first_decay),
+        second_decay=float(optimizer.second_decay),
+        weight_decay=float(optimizer.weight_decay),
+        schedule=optimizer.schedule,
+        warmup_steps=optimizer.warmup_steps,
+        average=optimizer.average,
+        average_decay=float(optimizer.average_decay),
         noise=privacy.noise,
         unit_rows=privacy.rows_per_person if data.person else 1,
+        augmentation=_augmentation(configuration),
+        arithmetic=configuration.engine.arithmetic,
+        gradients=configuration.engine.gradients,
     )
     return SgdPlan(
         account=steps,
         constants=constants,
-        loss=Loss.usual(classes),
+        loss=loss_of(configuration, classes=classes),
         unit=unit,
         divisor_micro=configuration.divisor_micro,
         clip_norm_micro=micro(privacy.clip_norm, "[privacy] clip_norm"),
     )
+
+
+def loss_of(configuration: Configuration, *, classes: int) -> Loss:
+    """The loss that `[loss]` names, or the usual one."""
+    kind, transition = configuration.loss.kind, float(configuration.loss.transition)
+    return Loss(kind=kind, classes=classes, transition=transition) if kind else Loss.usual(classes)
+
+
+def _augmentation(configuration: Configuration) -> Augmentation | None:
+    wanted = configuration.augmentation
+    if (wanted.multiplicity, wanted.shift, wanted.flip) == (1, 0, False):
+        return None
+    return Augmentation(multiplicity=wanted.multiplicity, shift=wanted.shift, flip=wanted.flip)
 
 
 def _row_norm(configuration: Configuration) -> int:

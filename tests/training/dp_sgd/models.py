@@ -1,4 +1,4 @@
-"""Small models of every kind of layer, with made-up examples and weights; and the oracle: one unit, one backward pass."""
+"""Small models of every kind of layer, with made-up examples; and the oracle: one unit, one backward pass."""
 
 from __future__ import annotations
 

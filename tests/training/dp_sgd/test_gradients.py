@@ -80,7 +80,7 @@ def test_rows_of_a_unit_are_clipped_together(name, mode):
     assert (apart > 1e-3) if (mode, name) in WRONG else (apart <= EXACT[torch.float64])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_contributions_know_their_norms_whichever_way_they_take(data):
     """Ghost norms, products and tables against the gradients written out."""
@@ -110,11 +110,11 @@ def test_contributions_know_their_norms_whichever_way_they_take(data):
 @pytest.mark.parametrize("mode", ["book-keeping", "hooks", "vmap"])
 def test_no_contribution_is_longer_than_the_clip_norm_in_either_arithmetic(mode, dtype):
     """Each unit alone, so that its whole contribution is seen; measured in float64."""
-    for name in ("mlp", "long-steps", "conv2d", "tied", "lstm"):
+    for name in ("mlp", "long-steps", "tied"):
         module = model(name, dtype)
-        inputs, targets = examples(name, 40, dtype, seed=9)
+        inputs, targets = examples(name, 10, dtype, seed=9)
         engine = MODES[mode](module, loss=LOSS, clip_norm=0.01)
-        for row in range(40):
+        for row in range(10):
             only = slice(row, row + 1)
             found = engine.clipped_sum(tuple(one[only] for one in inputs), targets[only])
             assert float(torch.sqrt(sum((one.double() ** 2).sum() for one in found))) <= 0.01
