@@ -13,7 +13,10 @@ import pytest
 
 PROGRAM = Path(__file__).with_name("two_users.py")
 OF_THE_GATEWAY = ("pki/server.key", "pki/ca.key", "tokens/issuer.key")
-OF_THE_RUNTIME = ("evidence/operator.key", "log/log.key", "log/mldsa.key", "log/subjects.key", "publisher.key")
+OF_THE_RUNTIME = (
+    *("evidence/operator.key", "log/log.key", "log/mldsa.key", "log/subjects.key", "log/people.sqlite"),
+    "publisher.key",
+)
 
 
 @pytest.mark.root

@@ -33,6 +33,7 @@ SECRETS = (
     "log/log.key",
     "log/mldsa.key",
     "log/subjects.key",
+    "log/people.sqlite",
     "publisher.key",
     "pki/server.key",
     "pki/ca.key",
@@ -87,6 +88,7 @@ def main(base: Path) -> None:
             f"sqlite:///{deployment.database}",
             signer=load_note_signer(deployment.log_key, origin),
             subjects_key=load_subjects_key(deployment.subjects_key),
+            person_keys=deployment.person_keys,
             origin=origin,
         ) as log:
             log.append(Record(kind="policy.change")).result()

@@ -31,6 +31,7 @@ def test_every_page_of_a_log_opens(tmp_path: Path, database: str) -> None:
     finally:
         if server is not None:
             server.remove()
+    assert {name for name, page in asked.items() if page.refused} == set()
     assert {name for name, page in asked.items() if not page.rows} <= {
         *("a purpose that is nobody's", "a tenant, a purpose that is nobody's", "a tenant's rare reason"),
         *("a record in the middle", "the newest record", "budgets", "report: access, 30 days", "who looked"),
@@ -49,3 +50,4 @@ def test_the_pages_of_a_million_records_come_in_a_moment(tmp_path: Path) -> None
         measure(running, asked, rounds=1)
     print(table(asked))
     assert asked["timeline"].rows > 100
+    assert {name for name, page in asked.items() if page.refused} == set()
