@@ -27,6 +27,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     prepare.add_argument("state", metavar="STATE", type=Path, help=_STATE_HELP)
     prepare.set_defaults(_log_action=_prepare)
+    days = commands.add_parser(
+        "rebuild-days",
+        help="make the roll-ups by day anew, from the records",
+        description=(
+            "Reports add older days up from roll-ups that the writer keeps. Where those are damaged, this counts every "
+            "record that is kept anew. Run it while the runtime stands still, as the owner of the database. Records "
+            "that were pruned are counted no more."
+        ),
+    )
+    days.add_argument("state", metavar="STATE", type=Path, help=_STATE_HELP)
+    days.set_defaults(_log_action=_rebuild_days)
     keys = commands.add_parser(
         "keys",
         help="the log's public keys, as trust files list them",
@@ -76,8 +87,19 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _rebuild_days(arguments: argparse.Namespace) -> int:
+    from audit.rebuilding import rebuild_roll_ups
+    from sealgate.deployment import open_deployment
+    from sealgate.terminal import say
+
+    deployment = open_deployment(arguments.state)
+    done = rebuild_roll_ups(deployment.log_url, origin=deployment.settings.deployment.origin)
+    say(f"counted anew: {done.days} days, {done.groups} groups of records")
+    return 0
+
+
 LOG = Command(
-    summary="the audit log's public keys; prepare its PostgreSQL database",
+    summary="the audit log's public keys; prepare its PostgreSQL database; rebuild its roll-ups",
     description="Commands for the owner of the audit log's keys and database; see docs/operations.md.",
     configure=_configure,
     run=_run,

@@ -11,11 +11,14 @@ from sqlalchemy import delete, select
 
 from audit.database import open_database
 from audit.days import forget_days, groups_of, rebuild_days
-from audit.errors import LogDamaged
+from audit.errors import LogDamaged, LogInUse
+from audit.rebuilding import rebuild_roll_ups
 from audit.tables import day_count, day_span, leaf
 from audit.tables import record as record_table
+from sealgate.errors import ConfigurationError
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.reports.counting import DAY_US, Counted, add_up, counted
+from tests.audit.conftest import ORIGIN
 
 START = 20_000 * DAY_US
 
@@ -107,6 +110,23 @@ def test_made_anew_they_are_the_same(bench: Any) -> None:
     bench.sql("UPDATE day_count SET counted = counted + 5")
     assert stored(bench) != before
     within(bench, rebuild_days)
+    assert stored(bench) == before
+
+
+def test_the_command_makes_them_anew_and_waits_for_no_writer(bench: Any) -> None:
+    log = bench.open()
+    log.append(bench.draft()).result()
+    with pytest.raises(LogInUse):
+        rebuild_roll_ups(bench.url, origin=ORIGIN)
+    log.close()
+    before = stored(bench)
+    bench.sql("UPDATE day_count SET counted = counted + 5")
+    bench.sql("DELETE FROM day_span")
+    with pytest.raises(ConfigurationError):
+        rebuild_roll_ups(bench.url, origin="another/log")
+    assert stored(bench) != before
+    done = rebuild_roll_ups(bench.url, origin=ORIGIN)
+    assert (done.days, done.groups) == (len(before[1]), len(before[0]))
     assert stored(bench) == before
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
+from audit.log import AuditLog
 from gateway.provisioning import provision
 from sealgate.cli import main
 from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError
 from sealgate.evidence.trust import load_trust, parse_trust
 from sealgate.transparency.cosignatures import Cosigner
+from sealgate.transparency.record import Record
+from secure_runtime.host.key_files import load_note_signer
 
 
 @pytest.fixture
@@ -68,3 +71,13 @@ def test_what_is_no_such_key_of_a_listed_log_is_refused(
     text = head + line.replace("LOG", keys["log_keys"][0]).replace("OTHER", stranger)
     with pytest.raises(ConfigurationError, match=said):
         parse_trust(text.encode(), source="t")
+
+
+def test_roll_ups_are_rebuilt_by_a_command(deployment: Deployment, capsys: pytest.CaptureFixture[str]) -> None:
+    signer = load_note_signer(deployment.log_key, "localhost/sealgate")
+    with AuditLog.open(
+        deployment.log_url, signer=signer, subjects_key=b"\x02" * 32, origin="localhost/sealgate"
+    ) as log:
+        log.append(Record(kind="inference.denied", tenant="clinic", reason="no-role")).result(10)
+    assert main(["log", "rebuild-days", str(deployment.root)]) == 0
+    assert "counted anew: 1 days, 3 groups" in "".join(capsys.readouterr())
