@@ -119,20 +119,17 @@ def _erase(deployment: Deployment, arguments: argparse.Namespace) -> int:
     )
     done = ask_host(deployment, frame, SubjectErased)
     print(f"The name is deleted, as record {done.record} says. Its records stay, under a pseudonym of nobody.")
-    if deployment.log_url.startswith("sqlite"):
-        print(
-            "No copy of it is left in the log's database."
-            if done.scrubbed
-            else "An older copy may stand in log/audit.sqlite-wal until that is next emptied: somebody was reading."
-        )
-    else:
-        print("PostgreSQL keeps an older copy until it vacuums the table 'subject', and in its archives.")
+    print("The key that it was sealed under is deleted too: no copy of the log's database names this person any more.")
+    if not done.scrubbed:
+        print("Traces may stand in the -wal files beside the log until they are next emptied: somebody was reading.")
     left = files_that_name(deployment, arguments.subject)
     if left:
         print("The name, or what could not be read, still stands in files that are yours to change or delete:")
         for path in left:
             print(f"  {printable(str(path.relative_to(deployment.root)))}")
-    print("Copies elsewhere are yours to delete too: backups of the database, logs of proxies, the provider of tokens.")
+    print(
+        "Copies elsewhere are yours to delete too: backups of log/people.sqlite, proxies' logs, the provider of tokens."
+    )
     return 0
 
 

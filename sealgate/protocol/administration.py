@@ -147,7 +147,7 @@ class SubjectFound(Frame, frozen=True, kw_only=True, tag="subject-found"):
 
 
 class SubjectErased(Frame, frozen=True, kw_only=True, tag="subject-erased"):
-    """The name is deleted, and that is on record. `scrubbed`: no older copy of it is left in the database's files."""
+    """The name is deleted, and that is on record. `scrubbed`: no file has its key, nor, in SQLite, the row."""
 
     record: int
     receipt: bytes

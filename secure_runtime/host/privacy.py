@@ -51,6 +51,7 @@ class Privacy:
     def __init__(self, log: AuditLog, *, url: str, retention: Path, clock: Clock = now_us) -> None:
         self._log = log
         self._database = open_database(url)
+        self._on_server = url.startswith("postgresql")
         self._retention = retention
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
@@ -159,9 +160,9 @@ class Privacy:
         return UnusedForgotten(id=frame.id, count=count, next=on or "")
 
     def _scrub(self) -> bool:
-        """Both: what was sealed, and what it was sealed under."""
+        """The key, and what was sealed under it; but what a server keeps of that opens under nothing any more."""
         keys = self._log.subjects.scrub()
-        return self._database.scrub() and keys
+        return (self._database.scrub() or self._on_server) and keys
 
     async def _append(self, kind: str, detail: dict[str, str], effect: Effect) -> Appended:
         return await asyncio.wrap_future(self._log.append(Record(kind=kind, detail=detail), effect))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 import re
 import threading
 from collections.abc import Iterator
@@ -194,13 +196,27 @@ def test_nobody_there_is_said(state: Path) -> None:
 def test_an_erasure_with_its_ground(host: Host, state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     alice = host.saw("alice")
     assert run("erase", state, *ALICE, "--ground", "consent-withdrawn", "--note", "letter 12") == 0
-    assert "No copy of it is left" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no copy of the log's database names this person" in said
+    assert "Traces" not in said
     (done,) = host.records("erasure.completed")
     assert (done.actor, done.reason) == (alice, "consent-withdrawn")
     assert done.detail == {"by": f"uid:{os.getuid()}", "note": "letter 12"}
     with pytest.raises(HostRefused, match="knows nobody"):
         run("erase", state, *ALICE, "--ground", "objection")
     assert host.saw("alice") != alice
+
+
+def test_an_erasure_tells_when_somebody_copies_the_keys(
+    host: Host, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host.saw("alice")
+    host.saw("bob")
+    with contextlib.closing(sqlite3.connect(host.deployment.person_keys, isolation_level=None)) as copying:
+        copying.execute("BEGIN")
+        copying.execute("SELECT count(*) FROM person").fetchone()
+        assert run("erase", state, *ALICE, "--ground", "objection") == 0
+    assert "Traces may stand in the -wal files" in capsys.readouterr().out
 
 
 def test_an_erasure_tells_where_else_the_name_stands(
