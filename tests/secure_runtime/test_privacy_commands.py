@@ -7,8 +7,8 @@ import asyncio
 import contextlib
 import json
 import os
-import sqlite3
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
