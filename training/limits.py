@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MAX_CONFIGURATION = 1024 * 1024  # bytes of a CONFIG.toml
 MAX_DATA_FILE = 4 * 1024**3
+MAX_CSV_ROW = 16 * 1024**2  # bytes of one line of a CSV file, its texts included
 MAX_ROWS = 10_000_000
 MAX_CELLS = 400_000_000  # rows times columns, as float64 3.2 GB
 MAX_KEY_FILE = 64 * 1024
@@ -43,7 +44,7 @@ CHECK_ROWS = (3, 5)
 MEASURED_ROWS = 64
 MEASURED_ROUNDS = 2
 MAX_PART_NUMBERS = 16 * 1024 * 1024  # of activations and gradients at the same time: 64 to 128 MB
-AUDIT_RUNS = 3000  # of a mechanism that releases once, with or without one example
+AUDIT_RUNS = 2500  # of a mechanism that releases once, with or without one example; for each of two examples
 AUDIT_PILOT_RUNS = 1000  # of them, that teach the attacker
 MAX_AUGMENTATIONS = 64  # variants of an image in one step
 MAX_SHIFT = 16  # pixels

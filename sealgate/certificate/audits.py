@@ -30,7 +30,7 @@ PROBES: dict[str, tuple[str, ...]] = {
         "lanes",
     ),
     # The mechanism is run many times on each of two neighbouring data sets: mechanisms that release once.
-    REPEATED_RUNS: ("freshness", "neighbours"),
+    REPEATED_RUNS: ("freshness", "neighbours", "outliers"),
 }
 """Every method of audit, and the probes that belong to it, in the order in which they are run."""
 
