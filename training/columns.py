@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sealgate.errors import ConfigurationError
 from training.configuration import Configuration
-from training.limits import MAX_CELLS, MAX_DATA_FILE, MAX_ROWS
+from training.limits import MAX_CELLS, MAX_CSV_ROW, MAX_DATA_FILE, MAX_ROWS
 
 SKLEARN_SETS = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 Columns = dict[str, NDArray[Any]]
@@ -89,7 +89,10 @@ def _read_csv(path: Path) -> Columns:
     try:
         # Texts stay texts: a gap is then an empty text that `numbers_of` can point at.
         options = csv.ConvertOptions(strings_can_be_null=False, null_values=[], check_utf8=True)
-        return _from_arrow(csv.read_csv(path, convert_options=options), path)
+        # A text may hold line ends between quotes, and be long: a row must fit into one block.
+        parsing, reading = csv.ParseOptions(newlines_in_values=True), csv.ReadOptions(block_size=MAX_CSV_ROW)
+        table = csv.read_csv(path, parse_options=parsing, read_options=reading, convert_options=options)
+        return _from_arrow(table, path)
     except pyarrow.ArrowInvalid as error:
         raise ConfigurationError(f"{path} is not a CSV file with one header line and rows of equal length") from error
 
