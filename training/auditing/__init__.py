@@ -14,6 +14,8 @@ no privacy and it runs before any privacy is spent.
     neighbours.py  the run's own architecture: no example moves the sum by more than the clip norm
     freshness.py   nothing repeats, whatever is seeded
     gate.py        all of them, the verdict and the certificate's part
+    repeated.py    mechanisms that release once: run again and again on neighbouring data
+    plans.py       from a plan to the audit that suits it
 
     canaries.py, likelihood_ratio.py   black-box attacks on the trained model: a report, never a gate
 """

@@ -16,7 +16,7 @@ wrong. Nothing is tried twice. Trusts: the operating system's randomness. Never:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -87,10 +87,11 @@ def audit_dp_sgd(
     entropy: Entropy = random_bytes,
     on_probe: OnProbe = lambda _probe: None,
 ) -> Findings:
-    """Run all probes. `module` is an initialised one of the architecture `spec`, in the arithmetic of the run; it is
-    used up. Raises CertificateError for constants whose claim cannot be computed.
+    """Run all probes. `module` is an initialised one of the architecture `spec`; it is used up.
+
+    Raises CertificateError for constants whose claim cannot be computed.
     """
-    subject = replace(subject, dtype=next(module.parameters()).dtype)
+    module = module.to(subject.dtype)
     found: list[Probe] = []
 
     def note(probe: Probe) -> None:

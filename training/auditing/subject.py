@@ -52,8 +52,12 @@ class Subject:
     loss: Loss
     delta: str
     trainer: Trainer = train_privately
-    dtype: torch.dtype = torch.float64
     persons: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The arithmetic of the run."""
+        return self.constants.dtype
 
     def bare(self, *, steps: int) -> PrivateSgd:
         """The run's constants with an update that hides nothing: weights move by the noisy sum over the divisor."""

@@ -147,7 +147,7 @@ def test_other_constants_of_the_engine_are_not_accused(changes, sigma, few_lanes
 
 
 def test_float32_arithmetic_is_not_accused(sigma, few_lanes):
-    findings = audit_dp_sgd(subject_of("engine", sigma), SPEC, module_of().float())
+    findings = audit_dp_sgd(subject_of("engine", sigma, arithmetic="float32"), SPEC, module_of())
     assert [probe for probe in findings.probes if not probe.held] == []
 
 
