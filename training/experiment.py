@@ -29,8 +29,7 @@ from sealgate.certificate.manifest import Manifest, manifest_bytes
 from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
 from training.accountant import cost_of
-from training.auditing.gate import audit_dp_sgd
-from training.auditing.subject import Subject
+from training.auditing.plans import audit_plan
 from training.centering import centering_of
 from training.configuration import Configuration, load_configuration
 from training.documents import card_of, certificate_of
@@ -123,17 +122,11 @@ def run_experiment(
     plan = plan_of(centering.left(configuration) if centering else configuration, classes=manifest.classes)
     cost = cost_of(centering.account(plan.account, delta=configuration.delta) if centering else plan.account)
     narrator.announce(configuration, plan, cost)
-    findings, steps = None, plan.audited
-    if audit and steps is not None:  # 3
-        subject = Subject(
-            constants=steps.constants,
-            loss=steps.loss,
-            delta=configuration.delta,
-            persons=plan.unit == "user",
-            dtype=steps.constants.dtype,
-        )
+    findings = None
+    if audit:  # 3
         _, audited = parts_of(fresh_module(configuration, manifest, entropy))
-        findings = audit_dp_sgd(subject, manifest.architecture.trained_part(), audited, entropy=entropy)
+        spec = manifest.architecture.trained_part()
+        findings = audit_plan(plan, spec, audited, delta=configuration.delta, entropy=entropy)
         findings.require(epsilon_micro=cost.epsilon_micro)
     narrator.audited(findings)
     form = form_of(configuration)
