@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,13 +89,17 @@ def build_report(
     """Read and prove. Raises LogUnavailable, LogDamaged."""
     origin = deployment.settings.deployment.origin
     with closing(AuditReader(deployment.log_url, origin=origin)) as reader:
-        note, size = _covering_checkpoint(reader, found.record)
-        entries = [entry for entry in _entries(reader, found.actor) if entry.index < size]
+        newest = _covering_checkpoint(reader, found.record)
+        ended = reader.shards().all[:-1]
+        signed = {shard.origin: _signed(reader.checkpoint(origin=shard.origin)) for shard in ended}
+        signed[newest.origin] = newest
+        size = sum(one.size for one in signed.values())
+        entries = [entry for entry in _entries(reader, found.actor) if _covers(signed, entry)]
         proven = tuple(
             Proven(
                 index=entry.index,
                 record=msgspec.Raw(entry.leaf),
-                receipt=build_receipt(entry.index, entry.leaf, reader.inclusion(entry.index, size), note).decode(),
+                receipt=_receipt(reader, entry, signed[entry.record.log]),
             )
             for entry in entries
         )
@@ -158,14 +163,36 @@ def write_report(report: SubjectReport, path: Path) -> None:
         file.write(report_json(report).encode() + b"\n")
 
 
-def _covering_checkpoint(reader: AuditReader, index: int) -> tuple[bytes, int]:
-    """A signed checkpoint of a tree that has the record: the writer stores it a moment after."""
+@dataclass(frozen=True)
+class _Signed:
+    """A shard's checkpoint, and what it says."""
+
+    note: bytes
+    origin: str
+    size: int
+
+
+def _signed(note: bytes) -> _Signed:
+    checkpoint = parse_checkpoint_text(split_note(note)[0])
+    return _Signed(note, checkpoint.origin, checkpoint.size)
+
+
+def _covers(signed: Mapping[str, _Signed], entry: Entry) -> bool:
+    return entry.record.log in signed and entry.index < signed[entry.record.log].size
+
+
+def _receipt(reader: AuditReader, entry: Entry, signed: _Signed) -> str:
+    path = reader.inclusion(entry.index, signed.size, origin=signed.origin)
+    return build_receipt(entry.index, entry.leaf, path, signed.note).decode()
+
+
+def _covering_checkpoint(reader: AuditReader, index: int) -> _Signed:
+    """A signed checkpoint of the newest tree, which has the record: the writer stores it a moment after."""
     deadline = monotonic_ns() + int(PUBLISH_WAIT_S * 1e9)
     while True:
-        note = reader.checkpoint()
-        size = parse_checkpoint_text(split_note(note)[0]).size
-        if size > index or monotonic_ns() > deadline:
-            return note, size
+        signed = _signed(reader.checkpoint())
+        if signed.size > index or monotonic_ns() > deadline:
+            return signed
         time.sleep(_POLL_S)
 
 

@@ -11,7 +11,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from audit.errors import AppendRefused, LogDamaged, QueryRefused
-from audit.query import RecordFilter
+from audit.preparation import prepare_database
+from audit.query import AuditReader, RecordFilter
+from sealgate.errors import LogError
 from sealgate.transparency.carried import balances_of, counters_of, restated, stood_at
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
@@ -19,8 +21,11 @@ from sealgate.transparency.notes import open_checkpoint
 from sealgate.transparency.published import open_published
 from sealgate.transparency.receipt import verify_receipt
 from sealgate.transparency.record import Record
+from sealgate.transparency.reports.bundles import report_from_bundle
+from sealgate.transparency.reports.question import Question
 from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
 from tests.audit.conftest import ORIGIN, SIGNER
+from tests.audit.test_schema import back_to_the_first_layout
 
 JUNE, JULY = (
     int(datetime(2027, month, day, 12, tzinfo=UTC).timestamp()) * 1_000_000 for month, day in ((6, 30), (7, 1))
@@ -307,3 +312,75 @@ def test_cosigned_checkpoints_of_both_shards_stand(bench, turned) -> None:
     reader.export(0, 1, out, origin=ORIGIN)
     assert final in out.getvalue()
     reader.close()
+
+
+def test_a_log_of_an_earlier_release_goes_on_and_turns_at_its_next_half_year(before_seals, bench, clock) -> None:
+    log = bench.open(clock=clock)
+    bench.start_worker(log)
+    done = bench.request(log)
+    log.close()
+    back_to_the_first_layout(bench)
+    again = open_log(bench, clock)
+    assert again.append(bench.draft()).result().record.log == ORIGIN
+    clock.now = JULY
+    assert again.append(bench.draft()).result().record.log == H2
+    again.close()
+    reader = bench.reader()
+    assert [shard.first for shard in reader.shards().all] == [0, reader.size(origin=ORIGIN)]
+    reader.close()
+    for origin in (ORIGIN, H2):
+        _, report = bundle(bench, origin)
+        assert report.ok, report.lines()
+    assert bundle(bench, ORIGIN)[1].require().size > done.index
+
+
+def test_the_writers_role_in_postgresql_is_enough_for_a_turn(postgres_bench, clock) -> None:
+    bench = postgres_bench
+    prepare_database(bench.url)
+    store = bench.store
+    store.server.admin(f"CREATE ROLE {store.name}_the_writer LOGIN IN ROLE {store.name}_writer")
+    bench.url = store.server.url(store.name, f"{store.name}_the_writer")
+    log = open_log(bench, clock)
+    begun = bench.authorize(log)
+    clock.now = JULY
+    assert log.append(bench.draft("inference.failed", grant=begun.record.id)).result().record.log == H2
+    log.close()
+    store.server.admin(f"CREATE ROLE {store.name}_the_reader LOGIN IN ROLE {store.name}_reader")
+    reader = AuditReader(store.server.url(store.name, f"{store.name}_the_reader"), origin=ORIGIN)
+    assert [shard.origin for shard in reader.shards().all] == [ORIGIN, H2]
+    assert len(reader.records(RecordFilter(), None, 99).records) == reader.shards().size
+    reader.close()
+
+
+def test_reports_over_shards_count_all_and_answer_from_the_shard_of_the_moment(bench, turned) -> None:
+    log, _, _ = turned
+    log.append(Record(kind="policy.change", policy_digest="ef" * 32, outcome="in-force")).result()
+    log.close()
+    reader = bench.reader()
+    (used,) = reader.report("access", Question()).tables
+    assert [row[5:8] for row in used.rows] == [(3, 3, 0)]  # begun, completed, failed
+    for moment, origin, digest in ((JUNE + 500, ORIGIN, "cd"), (JULY + 8, H2, "cd"), (None, H2, "ef")):
+        report = reader.report("in-force", Question(at_us=moment))
+        assert report.basis.origin == origin
+        facts = dict(row for table in report.tables[:2] for row in table.rows)
+        assert facts["policy"] == digest * 32
+        assert facts.get("worker") == (None if moment is None else "worker-1")  # the log is closed by now
+    for origin in (ORIGIN, H2):
+        for name in ("reconcile", "completeness", "budget"):
+            report = reader.report(name, Question() if name == "budget" else Question(shard=origin))
+            assert report.ok, report.findings
+            assert name == "budget" or report.basis.origin == origin
+    titles = [table.title for table in reader.report("break-glass", Question()).tables]
+    assert titles == [f"{title} ({origin})" for origin in (ORIGIN, H2) for title in ("operations", "reads by auditors")]
+    with pytest.raises(QueryRefused, match="no shard"):
+        reader.report("reconcile", Question(shard=NEXT))
+    reader.close()
+    for origin in (ORIGIN, H2):
+        out, _ = bundle(bench, origin)
+        proven = report_from_bundle(out, LogTrust(verifiers=(SIGNER.verifier,)), name="in-force", question=Question())
+        assert dict(proven.tables[0].rows)["policy"] == ("cd" if origin == ORIGIN else "ef") * 32
+        assert proven.ok
+        with pytest.raises(LogError, match="the bundle is of"):
+            report_from_bundle(
+                out, LogTrust(verifiers=(SIGNER.verifier,)), name="reconcile", question=Question(shard=NEXT)
+            )
