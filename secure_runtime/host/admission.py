@@ -98,6 +98,7 @@ class Admission:
         self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
         self._clock = clock
+        self._exhaustions = spending.Exhaustions()
         self._in_flight = 0
         self._in_flight_bytes = 0
 
@@ -125,6 +126,10 @@ class Admission:
         try:
             intent = await self._append(draft, spending.reserve(self._budgets, frame, clock=self._clock))
             if intent.record.kind != "inference.authorized":
+                if (exhausted := self._exhaustions.first(intent.record)) is not None:
+                    self._log.append(
+                        exhausted
+                    )  # its denial is durable: nobody waits for this, and a failing log says so
                 return spending.refusal(intent), b""
             try:
                 return await self._run(frame, body, gone, intent, worker)

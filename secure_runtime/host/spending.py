@@ -23,6 +23,7 @@ from sealgate.errors import DecodeError
 from sealgate.protocol.completion import Statement
 from sealgate.protocol.frames import Grant, Obligations, Refused, Submit
 from sealgate.transparency.record import Record
+from secure_runtime.limits import MAX_EXHAUSTIONS
 
 if TYPE_CHECKING:
     from audit.log import Appended, Connection, Effect
@@ -118,6 +119,38 @@ def refusal(denied: Appended) -> Refused:
         return msgspec.structs.replace(told, code="privacy-budget-exhausted")
     wait_s = max(1, -(-(renews_us - record.ts_us) // 1_000_000))
     return msgspec.structs.replace(told, status=429, code="budget-exhausted", retry_after_s=wait_s)
+
+
+class Exhaustions:
+    """Which budgets were found exhausted in the window that they are in now, since the host started. Owned by its event
+    loop; of more than MAX_EXHAUSTIONS the oldest are forgotten, and then said anew."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str, str], str] = {}
+
+    def first(self, denied: Record) -> Record | None:
+        """The `budget.exhausted` that belongs to a denial, if it is the first one of a budget's window."""
+        budget, renews_us = denied.detail.get("budget", ""), denied.detail.get("renews_us", "")
+        if denied.kind != "inference.denied" or not budget or denied.reason == PrivacyBudgetHeld.code:
+            return None
+        key = (denied.tenant, denied.actor, budget)
+        if self._known.pop(key, None) == renews_us:
+            self._known[key] = renews_us
+            return None
+        self._known[key] = renews_us
+        if len(self._known) > MAX_EXHAUSTIONS:
+            del self._known[next(iter(self._known))]
+        return Record(
+            kind="budget.exhausted",
+            tenant=denied.tenant,
+            actor=denied.actor,
+            model=denied.model,
+            purpose=denied.purpose,
+            policy_digest=denied.policy_digest,
+            outcome="exhausted",
+            reason=denied.reason,
+            detail={"budget": budget, "renews_us": renews_us, "denied": denied.id},
+        )
 
 
 def _with_left(record: Record, left: Left | None) -> Record:

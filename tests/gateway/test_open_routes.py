@@ -222,7 +222,8 @@ def test_the_openapi_document_names_every_route(shared):
     assert set(review["required"]) == {"first", "last", "size", "root", "finding"}
     sealed = document["paths"]["/sealed/{model}"]["post"]
     assert set(sealed["requestBody"]["content"]) == {"message/ohttp-req", "message/ohttp-chunked-req"}
-    assert {parameter["name"] for parameter in sealed["parameters"]} == {"model", "Purpose", "Sealed-Operation"}
+    names = {parameter["name"] for parameter in sealed["parameters"]}
+    assert names == {"model", "Purpose", "Sealed-Operation", "Accept-Receipt"}
     assert sealed["security"] == [{"token": []}, {"bound-token": []}, {"certificate": []}]
     assert document["components"]["securitySchemes"]["bound-token"]["scheme"] == "dpop"
     assert set(sealed["responses"]) == {"200", "400", "401", "403", "408", "413", "415", "429", "503", "504"}

@@ -11,7 +11,15 @@ from sealgate.transparency.record import Record
 
 _BAD_KINDS = frozenset({"inference.failed", "inference.aborted", "model.refuse"})
 _NOTABLE_KINDS = frozenset(
-    {"inference.denied", "auth.failed", "policy.change", "credential.revoke", "subject.report", "erasure.completed"}
+    {
+        "inference.denied",
+        "auth.failed",
+        "budget.exhausted",
+        "policy.change",
+        "credential.revoke",
+        "subject.report",
+        "erasure.completed",
+    }
     | {"erasure.refused", "retention.pruned", "hold.placed", "hold.released"}
 )
 _FAILED_KINDS = _BAD_KINDS | {"inference.denied", "auth.failed", "erasure.refused"}

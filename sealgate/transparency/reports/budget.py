@@ -3,6 +3,7 @@
     spent        units and epsilon of ends, by tenant, model and purpose: exact, whoever paid for it
     budgets      what records say is left of each privacy budget, replayed (sealgate.transparency.budget_replay)
     refusals     requests that found a budget exhausted, by budget
+    exhausted    when a budget first refused in its window, by budget and caller (`budget.exhausted`)
     grants       every policy that came into force: budgets stand in it, under the digest that is named
 
 Trusts: the records. Never: knows the whole of a budget; the policy of that digest does.
@@ -37,6 +38,8 @@ class Budget(Counts):
         self._replay = BudgetReplay()
         self._gaps = Gaps()
         self._refused: dict[str, tuple[int, int]] = {}  # budget: how often, newest
+        self._exhausted: list[tuple[Cell, ...]] = []
+        self._more_exhausted = 0
         self._policies: list[tuple[int, Record]] = []
         self._left_out = 0
 
@@ -56,6 +59,17 @@ class Budget(Counts):
                 self._refused[budget] = (count + 1, max(newest, record.ts_us))
         elif record.kind == "policy.change":
             self.grant(index, record)
+        elif record.kind == "budget.exhausted" and self._question.matches(record):
+            self._exhaust(index, record)
+
+    def _exhaust(self, index: int, record: Record) -> None:
+        if len(self._exhausted) >= MAX_REPORT_GROUPS:
+            self._more_exhausted += 1
+            return
+        renews = record.detail.get("renews_us", "")
+        renews_us = int(renews) if renews.isdecimal() and 0 < len(renews) <= 16 and renews != "0" else None
+        who = (record.tenant, record.actor, record.model)
+        self._exhausted.append((index, record.ts_us, record.detail.get("budget", ""), *who, renews_us))
 
     def grant(self, index: int, record: Record) -> None:
         """Show a `policy.change`."""
@@ -73,7 +87,7 @@ class Budget(Counts):
         if verdict.status == "skipped":
             limits.append(f"not decided: {verdict.detail}")
         return Answer(
-            (self._spending(), self._budgets(), self._refusals(), self._grants()),
+            (self._spending(), self._budgets(), self._refusals(), self._exhaustions(), self._grants()),
             findings=(f"{self._replay.name}: {verdict.detail}",) if verdict.status == "failed" else (),
             limits=tuple(limits),
         )
@@ -111,6 +125,16 @@ class Budget(Counts):
         columns = (Column("budget"), Column("refused", "number"), Column("last (UTC)", "time"))
         rows = tuple((name, count, newest) for name, (count, newest) in sorted(self._refused.items()))
         return Table(title="exhausted", columns=columns, rows=rows)
+
+    def _exhaustions(self) -> Table:
+        columns = (
+            Column("record", "number"),
+            Column("time (UTC)", "time"),
+            *(Column(name) for name in ("budget", "tenant", "actor", "model")),
+            Column("renews (UTC)", "time"),
+        )
+        rows = tuple(self._exhausted)
+        return Table(title="first refused in its window", columns=columns, rows=rows, left_out=self._more_exhausted)
 
     def _grants(self) -> Table:
         columns = (

@@ -27,6 +27,7 @@ from sealgate.transparency.receipt import verify_receipt
 from sealgate.transparency.record import Record
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host.admission import Admission, LiveWorker
+from secure_runtime.host.spending import Exhaustions
 from secure_runtime.host.worker_link import Outcome
 
 ORIGIN = "host.test/log"
@@ -136,10 +137,10 @@ class Desk:
 
         return asyncio.run(ask())
 
-    def records(self) -> list[Record]:
+    def records(self, prefix: str = "inference.") -> list[Record]:
         with closing(AuditReader(f"sqlite:///{self.folder}/audit.sqlite", origin=ORIGIN)) as reader:
             page = reader.records(RecordFilter(oldest_first=True), limit=1000)
-        return [entry.record for entry in page.records if entry.record.kind.startswith("inference.")]
+        return [entry.record for entry in page.records if entry.record.kind.startswith(prefix)]
 
 
 @pytest.fixture
@@ -398,3 +399,39 @@ def test_a_fault_after_the_grant_is_still_an_end_on_record(desk: Callable[..., D
         ("inference.authorized", ""),
         ("inference.failed", "internal"),
     ]
+
+
+def test_a_budget_that_is_used_up_is_put_on_record_once_in_its_window(desk: Callable[..., Desk]) -> None:
+    one = desk(Budget(name="b", tenant="clinic", window=Window.DAY, requests=1))
+    one.submit()
+    for _ in range(3):
+        assert one.submit()[0].code == "budget-exhausted"
+    assert one.log.append(Record(kind="audit.query")).result(10)  # behind whatever was queued
+    found = one.records("budget.")
+    denied = [record for record in one.records() if record.kind == "inference.denied"]
+    assert (len(found), len(denied)) == (1, 3)
+    (record,) = found
+    first = min(denied, key=lambda each: each.ts_us)
+    assert record.detail == {"budget": "b", "renews_us": first.detail["renews_us"], "denied": first.id}
+    assert (record.tenant, record.actor, record.model) == (first.tenant, first.actor, first.model)
+    assert (record.outcome, record.reason) == ("exhausted", "budget-exhausted")
+
+
+def test_which_exhaustions_were_said_is_bounded_and_begins_anew_with_each_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("secure_runtime.host.spending.MAX_EXHAUSTIONS", 2)
+
+    def denied(budget: str, renews: int, reason: str = "budget-exhausted") -> Record:
+        detail = {"budget": budget, "renews_us": str(renews)} if budget else {}
+        return Record(kind="inference.denied", id="i", tenant="clinic", actor="a", reason=reason, detail=detail)
+
+    known = Exhaustions()
+    assert known.first(denied("b", 5)) is not None
+    assert known.first(denied("b", 5)) is None
+    assert known.first(denied("b", 9)) is not None  # the next window
+    assert known.first(denied("", 9)) is None
+    assert known.first(denied("c", 9, reason="privacy-budget-held")) is None
+    for name in ("c", "d"):
+        assert known.first(denied(name, 9)) is not None
+    assert known.first(denied("b", 9)) is not None  # forgotten, and said anew

@@ -413,3 +413,15 @@ def test_a_range_that_nobody_asked_for_says_from_where_to_where_it_is(name: str)
     assert "it ends at record 7: of records 8 to 19 this says nothing" in limits(Question(), 5, 7)
     for question, first, last in ((Question(), 0, 19), (Question(first=5, last=7), 5, 7)):
         assert "says nothing" not in limits(question, first, last)
+
+
+def test_the_budget_report_says_when_a_budget_first_refused() -> None:
+    fields: dict[str, Any] = {"kind": "budget.exhausted", "tenant": "a", "actor": "x", "model": "m"}
+    shown = [
+        Record(ts_us=5, detail={"budget": "b", "renews_us": "90"}, **fields),
+        Record(ts_us=6, detail={"budget": "forever", "renews_us": "0"}, **fields),
+        Record(ts_us=7, detail={"budget": "c", "renews_us": "-1e9"}, **(fields | {"tenant": "other"})),
+    ]
+    expected = [(0, 5, "b", "a", "x", "m", 90), (1, 6, "forever", "a", "x", "m", None)]
+    assert rows(ask("budget", shown, Question(tenant="a")), "first refused in its window") == expected
+    assert len(rows(ask("budget", shown, Question()), "first refused in its window")) == 3
