@@ -11,6 +11,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sealgate.protocol.administration import AdminToHost, HostToAdmin
 from sealgate.protocol.frames import Refused
 from sealgate.transparency.receipt import verify_receipt
 from sealgate.transparency.record import Record
+from sealgate.transparency.shards import half_year_of
 from secure_runtime.host import privacy
 from secure_runtime.host.administration import AdminServer
 from secure_runtime.host.key_files import load_note_signer, load_subjects_key
@@ -47,15 +49,25 @@ class Host:
         self._server = AdminServer(self)
         self._run(self._server.listen(deployment.admin_socket))
 
-    def _start(self, clock: Clock) -> None:
+    def turn(self) -> None:
+        """The next half-year has come."""
+        self.log.close()
+        later = half_year_of(now_us()) + 1
+        moment = datetime(later // 2, 1 + 6 * (later % 2), 2, tzinfo=UTC)
+        self._start(now_us, shard="half-year", clock=lambda: int(moment.timestamp()) * 1_000_000)
+
+    def _start(self, privacy_clock: Clock, **options: Any) -> None:
         self.log = AuditLog.open(
             self.deployment.log_url,
             signer=self.signer,
             subjects_key=load_subjects_key(self.deployment.subjects_key),
             person_keys=self.deployment.person_keys,
             origin=self.signer.name,
+            **options,
         )
-        self.privacy = Privacy(self.log, url=self.deployment.log_url, retention=self.deployment.retention, clock=clock)
+        self.privacy = Privacy(
+            self.log, url=self.deployment.log_url, retention=self.deployment.retention, clock=privacy_clock
+        )
 
     def restart(self, *, clock: Clock) -> None:
         self.log.close()
@@ -158,6 +170,30 @@ def test_a_report_has_everything_about_one_person_and_nobody_else(
     with pytest.raises(ConfigurationError, match="there already"):
         run("subject", state, *ALICE, "--out", out)
     assert len(host.records("subject.report")) == 1  # not even asked
+
+
+def test_a_persons_report_spans_shards_and_each_record_is_proven_in_its_own(
+    host: Host, state: Path, tmp_path: Path
+) -> None:
+    alice = host.saw("alice", count=3)
+    host.turn()
+    assert host.saw("alice", count=2) == alice
+    out = tmp_path / "alice.json"
+    assert run("subject", state, *ALICE, "--out", out) == 0
+    report = json.loads(out.read_text())
+    verified = [verify_receipt(item["receipt"].encode(), [host.signer.verifier]) for item in report["records"]]
+    assert [one.checkpoint.origin == host.signer.name for one in verified] == [True] * 3 + [False] * 3
+    assert {one.record.actor for one in verified} == {alice}
+    assert [one.index for one in verified] == [item["index"] for item in report["records"]]
+
+
+def test_what_is_pruned_of_an_ended_shard_is_announced_by_the_next_one(host: Host, state: Path) -> None:
+    host.saw("alice", count=700, days_ago=4000)
+    host.turn()
+    assert run("prune", state, "--note", "x") == 0
+    (said,) = host.records("retention.pruned")
+    assert said.detail["shard"] == host.signer.name != said.log
+    assert said.detail["count"] == "700"
 
 
 def test_who_is_unknown_is_said_and_not_recorded(host: Host, state: Path) -> None:
