@@ -57,6 +57,8 @@ async function keyId(name, blob) {
 // A log begins a new shard each half-year, under the same key: NAME/2030h1 belongs to the key of NAME.
 const isOfKey = (origin, name) => origin === name || (origin.startsWith(`${name}/`) && /^\d{4}h[12]$/.test(origin.slice(name.length + 1)));
 
+const logOf = (origin) => origin.replace(/\/\d{4}h[12]$/, '');
+
 function parseNote(note) {
   const text = decoder.decode(note);
   const end = text.lastIndexOf('\n\n');
@@ -257,9 +259,9 @@ async function verify() {
   say('ok', 'What this page shows is what the record says.');
   if (pinning) {
     compareWithSeen(checkpoint, key);
-    localStorage.setItem(`sealgate.key.${checkpoint.origin}`, key.text);
+    localStorage.setItem(`sealgate.key.${logOf(checkpoint.origin)}`, key.text);
   } else {
-    localStorage.removeItem(`sealgate.key.${checkpoint.origin}`);
+    localStorage.removeItem(`sealgate.key.${logOf(checkpoint.origin)}`);
   }
   conclude('ok', `Verified: record ${index} (${record.kind}) stands in the log that ${key.name} signed.`);
 }
@@ -288,7 +290,7 @@ if (place) {
       return [''];
     }
   })();
-  const pinned = localStorage.getItem(`sealgate.key.${origin}`);
+  const pinned = localStorage.getItem(`sealgate.key.${logOf(origin)}`);
   document.getElementById('vkey').value = pinned ?? ''; // whatever stood there, the page wrote it
   document.getElementById('pin').checked = pinned !== null;
   document.getElementById('verify-form').addEventListener('submit', run);
