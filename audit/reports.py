@@ -41,7 +41,7 @@ from sealgate.transparency.ranges import range_proof, range_root
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.reports import in_force
 from sealgate.transparency.reports.access import Counts
-from sealgate.transparency.reports.budget import Budget
+from sealgate.transparency.reports.budget import GRANTS, Budget
 from sealgate.transparency.reports.catalogue import require_report
 from sealgate.transparency.reports.counting import DAY_US, Counted
 from sealgate.transparency.reports.form import Answer, Basis, Fold, Part, Report
@@ -149,11 +149,15 @@ def _counted(row: Row[Any]) -> Counted:
 
 
 def groups_statement(kinds: Sequence[str], question: Question, *, low: int, high: int) -> Select[tuple[object, ...]]:
-    """The one statement behind counts: groups of the days low..high."""
+    """The one statement behind counts: groups of the days low..high.
+
+    Groups are told apart by the digest of their names, and only then named: what is sorted is short.
+    """
     table = day_count
-    names = (table.c.kind, *(table.c[name] for name in _NAMES))
-    statement = select(
-        *names,
+    sums = select(
+        table.c.kind,
+        table.c.key,
+        func.min(table.c.day).label("day"),
         func.sum(table.c.records).label("records"),
         func.sum(table.c.counted).label("count"),
         func.sum(table.c.units).label("units"),
@@ -163,8 +167,11 @@ def groups_statement(kinds: Sequence[str], question: Question, *, low: int, high
     ).where(table.c.day >= low, table.c.day <= high, table.c.kind.in_(list(kinds)))
     for name in FILTERS:
         if (value := getattr(question, name)) is not None:
-            statement = statement.where(table.c[name] == value)
-    return statement.group_by(*names).limit(MAX_REPORT_DAY_GROUPS + 1)
+            sums = sums.where(table.c[name] == value)
+    found = sums.group_by(table.c.kind, table.c.key).limit(MAX_REPORT_DAY_GROUPS + 1).subquery("sums")
+    summed = (found.c[name] for name in ("records", "count", "units", "eps_micro", "first_us", "last_us"))
+    named = (table.c.day == found.c.day) & (table.c.kind == found.c.kind) & (table.c.key == found.c.key)
+    return select(table.c.kind, *(table.c[name] for name in _NAMES), *summed).select_from(found.join(table, named))
 
 
 def _of_day(connection: Connection, kinds: Sequence[str], day: int) -> Iterator[_Seen]:
@@ -366,7 +373,7 @@ def _root(place: _Place) -> bytes:
 def _show_budget(place: _Place, fold: Budget, question: Question, *, first: int, last: int) -> None:
     connection, base = place.connection, place.shard.first
     _count(connection, fold, question)
-    for position, record, _ in _listed(connection, ("policy.change",), low=0, high=base + first - 1):
+    for position, record, _ in _listed(connection, GRANTS, low=0, high=base + first - 1):
         fold.grant(place.shards.index(position), record)
     for index, leaf in _leaves(place, first=first, last=last):
         fold.replay(index, _record(index, leaf), leaf)

@@ -26,6 +26,7 @@ ADMIN_QUESTION_S = 5.0  # from connecting to a whole question
 
 # Doctor --------------------------------------------------------------------------------------------------------------
 PROBE_TIMEOUT_S = 30.0
+MAX_GRANTS = 1000  # records of budgets that one change of the policy brings
 MAX_EXHAUSTIONS = 10_000  # pairs of a caller and an exhausted budget that the host remembers to have put on record
 MAX_TOLD = 500  # characters of what keeps witnesses from cosigning, in the state that gateways hear
 STATE_ANSWER_S = 5.0  # what a host that runs says of itself, when `sealgate doctor` asks

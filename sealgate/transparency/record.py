@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "inference.aborted": "a permitted request was cut off by a crash; written at the next start",
     "auth.failed": "callers that could not be authenticated, counted per reason, source class and minute",
     "policy.change": "a policy set came into force",
+    "budget.grant": "a policy that came into force grants a budget that the one before did not, or not so",
     "budget.exhausted": "a budget refused a request for the first time in its window, as far as this start knows",
     "credential.revoke": "tokens, a caller or a certificate must not be accepted any more",
     "credential.restore": "a revocation was taken back",

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from audit.log import AuditLog, Connection
 from policy.budget import BudgetBook
@@ -25,22 +26,27 @@ from policy.history import InForce, PolicyHistory
 from policy.manifest import Manifest
 from policy.store import digest_of, read_contents
 from sealgate.deployment import Deployment
+from sealgate.limits import MAX_NAME
 from sealgate.protocol.administration import ApplyPolicy, HostToAdmin
 from sealgate.protocol.frames import Recorded, Refused
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
-from secure_runtime.limits import MAX_NEW_BUDGETS
+from secure_runtime.limits import MAX_GRANTS, MAX_NEW_BUDGETS
+
+Granted: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+"""A budget: its tenant, "" for none, and the detail of its record."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostPolicy:
     """What the host needs of a policy: what records call it, and its budgets. `ledgers` are the budgets' names and
-    windows, by which usage is kept."""
+    windows, by which usage is kept; `grants` say of each what it grants."""
 
     digest: str
     manifest: Manifest
     budgets: BudgetBook
     ledgers: frozenset[tuple[str, str]] = frozenset()
+    grants: frozenset[Granted] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +128,10 @@ class PolicyKeeper:
             reason="applied-while-stopped" if changed else "start",
             detail=detail | ({"by": opened.by} if changed else {}),
         )
-        await asyncio.wrap_future(self._log.append(record))
+        before = await asyncio.to_thread(self._granted_before, previous)
+        future = self._log.append(record)
+        self._record_grants(opened.policy, before, by=opened.by if changed else "")
+        await asyncio.wrap_future(future)
 
     async def apply(self, frame: ApplyPolicy, *, by: str) -> HostToAdmin:
         """Put a stored version in force. `Recorded` once its `policy.change` is durable; raises LogUnavailable."""
@@ -153,10 +162,31 @@ class PolicyKeeper:
                 if before is not None:
                     await asyncio.to_thread(self._history.replace_current, before)
                 return Refused(id=frame.id, status=503, code="unavailable")
-            self._in_force = policy
+            before_it, self._in_force = self._in_force, policy
             self._put_in_force(policy)
+            self._record_grants(policy, before_it.grants, by=by)
             ended = await asyncio.wrap_future(future)
         return Recorded(id=frame.id, log=ended.record.log, record=ended.index, receipt=ended.receipt)
+
+    def _record_grants(self, policy: HostPolicy, before: frozenset[Granted], *, by: str) -> None:
+        """A record for each budget that is new or another than before, behind the `policy.change`. Nobody waits for
+        them: that one names the digest under which all of it can be found again."""
+        new = sorted(policy.grants - before)
+        for tenant, detail in new[:MAX_GRANTS]:
+            said = dict(detail) | ({"by": by} if by else {})
+            self._log.append(
+                Record(kind="budget.grant", tenant=tenant, policy_digest=policy.digest, outcome="granted", detail=said)
+            )
+
+    def _granted_before(self, previous: str) -> frozenset[Granted]:
+        """What the policy before granted; nothing if there was none, or nobody can tell."""
+        if previous == self._opened.policy.digest:
+            return self._opened.policy.grants
+        try:
+            files = self._history.load_files(previous) if previous else None
+        except PolicyFileError:
+            return frozenset()
+        return frozenset() if files is None else grants_of(files.budgets, files.privacy_budgets)
 
     def _new_since(self, previous: str) -> dict[str, str]:
         try:
@@ -173,12 +203,37 @@ def _load(history: PolicyHistory, digest: str) -> HostPolicy:
         manifest=policy.manifest,
         budgets=BudgetBook(policy.budgets, policy.privacy_budgets),
         ledgers=_ledgers(policy.budgets, policy.privacy_budgets),
+        grants=grants_of(policy.budgets, policy.privacy_budgets),
     )
 
 
 def _ledgers(budgets: Iterable[Budget], privacy: Iterable[PrivacyBudget]) -> frozenset[tuple[str, str]]:
     both: list[Budget | PrivacyBudget] = [*budgets, *privacy]
     return frozenset((budget.name, budget.window.value) for budget in both)
+
+
+def grants_of(budgets: Iterable[Budget], privacy: Iterable[PrivacyBudget]) -> frozenset[Granted]:
+    """What each budget grants, in words for a record. Of a budget of one caller, not which one."""
+    found: set[Granted] = set()
+    for budget in budgets:
+        limits = {"requests": budget.requests, "units": budget.units}
+        detail = {"budget": budget.name, "window": budget.window.value, "models": budget.model or ""}
+        detail |= {name: str(limit) for name, limit in limits.items() if limit is not None}
+        found.add(_granted(budget, detail))
+    for share in privacy:
+        models = " ".join(share.models)
+        detail = {"budget": share.name, "window": share.window.value, "epsilon": share.epsilon}
+        detail |= {
+            "population": share.population,
+            "models": models if len(models) <= MAX_NAME else f"{len(share.models)}",
+        }
+        found.add(_granted(share, detail))
+    return frozenset(found)
+
+
+def _granted(budget: Budget | PrivacyBudget, detail: dict[str, str]) -> Granted:
+    detail |= {"caller": "one"} if budget.subject is not None else {}
+    return budget.tenant or "", tuple(sorted((name, value) for name, value in detail.items() if value))
 
 
 def _new_budgets(ledgers: frozenset[tuple[str, str]]) -> dict[str, str]:

@@ -27,6 +27,7 @@ _OTHER = 99
 _KINDS: dict[str, tuple[int, int, str]] = {
     "auth.failed": (_AUTHENTICATION, 1, "Logon"),
     "policy.change": (_ENTITY, 3, "Update"),
+    "budget.grant": (_ENTITY, 3, "Update"),
     "budget.exhausted": (_ENTITY, _OTHER, "Exhaust"),
     "credential.revoke": (_ENTITY, 9, "Disable"),
     "credential.restore": (_ENTITY, 8, "Enable"),

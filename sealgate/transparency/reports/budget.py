@@ -4,7 +4,7 @@
     budgets      what records say is left of each privacy budget, replayed (sealgate.transparency.budget_replay)
     refusals     requests that found a budget exhausted, by budget
     exhausted    when a budget first refused in its window, by budget and caller (`budget.exhausted`)
-    grants       every policy that came into force: budgets stand in it, under the digest that is named
+    grants       every policy that came into force, and each budget that it grants anew or otherwise (`budget.grant`)
 
 Trusts: the records. Never: knows the whole of a budget; the policy of that digest does.
 """
@@ -27,6 +27,10 @@ _LEAST = (
 )
 
 
+GRANTS = ("policy.change", "budget.grant")
+"""The kinds that say who was granted how much."""
+
+
 class Budget(Counts):
     """Spending can be counted in whole groups (`take`); the replay needs every record of a range (`replay`)."""
 
@@ -40,6 +44,8 @@ class Budget(Counts):
         self._refused: dict[str, tuple[int, int]] = {}  # budget: how often, newest
         self._exhausted: list[tuple[Cell, ...]] = []
         self._more_exhausted = 0
+        self._budgets_granted: list[tuple[int, Record]] = []
+        self._more_granted = 0
         self._policies: list[tuple[int, Record]] = []
         self._left_out = 0
 
@@ -57,7 +63,7 @@ class Budget(Counts):
             count, newest = self._refused.get(budget, (0, 0))
             if budget in self._refused or len(self._refused) < MAX_REPORT_GROUPS:
                 self._refused[budget] = (count + 1, max(newest, record.ts_us))
-        elif record.kind == "policy.change":
+        elif record.kind in GRANTS:
             self.grant(index, record)
         elif record.kind == "budget.exhausted" and self._question.matches(record):
             self._exhaust(index, record)
@@ -72,8 +78,13 @@ class Budget(Counts):
         self._exhausted.append((index, record.ts_us, record.detail.get("budget", ""), *who, renews_us))
 
     def grant(self, index: int, record: Record) -> None:
-        """Show a `policy.change`."""
-        if len(self._policies) < MAX_REPORT_GROUPS:
+        """Show one of GRANTS."""
+        if record.kind == "budget.grant":
+            if len(self._budgets_granted) < MAX_REPORT_GROUPS:
+                self._budgets_granted.append((index, record))
+            else:
+                self._more_granted += 1
+        elif len(self._policies) < MAX_REPORT_GROUPS:
             self._policies.append((index, record))
         else:
             self._left_out += 1
@@ -87,7 +98,7 @@ class Budget(Counts):
         if verdict.status == "skipped":
             limits.append(f"not decided: {verdict.detail}")
         return Answer(
-            (self._spending(), self._budgets(), self._refusals(), self._exhaustions(), self._grants()),
+            (self._spending(), self._budgets(), self._refusals(), self._exhaustions(), self._grants(), self._granted()),
             findings=(f"{self._replay.name}: {verdict.detail}",) if verdict.status == "failed" else (),
             limits=tuple(limits),
         )
@@ -144,6 +155,26 @@ class Budget(Counts):
         )
         rows = tuple(_granted(index, record) for index, record in self._policies)
         return Table(title="granted by policies", columns=columns, rows=rows, left_out=self._left_out)
+
+    def _granted(self) -> Table:
+        columns = (
+            Column("record", "number"),
+            Column("time (UTC)", "time"),
+            *(Column(name) for name in ("budget", "grants", "window", "tenant", "of", "models", "by", "policy digest")),
+        )
+        rows = tuple(_budget_granted(index, record) for index, record in self._budgets_granted)
+        return Table(title="budgets granted", columns=columns, rows=rows, left_out=self._more_granted)
+
+
+_AMOUNTS = ("requests", "units", "epsilon")
+
+
+def _budget_granted(index: int, grant: Record) -> tuple[Cell, ...]:
+    detail = grant.detail
+    amount = ", ".join(f"{detail[name]} {name}" for name in _AMOUNTS if name in detail)
+    whose = "one caller" if detail.get("caller") else detail.get("population", "")
+    words = (detail.get("budget", ""), amount, detail.get("window", ""), grant.tenant, whose, detail.get("models", ""))
+    return (index, grant.ts_us, *words, detail.get("by", ""), grant.policy_digest)
 
 
 def _granted(index: int, policy: Record) -> tuple[Cell, ...]:

@@ -15,6 +15,7 @@ from audit.errors import LogUnavailable
 from audit.log import AuditLog
 from audit.query import AuditReader, RecordFilter
 from gateway.provisioning import provision
+from policy.budgets import PrivacyBudget, Window
 from policy.errors import PolicyFileError
 from policy.history import InForce, PolicyHistory
 from sealgate.deployment import Deployment
@@ -22,7 +23,7 @@ from sealgate.protocol.administration import ApplyPolicy
 from sealgate.protocol.frames import Recorded, Refused
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import Record
-from secure_runtime.host.policies import HostPolicy, PolicyKeeper, open_policy
+from secure_runtime.host.policies import HostPolicy, PolicyKeeper, grants_of, open_policy
 
 ORIGIN = "host.test/log"
 FORBID = '@id("nobody") forbid (principal, action, resource);'
@@ -46,11 +47,11 @@ def log(tmp_path: Path) -> Iterator[AuditLog]:
     opened.close()
 
 
-def records(log: AuditLog, folder: Path) -> list[Record]:
+def records(log: AuditLog, folder: Path, *, without: tuple[str, ...] = ("log.", "budget.")) -> list[Record]:
     log.close()
     with closing(AuditReader(f"sqlite:///{folder}/audit.sqlite", origin=ORIGIN)) as reader:
         page = reader.records(RecordFilter(oldest_first=True), limit=1000)
-    return [entry.record for entry in page.records if not entry.record.kind.startswith("log.")]
+    return [entry.record for entry in page.records if not entry.record.kind.startswith(without)]
 
 
 def stored(deployment: Deployment, own: str = FORBID) -> str:
@@ -282,3 +283,54 @@ def test_a_start_says_whether_it_brought_another_policy(
     assert record.detail.get("previous", "") == before
     assert ("by" in record.detail) == (reason != "start")
     assert (record.detail["name"], record.detail["profile"]) == ("shipped", "dev")
+
+
+BUDGETS = """
+[[budget]]
+name = "day"
+tenant = "clinic"
+window = "day"
+requests = {requests}
+[[budget]]
+name = "one"
+tenant = "clinic"
+subject = "alice"
+window = "hour"
+units = 7
+units_per_request = 7
+"""
+
+
+def test_what_a_policy_grants_is_on_record_when_it_begins_or_changes(
+    desk: Callable[[], Desk], deployment: Deployment, log: AuditLog, tmp_path: Path
+) -> None:
+    (deployment.policy / "budgets.toml").write_text(BUDGETS.format(requests=10))
+    one = desk()
+
+    async def start() -> None:
+        await one.keeper().record_start("")
+
+    asyncio.run(start())
+    (deployment.policy / "budgets.toml").write_text(BUDGETS.format(requests=20))
+    more = stored(deployment)
+    assert isinstance(one.apply(more)[0], Recorded)
+    found = [record for record in records(log, tmp_path, without=("log.",)) if record.kind == "budget.grant"]
+    day = {"budget": "day", "window": "day"}
+    assert [(record.tenant, record.detail) for record in found] == [
+        ("clinic", day | {"requests": "10"}),
+        ("clinic", {"budget": "one", "window": "hour", "units": "7", "caller": "one"}),
+        ("clinic", day | {"requests": "20", "by": "uid:7"}),
+    ]
+    assert [record.policy_digest for record in found] == [one.opened.policy.digest] * 2 + [more]
+    assert not any("alice" in str(record) for record in found)
+
+
+def test_what_a_privacy_budget_grants() -> None:
+    share = PrivacyBudget(
+        name="p", population="patients", models=("m" * 120, "n" * 120), epsilon="1.5", window=Window.YEAR
+    )
+    ((tenant, detail),) = grants_of((), (share,))
+    assert (tenant, dict(detail)) == (
+        "",
+        {"budget": "p", "window": "year", "epsilon": "1.5", "population": "patients", "models": "2"},
+    )

@@ -425,3 +425,12 @@ def test_the_budget_report_says_when_a_budget_first_refused() -> None:
     expected = [(0, 5, "b", "a", "x", "m", 90), (1, 6, "forever", "a", "x", "m", None)]
     assert rows(ask("budget", shown, Question(tenant="a")), "first refused in its window") == expected
     assert len(rows(ask("budget", shown, Question()), "first refused in its window")) == 3
+
+
+def test_the_budget_report_says_what_was_granted() -> None:
+    detail = {"budget": "b", "window": "day", "requests": "10", "units": "5", "by": "uid:7", "caller": "one"}
+    shown = [Record(kind="budget.grant", ts_us=5, tenant="a", policy_digest="d", detail=detail)]
+    answer = ask("budget", shown)
+    expected = (0, 5, "b", "10 requests, 5 units", "day", "a", "one caller", "", "uid:7", "d")
+    assert rows(answer, "budgets granted") == [expected]
+    assert rows(answer, "granted by policies") == []
