@@ -95,6 +95,8 @@ async def _list(
         path=path,
         chart=None if activity is None else chart_of(activity, series),
         rows=[row_of(entry) for entry in page.records],
+        shard=page.records[0].record.log if page.records else "",
+        range=_range_of(page),
         more=page.cursor,
         size=page.tree_size,
         continued="cursor" in query,
@@ -115,6 +117,12 @@ def _page(
     return reader.records(allowed, cursor, CONSOLE_PAGE), activity
 
 
+def _range_of(page: Page) -> tuple[int, int]:
+    """First and last number on the page, of the records that are of the same shard as the first one."""
+    numbers = [entry.index for entry in page.records if entry.record.log == page.records[0].record.log]
+    return min(numbers, default=0), max(numbers, default=0)
+
+
 @get("/console/records/{identifier:str}", include_in_schema=False)
 async def record(request: Asking, console: NamedDependency[Console], identifier: FromPath[str]) -> Response[bytes]:
     """One record, by id or by number, and the proof that it is in the log."""
@@ -133,6 +141,7 @@ async def record(request: Asking, console: NamedDependency[Console], identifier:
         "record.html",
         may,
         title=f"Record {entry.index}",
+        shard=entry.record.log,
         row=row_of(entry),
         groups=grouped(entry.record),
         meaning=meaning_of(entry.record.kind),
@@ -232,11 +241,12 @@ async def budgets(request: Asking, console: NamedDependency[Console]) -> Respons
 async def evidence(request: Asking, console: NamedDependency[Console]) -> Stream:
     """The evidence bundle of a range, as a file."""
     form = await console.read_form(request)
-    first, last = _number(form, "first"), _number(form, "last")
-    may = await console.may_read(request, "evidence", {"first": str(first), "last": str(last)}, kind="audit.export")
+    first, last, shard = _number(form, "first"), _number(form, "last"), form.get("shard", "")[:MAX_AUDIT_TEXT]
+    said = {"first": str(first), "last": str(last)} | ({"shard": shard} if shard else {})
+    may = await console.may_read(request, "evidence", said, kind="audit.export")
 
     def write(out: BinaryIO) -> None:
-        console.gate.audit.export(first, last, out)
+        console.gate.audit.export(first, last, out, origin=shard or None)
 
     name = f"audit-{first}-{last}.zip"
     return await export_stream(console.gate, may, write, media_type="application/zip", filename=name)

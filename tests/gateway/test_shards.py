@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import base64
+import io
 import json
 import re
 
@@ -141,3 +143,21 @@ def test_a_record_is_shown_by_its_place_in_a_shard(turned, capsys):
     assert json.loads(capsys.readouterr().out)["origin"] == SHARDS[0]
     assert command(turned, "logs") == 0
     assert f"shard {SHARDS[2]}" in capsys.readouterr().out
+
+
+def test_the_consoles_evidence_is_of_the_shard_that_its_page_shows(turned):
+    from sealgate.transparency.bundle import Bundle
+
+    overseer = turned.client(certificate="auditor")
+    for origin in SHARDS:
+        identifier, index, _ = KEPT[origin]
+        page = overseer.get(f"/console/records/{identifier}").text
+        form = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', page))
+        assert (form["first"], form["shard"]) == (str(index), origin)
+        answer = overseer.post("/console/evidence", data=form, headers={"origin": str(overseer.base_url).rstrip("/")})
+        assert answer.status_code == 200
+        manifest = Bundle(io.BytesIO(answer.content)).manifest
+        assert (manifest.origin, manifest.first) == (origin, index)
+        note = re.search(r'data-note="([^"]+)"', page)
+        assert note is not None
+        assert base64.b64decode(note[1]).startswith(origin.encode() + b"\n")
