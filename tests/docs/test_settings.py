@@ -17,7 +17,8 @@ from sealgate import deployment
 from sealgate.certificate import publishers
 from sealgate.evidence import trust
 from secure_runtime.worker.sandbox.report import LAYERS, REQUIRED
-from training import configuration
+from training import centering, configuration
+from training.forms import image
 
 SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `deployment.toml`", deployment.DeploymentSection),
@@ -55,6 +56,8 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
             configuration.OptimizerSection,
             configuration.SelectionSection,
             configuration.Configuration,
+            image.ImageSection,
+            centering.CenterSection,
         )
     ),
 ]
