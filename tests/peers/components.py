@@ -57,6 +57,14 @@ def require_tlog_checker(folder: Path) -> Path:
     return program
 
 
+def require_aics_tlog() -> str:
+    """The path of aics-tlog in the environment of its own that `install.sh` makes, or a skip."""
+    program = PEERS / ".aics-tlog" / "bin" / "aics-tlog"
+    if not program.exists():
+        pytest.skip(f"SKIPPED FOR WANT OF aics-tlog: it needs Python 3.12 or newer; with one on PATH run {INSTALL}")
+    return str(program)
+
+
 @functools.cache
 def _is_modern(node: str) -> bool:
     return subprocess.run([node, "-e", _MODERN_NODE], check=False).returncode == 0

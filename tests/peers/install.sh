@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The foreign programs that the tests meet: HAProxy, nginx, OpenSSL, PostgreSQL, Chromium and Go from Debian, an OpenID
-# provider, an accessibility checker and Sigstore's verifier from npm.
+# provider, an accessibility checker and Sigstore's verifier from npm, aics-tlog from PyPI (where there is a Python of 3.12
+# or newer: Debian 12 has none, Debian 13 and most CI images do).
 # What is there already is left alone. What cannot be had is named, and the exit status is 1: the tests that need it
-# skip, and say so.
+# skip, and say so. A Python newer than the system's is not asked for.
 set -uo pipefail
 cd "$(dirname "$0")"
 export PATH="$PATH:/usr/sbin:/sbin"
@@ -43,6 +44,19 @@ if command -v npm >/dev/null; then
       echo "test peers: npm ci failed; the tests with the OpenID provider and Sigstore's verifier will be skipped" >&2
       status=1
     fi
+  fi
+fi
+if [ ! -x .aics-tlog/bin/aics-tlog ]; then
+  newer=""
+  for name in python3.14 python3.13 python3.12 python3; do
+    if "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then newer=$name && break; fi
+  done
+  if [ -z "$newer" ]; then
+    echo "test peers: no Python 3.12 or newer; the tests with aics-tlog will be skipped" >&2  # not a failure: see above
+  elif ! { "$newer" -m venv .aics-tlog && .aics-tlog/bin/pip install -q --disable-pip-version-check 'aics-tlog==0.2.1'; }; then
+    rm -rf .aics-tlog
+    echo "test peers: aics-tlog could not be installed; the tests with it will be skipped" >&2
+    status=1
   fi
 fi
 exit "$status"
