@@ -118,7 +118,7 @@ def test_an_auditor_of_one_tenant_may_not(logged):
 
 
 def test_what_breaks_later_breaks_the_connection_off(logged, overseer, monkeypatch):
-    def fails_late(first, last, out, *, form):
+    def fails_late(first, last, out, *, form, **_):
         out.write(b"x" * (EXPORT_CHUNK * 40))
         raise RuntimeError("the disk went away")
 

@@ -270,7 +270,7 @@ def test_an_export_verifies_offline(overseer, tmp_path):
 
 
 def test_an_export_is_streamed_and_cut_off_when_it_fails(logged, overseer, monkeypatch):
-    def fails_late(first, last, out, *, consistent_with=None):
+    def fails_late(first, last, out, *, consistent_with=None, origin=None):
         out.write(b"x" * (EXPORT_CHUNK * 40))
         raise RuntimeError("the disk went away")
 
@@ -286,7 +286,7 @@ def test_an_export_is_streamed_and_cut_off_when_it_fails(logged, overseer, monke
 def test_a_reader_that_goes_away_ends_the_export(logged, overseer, monkeypatch):
     ended = threading.Event()
 
-    def endless(first, last, out, *, consistent_with=None):
+    def endless(first, last, out, *, consistent_with=None, origin=None):
         try:
             while True:
                 out.write(b"x" * EXPORT_CHUNK)
