@@ -24,11 +24,13 @@ _NAMES = ("tenant", "actor", "model", "purpose", "reason")
 
 @dataclass(frozen=True, kw_only=True)
 class Activity:
-    """`counts` of days (since 1970) and kinds, between two days, both included; a day without records is not there."""
+    """`counts` of days (since 1970) and kinds, between two days, both included; a day without records is not there.
+    `cut` says that more days were asked for."""
 
     first_day: int
     last_day: int
     counts: tuple[tuple[int, str, int], ...]
+    cut: bool = False
 
 
 def read_activity(connection: Connection, asked: RecordFilter, *, kinds: Sequence[str]) -> Activity | None:
@@ -41,12 +43,13 @@ def read_activity(connection: Connection, asked: RecordFilter, *, kinds: Sequenc
         return None
     last = newest if asked.to_us is None else min(newest, (asked.to_us - 1) // DAY_US)
     first = last - ACTIVITY_DAYS + 1 if asked.from_us is None else asked.from_us // DAY_US
-    first = max(first, oldest, last - MAX_ACTIVITY_DAYS + 1)
+    first, most = max(first, oldest), last - MAX_ACTIVITY_DAYS + 1
+    cut, first = first < most, max(first, most)
     if first > last:
         return None
     rows = connection.execute(activity_statement(asked, first=first, last=last, kinds=kinds))
     counts = tuple((row.day, row.kind, int(row.counted)) for row in rows)
-    return Activity(first_day=first, last_day=last, counts=counts)
+    return Activity(first_day=first, last_day=last, counts=counts, cut=cut)
 
 
 def activity_statement(

@@ -7,7 +7,7 @@ durable and signed before it hands over the next.
     records      one denial: a leaf, its index row, its place in the tree, a receipt
     requests     an authorization that takes from a budget, and its completion: two records, one hold
 
-`python -m benchmarks.audit_log [--rounds 7] [--seconds 0.7] [--callers 1,16,64]`. Prints a table and writes nothing.
+`python -m benchmarks.audit_log [--rounds 7] [--seconds 0.7] [--callers 1,16,64,256]` prints a table and writes nothing.
 PostgreSQL is a server of its own, started from Debian's binaries; without them its rows are missing, and it is said.
 """
 
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.7)
-    parser.add_argument("--callers", default="1,16,64")
+    parser.add_argument("--callers", default="1,16,64,256")
     arguments = parser.parse_args()
     callers = [int(number) for number in arguments.callers.split(",")]
     folder = Path(tempfile.mkdtemp(prefix="sealgate-bench-", dir="/tmp"))

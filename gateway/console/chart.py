@@ -60,6 +60,8 @@ class Chart:
     days_a_bar: int
     first: str
     last: str
+    days: int
+    cut: bool  # more days were asked for
     height: int = HEIGHT
 
     @property
@@ -124,6 +126,8 @@ def chart_of(activity: Activity, series: tuple[Series, ...]) -> Chart:
         days_a_bar=wide,
         first=_day(activity.first_day),
         last=_day(activity.last_day),
+        days=span,
+        cut=activity.cut,
     )
 
 

@@ -84,6 +84,8 @@ def test_a_log_without_a_day_and_a_span_without_a_bound(bench: Any, monkeypatch:
     found = counted(bench, RecordFilter(from_us=0))
     assert found is not None
     assert found.last_day - found.first_day == 365
+    assert found.cut
+    assert not counted(bench, RecordFilter()).cut  # type: ignore[union-attr]
     bench.sql("DELETE FROM day_span")
     assert counted(bench, RecordFilter()) is None
 

@@ -325,6 +325,31 @@ def test_the_keyboard_is_enough(browse):
     window.page.wait_for_selector("#verdict .ok")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_chart_is_a_table_too_by_keyboard(browse, scheme):
+    """What a picture says by colour and height stands in words, each day a link; axe finds nothing in it."""
+    checker = require_accessibility_checker()
+    window = browse(color_scheme=scheme)
+    window.open("/console")
+    picture = window.page.get_by_role("img", name=re.compile("Requests, .* answered, .* Most on "))
+    assert picture.count() == 1
+    heights = [one.bounding_box()["height"] for one in picture.locator("rect").all()]
+    assert len(heights) >= 4
+    assert min(heights) > 0
+    window.page.focus(".chart summary")
+    window.page.keyboard.press("Enter")
+    figures = window.page.get_by_role("region", name="The same as a table").get_by_role("table")
+    assert figures.get_by_role("columnheader").all_inner_texts() == [
+        *("Day (UTC)", "Answered", "Denied", "Failed or cut off", "Not authenticated")
+    ]
+    window.page.evaluate(checker)
+    result = window.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    assert [item["id"] for item in result["violations"]] == []
+    figures.get_by_role("rowheader").first.get_by_role("link").press("Enter")
+    window.page.wait_for_url(re.compile("from=.*to="))
+    window.require_quiet()
+
+
 def test_older_records_are_added_to_the_list(browse):
     window = browse()
     window.open("/console")
