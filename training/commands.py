@@ -33,6 +33,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="sign without attacking the trainer first; the certificate says so, and runtimes may refuse the bundle",
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a run that was cut off, from its checkpoint ([engine] checkpoint_every)",
+    )
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
 
 
@@ -58,6 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
         protected=(arguments.key,),
         replace=arguments.replace,
         audit=not arguments.no_audit,
+        resume=arguments.resume,
         narrator=Terminal(UnreadConsole()),
     )
     return 0

@@ -33,13 +33,14 @@ from training.auditing.plans import audit_plan
 from training.centering import centering_of
 from training.configuration import Configuration, load_configuration
 from training.documents import card_of, certificate_of
+from training.dp_sgd.checkpoint import identity_of
 from training.examples import Examples
 from training.fixed_features import fixed_first
 from training.forms import form_of
 from training.initialisation import initialise
 from training.manifests import manifest_of
 from training.measure import Quality, measure, train_plainly
-from training.mechanisms.plans import plan_of
+from training.mechanisms.plans import plan_of, with_checkpoints
 from training.outputs import Outputs, check_outputs
 from training.pretrained import fill_frozen
 from training.publish import require_free, weights_bytes, write_bundle
@@ -95,6 +96,7 @@ def run_experiment(
     protected: tuple[Path, ...] = (),
     replace: bool = False,
     audit: bool = True,
+    resume: bool = False,
     narrator: Narrator | None = None,
     clock: Clock = now_us,
     entropy: Entropy = random_bytes,
@@ -102,7 +104,8 @@ def run_experiment(
     """Run the seven steps; raises ConfigurationError, TrainingError or CertificateError and then leaves nothing behind.
 
     `protected` are files that must not be written over, besides the configuration and the rows. Without `replace`
-    nothing that exists is. Without `audit` the certificate says that there was none, and loaders may refuse it.
+    nothing that exists is. With `resume` a run of DP-SGD that was cut off goes on from its checkpoint. Without `audit`
+    the certificate says that there was none, and loaders may refuse it.
     `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
     every verifier refuses.
     """
@@ -141,6 +144,13 @@ def run_experiment(
     if centering:
         population = configuration.data.public_population
         inputs = (centering.centre(module, *inputs, population=population, entropy=entropy),)
+    plan, checkpoints = with_checkpoints(
+        plan,
+        configuration,
+        path=models_dir / f".{configuration.model.name}.checkpoint",
+        resume=resume,
+        identity=lambda: identity_of(repr(plan).encode(), encoded, inputs=inputs, targets=targets),
+    )
     with narrator.progress(plan) as on_step:
         executed = plan.train(trained, inputs, targets, groups=kept.groups(), entropy=entropy, on_step=on_step)
     quality = measure(manifest, module, held)  # 6
@@ -173,6 +183,8 @@ def run_experiment(
         card=card_of(manifest, certificate, quality),
         replace=replace,
     )
+    if checkpoints is not None:
+        checkpoints.discard()
     if outputs.commitment_key is not None:
         write_private(outputs.commitment_key, opening.hex() + "\n")
     if outputs.heldout_csv is not None:

@@ -162,7 +162,7 @@ def train_privately(
             noise.add(summed)
             update.apply([one / constants.divisor for one in summed], step=step)
             if checkpoints:
-                checkpoints.after(step, module, update)
+                checkpoints.after(step, module, update, last=step == constants.steps)
             on_step(step)
     finally:
         gradient_sum.close()

@@ -15,9 +15,9 @@ Trusts: the file system. Never: reads pickles, or resumes what does not fit.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
@@ -26,9 +26,6 @@ from torch import nn
 
 from sealgate.errors import ConfigurationError
 from training.dp_sgd.updates import Update
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FORMAT = "sealgate-training-checkpoint-1"
 
@@ -77,9 +74,9 @@ class Checkpoints:
         self.resumed = int(facts["resumed"]) + 1
         return int(facts["steps"])
 
-    def after(self, step: int, module: nn.Module, update: Update) -> None:
-        """Called when a step is done; every so many, the step is on the disk when this returns."""
-        if step % self._every == 0:
+    def after(self, step: int, module: nn.Module, update: Update, *, last: bool) -> None:
+        """Called when a step is done; every so many, and after the last, it is on the disk when this returns."""
+        if last or step % self._every == 0:
             self.save(step, module, update)
 
     def save(self, step: int, module: nn.Module, update: Update) -> None:
@@ -97,9 +94,19 @@ class Checkpoints:
         self._path.unlink(missing_ok=True)
 
 
+def identity_of(*parts: bytes, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> str:
+    """Which run it is: SHA-256 over the public parts and the rows, each with its length before it."""
+    digest = hashlib.sha256()
+    tensors = (*inputs, targets)
+    for data in (*parts, *(f"{one.dtype} {tuple(one.shape)}".encode() for one in tensors)):
+        digest.update(len(data).to_bytes(8, "big") + data)
+    for one in tensors:
+        digest.update(one.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _tensors(module: nn.Module, update: Update) -> dict[str, torch.Tensor]:
-    weights: Mapping[str, torch.Tensor] = dict(module.named_parameters())
-    found = {f"weights.{name}": one.detach() for name, one in weights.items()}
+    found = {f"weights.{name}": one.detach() for name, one in module.named_parameters()}
     return found | {f"optimizer.{name}": one for name, one in update.state.items()}
 
 

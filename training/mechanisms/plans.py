@@ -6,10 +6,12 @@ Trusts: the configuration, which was checked. Never: looks at the rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from sealgate.certificate.accounting.account import Account
@@ -19,6 +21,7 @@ from sealgate.certificate.recompute import GaussianSteps
 from sealgate.errors import ConfigurationError
 from training.accountant import calibrate, calibrate_run
 from training.configuration import Configuration, micro
+from training.dp_sgd.checkpoint import Checkpoints
 from training.dp_sgd.units import Augmentation
 from training.losses import Loss
 from training.mechanisms.adassp import plan_adassp
@@ -102,6 +105,27 @@ def sgd_plan(configuration: Configuration, steps: GaussianSteps, *, classes: int
         divisor_micro=configuration.divisor_micro,
         clip_norm_micro=micro(privacy.clip_norm, "[privacy] clip_norm"),
     )
+
+
+def with_checkpoints(
+    plan: Plan, configuration: Configuration, *, path: Path, resume: bool, identity: Callable[[], str]
+) -> tuple[Plan, Checkpoints | None]:
+    """The plan with its checkpoints, if `[engine] checkpoint_every` asks for them; raises ConfigurationError."""
+    every = configuration.engine.checkpoint_every
+    if not every:
+        if resume:
+            raise ConfigurationError("--resume needs [engine] checkpoint_every = N (steps) in the run that is resumed")
+        return plan, None
+    if not isinstance(plan, SgdPlan) or configuration.center:
+        raise ConfigurationError(
+            "[engine] checkpoint_every: neither a search nor a private centre can be resumed without spending twice"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{path.parent} cannot be made: {error.strerror}") from error
+    checkpoints = Checkpoints(path, identity=identity(), every=every, resume=resume)
+    return replace(plan, checkpoints=checkpoints), checkpoints
 
 
 def loss_of(configuration: Configuration, *, classes: int) -> Loss:

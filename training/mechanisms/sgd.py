@@ -18,6 +18,7 @@ from sealgate.certificate.claims import FRESH, NOISE_SOURCE
 from sealgate.certificate.mechanisms import Clipping, DpSgd, Noise, Rate, Sampling
 from sealgate.certificate.recompute import GaussianSteps
 from sealgate.certificate.schema import Search
+from training.dp_sgd.checkpoint import Checkpoints
 from training.dp_sgd.noise import DISCRETE, Grid
 from training.losses import Loss
 from training.mechanisms.plan import OnStep
@@ -35,6 +36,7 @@ class SgdPlan:
     unit: str
     divisor_micro: int
     clip_norm_micro: int
+    checkpoints: Checkpoints | None = None
 
     @property
     def steps(self) -> int:
@@ -105,4 +107,5 @@ class SgdPlan:
             groups=groups,
             entropy=entropy,
             on_step=on_step,
+            checkpoints=self.checkpoints,
         )

@@ -1,0 +1,89 @@
+"""Discrete noise against the distribution's own formula, and the exact path of its coins; the grid's promises."""
+
+from __future__ import annotations
+
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from training.dp_sgd import discrete
+from training.dp_sgd.discrete import discrete_gaussian
+from training.dp_sgd.noise import SMOOTHING, SUMMATION, DiscreteNoise, Grid, noise_of
+from training.randomness import Keystream
+
+NEVER = 1e-9
+
+
+@pytest.mark.parametrize("deviation", [1, 2, 7])
+def test_integers_have_the_probabilities_of_the_formula(deviation):
+    values = discrete_gaussian(Keystream(), deviation=deviation, count=60_000)
+    assert len(values) == 60_000
+    reach = 4 * deviation
+    support = np.arange(-40 * deviation, 40 * deviation + 1)
+    weights = np.exp(-(support.astype(float) ** 2) / (2 * deviation**2))
+    expected = dict(zip(support.tolist(), (weights / weights.sum()).tolist(), strict=True))
+    inside = np.arange(-reach, reach + 1)
+    counts = [int((values == one).sum()) for one in inside]
+    shares = [expected[int(one)] for one in inside]
+    rest = len(values) - sum(counts)
+    test = stats.chisquare([*counts, rest], [len(values) * one for one in (*shares, 1 - sum(shares))])
+    assert test.pvalue > NEVER
+
+
+def test_wide_noise_is_gaussian():
+    deviation = 1 << 26
+    values = discrete_gaussian(Keystream(), deviation=deviation, count=60_000) / deviation
+    assert stats.kstest(values, "norm").pvalue > NEVER
+    assert len(np.unique(values)) > 59_000
+
+
+def test_the_exact_path_of_a_coin_agrees_with_the_fast_one(monkeypatch):
+    """Every coin is sent the slow way; the distribution must be the same, and near ties must be decided rightly."""
+    monkeypatch.setattr(discrete, "_ERROR", 2.0)
+    values = discrete_gaussian(Keystream(), deviation=3, count=400)
+    assert stats.kstest(values + np.random.default_rng(1).uniform(-0.5, 0.5, 400), "norm", (0, 3)).pvalue > 1e-6
+
+
+@settings(max_examples=40, deadline=None)
+@given(bottom=st.integers(1, 10**28), share=st.integers(0, 10**6), word=st.integers(0, 2**64 - 1))
+def test_continued_bits_decide_by_exact_arithmetic(bottom, share, word):
+    """Against another library's arithmetic; the bits that follow are zeros."""
+
+    class Zeros:
+        def words(self, count):
+            return np.zeros(count, dtype=np.uint64)
+
+    top = bottom * 40 * share // 10**6  # x up to 40
+    with mpmath.workdps(120):
+        chance = mpmath.exp(-mpmath.mpf(top) / bottom)
+        assert discrete._toss_on(Zeros(), word, top, bottom) == (mpmath.mpf(word) / 2**64 < chance)
+
+
+def test_sums_come_out_on_the_grid_and_the_grid_keeps_its_promises():
+    for coordinates, sigma, clip in ((10, 1.0, 1.0), (270_000, 0.7, 0.1), (1, 20.0, 3.0)):
+        grid = Grid.of(sigma=sigma, clip_norm=clip, coordinates=coordinates)
+        # What a unit can move: its clipped gradient, two roundings, what summation loses; the noise covers it.
+        moved = clip * (1 + SUMMATION) + grid.unit * math.sqrt(coordinates)
+        continuous = math.sqrt(grid.deviation**2 - SMOOTHING**2) * grid.unit
+        assert continuous >= sigma * moved
+        assert continuous <= sigma * clip * 1.001  # and costs no accuracy that anybody would see
+    noise = noise_of("discrete-gaussian", Keystream(), sigma=1.0, clip_norm=0.1, coordinates=500)
+    assert isinstance(noise, DiscreteNoise)
+    summed = [torch.full((20, 20), 0.123456789, dtype=torch.float64), torch.zeros(100, dtype=torch.float64)]
+    noise.add(summed)
+    released = torch.cat([one.ravel() for one in summed])
+    assert torch.equal((released / noise.grid.unit).round() * noise.grid.unit, released)
+    assert 0.05 < float(summed[1].std()) < 0.2
+    assert abs(float(summed[0].mean()) - 0.123456789) < 0.05
+
+
+def test_impossible_deviations_are_refused():
+    for deviation in (0, -1, 1 << 40):
+        with pytest.raises(ValueError):
+            discrete_gaussian(Keystream(), deviation=deviation, count=1)
