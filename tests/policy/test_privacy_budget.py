@@ -524,3 +524,13 @@ def test_names_are_unique_among_all_budgets() -> None:
         parse_budgets(counted + written(PRIVACY), known_tenants={"clinic"})
     with pytest.raises(PolicyFileError, match="requests and units renew"):
         parse_budgets(counted.replace(b'"day"', b'"forever"'), known_tenants={"clinic"})
+
+
+def test_what_is_left_of_each_budget_that_was_used_can_be_carried_over(conn: Connection) -> None:
+    book = BudgetBook((), (whole(), whole("day", window=Window.DAY), whole("other", models=("n",))))
+    reserve(book, conn, "g", eps_micro=3 * 10**6)
+    reserve(book, conn, "h", eps_micro=10**6)
+    book.settle(conn, grant="g", units=1, eps_micro=2 * 10**6, now_us=NOON)
+    midnight = NOON // DAY * DAY
+    assert book.balances(conn) == {"day": (7 * 10**6, midnight), "p": (7 * 10**6, 0)}
+    assert BudgetBook(()).balances(conn) == {}  # of another policy: nothing that it knows

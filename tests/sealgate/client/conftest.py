@@ -90,7 +90,7 @@ class Log:
 
     def __init__(self, signer: NoteSigner, clock: Clock) -> None:
         self.signer, self.clock, self.leaves = signer, clock, list[bytes]()
-        self.origin = ORIGIN
+        self.origin = signer.name
         self.append(Record(kind="log.opened"))
 
     def _hash(self, level: int, index: int) -> bytes:

@@ -378,6 +378,21 @@ def test_a_log_that_went_back_since_the_last_evidence_is_noticed(service: Any) -
     assert failure.value.code == "log-rolled-back"
 
 
+def test_a_log_that_turned_goes_on_and_does_not_go_back(service: Any) -> None:
+    first = service.log
+    session = make_session(service)
+    with session:
+        assert session.infer("toy", ROWS).receipt.record.log == first.origin
+        service.log = type(first)(first.signer.under(f"{first.origin}/2031h1"), service.clock)
+        service.log.append(Record(kind="log.opened"))
+        assert session.infer("toy", ROWS).receipt.record.log == f"{first.origin}/2031h1"  # on evidence from before
+        session.evidence()
+        service.log = first
+        with pytest.raises(EvidenceError) as failure:
+            session.evidence()
+    assert failure.value.code == "log-rolled-back"
+
+
 def fetch(service: Any, channel: SealedChannel) -> tuple[Any, Callable[[], Any]]:
     """Evidence on its way: what was asked so far, and a function that finishes."""
     flow = channel.renew()

@@ -21,6 +21,7 @@ from sealgate.protocol import cbor
 from sealgate.protocol.frames import ModelFacts
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from secure_runtime.attestation.software import SoftwareAttester
+from tests.sealgate.evidence.conftest import LOG
 
 NONCE = b"n" * 32
 MakeClaims = Callable[..., Claims]
@@ -174,6 +175,10 @@ def test_the_log_must_be_the_one_that_the_trust_file_knows(judge: Judge) -> None
     refused(judge, "log", log_checkpoint=sign_checkpoint(Checkpoint(other.name, 7, b"\x09" * 32), other))
     refused(judge, "log", log_checkpoint=b"")
     refused(judge, "log", log_origin="another.test/log")
+    shard = f"{LOG.name}/2031h1"
+    turned = sign_checkpoint(Checkpoint(shard, 7, b"\x09" * 32), LOG.under(shard))
+    judge(log_checkpoint=turned)
+    refused(judge, "log", log_checkpoint=turned, log_origin=f"{LOG.name}/x")
 
 
 def test_profiles_are_accepted_by_name_only(judge: Judge, make_trust: MakeTrust) -> None:
