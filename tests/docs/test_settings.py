@@ -17,8 +17,8 @@ from sealgate import deployment
 from sealgate.certificate import publishers
 from sealgate.evidence import trust
 from secure_runtime.worker.sandbox.report import LAYERS, REQUIRED
-from training import centering, configuration
-from training.forms import image
+from training import centering, configuration, pretrained
+from training.forms import graph, image, sequence, text, tokens
 
 SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `deployment.toml`", deployment.DeploymentSection),
@@ -57,6 +57,11 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
             configuration.SelectionSection,
             configuration.Configuration,
             image.ImageSection,
+            sequence.SequenceSection,
+            text.TextSection,
+            tokens.TokensSection,
+            graph.GraphSection,
+            pretrained.PretrainedSection,
             centering.CenterSection,
         )
     ),
