@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
-from audit.errors import AppendRefused, LogDamaged, QueryRefused
+from audit import postgresql, sqlite
+from audit.errors import AppendRefused, LogDamaged, LogUnavailable, QueryRefused
 from audit.preparation import prepare_database
 from audit.query import AuditReader, RecordFilter
 from sealgate.errors import LogError
@@ -384,3 +385,26 @@ def test_reports_over_shards_count_all_and_answer_from_the_shard_of_the_moment(b
             report_from_bundle(
                 out, LogTrust(verifiers=(SIGNER.verifier,)), name="reconcile", question=Question(shard=NEXT)
             )
+
+
+def test_of_two_writers_one_turns_and_the_other_writes_nothing_any_more(bench, clock, monkeypatch) -> None:
+    log = open_log(bench, clock)
+    log.append(bench.draft(reason="first")).result()
+    monkeypatch.setattr(postgresql, "_take_lock", lambda _: None)
+    monkeypatch.setattr(sqlite.fcntl, "flock", lambda *_: None)
+    second = open_log(bench, Clock(JULY))
+    assert second.append(bench.draft(reason="second")).result().record.log == H2
+    clock.now = JULY
+    with pytest.raises(LogUnavailable):
+        log.append(bench.draft(reason="too late")).result(60)
+    assert not log.state.ok
+    assert second.append(bench.draft(reason="second")).result().record.log == H2
+    log.close()
+    second.close()
+    monkeypatch.undo()
+    assert bench.sql("SELECT count(*) FROM record WHERE reason = 'too late'") == [(0,)]
+    assert bench.sql("SELECT count(*) FROM shard") == [(2,)]
+    for origin in (ORIGIN, H2):
+        _, report = bundle(bench, origin)
+        assert report.ok, report.lines()
+    open_log(bench, Clock(JULY)).close()
