@@ -49,6 +49,7 @@ from sealgate.protocol.secrets import Secret
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import ENDS, Record
+from sealgate.transparency.shards import half_year_in
 
 __all__ = ["Appended", "AuditLog", "Connection", "Effect", "LogState"]
 
@@ -132,6 +133,8 @@ class AuditLog:
             raise ConfigurationError(f"the log key is for '{signer.name}', but the log's origin is '{origin}'")
         if mldsa is not None and mldsa.public.name != origin:
             raise ConfigurationError(f"the ML-DSA key is for '{mldsa.public.name}', but the log's origin is '{origin}'")
+        if half_year_in(origin) is not None:
+            raise ConfigurationError(f"the log's name '{origin}' ends as those of shards do; choose another one")
         seal = HeadSeal(signer)
         database = open_database(url)
         keys = person_keys or beside(url)

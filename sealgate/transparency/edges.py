@@ -67,9 +67,11 @@ class Edges:
                 self._problems.add(f"record {index} names no later shard of this log")
 
     def _begin(self, record: Record) -> None:
-        named = half_year_in(self._origin) is not None and begins_shard(record)
-        if not named:
-            if begins_shard(record):
+        named = half_year_in(self._origin) is not None
+        if not named or not begins_shard(record):
+            if named:
+                self._problems.add("the origin names a half-year, but record 0 does not say which shard it follows")
+            elif begins_shard(record):
                 self._problems.add("record 0 follows a shard, but the origin names no half-year")
             self._carrying = -2
             return

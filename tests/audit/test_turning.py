@@ -14,7 +14,7 @@ from audit import postgresql, sqlite
 from audit.errors import AppendRefused, LogDamaged, LogUnavailable, QueryRefused
 from audit.preparation import prepare_database
 from audit.query import AuditReader, RecordFilter
-from sealgate.errors import LogError
+from sealgate.errors import ConfigurationError, LogError
 from sealgate.transparency.carried import balances_of, counters_of, restated, stood_at
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
@@ -408,3 +408,8 @@ def test_of_two_writers_one_turns_and_the_other_writes_nothing_any_more(bench, c
         _, report = bundle(bench, origin)
         assert report.ok, report.lines()
     open_log(bench, Clock(JULY)).close()
+
+
+def test_a_log_may_not_be_named_like_a_shard(sqlite_bench) -> None:
+    with pytest.raises(ConfigurationError, match="choose another"):
+        sqlite_bench.open(signer=SIGNER.under(H2), origin=H2)
