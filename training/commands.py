@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from sealgate.command import Command
+from sealgate.terminal import printable
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +39,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on with a run that was cut off, from its checkpoint ([engine] checkpoint_every)",
     )
+    parser.add_argument(
+        "--audit-only",
+        action="store_true",
+        help="attack the trainer with this configuration's constants and say what was found; trains and signs nothing",
+    )
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.audit_only:
+        return _audit_only(arguments)
     from training.publish import load_signing_key
 
     key = load_signing_key(arguments.key)
@@ -66,6 +74,18 @@ def _run(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         narrator=Terminal(UnreadConsole()),
     )
+    return 0
+
+
+def _audit_only(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from training.audit_only import audit_only
+    from training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(max(1, arguments.threads))
+    audit_only(arguments.config, say=lambda line: print(printable(line), flush=True))
     return 0
 
 

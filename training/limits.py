@@ -48,3 +48,6 @@ AUDIT_RUNS = 2500  # of a mechanism that releases once, with or without one exam
 AUDIT_PILOT_RUNS = 1000  # of them, that teach the attacker
 MAX_AUGMENTATIONS = 64  # variants of an image in one step
 MAX_SHIFT = 16  # pixels
+AUDIT_BLACK_BOX_CANARIES = 600
+AUDIT_GUESSED = 300  # of them, half said to be in and half out
+AUDIT_SHADOWS = 16

@@ -17,5 +17,5 @@ no privacy and it runs before any privacy is spent.
     repeated.py    mechanisms that release once: run again and again on neighbouring data
     plans.py       from a plan to the audit that suits it
 
-    canaries.py, likelihood_ratio.py   black-box attacks on the trained model: a report, never a gate
+    black_box.py   attacks on the finished model alone: a report, never a gate
 """

@@ -52,6 +52,11 @@ def binomial_tail(successes: int, trials: int, *, rate: float) -> float:
     return float(stats.binom.sf(successes - 1, trials, rate))
 
 
+def binomial_mass(successes: int, trials: int, *, rate: float) -> float:
+    """The probability of exactly so many successes."""
+    return float(stats.binom.pmf(successes, trials, rate))
+
+
 def binomial_score(count: int, trials: int, *, rate: float) -> float:
     """The standard normal score with the same two-sided chance as this count has under Binomial(trials, rate)."""
     chance = max(float(stats.binomtest(count, trials, rate).pvalue), 1e-300)
