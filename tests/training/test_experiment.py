@@ -178,7 +178,7 @@ def test_the_example_is_accurate_and_quick(tmp_path, key):
             key=key,
             narrator=Terminal(Console(file=shown, width=120)),
         )
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 120  # with the audit, on a machine that has other work
     assert published.quality.value > 0.88  # five standard errors below what it usually is
     assert published.quality_without_privacy.value > 0.9
     assert published.bundle.certificate.epsilon_micro <= 3_000_000
