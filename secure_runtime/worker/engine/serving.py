@@ -164,6 +164,8 @@ def _run_batch(batch: Sequence[_Job], clock: Clock, entropy: Entropy) -> list[En
     except Exception as error:
         if len(batch) > 1:  # one bad request must not fail its neighbours
             return [answer for job in batch for answer in _run_batch([job], clock, entropy)]
+        if isinstance(error, BadInput):  # what is wrong with this one request's numbers
+            return [_failed(error, batch[0].model)]
         return [_failed(_TOO_SLOW if isinstance(error, _TooSlow) else _MODEL_ERROR, batch[0].model)]
     answers, start = [], 0
     for job in batch:
