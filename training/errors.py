@@ -11,6 +11,10 @@ from sealgate.errors import SealgateError
 
 
 class TrainingError(SealgateError):
-    """Training came to no usable model. `code`: diverged, accountants-disagree, not-publishable."""
+    """Training came to no usable model.
+
+    `code`: diverged, gradients-unsupported, checkpoints-unsupported, accountants-disagree, audit-contradicts,
+    not-publishable.
+    """
 
     code = "training"
