@@ -31,6 +31,7 @@ from torch import nn
 from sealgate.ambient import Entropy, random_bytes
 from training.dp_sgd.checkpoint import Checkpoints
 from training.dp_sgd.choice import AUTO, Choice
+from training.dp_sgd.distributed import SharedNoise, share_weights
 from training.dp_sgd.gradient_sum import GradientSum
 from training.dp_sgd.noise import CONTINUOUS, noise_of
 from training.dp_sgd.units import Augmentation, Units
@@ -119,14 +120,18 @@ def train_privately(
     on_step: Callable[[int], None] = lambda _step: None,
     on_choice: Callable[[Choice], None] = lambda _choice: None,
     checkpoints: Checkpoints | None = None,
+    distributed: bool = False,
 ) -> int:
     """Train the module in place; returns the number of steps executed. Raises TrainingError if it diverges.
 
     inputs: scaled, each [n, ...], in the order of the module's arguments, numbers or int64 tokens; targets: [n];
     groups: int64 [n], equal for the rows of one person, for privacy of persons. Module and numbers are put into the
     declared arithmetic; the module comes back in the one it had. With `checkpoints` a run goes on where an earlier one
-    was cut off, never beyond `constants.steps` in all.
+    was cut off, never beyond `constants.steps` in all. `distributed`: every process of torch's process group calls this
+    with its own shard of the units and the same constants (`training.dp_sgd.distributed`).
     """
+    if distributed and checkpoints:
+        raise TrainingError("runs on several processes keep no checkpoints", code="checkpoints-unsupported")
     given_type = next(module.parameters()).dtype
     module.to(constants.dtype)
     inputs = tuple(one.to(constants.dtype) if one.is_floating_point() else one for one in inputs)
@@ -142,6 +147,9 @@ def train_privately(
         clip_norm=constants.clip_norm,
         coordinates=sum(one.numel() for one in parameters),
     )
+    if distributed:
+        share_weights(module)
+        noise = SharedNoise(noise)
     units = Units(
         inputs,
         targets,

@@ -50,11 +50,13 @@ class Keystream:
     def _gaussian(self, count: int) -> NDArray[np.float64]:
         pairs = 2 * count  # each pair of words gives two values, and four values give one
         words = self.words(2 * pairs)
-        # Half a unit is added so that the logarithm's argument is never zero; small words keep all their bits, so
-        # values reach beyond nine standard deviations. torch's vectorised functions are several times numpy's speed.
-        radius = torch.from_numpy((words[:pairs].astype(np.float64) + 0.5) * 2.0**-64).log_().mul_(-2.0).sqrt_()
-        angle = torch.from_numpy((words[pairs:] >> np.uint64(11)).astype(np.float64)).mul_(2.0**-53 * 2.0 * math.pi)
-        halves = torch.cos(angle).mul_(radius).add_(torch.sin(angle).mul_(radius)).view(2, count).sum(dim=0).mul_(0.5)
+        # Words are read as signed numbers: the sign and 63 bits. Half a unit is added so that the logarithm's argument
+        # is never zero; small words keep all their bits, so values reach beyond nine standard deviations. torch's
+        # vectorised functions are several times numpy's speed.
+        radius = torch.from_numpy(words[:pairs].view(np.int64).astype(np.float64))
+        radius.add_(0.5).abs_().mul_(2.0**-63).log_().mul_(-2.0).sqrt_()
+        angle = torch.from_numpy(words[pairs:].view(np.int64).astype(np.float64)).mul_(2.0**-63 * math.pi)
+        halves = torch.cos(angle).add_(angle.sin_()).mul_(radius).view(2, count).sum(dim=0).mul_(0.5)
         return halves.numpy()
 
 
