@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from secure_runtime.models.bundle import load_bundle
 from tests.conftest import Template
 from tests.live import Live, clone, run_sealgate
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "vision" / "digits.toml"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "vision"
+EXAMPLE = EXAMPLES / "digits.toml"
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 CNN = """
 [architecture]
 stages = [{ channels = 8, kernel = 3, norm_groups = 4, pool = 2 }]
@@ -78,3 +81,66 @@ def test_sealed_answers_are_those_of_the_certified_model(images: tuple[Live, Pat
     alone = model.predict({"images": torch.from_numpy(pixels)})
     np.testing.assert_allclose(np.array(result.outputs["scores"]), alone["scores"].numpy(), atol=1e-6)
     assert result.receipt.record.units == len(rows)
+
+
+def cut(path: Path, target: Path, count: int) -> None:
+    """The first `count` entries of an IDX file, as one."""
+    data = gzip.decompress(path.read_bytes())
+    head = 4 + 4 * data[3]
+    size = (len(data) - head) // int.from_bytes(data[4:8], "big")
+    target.write_bytes(data[:4] + count.to_bytes(4, "big") + data[8 : head + count * size])
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
+@pytest.mark.parametrize(
+    ("name", "count", "least"),
+    [
+        ("fashion_mnist", 600, 0.2),
+        pytest.param("fashion_mnist", 60_000, 0.89, marks=pytest.mark.slow),
+        pytest.param("fashion_mnist_cnn", 60_000, 0.84, marks=pytest.mark.slow),
+    ],
+)
+def test_garments_from_the_published_files_to_a_sealed_answer(
+    template: Template, name: str, count: int, least: float
+) -> None:
+    live = clone(template.folder, [])
+    try:
+        folder = live.root.parent
+        text = (EXAMPLES / f"{name}.toml").read_text()
+        for kind, dimensions in (("images", 3), ("labels", 1)):
+            file = f"train-{kind}-idx{dimensions}-ubyte"
+            cut(FASHION / f"{file}.gz", folder / file, count)
+            assert f"{FASHION}/{file}.gz" in text
+            text = text.replace(f"{FASHION}/{file}.gz", file)
+        if count < 60_000:
+            for old, new in (("54000", str(count * 9 // 10)), ("steps = 300", "steps = 30"), ("= 100", "= 10")):
+                assert old in text
+                text = text.replace(old, new)
+            # So few images have no mean worth buying.
+            text = text.replace("centred = true\n", "").replace(text[text.index("[center]") : text.index("[data]")], "")
+        (folder / "fashion.toml").write_text(text)
+        key = template.folder / "publisher.key"
+        held = folder / "held.csv"
+        run_sealgate(
+            "train", folder / "fashion.toml", "--out", live.root / "models", "--key", key, "--heldout-csv", held
+        )
+        (model,) = {path.name for path in (live.root / "models").iterdir()} - {"breast-cancer"}
+        with held.open() as lines:
+            rows = list(csv.reader(lines))[1:257]
+        pixels = np.array([[int(value) for value in row[:-1]] for row in rows], dtype=np.uint8)
+        live.start()
+        live.ready()
+        with live.session(purpose="research", token=live.token(purposes=["research"])) as session:
+            result = session.infer(model, pixels.reshape(-1, 1, 28, 28))
+        assert result.labels is not None
+        assert np.mean([found == row[-1] for found, row in zip(result.labels, rows, strict=True)]) > least - 0.06
+        loaded = load_bundle(live.root / "models" / model, load_publishers(live.root / "publishers.toml"))
+        assert loaded.facts.epsilon_micro <= 3_000_000
+        alone = loaded.predict({"images": torch.from_numpy(pixels.reshape(-1, 1, 28, 28))})
+        np.testing.assert_allclose(np.array(result.outputs["scores"]), alone["scores"].numpy(), atol=1e-5)
+        card = (live.root / "models" / model / "card.md").read_text()
+        quality = float(card.split("accuracy ")[1].split()[0])
+        assert quality > least
+    finally:
+        live.stop()
+        shutil.rmtree(live.root.parent, ignore_errors=True)
