@@ -101,7 +101,6 @@ def cost_of(account: Account) -> Cost:
     """The figures that the certificate states, each a margin above what was computed; raises CertificateError."""
     found = account.epsilon()
     name, second = second_figure(account)
-    one_run = account.run.epsilon().add_remove_micro if isinstance(account, BestOfRuns) else found.add_remove_micro
     return Cost(
         epsilon_micro=found.add_remove_micro + EPSILON_MARGIN_MICRO,
         epsilon_replace_one_micro=found.replace_one_micro + EPSILON_MARGIN_MICRO,
@@ -109,8 +108,17 @@ def cost_of(account: Account) -> Cost:
         second_epsilon_micro=second,
         second_accountant=name,
         second_version=version("opacus") if name != CLOSED_FORM else version("sealgate"),
-        one_run_micro=one_run + EPSILON_MARGIN_MICRO,
+        one_run_micro=_one_run_micro(account, found.add_remove_micro) + EPSILON_MARGIN_MICRO,
     )
+
+
+def _one_run_micro(account: Account, whole_micro: int) -> int:
+    """What is left of the figure without a search; the figure itself where there was none."""
+    if isinstance(account, BestOfRuns):
+        return account.run.epsilon().add_remove_micro
+    if isinstance(account, WithStatistics):
+        return _one_run_micro(account.account, whole_micro - account.statistics_micro) + account.statistics_micro
+    return whole_micro
 
 
 def second_figure(account: Account) -> tuple[str, int]:

@@ -7,9 +7,11 @@ from fractions import Fraction
 
 import pytest
 
+from sealgate.certificate.accounting.account import WithStatistics
+from sealgate.certificate.accounting.selection import BestOfRuns
 from sealgate.certificate.recompute import GaussianSteps, epsilon_micro, recompute
 from sealgate.errors import ConfigurationError
-from training.accountant import RunningEpsilon, calibrate, cost_of
+from training.accountant import RunningEpsilon, calibrate, cost_of, halting_probability
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,28 @@ def test_the_progress_bars_epsilon_grows_and_ends_at_the_cost():
     assert shown == sorted(shown)
     assert abs(shown[-1] - epsilon_micro(mechanism) / 1e6) < 0.011
     assert shown[0] < shown[-1] / 2
+
+
+def test_each_account_has_a_second_figure_and_says_what_one_run_costs():
+    run = GaussianSteps(sigma_micro=8_000_000, rate=Fraction(1, 10), steps=20, delta="0.00001")
+    best = BestOfRuns(run=run, score_sigma_micro=50_000_000, mean_trials=Fraction(5), shape=1)
+    for account, name in ((run, "opacus-prv"), (best, "opacus-rdp")):
+        alone = cost_of(account)
+        both = cost_of(
+            WithStatistics(
+                account=account, statistics_micro=100_000, statistics_replace_one_micro=200_000, delta="0.00001"
+            )
+        )
+        assert alone.second_accountant == both.second_accountant == name
+        assert both.epsilon_micro == alone.epsilon_micro + 100_000
+        assert both.second_epsilon_micro == alone.second_epsilon_micro + 100_000
+        assert both.one_run_micro == alone.one_run_micro + 100_000
+        assert (alone.one_run_micro < alone.epsilon_micro) == (account is best)
+
+
+@pytest.mark.parametrize("mean", [1.5, 4.0, 60.0])
+def test_the_logarithmic_number_of_runs_has_the_mean_that_is_asked_for(mean):
+    left = 1 - halting_probability(mean, 0)
+    weights = [left**count / count for count in range(1, 20_000)]
+    found = sum(count * weight for count, weight in enumerate(weights, start=1)) / sum(weights)
+    assert found == pytest.approx(mean, rel=1e-3)
