@@ -6,7 +6,8 @@ Every column is of one of these sorts, and a new one has to be put into one:
     signed      the same for the newest; an older one does not verify for whoever uses it
     sealed      a change is noticed by whoever resolves the pseudonym
     derived     rebuilt from the leaves it is what it was before the change
-    remark      nothing is decided by it: when a row was stored; and the key that cursors are made with
+    remark      no proof depends on it: when a row was stored, the key that cursors are made with, in which half-year
+                the first shard began (and so when it ends)
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from audit.subjects import Subjects
 from audit.tables import METADATA
 from sealgate.ambient import now_us, random_bytes
 from sealgate.errors import SealgateError
+from sealgate.transparency.cose_receipt import _root_signature
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.merkle import leaf_hash, root_of
 from sealgate.transparency.notes import open_checkpoint
@@ -47,13 +49,20 @@ WITNESS = Cosigner("witness.example/w", Ed25519PrivateKey.from_private_bytes(b"\
 POLICY = parse_witness_policy(f"witness w {WITNESS.public.vkey}\nquorum w\n".encode())
 DERIVED = ("record", "tile", "open_intent", "day_count", "day_span")
 SORTS = {
-    "evidence": {("head", name) for name in ("id", "schema_version", "origin", "size", "root", "seal")}
+    "evidence": {("head", name) for name in ("id", "schema_version", "origin", "size", "root", "seal", "holds")}
+    | {("shard", name) for name in ("number", "origin", "first_idx")}
     | {("leaf", "idx"), ("leaf", "leaf"), ("alembic_version", "version_num")},
     "signed": {(table, name) for table in ("checkpoint", "cosigned") for name in ("size", "note")},
     "sealed": {("subject", "ref"), ("subject", "sealed")},
     "derived": {(table, column.name) for table in DERIVED for column in METADATA.tables[table].columns}
     | {("subject", "lookup")},
-    "remark": {("head", "cursor_key"), ("checkpoint", "ts_us"), ("cosigned", "ts_us"), ("subject", "created_us")},
+    "remark": {
+        ("shard", "half_year"),
+        ("head", "cursor_key"),
+        ("checkpoint", "ts_us"),
+        ("cosigned", "ts_us"),
+        ("subject", "created_us"),
+    },
 }
 TABLES = {**METADATA.tables, _STAMP.name: _STAMP}
 
@@ -119,7 +128,14 @@ class Whole:
         try:
             with hold.engine.connect() as connection, connection.begin() as transaction:
                 bring_up_to_date(connection)
-                read_log(connection, verifier=SIGNER.verifier, seal=HeadSeal(SIGNER), mldsa=MLDSA, entropy=random_bytes)
+                read_log(
+                    connection,
+                    signer=SIGNER,
+                    seal=HeadSeal(SIGNER),
+                    mldsa=MLDSA,
+                    clock=now_us,
+                    entropy=random_bytes,
+                )
                 transaction.rollback()
         finally:
             hold.release()
@@ -131,6 +147,7 @@ class Whole:
             reader.export(0, size - 1, out)
             newest = io.BytesIO()
             reader.export(0, reader.size() - 1, newest)
+            _root_signature(reader.checkpoint(), [SIGNER.verifier])
         finally:
             reader.close()
         trust = LogTrust(verifiers=(SIGNER.verifier,), mldsa_keys=(), witnesses=POLICY, kept_checkpoint=self.kept)
@@ -140,6 +157,7 @@ class Whole:
     def verifies(self, note: bytes, size: int) -> bool:
         """Whether whoever uses a note of the history could take it for what it was."""
         try:
+            _root_signature(note, [SIGNER.verifier])  # who makes a COSE receipt of it
             return open_published(note, [SIGNER.verifier], [MLDSA.public]).checkpoint.size == size
         except SealgateError:
             return False
@@ -147,9 +165,13 @@ class Whole:
     def resolves(self, ref: str) -> bool:
         engine = self.database.reader_engine()
         try:
-            subjects = Subjects(SUBJECTS_KEY, reader=engine, clock=now_us, entropy=random_bytes)
-            with engine.begin() as connection:
-                subjects.resolve(connection, ref)
+            keys = self.bench.people
+            subjects = Subjects(SUBJECTS_KEY, keys=keys, reader=engine, clock=now_us, entropy=random_bytes)
+            try:
+                with engine.begin() as connection:
+                    subjects.resolve(connection, ref)
+            finally:
+                subjects.close()
         except SealgateError:
             return False
         finally:
@@ -199,7 +221,7 @@ def _tiles(hashes: list[bytes]) -> Iterator[dict[str, Any]]:
 def _changed(draw: Any, column: Any, value: Any) -> Any:
     """The value with one bit flipped; in text a bit that leaves it text."""
     if isinstance(column.type, LargeBinary):
-        data = bytearray(value)
+        data = bytearray(value or b"")
         if not data:
             return b"\x00"
         data[draw(st.integers(0, len(data) - 1), label="byte")] ^= 1 << draw(st.integers(0, 7), label="bit")
