@@ -25,7 +25,7 @@ REFUSALS: dict[str, str] = {
     "statement-subject": "a signed statement does not name exactly the files it must name",
     "file-digest": "a file is not the one that was signed",
     "manifest-digest": "the manifest is not the one that was signed",
-    "weights-digest": "the weights are not the ones that were signed, or their frozen part is not the public one that the manifest names",
+    "weights-digest": "the weights are not the ones that were signed, or their frozen part is not the public one",
     "certificate-digest": "the certificate is not the one that the bundle was signed with",
     # Contents
     "manifest-malformed": "the manifest is not canonical JSON of the known shape",
