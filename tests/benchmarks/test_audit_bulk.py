@@ -36,9 +36,9 @@ def commit(url: str, people: Path, mix: Mix, entropy: Any) -> None:
     seal = HeadSeal(SIGNER)
     parts: dict[str, Any] = {"signer": SIGNER, "mldsa": None, "seal": seal, "clock": lambda: START_US}
     with hold.engine.begin() as connection:
-        opened = read_log(connection, verifier=SIGNER.verifier, seal=seal, mldsa=None, entropy=entropy)
+        opened = read_log(connection, signer=SIGNER, seal=seal, mldsa=None, clock=lambda: START_US, entropy=entropy)
     subjects = Subjects(SUBJECTS_KEY, keys=people, reader=reader, clock=lambda: START_US, entropy=entropy)
-    committer = Committer(hold, opened, subjects=subjects, entropy=entropy, **parts)
+    committer = Committer(hold, opened, subjects=subjects, entropy=entropy, turns=False, balances=lambda _: {}, **parts)
     written = mix.records(RECORDS)
     while part := list(itertools.islice(written, BATCH)):
         drafts = [Pending(parse_leaf(one.leaf)) for one in part]
