@@ -49,7 +49,7 @@ def test_an_honest_bundle_verifies_and_says_what_it_is(bundle, forge):
     assert verified.facts.certificate_digest == sha256_hex((bundle / CERTIFICATE).read_bytes())
     assert verified.facts.epsilon_micro == forge.certificate.epsilon_micro
     assert (verified.facts.name, verified.facts.privacy_unit, verified.facts.delta) == ("toy", "example", "0.0001")
-    assert len(steps) == 10
+    assert len(steps) == 11
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "model.pt", "weights.BIN", "x.joblib", "state.ckpt", "a.npy"])

@@ -30,7 +30,7 @@ def test_verify_prints_the_recomputation_line_by_line(state, forge, capsys):
     assert run("verify", state / "models" / "toy") == 0
     text = capsys.readouterr().out
     assert "sigma 4, rate 1/4, 60 steps, delta 0.0001" in text
-    assert text.count("  ok  ") == 10
+    assert text.count("  ok  ") == 11
     assert "recomputed" in text
     assert "verified: toy 1.0.0" in text
 
