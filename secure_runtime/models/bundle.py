@@ -84,7 +84,8 @@ def warm_up(model: LoadedModel, *, max_rows: int = 256) -> None:
     Batch sizes: one row, a few, a full batch; torch picks other kernels for each.
     """
     prepared = model.predictor.inputs
-    for rows in sorted({1, 2, 7, min(64, max_rows), max_rows}):
+    most = model.manifest.architecture.rows_at_once(max_rows)
+    for rows in sorted({min(rows, most) for rows in (1, 2, 7, 64, max_rows)}):
         for output in model.predict({one.spec.name: one.zeros(rows) for one in prepared}).values():
             output.tolist()
     first = prepared[0]
