@@ -52,6 +52,7 @@ class ModelSection(_Section, frozen=True):
     purposes: tuple[str, ...]
     units_per_row: int = 1
     arithmetic: str = "float64"
+    module: str = ""  # "package.module:Class" to train in place of the declared architecture
 
 
 class DataSection(_Section, frozen=True):

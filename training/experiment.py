@@ -38,10 +38,12 @@ from training.examples import Examples
 from training.fixed_features import fixed_first
 from training.forms import form_of
 from training.initialisation import initialise
+from training.losses import Loss
 from training.manifests import manifest_of
 from training.measure import Quality, measure, train_plainly
 from training.mechanisms.plans import plan_of, with_checkpoints
 from training.outputs import Outputs, check_outputs
+from training.own_module import own_module, transfer
 from training.pretrained import fill_frozen
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
@@ -151,8 +153,12 @@ def run_experiment(
         resume=resume,
         identity=lambda: identity_of(repr(plan).encode(), encoded, inputs=inputs, targets=targets),
     )
+    own, loss = configuration.model.module, Loss.usual(manifest.classes)
+    learner = own_module(own, trained, inputs, loss=loss) if own else trained
     with narrator.progress(plan) as on_step:
-        executed = plan.train(trained, inputs, targets, groups=kept.groups(), entropy=entropy, on_step=on_step)
+        executed = plan.train(learner, inputs, targets, groups=kept.groups(), entropy=entropy, on_step=on_step)
+    if own:
+        transfer(learner, trained)
     quality = measure(manifest, module, held)  # 6
     plain = measure(manifest, train_plainly(manifest, inputs, targets, fixed=parts_of(module)[0]), held)
     narrator.compare(quality, plain)
