@@ -91,13 +91,14 @@ def cut(path: Path, target: Path, count: int) -> None:
     target.write_bytes(data[:4] + count.to_bytes(4, "big") + data[8 : head + count * size])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs the Debian package dataset-fashion-mnist")
 @pytest.mark.parametrize(
     ("name", "count", "least"),
     [
         ("fashion_mnist", 600, 0.2),
-        pytest.param("fashion_mnist", 60_000, 0.89, marks=pytest.mark.slow),
-        pytest.param("fashion_mnist_cnn", 60_000, 0.84, marks=pytest.mark.slow),
+        ("fashion_mnist", 60_000, 0.89),
+        ("fashion_mnist_cnn", 60_000, 0.84),
     ],
 )
 def test_garments_from_the_published_files_to_a_sealed_answer(
