@@ -15,6 +15,11 @@ REFUSALS: dict[str, str] = {
     "missing-file": "one of the five files is missing",
     "not-a-plain-file": "an entry is a symbolic link, directory or device",
     "file-too-large": "a file is larger than the limit of its kind",
+    # Encrypted weights
+    "key-envelope": "model.key is not in the one accepted form, or is about other weights",
+    "weights-locked": "the weights are encrypted, and no key at hand opens model.key",
+    "weights-sealed": "the encrypted weights were cut off, changed, reordered or mixed with others",
+    "encryption-missing": "the deployment demands encrypted weights, and these are not",
     # Signatures and digests
     "envelope-malformed": "a DSSE envelope is not in the one accepted form",
     "publisher-unknown": "signed by a key that publishers.toml does not name",
