@@ -6,16 +6,21 @@
     card.md                  the same for people
     bundle.sig               a signed list of the four files above
 
+In an encrypted bundle `model.safetensors.sealed` and `model.key` stand for the first; everything signed names the
+plain weights. `model.sig` may stand beside them, for tools that know OpenSSF model signing.
+
 `verify_bundle` goes from cheap to costly, and each file is read once: what was verified is what is used afterwards.
 
-    1  the directory holds exactly these five plain files, none of them a pickle, none too large
+    1  the directory holds exactly these plain files, none of them a pickle, none too large
     2  bundle.sig is signed by an accepted publisher
     3  manifest, card and certificate are the signed ones
     4  the certificate is signed by the same publisher and names these weights and this manifest
     5  the manifest is well-formed and agrees with the certificate
     6  the certificate's claims can carry an epsilon (claims.py)
-    7  the weights are the signed ones, and are exactly the tensors of the declared architecture
+    7  the weights, decrypted if need be, are the signed ones, and are exactly the tensors of the declared architecture
     8  epsilon, recomputed, is not above the stated one
+
+`verify_statements` leaves out the seventh, for those who must not hold the key of the weights.
 
 Trusts: the publishers. Never: unpickles, follows links, or writes.
 """
@@ -23,6 +28,7 @@ Trusts: the publishers. Never: unpickles, follows links, or writes.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,12 +39,27 @@ from sealgate.certificate.audits import audit_words
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.dsse import SignedPayload, open_envelope
-from sealgate.certificate.files import CARD, CERTIFICATE, FILE_LIMITS, MANIFEST, SIGNATURE, SIGNED, WEIGHTS, open_folder
+from sealgate.certificate.files import (
+    CARD,
+    CERTIFICATE,
+    FILE_LIMITS,
+    KEY,
+    MANIFEST,
+    SEALED_WEIGHTS,
+    SIGNATURE,
+    SIGNED,
+    WEIGHTS,
+    BundleFolder,
+    Listing,
+    open_folder,
+)
+from sealgate.certificate.key_envelope import KeyEnvelope, parse_envelope
 from sealgate.certificate.manifest import Manifest, parse_manifest
 from sealgate.certificate.mechanisms import name_of
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate
+from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key, sealed_size, unseal_weights
 from sealgate.certificate.statement import BundleFiles, parse_bundle_statement, parse_certificate_statement
 from sealgate.certificate.weights import frozen_digest, parse_weights_header
 from sealgate.limits import MAX_CERTIFICATE
@@ -56,11 +77,12 @@ Told = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)
-class VerifiedBundle:
-    """A bundle that passed all eight steps; made only by `verify_bundle`.
+class VerifiedStatements:
+    """What a bundle says, after all steps but the seventh; made only here.
 
-    Holding one proves: an accepted publisher signed exactly these bytes, and the epsilon it states is not below what
-    its stated mechanism gives. It does not prove that the publisher really trained that way.
+    Holding one proves: an accepted publisher signed exactly these statements, and the epsilon they state is not below
+    what their mechanism gives. It proves nothing about the file of weights beside them, nor that the publisher really
+    trained that way.
     """
 
     directory: Path
@@ -70,6 +92,13 @@ class VerifiedBundle:
     weights_digest: str
     certificate_digest: str
     facts: ModelFacts
+    locked_under: str  # the name of the key that its weights are encrypted under; "": they are not
+
+
+@dataclass(frozen=True)
+class VerifiedBundle(VerifiedStatements):
+    """A bundle that passed all eight steps; made only by `verify_bundle`. The weights are the signed ones, too."""
+
     weights: bytes = field(repr=False)  # the verified bytes: load these, not the file
 
 
@@ -82,38 +111,102 @@ def _silent(_step: str, _detail: str) -> None:
     """Tells nobody."""
 
 
-def verify_bundle(directory: Path, publishers: Publishers, *, told: Told = _silent) -> VerifiedBundle:
-    """Run the eight steps; returns the verified bundle or raises CertificateError with a code from `refusals.py`."""
+def verify_bundle(
+    directory: Path, publishers: Publishers, *, told: Told = _silent, data_key: DataKeyOf = no_data_key
+) -> VerifiedBundle:
+    """Run the eight steps; returns the verified bundle or raises CertificateError with a code from `refusals.py`.
+
+    `data_key` finds the key of encrypted weights, and is asked only for weights that the statements are about.
+    """
     with open_folder(directory) as folder:
-        folder.check_listing()  # 1
-        files = {name: folder.read(name) for name in FILE_LIMITS if name != WEIGHTS}
-        told("files", "exactly the five files of a bundle, no pickle, no link")
-        signed, bundle, digests = _check_signature(files, publishers)  # 2
-        told("bundle signature", f"publisher '{signed.publisher.name}', key {signed.publisher.keyid[:16]}")
-        _check_small_files(files, digests)  # 3
-        told("files signed", "manifest, certificate and card are the signed ones")
-        certificate = _check_certificate(files[CERTIFICATE], signed, publishers, digests)  # 4
-        told("certificate signature", "same publisher, names these weights and this manifest")
-        manifest = parse_manifest(files[MANIFEST])  # 5
-        _check_agreement(manifest, certificate, bundle)
-        told("manifest", f"{manifest.name} {manifest.version}: {manifest.family}")
-        account = check_claims(certificate)  # 6
-        told("claims", "sampling as accounted, public constants, fresh randomness, steps within the declared")
-        weights = folder.read(WEIGHTS)
-    _check_weights(weights, digests[WEIGHTS], manifest)  # 7
-    told("weights", f"SHA-256 {digests[WEIGHTS][:16]}..., exactly the tensors of the architecture")
-    _check_epsilon(certificate, account, told)  # 8
-    told("audit", audit_words(certificate.audit))
-    certificate_digest = sha256_hex(files[CERTIFICATE])
-    return VerifiedBundle(
-        directory=directory,
+        listing = folder.check_listing()  # 1
+        checked = _check_statements(folder, listing, publishers, told)
+        weights = _read_weights(folder, checked.envelope, data_key)
+    _check_weights(weights, checked.digests[WEIGHTS], checked.manifest)  # 7
+    locked = f", encrypted under key {checked.envelope.key}" if checked.envelope else ""
+    told("weights", f"SHA-256 {checked.digests[WEIGHTS][:16]}..., exactly the tensors of the architecture{locked}")
+    said = _finish(directory, checked, told)
+    return VerifiedBundle(**vars(said), weights=weights)
+
+
+def verify_statements(directory: Path, publishers: Publishers, *, told: Told = _silent) -> VerifiedStatements:
+    """Every step but the seventh; needs no key and reads no weights. Raises CertificateError."""
+    with open_folder(directory) as folder:
+        checked = _check_statements(folder, folder.check_listing(), publishers, told)
+    return _finish(directory, checked, told)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """After step 6."""
+
+    manifest: Manifest
+    certificate: Certificate
+    publisher: str
+    digests: dict[str, str]
+    certificate_digest: str
+    account: Account
+    envelope: KeyEnvelope | None
+
+
+def _check_statements(folder: BundleFolder, listing: Listing, publishers: Publishers, told: Told) -> _Checked:
+    files = {name: folder.read(name) for name in FILE_LIMITS if name != WEIGHTS}
+    told("files", f"exactly the {'six' if listing.encrypted else 'five'} files of a bundle, no pickle, no link")
+    signed, bundle, digests = _check_signature(files, publishers)  # 2
+    told("bundle signature", f"publisher '{signed.publisher.name}', key {signed.publisher.keyid[:16]}")
+    _check_small_files(files, digests)  # 3
+    told("files signed", "manifest, certificate and card are the signed ones")
+    certificate = _check_certificate(files[CERTIFICATE], signed, publishers, digests)  # 4
+    told("certificate signature", "same publisher, names these weights and this manifest")
+    manifest = parse_manifest(files[MANIFEST])  # 5
+    _check_agreement(manifest, certificate, bundle)
+    told("manifest", f"{manifest.name} {manifest.version}: {manifest.family}")
+    account = check_claims(certificate)  # 6
+    told("claims", "sampling as accounted, public constants, fresh randomness, steps within the declared")
+    envelope = parse_envelope(folder.read(KEY)) if listing.encrypted else None
+    if envelope is not None and envelope.weights.sha256 != digests[WEIGHTS]:
+        raise refusal("key-envelope", "model.key is about other weights than the signed ones")
+    return _Checked(
         manifest=manifest,
         certificate=certificate,
         publisher=signed.publisher.name,
-        weights_digest=digests[WEIGHTS],
-        certificate_digest=certificate_digest,
-        facts=_facts(manifest, certificate, certificate_digest),
-        weights=weights,
+        digests=digests,
+        certificate_digest=sha256_hex(files[CERTIFICATE]),
+        account=account,
+        envelope=envelope,
+    )
+
+
+def _read_weights(folder: BundleFolder, envelope: KeyEnvelope | None, data_key: DataKeyOf) -> bytes:
+    if envelope is None:
+        return folder.read(WEIGHTS)
+    key = data_key(envelope)
+    try:
+        with folder.open(SEALED_WEIGHTS) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != sealed_size(envelope.weights):
+                raise refusal(
+                    "weights-sealed",
+                    f"the encrypted weights are {size} bytes long instead of {sealed_size(envelope.weights)}",
+                )
+            return unseal_weights(file, envelope.weights, key)
+    finally:
+        key.wipe()
+
+
+def _finish(directory: Path, checked: _Checked, told: Told) -> VerifiedStatements:
+    certificate = checked.certificate
+    _check_epsilon(certificate, checked.account, told)  # 8
+    told("audit", audit_words(certificate.audit))
+    return VerifiedStatements(
+        directory=directory,
+        manifest=checked.manifest,
+        certificate=certificate,
+        publisher=checked.publisher,
+        weights_digest=checked.digests[WEIGHTS],
+        certificate_digest=checked.certificate_digest,
+        facts=_facts(checked.manifest, certificate, checked.certificate_digest),
+        locked_under=checked.envelope.key if checked.envelope else "",
     )
 
 

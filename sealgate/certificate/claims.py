@@ -9,6 +9,7 @@
     7  mechanism, unit and adjacency are ones that can be recomputed
     8  the accountant is the one for this mechanism, and the second one agrees
     9  the empirical audit, if any, does not contradict the claim
+   10  the measured quality fits its own interval
 
 Trusts: nothing beyond the types. Never: judges whether the publisher told the truth about what it ran; see the audit.
 """
@@ -23,6 +24,7 @@ from sealgate.certificate.accounting.described import account_of
 from sealgate.certificate.accounting.statistics import check_statistics
 from sealgate.certificate.audits import check_audit
 from sealgate.certificate.decimals import MICRO, parse_decimal
+from sealgate.certificate.measured import check_measured
 from sealgate.certificate.mechanisms import DpSgd, GapAggregation, Noise, name_of, noises_of
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate, Search
@@ -56,6 +58,7 @@ def check_claims(certificate: Certificate) -> Account:
     if certificate.audit is not None:
         name = name_of(certificate.mechanism)
         check_audit(certificate.audit, mechanism=name, epsilon_micro=certificate.epsilon_micro)  # 9
+    check_measured(certificate.measured, epsilon_micro=certificate.epsilon_micro)  # 10
     return account
 
 

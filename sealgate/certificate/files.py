@@ -1,4 +1,6 @@
-"""Reading a bundle's directory: exactly its five plain files, none a pickle, each bounded, no link followed.
+"""Reading a bundle's directory: exactly its plain files, none a pickle, each bounded, no link followed.
+
+There are five; in an encrypted bundle the weights are two others. One more is optional: a signature for other tools.
 
 Where the system allows it (everywhere but Windows) all is read relative to one open directory, so that swapping the
 directory meanwhile changes nothing. Trusts: nothing. Never: trusts a size that it saw earlier; opens what is no plain
@@ -13,15 +15,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sealgate.certificate.refusals import refusal
-from sealgate.limits import MAX_BUNDLE_FILES, MAX_CARD, MAX_CERTIFICATE, MAX_MANIFEST, MAX_WEIGHTS
+from sealgate.limits import (
+    MAX_BUNDLE_FILES,
+    MAX_CARD,
+    MAX_CERTIFICATE,
+    MAX_KEY_ENVELOPE,
+    MAX_MANIFEST,
+    MAX_MODEL_SIGNATURE,
+    MAX_WEIGHTS,
+)
 
 WEIGHTS = "model.safetensors"
 MANIFEST = "manifest.json"
 CERTIFICATE = "certificate.dsse.json"
 CARD = "card.md"
 SIGNATURE = "bundle.sig"
+SEALED_WEIGHTS = "model.safetensors.sealed"  # with KEY in the place of WEIGHTS
+KEY = "model.key"
+MODEL_SIGNATURE = "model.sig"  # OpenSSF model signing; optional
 SIGNED = (WEIGHTS, MANIFEST, CERTIFICATE, CARD)
 FILE_LIMITS = {
     WEIGHTS: MAX_WEIGHTS,
@@ -30,6 +44,8 @@ FILE_LIMITS = {
     CARD: MAX_CARD,
     SIGNATURE: MAX_CERTIFICATE,
 }
+_ENCRYPTED_LIMITS = {SEALED_WEIGHTS: MAX_WEIGHTS + MAX_WEIGHTS // 1024, KEY: MAX_KEY_ENVELOPE}
+_LIMITS = {**FILE_LIMITS, **_ENCRYPTED_LIMITS, MODEL_SIGNATURE: MAX_MODEL_SIGNATURE}
 _PICKLE_SUFFIXES = frozenset(
     (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".h5")
 )
@@ -60,30 +76,45 @@ def _refusing_errors(path: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Which of the forms that a bundle can have its directory has."""
+
+    encrypted: bool
+    model_signature: bool
+
+
+@dataclass(frozen=True)
 class BundleFolder:
     """An open bundle directory. `descriptor` is None where the system has no directory descriptors."""
 
     path: Path
     descriptor: int | None
 
-    def check_listing(self) -> None:
-        """Raise CertificateError unless the directory holds exactly the five plain files, none too large."""
+    def check_listing(self) -> Listing:
+        """Raise CertificateError unless the directory holds exactly the plain files of a bundle, none too large."""
         names: list[str] = []
         place = self.path if self.descriptor is None else self.descriptor
         with _refusing_errors(self.path), os.scandir(place) as entries:
             for entry in entries:
                 names.append(entry.name)
                 if len(names) > MAX_BUNDLE_FILES:
-                    raise refusal("unexpected-file", f"{self.path} holds more than the five files of a bundle")
+                    raise refusal("unexpected-file", f"{self.path} holds more than the files of a bundle")
                 self._check_entry(entry)
-        for name in FILE_LIMITS:
+        encrypted = any(name in names for name in _ENCRYPTED_LIMITS)
+        if encrypted and WEIGHTS in names:
+            raise refusal("unexpected-file", f"{self.path} holds its weights twice: encrypted, and in plain")
+        for name in (
+            *(_ENCRYPTED_LIMITS if encrypted else (WEIGHTS,)),
+            *(one for one in FILE_LIMITS if one != WEIGHTS),
+        ):
             if name not in names:
                 raise refusal("missing-file", f"{self.path} lacks {name!r}")
+        return Listing(encrypted=encrypted, model_signature=MODEL_SIGNATURE in names)
 
     def _check_entry(self, entry: os.DirEntry[str]) -> None:
         if Path(entry.name).suffix.lower() in _PICKLE_SUFFIXES:
             raise refusal("pickle-in-bundle", f"{self.path} holds {entry.name!r}: pickled files are never loaded")
-        limit = FILE_LIMITS.get(entry.name)
+        limit = _LIMITS.get(entry.name)
         if limit is None:
             raise refusal("unexpected-file", f"{self.path} holds {entry.name!r}, which is no part of a bundle")
         status = entry.stat(follow_symlinks=False)
@@ -93,19 +124,25 @@ class BundleFolder:
             raise refusal("file-too-large", f"{entry.name!r} in {self.path} is larger than {limit} bytes")
 
     def read(self, name: str) -> bytes:
-        """The whole of one of the five files; raises CertificateError."""
+        """The whole of one of the files; raises CertificateError."""
+        with self.open(name) as file:
+            data = file.read(_LIMITS[name] + 1)
+        if len(data) > _LIMITS[name]:
+            raise refusal("file-too-large", f"{name!r} is larger than {_LIMITS[name]} bytes")
+        if looks_pickled(data):
+            raise refusal("pickle-in-bundle", f"{name!r} is a pickle: pickled files are never loaded")
+        return data
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """One of the files for the time of the block, to be read in pieces; raises CertificateError."""
         place = self.path / name if self.descriptor is None else name
         with _refusing_errors(self.path):
             descriptor = os.open(place, os.O_RDONLY | _NO_FOLLOW | _BINARY, dir_fd=self.descriptor)
             with os.fdopen(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise refusal("not-a-plain-file", f"{name!r} is not a plain file")
-                data = file.read(FILE_LIMITS[name] + 1)
-        if len(data) > FILE_LIMITS[name]:
-            raise refusal("file-too-large", f"{name!r} is larger than {FILE_LIMITS[name]} bytes")
-        if looks_pickled(data):
-            raise refusal("pickle-in-bundle", f"{name!r} is a pickle: pickled files are never loaded")
-        return data
+                yield file
 
 
 @contextmanager

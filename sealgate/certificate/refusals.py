@@ -11,8 +11,8 @@ REFUSALS: dict[str, str] = {
     # The directory
     "bundle-unreadable": "the bundle directory or a file in it cannot be read",
     "pickle-in-bundle": "a file is, or is named like, pickled Python: it could run code when loaded",
-    "unexpected-file": "the bundle holds something besides its five files",
-    "missing-file": "one of the five files is missing",
+    "unexpected-file": "the bundle holds something besides its files, or its weights twice",
+    "missing-file": "one of its files is missing",
     "not-a-plain-file": "an entry is a symbolic link, directory or device",
     "file-too-large": "a file is larger than the limit of its kind",
     # Encrypted weights

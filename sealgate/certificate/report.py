@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sealgate.certificate.accounting.curves import curve_of
+from sealgate.certificate.accounting.described import account_of
+from sealgate.certificate.attack_words import attack_lines, unit_word
+from sealgate.certificate.audits import audit_words
 from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.decimals import micro_text
+from sealgate.certificate.measured import interval_text
 from sealgate.certificate.mechanism_words import mechanism_lines
 from sealgate.certificate.mechanisms import name_of
 from sealgate.certificate.publishers import Publishers, load_publishers
+from sealgate.certificate.recomputation import recomputation_lines
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.limits import MAX_BUNDLES
 from sealgate.terminal import printable
@@ -79,6 +85,9 @@ def verify_aloud(directory: Path, publishers_file: Path | None) -> int:
     publishers = find_publishers(directory, publishers_file)
     print(f"verifying {directory}")
     bundle = verify_bundle(directory, publishers, told=told)
+    print("how epsilon follows from the certificate, recomputed on this machine:")
+    for name, detail in recomputation_lines(bundle.certificate):
+        print(printable(f"      {name}: {detail}"), flush=True)
     print(f"verified: {bundle.facts.name} {bundle.facts.version}, certificate SHA-256 {bundle.certificate_digest}")
     print("not shown by this: that the publisher trained the way it says, or anything about the requests to come")
     return 0
@@ -94,7 +103,7 @@ def show_bundle(directory: Path, publishers_file: Path | None) -> int:
 def describe(bundle: VerifiedBundle) -> list[str]:
     """The lines of `sealgate models show`."""
     manifest, certificate = bundle.manifest, bundle.certificate
-    accounting, unit = certificate.accounting, "row" if certificate.unit == "example" else certificate.unit
+    accounting, unit = certificate.accounting, unit_word(certificate.unit)
     lines = [
         f"{manifest.name} {manifest.version}  ({manifest.family}, published by {bundle.publisher})",
         f"  {manifest.description}",
@@ -122,6 +131,13 @@ def describe(bundle: VerifiedBundle) -> list[str]:
         f"  hyper-parameters {certificate.selection.how}: {certificate.selection.note}",
         f"  issued {certificate.issued}; weights SHA-256 {bundle.weights_digest}",
     ]
+    for one in certificate.measured:
+        lines.append(
+            f"  measured at epsilon {micro_text(one.epsilon_micro)}: {one.measure} {interval_text(one)} on {one.rows} "
+            "held-out rows"
+        )
+    lines.append(f"  audit {audit_words(certificate.audit)}")
+    lines += [f"  attacker {line}" for line in attack_lines(curve_of(account_of(certificate)), unit=certificate.unit)]
     for release in certificate.releases:
         covered = "covered by epsilon" if release.covered else "NOT covered by epsilon"
         lines.append(f"  also released: {release.what} ({release.where}), {covered}")

@@ -98,6 +98,22 @@ class Release(Part, frozen=True):
     covered: bool
 
 
+class Measured(Part, frozen=True):
+    """How well one model did on rows that were held out: accuracy, with `right` of `rows`, or R2 (`right` is 0).
+
+    The bounds are those of a 95 % interval for other rows of the same kind: Wilson's for accuracy, normal for R2.
+    `epsilon_micro` is what that model costs by itself.
+    """
+
+    epsilon_micro: int
+    measure: str
+    rows: int
+    right: int
+    value_micro: int
+    low_micro: int
+    high_micro: int
+
+
 class AuditProbe(Part, frozen=True):
     """One question to the trainer: `verdict` is "held" or anything else, which is refused; `found` are its figures."""
 
@@ -154,3 +170,4 @@ class Certificate(Part, frozen=True):
     weights_digest: str
     manifest_digest: str
     not_protected: tuple[str, ...]
+    measured: tuple[Measured, ...] = ()  # this model; then others of a sweep over epsilon, whose weights are gone

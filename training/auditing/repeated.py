@@ -29,12 +29,11 @@ from torch import nn
 
 from sealgate.ambient import Entropy, random_bytes
 from sealgate.certificate.accounting.account import Account
-from sealgate.certificate.accounting.objective import PerturbedObjective
-from sealgate.certificate.accounting.releases import GaussianReleases
+from sealgate.certificate.accounting.curves import curve_of
 from sealgate.certificate.architectures import Spec
 from sealgate.certificate.audits import REPEATED_RUNS
 from sealgate.certificate.decimals import MICRO
-from sealgate.certificate.tradeoff import TradeOff, of_gaussian, of_pair
+from sealgate.certificate.tradeoff import TradeOff
 from training.auditing.gate import Findings
 from training.auditing.probes import BOUND_ALPHA, FALSE_ALARM, Probe, binomial_tail, lower, upper
 from training.auditing.specimens import made_up_inputs, made_up_targets
@@ -55,17 +54,6 @@ class Trials:
     included: NDArray[np.bool_]
 
 
-def release_curve(account: Account) -> TradeOff:
-    """What the account allows an attacker: the closest curve that is known for it."""
-    match account:
-        case GaussianReleases(mu_squared=square, steps=()):
-            return of_gaussian(math.sqrt(float(square)))
-        case PerturbedObjective():
-            gaussian = of_gaussian(MICRO / account.sigma_micro)
-            return gaussian.after(epsilon=account.determinant_cost(), delta=account.output_delta())
-    return of_pair(epsilon_micro=account.epsilon().add_remove_micro, delta=account.delta)
-
-
 def audit_release(
     release: Release,
     account: Account,
@@ -82,7 +70,7 @@ def audit_release(
         found.append(probe)
         on_probe(probe)
 
-    best, curve = 0, release_curve(account)
+    best, curve = 0, curve_of(account)
     for name, size in (("neighbours", 1.0), ("outliers", _FAR)):
         inputs, targets = _neighbours(spec, size, next(module.parameters()).dtype, Keystream(entropy))
 

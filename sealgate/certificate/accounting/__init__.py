@@ -5,6 +5,7 @@
     objective    objective perturbation
     selection    the best of several runs
     statistics   what preprocessing took from the rows
+    curves       what an account allows an attacker
 
 Sampled Gaussian steps, the case of DP-SGD, are `sealgate.certificate.recompute`. `described` finds the account of a
 whole certificate. Trusts: nothing. Never: reads what a certificate states as its epsilon.

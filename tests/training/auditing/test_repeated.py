@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from sealgate.certificate.accounting.curves import curve_of
 from sealgate.certificate.architectures import LinearRegressionSpec, LogisticRegressionSpec
 from sealgate.certificate.audits import check_audit
 from sealgate.certificate.tradeoff import of_gaussian
 from secure_runtime.models.architectures import build
 from training.auditing import repeated
-from training.auditing.repeated import Trials, audit_release, discriminate, guesses_of_neighbours, release_curve
+from training.auditing.repeated import Trials, audit_release, discriminate, guesses_of_neighbours
 from training.errors import TrainingError
 from training.mechanisms.adassp import plan_adassp
 from training.mechanisms.objective import plan_objective
@@ -113,7 +114,7 @@ def test_the_attacker_finds_a_gaussian_shift_as_well_as_theory_allows():
 def test_the_curve_of_an_account_is_no_looser_than_its_epsilon():
     for name in SPECS:
         account = plan_of(name).account
-        curve = release_curve(account)
+        curve = curve_of(account)
         stated = account.epsilon().add_remove_micro / 1e6
         assert curve.tpr_at(0.001) <= math.exp(stated) * 0.001 + float(account.delta)
 
