@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 FALSE_ALARM = 1e-6
 """Probability that one probe accuses a correct trainer: one run in a million, however many tests it is made of."""
