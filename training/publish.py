@@ -1,18 +1,16 @@
 """From a trained module to a signed bundle on disk, all or nothing.
 
-The bundle is written into a hidden directory beside its place, flushed to disk, verified exactly as a worker will
-verify it, and only then renamed. A crash leaves a hidden directory, never half a bundle. The weights are exported from
-the plain module, so their names carry no prefix of the training library.
+The bundle is verified exactly as a worker will verify it before it is in its place. The weights are exported from the
+plain module, so their names carry no prefix of the training library; with a wrapping key they reach the disk encrypted
+only. `bundle.sig` is a DSSE envelope over an in-toto statement that lists every file.
 
-`bundle.sig` is a DSSE envelope over an in-toto statement that lists every file; the OpenSSF model-signing format is to
-stand beside it later. Trusts: the key file's owner. Never: overwrites a bundle unless told to.
+Trusts: the key files' owner. Never: overwrites a bundle unless told to.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -23,10 +21,13 @@ from torch import nn
 
 from sealgate.certificate.bundle import VerifiedBundle, sha256_hex, verify_bundle
 from sealgate.certificate.dsse import sign_envelope
+from sealgate.certificate.encryption import encrypted_files
 from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, SIGNATURE, WEIGHTS
+from sealgate.certificate.placing import place_bundle
 from sealgate.certificate.publishers import publishers_of
 from sealgate.certificate.schema import Certificate
 from sealgate.certificate.statement import BundleFiles, bundle_statement, certificate_statement
+from sealgate.certificate.wrapping_keys import KeyRing, WrappingKey
 from sealgate.errors import CertificateError, ConfigurationError
 from training.errors import TrainingError
 from training.limits import MAX_KEY_FILE
@@ -68,8 +69,12 @@ def write_bundle(
     certificate: Certificate,
     card: str,
     replace: bool,
+    wrapping: WrappingKey | None = None,
 ) -> VerifiedBundle:
-    """Sign, write, verify, and move into place as `models_dir/NAME`; returns the verified bundle."""
+    """Sign, write, verify, and move into place as `models_dir/NAME`; returns the verified bundle.
+
+    With `wrapping` the weights are encrypted for the owner of that key.
+    """
     target = models_dir / certificate.model
     require_free(target, replace=replace)
     files = {WEIGHTS: weights, MANIFEST: manifest, CARD: card.encode()}
@@ -78,63 +83,18 @@ def write_bundle(
     digests = {name: sha256_hex(data) for name, data in files.items()}
     names = BundleFiles(name=certificate.model, version=certificate.version)
     files[SIGNATURE] = sign_envelope(bundle_statement(names, digests), key)
+    pieces: dict[str, Iterable[bytes]] = {name: (data,) for name, data in files.items()}
+    if wrapping is not None:
+        del pieces[WEIGHTS]
+        pieces |= encrypted_files(weights, sha256=digests[WEIGHTS], key=wrapping)
+    ring = KeyRing(() if wrapping is None else (wrapping,))
+    publishers = publishers_of({"publisher": key.public_key()})
     try:
-        models_dir.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{certificate.model}-", dir=models_dir))
-        try:
-            _write_files(temporary, files)
-            verified = verify_bundle(temporary, publishers_of({"publisher": key.public_key()}))
-            _move(temporary, target)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        _flush(models_dir)
+        verified = place_bundle(
+            target, pieces, check=lambda path: verify_bundle(path, publishers, data_key=ring.unwrap)
+        )
     except CertificateError as error:
         raise TrainingError(f"the bundle would be refused when loaded: {error}", code="not-publishable") from error
     except OSError as error:
         raise ConfigurationError(f"the bundle cannot be written to {target}: {error.strerror}") from error
-    return VerifiedBundle(
-        directory=target,
-        manifest=verified.manifest,
-        certificate=verified.certificate,
-        publisher=verified.publisher,
-        weights_digest=verified.weights_digest,
-        certificate_digest=verified.certificate_digest,
-        facts=verified.facts,
-        weights=verified.weights,
-    )
-
-
-def _write_files(directory: Path, files: dict[str, bytes]) -> None:
-    # Readable by the worker, which may run under another user; the directories above decide who gets this far.
-    directory.chmod(0o755)
-    for name, data in files.items():
-        path = directory / name
-        with path.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        path.chmod(0o644)
-    _flush(directory)
-
-
-def _flush(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _move(temporary: Path, target: Path) -> None:
-    """Put the new bundle where it belongs. An old one is moved aside first and deleted last."""
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    try:
-        if target.exists():
-            target.rename(aside / "old")
-        try:
-            temporary.rename(target)
-        except OSError:
-            (aside / "old").rename(target)
-            raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    return dataclasses.replace(verified, directory=target)

@@ -13,7 +13,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealgate.certificate.bundle import sha256_hex, verify_bundle
 from sealgate.certificate.dsse import sign_envelope
-from sealgate.certificate.files import CARD, CERTIFICATE, FILE_LIMITS, MANIFEST, SIGNATURE, WEIGHTS, BundleFolder
+from sealgate.certificate.files import (
+    _LIMITS,
+    CARD,
+    CERTIFICATE,
+    MANIFEST,
+    SIGNATURE,
+    WEIGHTS,
+    BundleFolder,
+    Listing,
+)
 from sealgate.certificate.publishers import publishers_of
 from sealgate.certificate.statement import certificate_statement
 from sealgate.errors import CertificateError
@@ -281,8 +290,8 @@ def test_a_generous_epsilon_is_accepted_as_stated(forge, tmp_path):
 
 
 def test_a_file_that_grows_between_listing_and_reading_is_bounded(bundle, forge, monkeypatch):
-    monkeypatch.setitem(FILE_LIMITS, CARD, 3)
-    monkeypatch.setattr(BundleFolder, "check_listing", lambda _: None)
+    monkeypatch.setitem(_LIMITS, CARD, 3)
+    monkeypatch.setattr(BundleFolder, "check_listing", lambda _: Listing(encrypted=False, model_signature=False))
     assert refused(bundle, forge.publishers) == "file-too-large"
 
 
@@ -299,7 +308,7 @@ def test_without_directory_descriptors_the_same_is_refused(bundle, forge, monkey
 
 
 def test_a_link_put_in_place_after_the_listing_is_not_followed(bundle, forge, tmp_path, monkeypatch):
-    monkeypatch.setattr(BundleFolder, "check_listing", lambda _: None)
+    monkeypatch.setattr(BundleFolder, "check_listing", lambda _: Listing(encrypted=False, model_signature=False))
     (bundle / CARD).rename(tmp_path / "moved")
     (bundle / CARD).symlink_to(tmp_path / "moved")
     assert refused(bundle, forge.publishers) == "bundle-unreadable"
