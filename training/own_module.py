@@ -3,7 +3,7 @@
 `[model] module = "package.module:Class"` names a class without arguments that Python can import where `sealgate train`
 runs. Bundles carry no code, so the class must compute what a declared architecture computes: its tensors must have the
 shapes of the declared ones in the same order, under whatever names, and with the same made-up weights both must give
-the same answers on made-up examples. Then training the one is training the other, and the bundle holds the declared one.
+the same answers on made-up examples. Then training the one is training the other; the bundle holds the declared one.
 
 Trusts: the author of the configuration, whose code this runs. Never: puts code, or names of classes, into a bundle.
 """
