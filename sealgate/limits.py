@@ -126,5 +126,8 @@ MAX_NAME = 128  # model, tenant, purpose, client names
 # What a certificate may say of its audit.
 MAX_AUDIT_PROBES = 32
 MAX_AUDIT_WORDS = 400  # characters of one probe's figures
+MAX_STATISTIC_COUNT = 1_000_000_000  # of names that a row counts for, or of a threshold
+MAX_MASKED = 1024  # columns whose masking one certificate tells
+MAX_MASKED_WORDS = 300  # characters about one of them
 MAX_MEASURED = 257  # models that one certificate says the quality of: its own and those of a sweep
 MAX_ROWS_MEASURED = 1_000_000_000

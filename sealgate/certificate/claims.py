@@ -21,7 +21,7 @@ import re
 
 from sealgate.certificate.accounting.account import AGREE_ABSOLUTE_MICRO, AGREE_RELATIVE, Account, require_delta
 from sealgate.certificate.accounting.described import account_of
-from sealgate.certificate.accounting.statistics import check_statistics
+from sealgate.certificate.accounting.statistics import check_masked, check_statistics
 from sealgate.certificate.audits import check_audit
 from sealgate.certificate.decimals import MICRO, parse_decimal
 from sealgate.certificate.measured import check_measured
@@ -92,6 +92,7 @@ def check_noise(noise: Noise) -> None:
 
 def _check_preprocessing(certificate: Certificate) -> None:
     preprocessing = certificate.preprocessing
+    check_masked(preprocessing)
     if preprocessing.statistics == "dp":
         check_statistics(preprocessing)
         if parse_decimal(preprocessing.delta) >= require_delta(certificate.delta):

@@ -23,8 +23,9 @@ class Accounting(Part, frozen=True):
 class Statistic(Part, frozen=True):
     """One statistic of the private rows that preprocessing used, with its own cost.
 
-    `mechanism` is "laplace" or "gaussian" with noise of `multiplier_micro` sensitivities, which a verifier recomputes,
-    or "stated": a mechanism of which it has the publisher's word only, as a vocabulary by noisy threshold.
+    `mechanism` is "laplace" or "gaussian" with noise of `multiplier_micro` sensitivities; or either with "-threshold":
+    names, of which a row counts for at most `contributions`, told where their noisy count reaches `threshold`. A
+    verifier recomputes these. "stated" is a mechanism of which it has the publisher's word only.
     """
 
     what: str
@@ -33,6 +34,16 @@ class Statistic(Part, frozen=True):
     epsilon_micro: int
     epsilon_replace_one_micro: int
     delta: str
+    contributions: int = 1
+    threshold: int = 0
+
+
+class Masked(Part, frozen=True):
+    """What was done to a column before anything else saw it; the publisher's word, as the choice of rows is."""
+
+    column: str
+    action: str  # "drop", "hash", "bin", "top", "month", "year", "prefix", "redact"
+    detail: str
 
 
 class Preprocessing(Part, frozen=True):
@@ -44,6 +55,7 @@ class Preprocessing(Part, frozen=True):
     epsilon_replace_one_micro: int = 0
     delta: str = "0"
     parts: tuple[Statistic, ...] = ()
+    masked: tuple[Masked, ...] = ()
 
 
 class Initialisation(Part, frozen=True):
