@@ -49,6 +49,18 @@ def discrete_gaussian(stream: Keystream, *, deviation: int, count: int) -> Integ
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
+def discrete_laplace(stream: Keystream, *, scale: int, count: int) -> Integers:
+    """`count` integers with probabilities proportional to exp(-|y| / scale); scale below 2^40."""
+    if not 0 < scale < 1 << 40:
+        raise ValueError("the scale of discrete noise must lie between 1 and 2^40 grid units")
+    parts: list[Integers] = []
+    missing = count
+    while missing > 0:
+        parts.append(_discrete_laplace(stream, scale=scale, count=missing + missing // 2 + 16)[:missing])
+        missing -= len(parts[-1])
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
 def _discrete_laplace(stream: Keystream, *, scale: int, count: int) -> Integers:
     """At most about `count` integers with probabilities proportional to exp(-|y| / scale)."""
     fine = _below(stream, scale, count)
