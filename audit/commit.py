@@ -42,7 +42,7 @@ from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
 from audit.tables import open_intent as intent_table
 from audit.tree import TileWriter
-from audit.turning import InForce, beginning, closing
+from audit.turning import beginning, closing
 from sealgate.ambient import Clock, Entropy, uuid7
 from sealgate.errors import DecodeError
 from sealgate.transparency.cose_receipt import reissue
@@ -53,6 +53,7 @@ from sealgate.transparency.published import sign_published, sign_root
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import ENDS, Record, leaf_bytes
 from sealgate.transparency.shards import half_year_of, shard_name
+from sealgate.transparency.standing import InForce
 
 Effect = Callable[[Connection, Record], Record]
 """Runs inside the writer's transaction, in a SAVEPOINT of its own, with the record as it would be written (id and time
@@ -145,7 +146,7 @@ class Committer:
         self._engine = hold.engine
         self._rows = hold.rows
         self._shards = list(opened.shards.all)
-        self._in_force = InForce(opened.policy)
+        self._in_force = InForce(opened.standing)
         self._turns = turns
         self._balances = balances
         self._log_signer, self._log_mldsa, self._log_seal = signer, mldsa, seal

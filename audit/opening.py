@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sqlalchemy import Connection, Table, func, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, func, insert, select, update
 
 from audit.errors import LogDamaged, LogInUse
 from audit.holds import NO_HOLDS, chain_of_leaves
@@ -67,6 +67,14 @@ from sealgate.transparency.notes import (
 )
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.shards import half_year_of, shard_name
+from sealgate.transparency.standing import GRANT, Placed
+
+_STANDING = ("policy.change", GRANT)
+_OF_KINDS = (
+    select(record_table.c.idx)
+    .where(record_table.c.kind.in_(bindparam("kinds", expanding=True)), record_table.c.idx >= bindparam("first"))
+    .order_by(record_table.c.idx)
+)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Opened:
     frontier: Frontier
     tiles: TileWriter
     unsigned: Checkpoint | None  # of a shard that ended, and whose last checkpoint is not signed yet
-    policy: tuple[int, Record] | None  # the newest `policy.change`, and its index
+    standing: tuple[Placed, ...]  # the newest `policy.change`, and the grants of budgets, and their indices
     intents: dict[str, Intent]
     published: int  # up to which position the newest stored checkpoint reaches; -1 if there is none
     cosigned: int  # the newest one that witnesses cosigned, likewise
@@ -125,7 +133,7 @@ def read_log(
         frontier=frontier,
         tiles=tiles,
         unsigned=_unsigned(connection, shards) if checkpoint is None else None,
-        policy=_newest_policy(connection, shards),
+        standing=_standing(connection, shards),
         intents=_open_intents(connection, shards),  # 5
         published=_reach(connection, checkpoint_table),
         cosigned=_reach(connection, cosigned_table),
@@ -181,33 +189,26 @@ def _unsigned(connection: Connection, shards: Shards) -> Checkpoint | None:
     return Checkpoint(before.origin, size, root)
 
 
-def _newest_policy(connection: Connection, shards: Shards) -> tuple[int, Record] | None:
-    position = connection.execute(
-        select(record_table.c.idx)
-        .where(record_table.c.kind == "policy.change")
-        .order_by(record_table.c.idx.desc())
-        .limit(1)
-    ).scalar_one_or_none()
-    record = None if position is None else _leaf_at(connection, position)
-    if position is None or record is None or record.kind != "policy.change":
-        return None
-    found = shards.index(position), record
-    for index, carried in _carried(connection, shards):
-        found = (index, carried) if carried.detail[STANDS_FOR] == "policy.change" else found
-    return found
-
-
-def _carried(connection: Connection, shards: Shards) -> list[tuple[int, Record]]:
-    """The records at the beginning of the newest shard that stand for earlier ones, and their indices."""
+def _standing(connection: Connection, shards: Shards) -> tuple[Placed, ...]:
+    """What the newest shard says of the policy and its budgets; of workers nothing, for none outlives the host."""
     first = shards.newest.first
-    if not first:
-        return []
-    found = []
-    for position in range(first + 1, shards.size):
+    found = [placed for placed in _carried(connection, shards) if placed[1].detail[STANDS_FOR] in _STANDING]
+    written = connection.execute(_OF_KINDS, {"kinds": _STANDING, "first": first}).scalars()
+    for position in written:
         record = _leaf_at(connection, position)
-        if record is None or record.kind != CARRIED:
-            break
-        found.append((position - first, record))
+        if record is not None and record.kind in _STANDING:
+            found.append((position - first, record))
+    return tuple(found)
+
+
+def _carried(connection: Connection, shards: Shards) -> list[Placed]:
+    """The records at the beginning of the newest shard that stand for earlier ones, as far as they are kept."""
+    first = shards.newest.first
+    found = []
+    for position in connection.execute(_OF_KINDS, {"kinds": [CARRIED], "first": first}).scalars():
+        record = _leaf_at(connection, position)
+        if first and record is not None and record.kind == CARRIED:
+            found.append((position - first, record))
     return found
 
 

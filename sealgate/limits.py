@@ -58,6 +58,7 @@ MAX_BUNDLE = 2 * 1024 * 1024 * 1024  # an evidence bundle, all members together
 MAX_BUNDLE_MEMBER = 16 * 1024 * 1024
 MAX_BUNDLE_MEMBERS = 4096
 MAX_BUNDLE_RECORDS = 2_000_000
+MAX_CARRIED_GRANTS = 1000  # budgets whose grants a new shard says again, those granted last
 MAX_EXPORT_LINE = 128 * 1024  # one record in any form of export: a leaf twice, escaped, and its frame
 MAX_REPORT_GROUPS = 10_000  # rows of one table of a report; what does not fit is counted
 

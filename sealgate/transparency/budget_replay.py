@@ -64,6 +64,8 @@ class BudgetReplay:
         self._undecided = 0
         self._gone = 0  # records that are no longer kept
         self.carried: dict[str, tuple[int, int]] = {}  # left of budgets when the shard began, and since when
+        self.wholes: dict[str, int] = {}  # what renewals set budgets to under the policy that the shard began with
+        self._changed = False  # another policy came into force within the shard
 
     def miss(self, index: int, hashed: bytes) -> None:
         """A record is no longer kept: it may have changed any budget."""
@@ -95,11 +97,14 @@ class BudgetReplay:
         elif original.kind == "inference.authorized":
             self.held[original.id] = (original.detail.get("privacy_budget", ""), original.eps_micro)
         for name, (left, since_us) in balances_of(record).items():
+            if since_us > record.ts_us + _CLOCKS_APART_US:
+                self.problems.add(f"record {index} carries budget {name} over from a window that had not begun")
             self.carried[name] = (left, since_us)
             self.books[name] = Book(left, since_us + 2 * _CLOCKS_APART_US, index)
 
-    def contradictions(self, carried: Mapping[str, tuple[int, int]]) -> list[str]:
-        """Where what the next shard begins with is not what this one's records lead to."""
+    def contradictions(self, carried: Mapping[str, tuple[int, int]], wholes: Mapping[str, int]) -> list[str]:
+        """Where what the next shard begins with is not what this one's records lead to. `wholes` is what renewals set
+        budgets to there, before its policy changed."""
         found: list[str] = []
         if not carried:
             return found  # that it says nothing is said elsewhere: `chain`
@@ -110,6 +115,8 @@ class BudgetReplay:
                 found.append(f"budget {name} is not carried over")
             elif left < low or (left > high and not book.renews_by(since_us)):
                 found.append(f"budget {name} is carried over with {left}, the records say {_between(low, high)}")
+            elif book.full and (left > book.full or wholes.get(name, book.full) != book.full):
+                found.append(f"budget {name} is another after the turn than the one that was renewed to {book.full}")
         return found
 
     def _policy(self, record: Record) -> None:
@@ -117,7 +124,7 @@ class BudgetReplay:
         if before and before != record.policy_digest:
             self.books.clear()
             self._deferred.clear()
-            self._other_policy = True
+            self._other_policy = self._changed = True
         for text in self._deferred:
             self.problems.add(text)
         self._deferred.clear()
@@ -199,6 +206,8 @@ class BudgetReplay:
         if book.full and whole != book.full:
             self.problems.add(f"record {index} renews budget {budget} to {whole}, before it was {book.full}")
         book.full = whole
+        if not self._changed:
+            self.wholes.setdefault(budget, whole)
 
     def verdict(self, part: Range) -> Verdict:
         """Contradictions, or how much was replayed."""

@@ -67,6 +67,16 @@ def restated(record: Record) -> Record:
     return msgspec.structs.replace(record, kind=kind, id=identifier, grant="", detail=detail)
 
 
+def same_fact(one: Record, other: Record) -> bool:
+    """Whether two restatements say the same of the same record; workers' counters are compared elsewhere."""
+    return _fact(one) == _fact(other)
+
+
+def _fact(record: Record) -> Record:
+    detail = {name: text for name, text in record.detail.items() if name not in (COUNTER, AHEAD)}
+    return msgspec.structs.replace(record, detail=detail, v=0, log="", id="", ts_us=0, salt="")
+
+
 def stood_at(record: Record) -> int:
     """The index that a restatement names; -1 if it names none."""
     text = record.detail.get(STOOD_AT, "")

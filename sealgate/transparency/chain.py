@@ -2,7 +2,10 @@
 
     the next one's first record names origin, size and root of the one before; the last record of that names the next
     what the next one says to be under way are exactly the requests that the one before left open
+    what it says to be in force (policy, grants, workers and their keys) is what the one before left in force
     workers' counters and the balances of budgets go on from where the one before left them
+    no worker starts twice, in whatever shards: what it signed cannot be shown again
+    of one shard there is one tree, whose larger states grew out of the smaller ones
 
 Every shard is verified by itself first (`verifier`); this compares what they leave for each other. Trusts: those
 verifications. Never: takes a shard's word for one that is not there, or passes over a shard that is left out.
@@ -10,19 +13,35 @@ verifications. Never: takes a shard's word for one that is not there, or passes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import combinations, groupby, pairwise
 
+from sealgate.errors import LogError
 from sealgate.transparency.budget_replay import BudgetReplay
+from sealgate.transparency.carried import AUTHORIZED, BUDGETS, restated, same_fact, stood_at
+from sealgate.transparency.carried import KIND as CARRIED
 from sealgate.transparency.checks import Counters, Problems, Reconcile, Verdict
 from sealgate.transparency.edges import Edges
+from sealgate.transparency.merkle import verify_consistency
 from sealgate.transparency.notes import Checkpoint
 from sealgate.transparency.pruned import Pruned
 from sealgate.transparency.record import Record
 from sealgate.transparency.shards import belongs_to, half_year_in
+from sealgate.transparency.standing import InForce
 
 _SAME = ("tenant", "actor", "operation", "purpose", "model", "eps_micro")
+
+
+class BeganWith:
+    """Collects what a shard says again of the one before, but for requests and balances."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int, Record]] = []
+
+    def see(self, index: int, record: Record, leaf: bytes) -> None:
+        if record.kind == CARRIED and restated(record).kind not in (AUTHORIZED, BUDGETS):
+            self.said.append((index, record))
 
 
 @dataclass
@@ -30,11 +49,18 @@ class Around:
     """What the verification of a bundle takes from the shards around it, and leaves for them."""
 
     told: list[Record] = field(default_factory=list)  # later shards' announcements of what was pruned of this one
+    watched: frozenset[int] = frozenset()  # sizes of the same tree in other bundles
+    before: Checkpoint | None = None  # where a shard ended that is known to have grown out of a kept checkpoint
     held: frozenset[str] = frozenset()  # holds over the whole log from earlier shards
     first: int = -1
     last: int = -1
     checkpoint: Checkpoint | None = None  # verified
     sound: bool = False  # form, signature, entries and root hold
+    grown: bool = False  # out of a checkpoint that was kept
+    roots: Mapping[int, bytes] = field(default_factory=dict)  # recomputed, at sizes of other bundles among them
+    proven: tuple[int, Sequence[bytes]] = (0, ())  # consistency proof, and from which size
+    in_force: InForce | None = None
+    said: list[tuple[int, Record]] = field(default_factory=list)  # what this shard began with, but for requests
     edges: Edges | None = None
     reconcile: Reconcile | None = None
     counters: Counters | None = None
@@ -49,6 +75,11 @@ class Around:
     @property
     def to_its_end(self) -> bool:
         return self.checkpoint is not None and self.last == self.checkpoint.size - 1
+
+    @property
+    def ended(self) -> bool:
+        """Whether the shard's last record was shown, which names the next shard."""
+        return self.to_its_end and self.edges is not None and bool(self.edges.next)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +105,14 @@ def links(logs: Sequence[str], shown: Iterable[Around]) -> Iterator[Link]:
         for origin, parts in shards.items():
             yield from _one_tree(origin, parts)
         yield from _ends(list(shards.items()))
+        started: set[str] = set()
         for (before, earlier), (after, later) in pairwise(shards.items()):
-            yield Link(name=f"{after} follows {before}", verdict=_follows(before, earlier, after, later))
+            started |= _started(earlier)
+            verdict = _follows(before, earlier, after, later)
+            if again := sorted(started & _started(later)):
+                text = f"worker {again[0]} starts in {after} although it had started before: records are shown again"
+                verdict = Verdict("failed", text)
+            yield Link(name=f"{after} follows {before}", verdict=verdict)
 
 
 def _origin(one: Around) -> str:
@@ -83,13 +120,47 @@ def _origin(one: Around) -> str:
     return one.checkpoint.origin
 
 
+def _started(parts: Iterable[Around]) -> set[str]:
+    return {instance for part in parts if part.counters is not None for instance in part.counters.started}
+
+
 def _one_tree(origin: str, parts: Sequence[Around]) -> Iterator[Link]:
-    roots: dict[int, bytes] = {}
-    for part in parts:
-        assert part.checkpoint is not None
-        if roots.setdefault(part.checkpoint.size, part.checkpoint.root) != part.checkpoint.root:
-            text = f"two different trees of {part.checkpoint.size} records were signed under this name"
-            yield Link(name=f"{origin} is one tree", verdict=Verdict("failed", text))
+    """Of every two bundles of one shard, the larger tree must have grown out of the smaller."""
+    for one, other in combinations(sorted(parts, key=_size), 2):
+        verdict = _grew(one, other)
+        if verdict is not None:
+            yield Link(name=f"{origin} is one tree", verdict=verdict)
+
+
+def _grew(smaller: Around, larger: Around) -> Verdict | None:
+    """What is wrong, or cannot be told; None if the larger tree is shown to have grown out of the smaller."""
+    one, other = smaller.checkpoint, larger.checkpoint
+    assert one is not None
+    assert other is not None
+    root = other.root if one.size == other.size else larger.roots.get(one.size)
+    if root is None and larger.proven[0] == one.size:
+        try:
+            verify_consistency(
+                first=one.size,
+                second=other.size,
+                first_root=one.root,
+                second_root=other.root,
+                proof=larger.proven[1],
+            )
+        except LogError:
+            return Verdict("failed", f"the tree of {other.size} records did not grow out of that of {one.size}")
+        return None
+    if root is None:
+        text = f"that the tree of {other.size} records grew out of that of {one.size} is not shown"
+        return Verdict("skipped", f"{text}: export the later one with a consistency proof from {one.size}")
+    if root != one.root:
+        return Verdict("failed", f"two different trees of {one.size} records were signed under this name")
+    return None
+
+
+def _size(one: Around) -> int:
+    assert one.checkpoint is not None
+    return one.checkpoint.size
 
 
 def _ends(shards: Sequence[tuple[str, Sequence[Around]]]) -> Iterator[Link]:
@@ -110,7 +181,7 @@ def _ends(shards: Sequence[tuple[str, Sequence[Around]]]) -> Iterator[Link]:
 
 def _follows(before: str, earlier: Sequence[Around], after: str, later: Sequence[Around]) -> Verdict:
     head = next((part for part in later if part.first == 0), None)
-    tail = next((part for part in earlier if part.to_its_end and part.edges is not None and part.edges.next), None)
+    tail = next((part for part in earlier if part.ended), None)
     if head is None or head.edges is None:
         return Verdict("skipped", f"the first records of {after} are not shown")
     said = head.edges.previous
@@ -131,7 +202,7 @@ def _follows(before: str, earlier: Sequence[Around], after: str, later: Sequence
     if tail.edges.next != after:
         return Verdict("failed", f"{before} names {tail.edges.next} as the one that follows it")
     problems = Problems()
-    for text in (*_requests(tail, head), *_counters(tail, head), *_budgets(tail, head)):
+    for text in (*_requests(tail, head), *_facts(tail, head), *_counters(tail, head), *_budgets(tail, head)):
         problems.add(text)
     if problems.count:
         return problems.verdict()
@@ -163,6 +234,24 @@ def _requests(tail: Around, head: Around) -> Iterator[str]:
             yield f"what is carried over of record {index} is not what it says"
 
 
+def _facts(tail: Around, head: Around) -> Iterator[str]:
+    """The policy, what it grants, the workers, their models and keys: as they stood when the shard ended."""
+    assert tail.in_force is not None
+    assert head.gone is not None
+    stood = {stood_at(draft): draft for draft in tail.in_force.carried()}
+    said: set[int] = set()
+    for index, record in head.said:
+        at = stood_at(record)
+        draft = stood.get(at)
+        if draft is not None and at not in said and same_fact(draft, record):
+            said.add(at)
+        elif draft is not None or tail.whole:
+            yield f"record {index} of the next shard says of record {at} what that does not say, or no longer holds"
+    for at in sorted(stood.keys() - said):
+        if head.whole:
+            yield f"record {at}, {restated(stood[at]).kind}, was in force and is not carried over"
+
+
 def _counters(tail: Around, head: Around) -> Iterator[str]:
     assert tail.counters is not None
     assert head.counters is not None
@@ -175,4 +264,4 @@ def _budgets(tail: Around, head: Around) -> Iterator[str]:
     assert tail.budgets is not None
     assert head.budgets is not None
     if tail.whole and not tail.budgets.problems.count:
-        yield from tail.budgets.contradictions(head.budgets.carried)
+        yield from tail.budgets.contradictions(head.budgets.carried, head.budgets.wholes)

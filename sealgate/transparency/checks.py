@@ -282,6 +282,11 @@ class Counters:
             low += 1
         return low, frozenset(number for number in seen if number > low)
 
+    @property
+    def started(self) -> frozenset[str]:
+        """Workers that started in this shard."""
+        return frozenset(self._started)
+
     def see(self, index: int, record: Record, leaf: bytes) -> None:
         if record.kind == CARRIED and restated(record).kind == "worker.start":
             stated = counters_of(record)

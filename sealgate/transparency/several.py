@@ -17,7 +17,7 @@ from pathlib import Path
 from sealgate.errors import ConfigurationError, DecodeError, LogError, ReceiptError
 from sealgate.transparency.bundle import Bundle
 from sealgate.transparency.chain import Around, Link, links, order_of
-from sealgate.transparency.notes import open_checkpoint
+from sealgate.transparency.notes import Checkpoint, open_checkpoint
 from sealgate.transparency.pruned import KIND as PRUNED
 from sealgate.transparency.pruned import SHARD
 from sealgate.transparency.receipt import verify_receipt
@@ -87,13 +87,16 @@ def verify_bundles(
         if name not in known:
             raise ConfigurationError(f"no log key of the trust file is for '{name}'; there are: {', '.join(known)}")
     sorting = _Sorting(trust, given or Given())
-    origins = [origin_said(path) for path in paths]
+    sizes = [_tree_said(path) for path in paths]
+    origins = [origin for origin, _ in sizes]
     verified: dict[int, VerifiedBundle] = {}
     around = [Around(told=told) for told in _told(paths, origins)]
     for number in sorted(range(len(paths)), key=lambda one: order_of(origins[one])):  # a shard after the one before it
         path, origin = paths[number], origins[number]
         own = replace(trust, kept_checkpoint=sorting.kept_of(origin), cosigned_checkpoint=sorting.cosigned_of(origin))
         around[number].held = _held(origin, around)
+        around[number].watched = frozenset(size for said, size in sizes if said == origin)
+        around[number].before = _grown_before(origin, around)
         report = verify_bundle(path, own, strict, sorting.receipts_of(origin), around=around[number])
         verified[number] = VerifiedBundle(path=path, report=report)
     bundles = tuple(verified[number] for number in range(len(paths)))
@@ -114,7 +117,7 @@ def _told(paths: Sequence[Path], origins: Sequence[str]) -> list[list[Record]]:
         for path, origin in zip(paths, origins, strict=True):
             for record in _announcements(path) if origin else ():
                 shard = record.detail.get(SHARD, "")
-                if shard != origin and record.log == origin:
+                if belongs_to(shard, log_of(origin)) and is_later(origin, shard) and record.log == origin:
                     said.setdefault(shard, []).append(record)
     return [said.get(origin, []) for origin in origins]
 
@@ -133,17 +136,21 @@ def _announcements(path: Path) -> Iterator[Record]:
 
 def _held(origin: str, around: Sequence[Around]) -> frozenset[str]:
     """Holds over the whole log that the newest shard before this one left in force."""
-    before = [
-        one
-        for one in around
-        if one.gone is not None
-        and one.checkpoint is not None
-        and one.to_its_end
-        and belongs_to(one.checkpoint.origin, log_of(origin))
-        and is_later(origin, one.checkpoint.origin)
-    ]
-    before.sort(key=lambda one: order_of(one.checkpoint.origin if one.checkpoint else ""))
-    return before[-1].gone.held if before and before[-1].gone is not None else frozenset()
+    before = [one.gone for one in _before(origin, around) if one.gone is not None and one.to_its_end]
+    return before[-1].held if before else frozenset()
+
+
+def _grown_before(origin: str, around: Sequence[Around]) -> Checkpoint | None:
+    """Where the newest shard before this one ended, if it is shown that it grew out of a kept checkpoint."""
+    before = [one for one in _before(origin, around) if one.sound and one.grown and one.ended]
+    return before[-1].checkpoint if before else None
+
+
+def _before(origin: str, around: Sequence[Around]) -> list[Around]:
+    """What was verified of earlier shards of the same log, in their order."""
+    there = [(one.checkpoint.origin, one) for one in around if one.checkpoint is not None]
+    earlier = [(of, one) for of, one in there if belongs_to(of, log_of(origin)) and is_later(origin, of)]
+    return [one for _, one in sorted(earlier, key=lambda pair: order_of(pair[0]))]
 
 
 def missing_logs(wanted: Iterable[str], origins: Iterable[str]) -> tuple[str, ...]:
@@ -154,13 +161,18 @@ def missing_logs(wanted: Iterable[str], origins: Iterable[str]) -> tuple[str, ..
 
 def origin_said(path: Path) -> str:
     """Which log a bundle says that it is of; "" if it says nothing. Raises ConfigurationError if it cannot be read."""
+    return _tree_said(path)[0]
+
+
+def _tree_said(path: Path) -> tuple[str, int]:
     try:
         with path.open("rb") as stream:
-            return Bundle(stream).manifest.origin
+            manifest = Bundle(stream).manifest
+            return manifest.origin, manifest.size
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except DecodeError:
-        return ""
+        return "", 0
 
 
 class _Sorting:

@@ -29,7 +29,7 @@ from typing import BinaryIO, Protocol
 from sealgate.errors import ConfigurationError, DecodeError, LogError
 from sealgate.transparency.budget_replay import BudgetReplay
 from sealgate.transparency.bundle import Bundle, PrunedEntry
-from sealgate.transparency.chain import Around
+from sealgate.transparency.chain import Around, BeganWith
 from sealgate.transparency.checks import (
     Check,
     Counters,
@@ -50,6 +50,7 @@ from sealgate.transparency.published import open_published, strength
 from sealgate.transparency.ranges import range_root
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.shards import belongs_to, is_later, log_of
+from sealgate.transparency.standing import InForce
 from sealgate.transparency.witness_policy import NONE, WitnessedCheckpoint, WitnessPolicy
 
 _FORM = "bundle has its exact form"
@@ -169,7 +170,8 @@ class _Verification:
         checkpoint, signature = self._checkpoint(bundle)  # 2
         self._add(_SIGNED, signature)
         gone = Pruned(told=self.around.told, held=self.around.held)
-        budgets, edges = BudgetReplay(), Edges(bundle.manifest.origin)
+        budgets, edges = BudgetReplay(), Edges(bundle.manifest.origin, first=part.first)
+        in_force, began = InForce(), BeganWith()
         reconcile, counters = Reconcile(part, gone), Counters(gone)
         checks: list[Check] = [reconcile, Signatures(gone), counters, budgets]
         given = Receipts(self.receipts, self.trust.verifiers, origin=bundle.manifest.origin)
@@ -180,13 +182,16 @@ class _Verification:
         watched = given.sizes | ({kept.size} if isinstance(kept, Checkpoint) else set())
         if isinstance(witnessed, WitnessedCheckpoint):
             watched |= {witnessed.verified.checkpoint.size}
+        watched |= self.around.watched
         roots: dict[int, bytes] = {}  # recomputed from the entries, at the sizes that are watched
-        seen: list[Onlooker] = [gone, edges, *checks, *self.onlookers]
+        seen: list[Onlooker] = [gone, edges, in_force, began, *checks, *self.onlookers]
         hashes = self._hashes(bundle, seen, [gone.miss, given.miss, budgets.miss], watched, roots)
         root = self._root(bundle, hashes)  # 3 and 4, in one pass over the entries
         self._add(_ENTRIES, self._entries(bundle, gone.count))
         self._add(_ROOT, _compare(root, checkpoint))
-        self._add(_GROWTH, self._growth(bundle, checkpoint, kept, roots))  # 5
+        self._add(_GROWTH, growth := self._growth(bundle, checkpoint, kept, roots, edges))  # 5
+        self.around.grown, self.around.roots = growth.status == "ok", dict(roots)
+        self.around.proven = (bundle.manifest.consistent_with, bundle.consistency_proof)
         for known in (kept, checkpoint):
             if isinstance(known, Checkpoint) and known.origin == bundle.manifest.origin:
                 roots.setdefault(known.size, known.root)
@@ -202,6 +207,7 @@ class _Verification:
         self.around.sound = proving == ["ok"] * PROVING_STEPS
         self.around.edges, self.around.reconcile, self.around.counters = edges, reconcile, counters
         self.around.budgets, self.around.gone = budgets, gone
+        self.around.in_force, self.around.said = in_force, began.said
         if edges.concerned:
             self._add(edges.name, edges.verdict(part))
         limits = (*edges.limits(), *((_PRUNED.format(gone.count),) if gone.count else ()))
@@ -340,7 +346,11 @@ class _Verification:
         checkpoint: Checkpoint | None,
         kept: Checkpoint | LogError | None,
         roots: Mapping[int, bytes],
+        edges: Edges,
     ) -> Verdict:
+        before = self.around.before
+        if kept is None and checkpoint is not None and before is not None and edges.previous == before:
+            return Verdict("ok", f"it follows {before.origin}, which grew out of the checkpoint that was kept")
         if kept is None:
             return Verdict("skipped", "no checkpoint was kept; keep this bundle's for the next audit")
         if isinstance(kept, LogError):

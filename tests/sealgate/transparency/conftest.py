@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from sealgate.transparency.ranges import range_proof
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import Record, leaf_bytes
+from sealgate.transparency.shards import half_year_in
 
 ORIGIN = "example.com/log"
 DIGEST = "ab" * 32
@@ -35,13 +37,21 @@ class MemoryLog:
     records: list[Record] = field(default_factory=list)
     seq: int = 0
 
+    @property
+    def began_us(self) -> int:
+        """A moment in the half-year that the origin names, if it names one."""
+        half_year = half_year_in(self.origin)
+        if half_year is None:
+            return 1_000_000_000_000
+        return int(datetime(half_year // 2, 6 * (half_year % 2) + 1, 2, tzinfo=UTC).timestamp()) * 1_000_000
+
     def append(self, **fields: object) -> Record:
         number = len(self.leaves)
         base: dict[str, object] = {
             "v": 1,
             "log": self.origin,
-            "id": uuid7(1_000_000_000_000 + number * 1000, lambda count: number.to_bytes(count, "big")),
-            "ts_us": 1_000_000_000_000 + number * 1000,
+            "id": uuid7(self.began_us + number * 1000, lambda count: number.to_bytes(count, "big")),
+            "ts_us": self.began_us + number * 1000,
             "salt": f"{number:032x}",
         }
         record = Record(**{**base, **fields})  # type: ignore[arg-type]
