@@ -16,6 +16,7 @@ from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.measured import interval_text
 from sealgate.certificate.mechanism_words import mechanism_lines
 from sealgate.certificate.mechanisms import name_of
+from sealgate.certificate.page.document import HTML, require_page_path, write_page
 from sealgate.certificate.publishers import Publishers, load_publishers
 from sealgate.certificate.recomputation import recomputation_lines
 from sealgate.errors import CertificateError, ConfigurationError
@@ -97,6 +98,16 @@ def show_bundle(directory: Path, publishers_file: Path | None) -> int:
     """The verified manifest and certificate in words."""
     for line in describe(verify_bundle(directory, find_publishers(directory, publishers_file))):
         print(printable(line))
+    return 0
+
+
+def write_report(directory: Path, publishers_file: Path | None, *, out: Path | None, replace: bool) -> int:
+    """One HTML page about the verified bundle."""
+    path = out or Path(f"{directory.resolve().name}{HTML}")
+    require_page_path(path, replace=replace)
+    bundle = verify_bundle(directory, find_publishers(directory, publishers_file))
+    write_page(bundle, path, replace=replace)
+    print(printable(f"{path}: the report on {bundle.facts.name} {bundle.facts.version}"))
     return 0
 
 
