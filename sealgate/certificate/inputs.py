@@ -1,8 +1,9 @@
 """What goes into a model: Open Inference Protocol tensors, each with the public constants that prepare it.
 
 `content` says what the numbers are. A tensor's shape on the wire begins with -1, the rows of a request; `model_shape`
-is what one row is to the model, which differs where the worker turns a text into tokens. Every constant is public and
-stands here before anybody saw the data. Trusts: nothing. Never: holds statistics of private data.
+is what one row is to the model, which differs where the worker turns a text into tokens. Every constant is public: it
+was written down before anybody saw the data, or was released privately at a cost that the certificate counts.
+Trusts: nothing. Never: holds other statistics of private data.
 """
 
 from __future__ import annotations
@@ -178,7 +179,28 @@ class WordPiece(
             yield "its texts have no room for [CLS], a piece and [SEP]"
 
 
-Tokenizer: TypeAlias = HashedWords | Utf8Bytes | WordPiece
+class Words(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="tokenizer", tag="words", kw_only=True
+):
+    """Lower-cased words of a list that is public, or that was a private release of its own; all others are one."""
+
+    vocabulary: tuple[str, ...]
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Padding, the unknown word, and the list."""
+        return len(self.vocabulary) + 2
+
+    def refusals(self) -> Iterator[str]:
+        """What is wrong with the list."""
+        if len(set(self.vocabulary)) != len(self.vocabulary) or not all(
+            0 < len(word) <= MAX_NAME for word in self.vocabulary
+        ):
+            yield "a word of its vocabulary stands twice, is empty or too long"
+
+
+Tokenizer: TypeAlias = HashedWords | Utf8Bytes | WordPiece | Words
 
 
 class TextContent(_Content, frozen=True, tag="text"):
@@ -198,7 +220,7 @@ class TextContent(_Content, frozen=True, tag="text"):
             yield "texts are BYTES [-1]"
         if not 0 < self.tokenizer.length <= MAX_TOKENS or not 1 < self.tokenizer.size <= MAX_VOCABULARY:
             yield "its tokenizer's sizes are out of range"
-        elif isinstance(self.tokenizer, WordPiece):
+        elif isinstance(self.tokenizer, WordPiece | Words):
             yield from self.tokenizer.refusals()
 
 

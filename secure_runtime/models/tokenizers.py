@@ -9,10 +9,12 @@ import functools
 import hashlib
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 
-from sealgate.certificate.inputs import HashedWords, Tokenizer, Utf8Bytes, WordPiece
+from sealgate.certificate.inputs import HashedWords, Tokenizer, Utf8Bytes, WordPiece, Words
+from sealgate.limits import MAX_NAME
 from secure_runtime.models.wordpiece import WordPieces
 
 _WORD = re.compile(r"\w+|[^\w\s]")
@@ -42,6 +44,26 @@ def _numbers(text: str, tokenizer: Tokenizer) -> list[int]:
             return numbers
         case WordPiece(length=length, vocabulary=vocabulary):
             return _pieces_of(vocabulary).numbers(text, length=length)
+        case Words(length=length, vocabulary=vocabulary):
+            places = _places_of(vocabulary)
+            return [places.get(word.group(), 1) for word in islice(_WORD.finditer(text.lower()), length)]
+
+
+def words_of(text: str, *, most: int) -> list[str]:
+    """The first different words of a text, as `Words` tells them apart."""
+    found: dict[str, None] = {}
+    for word in _WORD.finditer(text.lower()):
+        if len(word.group()) <= MAX_NAME:
+            found[word.group()] = None
+        if len(found) == most:
+            break
+    return list(found)
+
+
+@functools.lru_cache(maxsize=64)
+def _places_of(vocabulary: tuple[str, ...]) -> dict[str, int]:
+    """The number of each word, after padding and the unknown word."""
+    return {word: place for place, word in enumerate(vocabulary, start=2)}
 
 
 @functools.lru_cache(maxsize=64)
