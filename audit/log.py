@@ -389,7 +389,6 @@ def _aborted(intent: Intent) -> Record:
         purpose=begun.purpose,
         outcome="aborted",
         reason="host-restart",
-        intent_seq=intent.index,
         grant=begun.id,
         assurance=begun.assurance,
     )

@@ -10,9 +10,11 @@ import msgspec
 import pytest
 
 from audit import holds, pruning
+from audit.query import RecordFilter
 from audit.retention import DAY_US, parse_retention
+from sealgate.transparency.notes import open_checkpoint
 from sealgate.transparency.record import Record
-from sealgate.transparency.several import SeveralReport, verify_bundles
+from sealgate.transparency.several import Given, SeveralReport, verify_bundles
 from sealgate.transparency.verifier import LogTrust
 from tests.audit.conftest import ORIGIN, SIGNER, Bench
 from tests.audit.test_turning import H2, HALF_YEAR, JULY, JUNE, NEXT, Clock, open_log
@@ -158,6 +160,187 @@ def test_what_the_next_shard_begins_with_is_what_the_one_before_leads_to(
     report = verify_bundles(paths, TRUST)
     assert not report.ok
     assert says in report.links[0].verdict.detail
+
+
+GRANT = Record(
+    kind="budget.grant", tenant="clinic", outcome="granted", policy_digest="cd" * 32, detail={"budget": "all"}
+)
+
+
+def _turn(
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    spoil: Callable[[Record], list[Record]],
+    *,
+    left: tuple[int, int] = LEFT["all"],
+) -> None:
+    """A log with everything in force that can be, whose operator writes something else at the turn."""
+    from audit import commit
+
+    real = commit.beginning
+
+    def beginning(*arguments: Any, **options: Any) -> list[Record]:
+        return [written for draft in real(*arguments, **options) for written in spoil(draft)]
+
+    clock = Clock()
+    log = open_log(bench, clock, balances=lambda *_: {"all": left})
+    log.append(Record(kind="policy.change", policy_digest="cd" * 32, outcome="in-force")).result()
+    log.append(GRANT).result()
+    bench.start_worker(log)
+    log.append(Record(kind="model.load", runtime_instance="worker-1", model="m", model_digest="ab" * 32)).result()
+    budget = {"eps_micro": 50_000, "budget_after_micro": 250_000, "detail": {"privacy_budget": "all"}}
+    bench.authorize(log, **budget)
+    clock.now = JULY
+    monkeypatch.setattr(commit, "beginning", beginning)
+    log.append(bench.draft()).result()
+    monkeypatch.undo()
+    log.close()
+
+
+def _of(kind: str, changed: Callable[[Record], list[Record]]) -> Callable[[Record], list[Record]]:
+    return lambda one: changed(one) if one.detail.get("stands_for") == kind else [one]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (_of("worker.start", lambda one: [_detail(one, completion_key="A" * 43)]), "what that does not say"),
+        (_of("worker.start", lambda one: []), "worker.start, was in force"),
+        (_of("model.load", lambda one: [msgspec.structs.replace(one, model_digest="cd" * 32)]), "does not say"),
+        (_of("model.load", lambda one: []), "model.load, was in force"),
+        (_of("policy.change", lambda one: [msgspec.structs.replace(one, policy_digest="ef" * 32)]), "does not say"),
+        (_of("policy.change", lambda one: []), "policy.change, was in force"),
+        (_of("policy.change", lambda one: [one, one]), "does not say"),
+        (_of("budget.grant", lambda one: [_detail(one, epsilon="9")]), "does not say"),
+        (_of("budget.grant", lambda one: []), "budget.grant, was in force"),
+        (_of("budget.grant", lambda one: [_detail(one, stood_at="0")]), "does not say"),
+    ],
+    ids=["key", "worker", "digest", "model", "policy", "no-policy", "twice", "grant", "no-grant", "elsewhere"],
+)  # fmt: skip
+def test_what_was_in_force_is_in_force_after_the_turn(
+    sqlite_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, says: str
+) -> None:
+    _turn(sqlite_bench, monkeypatch, spoil)
+    report = verify_bundles([write(sqlite_bench, tmp_path, origin) for origin in (ORIGIN, H2)], TRUST)
+    assert report.links[0].verdict.status == "failed"
+    assert says in report.links[0].verdict.detail
+    assert not report.ok
+
+
+def test_an_honest_turn_says_all_of_it_again(
+    sqlite_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _turn(sqlite_bench, monkeypatch, lambda one: [one])
+    report = verify_bundles([write(sqlite_bench, tmp_path, origin) for origin in (ORIGIN, H2)], TRUST)
+    assert states(report) == {f"{H2} follows {ORIGIN}": "ok"}
+    assert report.ok
+    # and through a start of the writer, and another turn
+    clock = Clock(JULY + HALF_YEAR - 60_000_000)
+    log = open_log(sqlite_bench, clock, balances=lambda *_: LEFT)
+    clock.now = JULY + HALF_YEAR
+    log.append(sqlite_bench.draft()).result()
+    log.close()
+    reader = sqlite_bench.reader()
+    said = [entry.record for entry in reader.records(RecordFilter(kind="log.carried")).records]
+    reader.close()
+    assert [one.detail["budget"] for one in said if one.detail["stands_for"] == "budget.grant"] == ["all", "all"]
+    report = verify_bundles([write(sqlite_bench, tmp_path, origin) for origin in (ORIGIN, H2, NEXT)], TRUST)
+    assert [link.verdict.status for link in report.links] == ["ok", "ok"], report.links
+
+
+def test_a_turn_does_not_begin_a_budgets_window_anew(
+    sqlite_bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window that would begin tomorrow explains any balance today."""
+    tomorrow = JULY + 2 * DAY_US
+    _turn(sqlite_bench, monkeypatch, lambda one: [one], left=(900_000, tomorrow))
+    report = verify_bundles([write(sqlite_bench, tmp_path, origin) for origin in (ORIGIN, H2)], TRUST)
+    assert not report.ok
+    (step,) = [one for one in report.bundles[1].report.steps if one.name == "privacy budgets add up"]
+    assert (step.status, "had not begun" in step.detail) == ("failed", True)
+
+
+def test_a_worker_that_is_shown_again_in_a_later_shard_is_refused(sqlite_bench: Bench, tmp_path: Path) -> None:
+    """Its signed completions, under its own start: by itself the later shard is without fault."""
+    clock = Clock()
+    log = open_log(sqlite_bench, clock)
+    sqlite_bench.start_worker(log)
+    begun = sqlite_bench.authorize(log)
+    end = sqlite_bench.end(begun.record)
+    log.append(end).result()
+    log.close()
+    for now in (JULY, JULY + HALF_YEAR):
+        clock.now = now
+        log = open_log(sqlite_bench, clock)
+        log.close()
+    sqlite_bench.sql("DELETE FROM record WHERE id = ?", begun.record.id)  # the writer itself would refuse the id
+    log = open_log(sqlite_bench, clock)
+    sqlite_bench.start_worker(log)
+    sqlite_bench.authorize(log, id=begun.record.id)
+    log.append(end).result()
+    log.close()
+    paths = [write(sqlite_bench, tmp_path, origin) for origin in (ORIGIN, H2, NEXT)]
+    assert verify_bundles(paths[2:], TRUST).bundles[0].report.ok
+    report = verify_bundles(paths, TRUST)
+    assert not report.ok
+    assert "shown again" in report.links[-1].verdict.detail
+
+
+def test_two_trees_of_one_shard_are_refused_whatever_their_sizes(
+    sqlite_bench: Bench, tmp_path: Path, make_sqlite_bench: Callable[[Path], Bench]
+) -> None:
+    live(sqlite_bench, Clock())
+    folder = tmp_path / "other"
+    folder.mkdir()
+    forked = make_sqlite_bench(folder)
+    clock = Clock()
+    log = open_log(forked, clock)
+    for _ in range(40):
+        log.append(forked.draft()).result()
+    log.close()
+    mine, theirs = write(sqlite_bench, tmp_path, ORIGIN), write(forked, folder, ORIGIN)
+    report = verify_bundles([mine, theirs], TRUST)
+    assert not report.ok
+    assert "two different trees" in report.links[0].verdict.detail
+
+
+def test_bundles_of_one_shard_in_turn_must_show_that_it_grew(sqlite_bench: Bench, tmp_path: Path) -> None:
+    log = open_log(sqlite_bench, Clock())
+    log.append(sqlite_bench.draft()).result()
+    early = write(sqlite_bench, tmp_path, ORIGIN, name="early")
+    reader = sqlite_bench.reader()
+    size = open_checkpoint(reader.checkpoint(), [SIGNER.verifier]).checkpoint.size
+    log.append(sqlite_bench.draft()).result()
+    last = reader.size() - 1
+    for name, grown_from in (("shown", size), ("not-shown", None)):
+        with (tmp_path / name).open("wb") as out:
+            reader.export(last, last, out, consistent_with=grown_from)
+    reader.close()
+    log.close()
+    assert verify_bundles([early, tmp_path / "shown"], TRUST).links == ()
+    report = verify_bundles([tmp_path / "not-shown", early], TRUST)
+    assert [link.verdict.status for link in report.links] == ["skipped"]
+    assert report.ok
+    assert not verify_bundles([tmp_path / "not-shown", early], TRUST, strict=True).ok
+
+
+def test_growth_from_a_kept_checkpoint_goes_on_through_a_turn(shown: list[Path], bench: Bench) -> None:
+    reader = bench.reader()
+    kept = Given(kept=(reader.checkpoint(origin=ORIGIN),))
+    reader.close()
+    report = verify_bundles(shown, TRUST, strict=True, given=kept)
+    assert report.ok, [bundle.report.lines() for bundle in report.bundles]
+    assert not verify_bundles(shown[1:], TRUST, strict=True, given=kept).ok
+
+
+def test_a_range_may_begin_within_what_was_carried_over(shown: list[Path], bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    reader = bench.reader()
+    with path.open("wb") as out:
+        reader.export(2, 4, out, origin=H2)
+    reader.close()
+    report = verify_bundles([path], TRUST)
+    assert report.ok, report.bundles[0].report.lines()
 
 
 def test_an_honest_turn_with_budgets_holds(sqlite_bench: Bench, tmp_path: Path) -> None:

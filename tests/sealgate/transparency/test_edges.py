@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import msgspec
 import pytest
 
@@ -76,6 +78,33 @@ def test_a_shard_that_does_not_say_what_it_follows_is_refused() -> None:
     assert told.status == "failed"
     assert (told := step(shard(ORIGIN))) is not None
     assert told.status == "failed"
+
+
+def test_a_shard_that_begins_before_its_half_year_is_refused() -> None:
+    boundary = int(datetime(2027, 7, 1, tzinfo=UTC).timestamp()) * 1_000_000
+    for ts_us, status in ((boundary - 61_000_000, "failed"), (boundary - 59_000_000, "ok"), (boundary, "ok")):
+        log = MemoryLog(origin=SHARD, signer=SIGNER.under(SHARD))
+        log.append(kind="log.opened", outcome="turned", detail=PREVIOUS, ts_us=ts_us)
+        assert (told := step(log)) is not None
+        assert (ts_us - boundary, told.status) == (ts_us - boundary, status)
+
+
+def test_a_shard_that_goes_on_beyond_its_half_year_says_so() -> None:
+    log = shard()
+    carry(log)
+    late = log.append(kind="inference.denied", reason="purpose", ts_us=log.began_us + 200 * 86_400_000_000)
+    report = verify_bundle(log.bundle(), LogTrust(verifiers=(SIGNER.verifier,)))
+    assert (told := step(log)) is not None
+    assert told.status == "ok"
+    assert [text for text in report.limits if text.startswith(f"records from {log.records.index(late)} on")]
+
+
+def test_a_range_cut_out_of_what_is_carried_over_is_accepted() -> None:
+    log = shard()
+    for _ in range(4):
+        carry(log)
+    report = verify_bundle(log.bundle(2, 4), LogTrust(verifiers=(SIGNER.verifier,)))
+    assert report.ok, report.lines()
 
 
 def test_carrying_over_in_the_middle_is_refused() -> None:

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from sealgate.errors import ConfigurationError, DecodeError, LogError
+from sealgate.transparency.bundle import PrunedEntry
+from sealgate.transparency.merkle import leaf_hash
 from sealgate.transparency.notes import NoteSigner
+from sealgate.transparency.pruned import INDICES, KIND, SHARD, SHORTEST
 from sealgate.transparency.reports.form import Basis, Report
 from sealgate.transparency.reports.joint import join_reports, report_from_bundles
 from sealgate.transparency.reports.question import Question
@@ -111,6 +114,19 @@ def test_a_kept_checkpoint_of_a_history_that_was_rewritten_fails_in_its_log_only
     other.append(kind="log.opened", outcome="another")
     several = verify_bundles(files, trust, given=Given(kept=(other.checkpoint(), hosts[0].checkpoint(2))))
     assert [bundle.report.ok for bundle in several.bundles] == [True, False]
+
+
+def test_what_one_log_lacks_no_other_log_explains(hosts: list[MemoryLog], trust: LogTrust, tmp_path: Path) -> None:
+    """Whose operator need not be the same one."""
+    held, other = hosts
+    leaves: list[Any] = [PrunedEntry(leaf_hash(leaf)) if 2 <= at <= 3 else leaf for at, leaf in enumerate(held.leaves)]
+    other.append(kind=KIND, outcome="pruned", detail={INDICES: "2-3", SHORTEST: "0", SHARD: held.origin})
+    paths = [tmp_path / "held.zip", tmp_path / "other.zip"]
+    paths[0].write_bytes(held.bundle(leaves=leaves).getvalue())
+    write(other, paths[1])
+    several = verify_bundles(paths, trust)
+    (step,) = [step for step in several.bundles[0].report.steps if step.name.startswith("what is missing")]
+    assert (step.status, "withheld" in step.detail) == ("failed", True)
 
 
 # Reports -------------------------------------------------------------------------------------------------------------
