@@ -106,6 +106,13 @@ class RuntimeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     socket_group: str = ""  # name or number of the group whose members may connect; "": the owner alone
 
 
+class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[models]`: keys of encrypted bundles (see sealgate.certificate.wrapping_keys), and what is demanded of all."""
+
+    keys: tuple[str, ...] = ()  # "file:PATH", relative to the state directory, or "environment"
+    require_encryption: bool = False  # load no model whose weights lie here in plain
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of `deployment.toml`."""
 
@@ -114,6 +121,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     gateway: GatewaySection = GatewaySection()
     console: ConsoleSection = ConsoleSection()
     runtime: RuntimeSection = RuntimeSection()
+    models: ModelsSection = ModelsSection()
 
 
 @dataclass(frozen=True)

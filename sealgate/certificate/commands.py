@@ -1,4 +1,4 @@
-"""The command `sealgate models`: list, show, verify and report on bundles. Light: work is imported when it runs."""
+"""The command `sealgate models`: look at bundles, report on them, encrypt them. Light: work is imported when run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 from sealgate.command import Command
+
+_NEW_KEY = "32 random bytes in a new file. Whoever has it can open the models that were encrypted under it."
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +17,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         ("show", "what a bundle says about its model and its training, after verification"),
         ("verify", "check a bundle and recompute its epsilon, one line per step"),
         ("report", "one HTML page about a verified bundle, for people who decide; browsers print it as PDF"),
+        ("encrypt", "encrypt a bundle's weights, in place; its signatures stay"),
+        ("decrypt", "write an encrypted bundle's weights in plain again"),
+        ("rewrap", "put an encrypted bundle under another key, without encrypting its weights anew"),
     ):
         action = actions.add_parser(name, help=text, description=text)
         action.add_argument("directory", metavar="DIR", type=Path, help="a bundle, or for `list` what holds bundles")
@@ -24,28 +29,55 @@ def _configure(parser: argparse.ArgumentParser) -> None:
             type=Path,
             help="publishers.toml with the accepted keys (default: the nearest one above DIR)",
         )
+        action.add_argument(
+            "--key",
+            metavar="SOURCE",
+            action="append",
+            default=[],
+            help="key of encrypted weights: file:PATH, or environment (SEALGATE_MODELS_KEY); may be repeated",
+        )
+        if name == "rewrap":
+            action.add_argument("--to", metavar="SOURCE", required=True, help="the key to wrap the data key under")
         if name == "report":
             action.add_argument("--out", metavar="FILE.html", type=Path, help="where it is written (NAME.html)")
             action.add_argument("--replace", action="store_true", help="replace a page that is there")
+    new_key = actions.add_parser("new-key", help="draw a key that models are encrypted under", description=_NEW_KEY)
+    new_key.add_argument("file", metavar="FILE", type=Path, help="where it is written, mode 0600")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from sealgate.certificate import report
 
     action: str = arguments.action
+    if action in ("new-key", "encrypt", "decrypt", "rewrap"):
+        return _protect(arguments)
     if action == "list":
-        return report.list_bundles(arguments.directory, arguments.publishers)
+        return report.list_bundles(arguments.directory, arguments.publishers, arguments.key)
     if action == "show":
-        return report.show_bundle(arguments.directory, arguments.publishers)
+        return report.show_bundle(arguments.directory, arguments.publishers, arguments.key)
     if action == "report":
         return report.write_report(
-            arguments.directory, arguments.publishers, out=arguments.out, replace=arguments.replace
+            arguments.directory, arguments.publishers, arguments.key, out=arguments.out, replace=arguments.replace
         )
-    return report.verify_aloud(arguments.directory, arguments.publishers)
+    return report.verify_aloud(arguments.directory, arguments.publishers, arguments.key)
+
+
+def _protect(arguments: argparse.Namespace) -> int:
+    from sealgate.certificate import encryption_commands, report
+
+    if arguments.action == "new-key":
+        return encryption_commands.new_key(arguments.file)
+    directory: Path = arguments.directory
+    publishers = report.find_publishers(directory, arguments.publishers)
+    if arguments.action == "encrypt":
+        return encryption_commands.encrypt(directory, publishers, arguments.key)
+    if arguments.action == "decrypt":
+        return encryption_commands.decrypt(directory, publishers, arguments.key)
+    return encryption_commands.rewrap(directory, publishers, arguments.key, to=arguments.to)
 
 
 MODELS = Command(
-    summary="list, show, verify and report on model bundles",
+    summary="list, show, verify, report on and encrypt model bundles",
     description=(
         "Model bundles carry weights, a manifest and a signed privacy certificate. Verification recomputes epsilon "
         "from the stated mechanism and refuses a bundle that claims less than its mechanism gives."

@@ -36,9 +36,10 @@ def encrypted_files(weights: bytes, *, sha256: str, key: WrappingKey) -> dict[st
 
 def encrypt_bundle(directory: Path, publishers: Publishers, key: WrappingKey) -> VerifiedBundle:
     """Replace a plain bundle by itself, encrypted; raises CertificateError, ConfigurationError or OSError."""
+    with open_folder(directory) as folder:
+        if folder.check_listing().encrypted:
+            raise ConfigurationError(f"{directory} is encrypted already; change its key with: sealgate models rewrap")
     bundle = verify_bundle(directory, publishers)
-    if bundle.locked_under:
-        raise ConfigurationError(f"{directory} is encrypted already; change its key with: sealgate models rewrap")
     files = _small_files(directory) | encrypted_files(bundle.weights, sha256=bundle.weights_digest, key=key)
     ring = KeyRing((key,))
     return _placed(directory, files, publishers, ring)

@@ -5,20 +5,23 @@ Trusts: publishers.toml. Never: prints names or texts from an unverified bundle 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sealgate.certificate.accounting.curves import curve_of
 from sealgate.certificate.accounting.described import account_of
 from sealgate.certificate.attack_words import attack_lines, unit_word
 from sealgate.certificate.audits import audit_words
-from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
+from sealgate.certificate.bundle import VerifiedStatements, verify_bundle
 from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.measured import interval_text
 from sealgate.certificate.mechanism_words import mechanism_lines
 from sealgate.certificate.mechanisms import name_of
+from sealgate.certificate.opening import as_far_as_possible, whole, words_about_weights
 from sealgate.certificate.page.document import HTML, require_page_path, write_page
 from sealgate.certificate.publishers import Publishers, load_publishers
 from sealgate.certificate.recomputation import recomputation_lines
+from sealgate.certificate.wrapping_keys import open_key_ring
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.limits import MAX_BUNDLES
 from sealgate.terminal import printable
@@ -52,7 +55,7 @@ def bundle_directories(directory: Path) -> list[Path]:
     return found
 
 
-def list_bundles(directory: Path, publishers_file: Path | None) -> int:
+def list_bundles(directory: Path, publishers_file: Path | None, keys: Sequence[str] = ()) -> int:
     """One line per bundle; exit code 1 if one is refused."""
     directories = bundle_directories(directory)
     if not directories:
@@ -62,7 +65,7 @@ def list_bundles(directory: Path, publishers_file: Path | None) -> int:
     code = 0
     for path in directories:
         try:
-            bundle = verify_bundle(path, publishers)
+            bundle = as_far_as_possible(path, publishers, keys)
         except CertificateError as error:
             print(printable(f"{path.name:28} REFUSED  {error.code}: {error}"))
             code = 1
@@ -71,13 +74,13 @@ def list_bundles(directory: Path, publishers_file: Path | None) -> int:
             line = (
                 f"{facts.name:28} {facts.version:10} {bundle.manifest.family:20} "
                 f"epsilon {micro_text(facts.epsilon_micro)} at delta {facts.delta}  {facts.sensitivity:16}  "
-                f"by {bundle.publisher}"
+                f"by {bundle.publisher}  {words_about_weights(bundle)}"
             )
-            print(printable(line))
+            print(printable(line).rstrip())
     return code
 
 
-def verify_aloud(directory: Path, publishers_file: Path | None) -> int:
+def verify_aloud(directory: Path, publishers_file: Path | None, keys: Sequence[str] = ()) -> int:
     """Each step of the verification as it holds; the refusal, if any, is raised."""
 
     def told(step: str, detail: str) -> None:
@@ -85,7 +88,7 @@ def verify_aloud(directory: Path, publishers_file: Path | None) -> int:
 
     publishers = find_publishers(directory, publishers_file)
     print(f"verifying {directory}")
-    bundle = verify_bundle(directory, publishers, told=told)
+    bundle = verify_bundle(directory, publishers, told=told, data_key=open_key_ring(keys).unwrap)
     print("how epsilon follows from the certificate, recomputed on this machine:")
     for name, detail in recomputation_lines(bundle.certificate):
         print(printable(f"      {name}: {detail}"), flush=True)
@@ -94,24 +97,26 @@ def verify_aloud(directory: Path, publishers_file: Path | None) -> int:
     return 0
 
 
-def show_bundle(directory: Path, publishers_file: Path | None) -> int:
+def show_bundle(directory: Path, publishers_file: Path | None, keys: Sequence[str] = ()) -> int:
     """The verified manifest and certificate in words."""
-    for line in describe(verify_bundle(directory, find_publishers(directory, publishers_file))):
+    for line in describe(as_far_as_possible(directory, find_publishers(directory, publishers_file), keys)):
         print(printable(line))
     return 0
 
 
-def write_report(directory: Path, publishers_file: Path | None, *, out: Path | None, replace: bool) -> int:
+def write_report(
+    directory: Path, publishers_file: Path | None, keys: Sequence[str] = (), *, out: Path | None, replace: bool
+) -> int:
     """One HTML page about the verified bundle."""
     path = out or Path(f"{directory.resolve().name}{HTML}")
     require_page_path(path, replace=replace)
-    bundle = verify_bundle(directory, find_publishers(directory, publishers_file))
+    bundle = whole(directory, find_publishers(directory, publishers_file), keys)
     write_page(bundle, path, replace=replace)
     print(printable(f"{path}: the report on {bundle.facts.name} {bundle.facts.version}"))
     return 0
 
 
-def describe(bundle: VerifiedBundle) -> list[str]:
+def describe(bundle: VerifiedStatements) -> list[str]:
     """The lines of `sealgate models show`."""
     manifest, certificate = bundle.manifest, bundle.certificate
     accounting, unit = certificate.accounting, unit_word(certificate.unit)
@@ -120,6 +125,8 @@ def describe(bundle: VerifiedBundle) -> list[str]:
         f"  {manifest.description}",
         f"  sensitivity {manifest.sensitivity}; purposes {', '.join(manifest.purposes)}",
     ]
+    if bundle.locked_under:
+        lines.append(f"  {words_about_weights(bundle)}")
     lines += [
         f"  input  {tensor.name}: {tensor.datatype} {list(tensor.shape)}"
         + (f", columns {', '.join(column.name for column in tensor.columns)}" if tensor.columns else "")

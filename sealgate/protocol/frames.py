@@ -123,7 +123,8 @@ class WorkerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What the host hands a fresh worker before its sandbox closes. Read once, over the socketpair, as JSON.
 
-    JSON, because the code that reads it runs before any third-party package may be imported.
+    JSON, because the code that reads it runs before any third-party package may be imported. The keys of models are
+    the one secret in it: `without_keys` is what a worker keeps, and its printed form shows nothing.
     """
 
     profile: str
@@ -144,7 +145,16 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     device: str = "auto"  # "cpu", "cuda:0", "auto"
     single_use: bool = False  # be able to fork a process for one request
     require_audit: bool = False  # models whose certificate states no audit are not loaded
+    require_encryption: bool = False  # models whose weights lie on the disk in plain are not loaded
+    model_keys: dict[str, str] = {}  # base64 of the data keys of encrypted bundles, by directory name
     avoid_key_ids: tuple[int, ...] = ()  # identifiers of earlier workers' keys: a stale request must not hit a new key
+
+    def without_keys(self) -> BootPlan:
+        """The plan once the models are loaded."""
+        return msgspec.structs.replace(self, model_keys={})
+
+    def __repr__(self) -> str:
+        return f"<BootPlan for {self.audience}>"
 
 
 # Gateway to host -----------------------------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from secure_runtime.host.admission import Admission
 from secure_runtime.host.cose_receipts import with_cose_receipt
 from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
+from secure_runtime.host.model_keys import data_keys, wrapping_keys
 from secure_runtime.host.policies import Deciding, HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.spawn import python_paths
@@ -75,6 +76,7 @@ class RuntimeHost:
         self._clock = clock
         self._tell = tell
         self._deployment = deployment
+        wrapping_keys(deployment)  # a key that cannot be read is said now, not at the first restart of a worker
         self._attester = SoftwareAttester(load_ed25519(deployment.operator_key))
         self._policies = PolicyKeeper(deployment, log, policy, put_in_force=self._put_in_force)
         self._deciding = deciding
@@ -121,6 +123,8 @@ class RuntimeHost:
             device=settings.device,
             single_use=settings.single_use,
             require_audit=settings.require_audit,
+            require_encryption=deployment.settings.models.require_encryption,
+            model_keys=data_keys(deployment, tell=self._tell),
             avoid_key_ids=avoid_key_ids,
         )
 

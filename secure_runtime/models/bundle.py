@@ -20,6 +20,7 @@ from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.manifest import Manifest
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.refusals import refusal
+from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
 from sealgate.certificate.weights import parse_weights_header
 from sealgate.protocol.frames import ModelFacts
 from secure_runtime.errors import BadInput
@@ -66,13 +67,22 @@ def load_verified(bundle: VerifiedBundle, *, device: str = "cpu") -> LoadedModel
 
 
 def load_bundle(
-    directory: Path, publishers: Publishers, *, device: str = "cpu", require_audit: bool = False
+    directory: Path,
+    publishers: Publishers,
+    *,
+    device: str = "cpu",
+    require_audit: bool = False,
+    require_encryption: bool = False,
+    data_key: DataKeyOf = no_data_key,
 ) -> LoadedModel:
     """Verify the bundle in `directory`, then load it; raises CertificateError and loads nothing otherwise.
 
-    With `require_audit` a certificate that states no audit of the training is refused too.
+    With `require_audit` a certificate that states no audit of the training is refused too; with `require_encryption`
+    weights that lie there in plain. `data_key` finds the key of encrypted ones.
     """
-    bundle = verify_bundle(directory, publishers)
+    bundle = verify_bundle(directory, publishers, data_key=data_key)
+    if require_encryption and not bundle.locked_under:
+        raise refusal("encryption-missing", "the weights lie in plain, and this deployment demands encrypted ones")
     if require_audit:
         demand_audit(bundle.certificate.audit)
     return load_verified(bundle, device=device)

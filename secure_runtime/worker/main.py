@@ -13,6 +13,7 @@ opens another connection.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import platform
@@ -26,6 +27,7 @@ import msgspec
 import torch
 
 from sealgate.certificate.publishers import load_publishers
+from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
 from sealgate.errors import CertificateError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.frames import (
@@ -38,6 +40,7 @@ from sealgate.protocol.frames import (
     WorkerFacts,
     encode_frame,
 )
+from sealgate.protocol.secrets import Secret
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.limits import MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
@@ -59,7 +62,14 @@ def _load_models(plan: BootPlan, device: str) -> tuple[dict[str, LoadedModel], t
         try:
             if number >= MAX_BUNDLES:
                 raise CertificateError("there are too many bundles", code="too-many-bundles")
-            model = load_bundle(directory, publishers, device=device, require_audit=plan.require_audit)
+            model = load_bundle(
+                directory,
+                publishers,
+                device=device,
+                require_audit=plan.require_audit,
+                require_encryption=plan.require_encryption,
+                data_key=_data_key(plan, directory.name),
+            )
             if model.facts.name in loaded:
                 raise CertificateError("two bundles have one name", code="name-taken")
             warm_up(model)
@@ -72,6 +82,14 @@ def _load_models(plan: BootPlan, device: str) -> tuple[dict[str, LoadedModel], t
         except Exception:  # memory, or a library that gave up on strange figures
             refused.append(_refusal(directory, "load-failed"))
     return loaded, tuple(refused[:MAX_REFUSALS])
+
+
+def _data_key(plan: BootPlan, name: str) -> DataKeyOf:
+    """The key that the host unwrapped for this bundle, if it did."""
+    given = plan.model_keys.get(name)
+    if given is None:
+        return no_data_key
+    return lambda _envelope: Secret(bytearray(base64.b64decode(given)))
 
 
 def _refusal(directory: Path, reason: str) -> ModelRefusal:
@@ -131,6 +149,9 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     torch.set_grad_enabled(False)
     device = _choose_device(plan.device)
     loaded, refused = _load_models(plan, device)
+    # What opened the weights is let go of, here and in the plan as it was read: no request has arrived yet.
+    plan = plan.without_keys()
+    plan_values.pop("model_keys", None)
     measurements = _measure()
     engine = Engine(loaded, max_batch_rows=plan.max_batch_rows)
     rehearse(plan, engine, loaded)

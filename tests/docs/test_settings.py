@@ -27,6 +27,7 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `deployment.toml`", deployment.ConsoleSection),
     ("### `deployment.toml`", deployment.GatewaySection),
     ("### `deployment.toml`", deployment.RuntimeSection),
+    ("### `deployment.toml`", deployment.ModelsSection),
     ("### `policy/tenants.toml`", tenants._Purpose),
     ("### `policy/tenants.toml`", tenants._Tenant),
     ("### `policy/tenants.toml`", tenants.CertificateClient),
@@ -103,11 +104,16 @@ def shown(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else json.dumps(value)
 
 
-@pytest.mark.parametrize("name", ["gateway", "runtime"])
+@pytest.mark.parametrize("name", ["gateway", "runtime", "models"])
 def test_every_default_of_the_deployment_is_the_one_in_the_code(operations: str, name: str) -> None:
-    part = section(operations, "### `deployment.toml`").split(f"`[{name}]`:", 1)[1].split("`[runtime]`:")[0]
+    part = section(operations, "### `deployment.toml`").split(f"`[{name}]`:", 1)[1]
+    part = re.split(r"(?m)^`\[", part)[0]
     rows = dict(re.findall(r"(?m)^\| `([a-z_]+)` \| `([^`]*)` \|", part))
-    struct = deployment.GatewaySection if name == "gateway" else deployment.RuntimeSection
+    struct = {
+        "gateway": deployment.GatewaySection,
+        "runtime": deployment.RuntimeSection,
+        "models": deployment.ModelsSection,
+    }[name]
     defaults = {field.name: shown(field.default) for field in msgspec.structs.fields(struct)}
     assert rows == defaults
 

@@ -78,3 +78,29 @@ def test_without_publishers_the_error_says_how_to_name_them(forge, tmp_path):
     directory = forge.write(tmp_path / "a" / "b" / "c" / "d" / "toy")
     with pytest.raises(ConfigurationError, match="--publishers"):
         run("verify", directory)
+
+
+def test_a_bundle_is_encrypted_looked_at_and_put_under_another_key(state, forge, tmp_path, capsys):
+    bundle, first, second = state / "models" / "toy", f"file:{tmp_path}/first.key", f"file:{tmp_path}/second.key"
+    assert run("new-key", tmp_path / "first.key") == run("new-key", tmp_path / "second.key") == 0
+    secret = (tmp_path / "first.key").read_text().strip()
+    with pytest.raises(ConfigurationError, match="once"):
+        run("encrypt", bundle)
+    assert run("encrypt", bundle, "--key", first) == 0
+    capsys.readouterr()
+    assert run("list", state) == run("show", bundle) == 0
+    assert capsys.readouterr().out.count("NOT opened") == 2
+    with pytest.raises(CertificateError) as caught:
+        run("verify", bundle)
+    assert caught.value.code == "weights-locked"
+    said = capsys.readouterr().out
+    assert "verified: " not in said
+    assert run("verify", bundle, "--key", first) == run("list", state, "--key", first) == 0
+    said = capsys.readouterr().out
+    assert "verified: toy" in said
+    assert "opened and verified" in said
+    assert run("rewrap", bundle, "--key", first, "--to", second) == 0
+    assert run("verify", bundle, "--key", first, "--key", second) == 0
+    assert run("decrypt", bundle, "--key", second) == 0
+    assert run("verify", bundle) == 0
+    assert secret not in capsys.readouterr().out
