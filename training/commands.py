@@ -44,12 +44,19 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="attack the trainer with this configuration's constants and say what was found; trains and signs nothing",
     )
+    parser.add_argument(
+        "--encrypt",
+        metavar="SOURCE",
+        help="encrypt the weights under this key: file:PATH, or environment (`sealgate models new-key` makes one)",
+    )
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.audit_only:
         return _audit_only(arguments)
+    from sealgate.certificate.wrapping_keys import open_key
+    from training.owner import Owner
     from training.publish import load_signing_key
 
     key = load_signing_key(arguments.key)
@@ -72,6 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
         replace=arguments.replace,
         audit=not arguments.no_audit,
         resume=arguments.resume,
+        owner=Owner(wrapping=open_key(arguments.encrypt) if arguments.encrypt is not None else None),
         narrator=Terminal(UnreadConsole()),
     )
     return 0

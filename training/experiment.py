@@ -44,6 +44,7 @@ from training.measure import Quality, measure, train_plainly
 from training.mechanisms.plans import plan_of, with_checkpoints
 from training.outputs import Outputs, check_outputs
 from training.own_module import own_module, transfer
+from training.owner import NOTHING, Owner
 from training.pretrained import fill_frozen
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
@@ -99,6 +100,7 @@ def run_experiment(
     replace: bool = False,
     audit: bool = True,
     resume: bool = False,
+    owner: Owner = NOTHING,
     narrator: Narrator | None = None,
     clock: Clock = now_us,
     entropy: Entropy = random_bytes,
@@ -108,6 +110,7 @@ def run_experiment(
     `protected` are files that must not be written over, besides the configuration and the rows. Without `replace`
     nothing that exists is. With `resume` a run of DP-SGD that was cut off goes on from its checkpoint. Without `audit`
     the certificate says that there was none, and loaders may refuse it.
+    `owner` says how the model is protected for whom it belongs to.
     `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
     every verifier refuses.
     """
@@ -188,6 +191,7 @@ def run_experiment(
         certificate=certificate,
         card=card_of(manifest, certificate, quality),
         replace=replace,
+        owner=owner,
     )
     if checkpoints is not None:
         checkpoints.discard()

@@ -27,10 +27,11 @@ from sealgate.certificate.placing import place_bundle
 from sealgate.certificate.publishers import publishers_of
 from sealgate.certificate.schema import Certificate
 from sealgate.certificate.statement import BundleFiles, bundle_statement, certificate_statement
-from sealgate.certificate.wrapping_keys import KeyRing, WrappingKey
+from sealgate.certificate.wrapping_keys import KeyRing
 from sealgate.errors import CertificateError, ConfigurationError
 from training.errors import TrainingError
 from training.limits import MAX_KEY_FILE
+from training.owner import NOTHING, Owner
 
 
 def load_signing_key(path: Path) -> Ed25519PrivateKey:
@@ -69,11 +70,11 @@ def write_bundle(
     certificate: Certificate,
     card: str,
     replace: bool,
-    wrapping: WrappingKey | None = None,
+    owner: Owner = NOTHING,
 ) -> VerifiedBundle:
     """Sign, write, verify, and move into place as `models_dir/NAME`; returns the verified bundle.
 
-    With `wrapping` the weights are encrypted for the owner of that key.
+    `owner` says whether the weights are encrypted.
     """
     target = models_dir / certificate.model
     require_free(target, replace=replace)
@@ -84,10 +85,10 @@ def write_bundle(
     names = BundleFiles(name=certificate.model, version=certificate.version)
     files[SIGNATURE] = sign_envelope(bundle_statement(names, digests), key)
     pieces: dict[str, Iterable[bytes]] = {name: (data,) for name, data in files.items()}
-    if wrapping is not None:
+    if owner.wrapping is not None:
         del pieces[WEIGHTS]
-        pieces |= encrypted_files(weights, sha256=digests[WEIGHTS], key=wrapping)
-    ring = KeyRing(() if wrapping is None else (wrapping,))
+        pieces |= encrypted_files(weights, sha256=digests[WEIGHTS], key=owner.wrapping)
+    ring = KeyRing(() if owner.wrapping is None else (owner.wrapping,))
     publishers = publishers_of({"publisher": key.public_key()})
     try:
         verified = place_bundle(
