@@ -7,7 +7,11 @@
     log_keys = ["C2SP vkey"]             whose signature on checkpoints counts
     log_mldsa_keys = ["C2SP vkey"]       optional: the logs' ML-DSA-44 keys, which must sign what is published too
     profiles = ["strict"]                optional: sandbox profiles that are acceptable
+    required_layers = ["seccomp-seal"]   optional: sandbox layers that must be on
+    max_epsilon = "8"                    optional: the largest epsilon that any model may state
+    policy_digests = ["hex"]             optional: policies that may be in force
     strict = false                       optional: treat every check that has nothing to compare with as a failure
+    [measurements]                       optional pins: NAME = ["hex", ...], such as code (attestation.measure)
     [models.NAME]                        optional pins: model_digest, certificate_digest, max_epsilon
 
 `ca.pem` beside the file, if there, is the only authority that may certify the gateway's TLS.
@@ -37,6 +41,7 @@ from sealgate.transparency.published import parse_mldsa_log_key
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _EPSILON = re.compile(r"([0-9]{1,6})(?:\.([0-9]{1,6}))?\Z")
+_LABEL = re.compile(r"[a-z][a-z0-9.-]{0,63}\Z")
 _PROFILES = ("strict", "container", "dev")
 
 
@@ -60,6 +65,10 @@ class Trust:
     log_mldsa_keys: tuple[CosignerKey, ...] = ()
     accept_software: bool = False
     profiles: tuple[str, ...] | None = None
+    required_layers: tuple[str, ...] = ()
+    max_epsilon_micro: int | None = None
+    policy_digests: tuple[str, ...] = ()
+    measurements: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     strict: bool = False
     models: Mapping[str, ModelPin] = field(default_factory=dict)
     ca_file: Path | None = None
@@ -84,6 +93,10 @@ class _TrustTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     log_mldsa_keys: tuple[str, ...] | None = None
     accept_software: bool = False
     profiles: tuple[str, ...] | None = None
+    required_layers: tuple[str, ...] | None = None
+    max_epsilon: str | None = None
+    policy_digests: tuple[str, ...] | None = None
+    measurements: dict[str, tuple[str, ...]] = {}
     strict: bool = False
     models: dict[str, _PinTable] = {}
 
@@ -121,6 +134,10 @@ def parse_trust(data: bytes, *, source: str, ca_file: Path | None = None) -> Tru
             log_mldsa_keys=_log_mldsa_keys(table),
             accept_software=table.accept_software,
             profiles=_profiles(table.profiles),
+            required_layers=_layers(table.required_layers),
+            max_epsilon_micro=None if table.max_epsilon is None else parse_epsilon(table.max_epsilon),
+            policy_digests=_digests(table.policy_digests, "policy_digests"),
+            measurements={_label(name): _digests(one, name) for name, one in table.measurements.items()},
             strict=table.strict,
             models={_name(name): _pin(name, pin) for name, pin in table.models.items()},
             ca_file=ca_file,
@@ -200,6 +217,28 @@ def _profiles(profiles: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if profiles is not None and (not profiles or not set(profiles) <= set(_PROFILES)):
         raise ConfigurationError(f"profiles must list at least one of: {', '.join(_PROFILES)}")
     return profiles
+
+
+def _label(name: str) -> str:
+    if not _LABEL.match(name):
+        raise ConfigurationError(f"'{name[:20]}' is no name of a layer or measurement (docs/attestation.md lists them)")
+    return name
+
+
+def _layers(names: tuple[str, ...] | None) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    if not names:
+        raise ConfigurationError("required_layers is empty: nothing would be required; list layers or leave it out")
+    return tuple(_label(name) for name in names)
+
+
+def _digests(values: tuple[str, ...] | None, name: str) -> tuple[str, ...]:
+    if values is None:
+        return ()
+    if not values or not all(_DIGEST.match(value) for value in values):
+        raise ConfigurationError(f"{name} must list digests of 64 lowercase hexadecimal digits, at least one")
+    return values
 
 
 def _pin(name: str, table: _PinTable) -> ModelPin:

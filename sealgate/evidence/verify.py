@@ -10,7 +10,10 @@
     8  completion-key  an Ed25519 key
     9  log             the checkpoint is signed by a log key of the trust file, for the origin that is claimed
     10 profile         a sandbox profile that the trust file accepts
-    11 pins            per pinned model: weights digest, certificate digest, largest epsilon
+    11 pins            per pinned model: weights digest, certificate digest, largest epsilon; and the ceiling for all
+    12 policy          one of the policies that the trust file names is in force
+    13 measurements    each pinned measurement (code, configuration, ...) is one of those that the trust file names
+    14 layers          each required sandbox layer is on, by the worker's word and not denied by the host's
 
 `verify_evidence` is the only maker of `VerifiedEvidence`, and that is the only way to the keys. Every claim carries a
 grade: who vouches for it. Sandbox layers and privacy figures are the runtime's own word, whatever else holds.
@@ -38,6 +41,7 @@ from sealgate.transparency.notes import Checkpoint, open_checkpoint
 from sealgate.transparency.shards import belongs_to
 
 SELF_ASSERTED = "self-asserted"
+WORKER_PREFIX = "worker."  # of measurements that the worker reads of itself
 GRADES = (SELF_ASSERTED, SOFTWARE, "tpm", "hardware")
 """Who vouches for a claim, weakest first."""
 
@@ -92,7 +96,7 @@ class VerifiedEvidence:
 
 
 def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, published: bytes) -> VerifiedEvidence:
-    """Run the eleven checks in order; raises EvidenceRefused with the transcript at the first that fails.
+    """Run the checks in order; raises EvidenceRefused with the transcript at the first that fails.
 
     `nonce` is what this asker sent, `published` the list at /.well-known/ohttp-gateway. Neither may be empty.
     """
@@ -125,6 +129,9 @@ def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, pub
     checkpoint = _check_log(claims, trust, transcript)  # 9
     _check_profile(claims, trust, transcript)  # 10
     _check_pins(claims, trust, transcript)  # 11
+    _check_policy(claims, trust, transcript)  # 12
+    _check_measurements(claims, trust, transcript)  # 13
+    _check_layers(claims, trust, transcript)  # 14
     grades = dict.fromkeys(_VOUCHED_CLAIMS, grade) | dict.fromkeys(_SELF_ASSERTED_CLAIMS, SELF_ASSERTED)
     return VerifiedEvidence(
         claims=claims,
@@ -239,14 +246,56 @@ def _check_pins(claims: Claims, trust: Trust, transcript: Transcript) -> None:
     served = {facts.name: facts for facts in claims.models}
     if len(served) != len(claims.models):
         transcript.fail("pins", "it names a model twice", anchor=SELF_ASSERTED)
+    for facts in claims.models:
+        if trust.max_epsilon_micro is not None:
+            _check_epsilon(facts, trust.max_epsilon_micro, transcript)
     for name in sorted(set(served) | set(trust.models)):
-        pin, facts = trust.models.get(name), served.get(name)
+        pin, found = trust.models.get(name), served.get(name)
         if pin is None:
             transcript.skipped("pins", f"{name}: the trust file pins nothing", anchor=trust.source)
-        elif facts is None:
+        elif found is None:
             transcript.skipped("pins", f"{name}: pinned, but not served", anchor=trust.source)
         else:
-            _check_pin(facts, pin, trust, transcript)
+            _check_pin(found, pin, trust, transcript)
+
+
+def _check_policy(claims: Claims, trust: Trust, transcript: Transcript) -> None:
+    seen = f"{claims.policy_digest[:16]}..."
+    if not trust.policy_digests:
+        transcript.skipped("policy", f"{seen}; the trust file names no policies", anchor=trust.source)
+        return
+    otherwise = f"the policy {seen} is in force, which policy_digests of the trust file does not name"
+    transcript.require(
+        claims.policy_digest in trust.policy_digests, "policy", seen, anchor=trust.source, otherwise=otherwise
+    )
+
+
+def _check_measurements(claims: Claims, trust: Trust, transcript: Transcript) -> None:
+    """A pin on `code` is one on what the worker reads as its own code too."""
+    if not trust.measurements:
+        transcript.skipped("measurements", "the trust file pins none", anchor=trust.source)
+    for name, expected in sorted(trust.measurements.items()):
+        seen = {place: claims.measurements.get(place) for place in (name, f"{WORKER_PREFIX}{name}")}
+        if seen[name] is None:
+            transcript.fail("measurements", f"it states no measurement '{name}', which is pinned", anchor=trust.source)
+        for place, value in seen.items():
+            if value is not None:
+                otherwise = f"its measurement '{place}' is {value[:16]}..., which the trust file does not name"
+                detail = f"{place} {value[:16]}..."
+                transcript.require(value in expected, "measurements", detail, anchor=trust.source, otherwise=otherwise)
+
+
+def _check_layers(claims: Claims, trust: Trust, transcript: Transcript) -> None:
+    if not trust.required_layers:
+        transcript.skipped("layers", "the trust file requires none by name", anchor=SELF_ASSERTED)
+    for name in trust.required_layers:
+        worker, host = claims.layers.get(name), claims.host_layers.get(name)
+        state = "not stated" if worker is None else worker.state
+        denied = host is not None and host.state != "on"
+        otherwise = f"the sandbox layer '{name}' is required, and is {'denied by the host' if denied else state}"
+        transcript.require(
+            state == "on" and not denied, "layers", f"{name} is on", anchor=SELF_ASSERTED, otherwise=otherwise
+        )
 
 
 def _check_pin(facts: ModelFacts, pin: ModelPin, trust: Trust, transcript: Transcript) -> None:
@@ -263,7 +312,11 @@ def _check_pin(facts: ModelFacts, pin: ModelPin, trust: Trust, transcript: Trans
     if pin.max_epsilon_micro is None:
         transcript.skipped("pins", f"{facts.name}: no largest epsilon pinned", anchor=trust.source)
         return
+    _check_epsilon(facts, pin.max_epsilon_micro, transcript)
+
+
+def _check_epsilon(facts: ModelFacts, most: int, transcript: Transcript) -> None:
     epsilon = f"{facts.epsilon_micro / 1_000_000:g}"
-    otherwise = f"model {facts.name} states epsilon {epsilon}, the trust file allows {pin.max_epsilon_micro / 1e6:g}"
-    within = 0 <= facts.epsilon_micro <= pin.max_epsilon_micro
+    otherwise = f"model {facts.name} states epsilon {epsilon}, the trust file allows {most / 1e6:g}"
+    within = 0 <= facts.epsilon_micro <= most
     transcript.require(within, "pins", f"{facts.name}: epsilon {epsilon}", anchor=SELF_ASSERTED, otherwise=otherwise)

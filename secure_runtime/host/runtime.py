@@ -22,6 +22,7 @@ from policy.history import PolicyHistory
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.evidence.claims import Claims, state_digest
+from sealgate.evidence.verify import WORKER_PREFIX
 from sealgate.limits import EVIDENCE_LIFETIME_S
 from sealgate.protocol.administration import AdminToHost, ApplyPolicy, CredentialRevoked, HostToAdmin
 from sealgate.protocol.frames import (
@@ -38,6 +39,7 @@ from sealgate.protocol.frames import (
 )
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
+from secure_runtime.attestation.measure import measure_host, measure_models
 from secure_runtime.attestation.software import SoftwareAttester
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
@@ -49,7 +51,7 @@ from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.model_keys import data_keys, wrapping_keys
 from secure_runtime.host.policies import Deciding, HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.privacy import Privacy
-from secure_runtime.host.spawn import python_paths
+from secure_runtime.host.spawn import python_paths, worker_environment
 from secure_runtime.host.supervisor import Published, Supervisor
 from secure_runtime.host.witnesses import witnessed
 from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS, MAX_TOLD
@@ -103,12 +105,13 @@ class RuntimeHost:
         self._server = LinkServer(self)
         self._admin = AdminServer(self)
         self._witness_trouble = witness_trouble
+        self._measured: dict[str, str] = {}  # of the worker that was started last; `_boot_plan` owns it
         self._told = (False, "", "ok", "")
         self._stopping = False
 
     def _boot_plan(self, avoid_key_ids: tuple[int, ...]) -> BootPlan:
         deployment, settings = self._deployment, self._deployment.settings.runtime
-        return BootPlan(
+        plan = BootPlan(
             profile=settings.profile,
             audience=deployment.settings.deployment.audience,
             models_dir=str(deployment.models),
@@ -127,6 +130,8 @@ class RuntimeHost:
             model_keys=data_keys(deployment, tell=self._tell),
             avoid_key_ids=avoid_key_ids,
         )
+        self._measured = measure_host(plan, environment=worker_environment(plan))
+        return plan
 
     # link_server.Service ---------------------------------------------------------------------------------------------
 
@@ -177,7 +182,8 @@ class RuntimeHost:
             log_origin=settings.deployment.origin,
             log_checkpoint=self._log.checkpoint(),
             policy_digest=self._policies.in_force.digest,
-            measurements=facts.measurements,
+            measurements={f"{WORKER_PREFIX}{name}": digest for name, digest in facts.measurements.items()}
+            | {**self._measured, "bundles": measure_models(facts.models)},
             degraded=facts.profile == "dev",
         )
 

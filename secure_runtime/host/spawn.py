@@ -24,6 +24,8 @@ from sealgate.protocol.frames import BootPlan
 
 _BOOT = Path(__file__).parents[1] / "worker" / "boot.py"
 _PROBE = Path(__file__).parents[1] / "worker" / "probe.py"
+# OpenBLAS starts its threads while numpy is imported, before anybody could tell it how many.
+_ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 _NEEDED = (
     "sealgate",
     "secure_runtime",
@@ -94,14 +96,18 @@ def python_paths() -> tuple[str, ...]:
 
 def spawn_worker(plan: BootPlan, *, python: str = sys.executable) -> SpawnedWorker:
     """Start a worker and write its plan. Call from the main thread; raises OSError when no process can be made."""
+    return _start(_BOOT, msgspec.json.encode(plan), python=python, environment=worker_environment(plan))
+
+
+def worker_environment(plan: BootPlan) -> dict[str, str]:
+    """Every variable that a worker is given, and no other: evidence states the digest of this list."""
     threads = str(plan.torch_threads)
-    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    return _start(_BOOT, msgspec.json.encode(plan), python=python, environment=environment)
+    return {**_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
 
 def spawn_probe(plan: BootPlan, *, python: str = sys.executable) -> SpawnedWorker:
     """Start a process that closes and seals the same sandbox, says what it reached (worker/probe.py), and ends."""
-    return _start(_PROBE, msgspec.json.encode(plan), python=python, environment={})
+    return _start(_PROBE, msgspec.json.encode(plan), python=python, environment=_ENVIRONMENT)
 
 
 def _start(boot: Path, plan: bytes, *, python: str, environment: dict[str, str]) -> SpawnedWorker:
@@ -111,8 +117,7 @@ def _start(boot: Path, plan: bytes, *, python: str, environment: dict[str, str])
     try:
         process = subprocess.Popen(
             [python, "-I", "-S", "-B", str(boot), str(theirs.fileno())],
-            # OpenBLAS starts its threads while numpy is imported, before anybody could tell it how many.
-            env={"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", **environment},
+            env=environment,
             cwd="/",
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,  # opened for both directions; boot.py puts it on 1 and 2 as well

@@ -41,6 +41,7 @@ from sealgate.protocol.frames import (
     encode_frame,
 )
 from sealgate.protocol.secrets import Secret
+from secure_runtime.attestation.measure import measure_code, measure_environment
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.limits import MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
@@ -99,17 +100,16 @@ def _refusal(directory: Path, reason: str) -> ModelRefusal:
 
 
 def _measure() -> dict[str, str]:
-    """Digests of the code that serves and of the versions under it, for the evidence (self-asserted)."""
-    code = hashlib.sha256()
-    for package in ("sealgate", "secure_runtime"):
-        root = Path(__file__).parents[2] / package
-        for path in sorted(root.rglob("*.py")):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            code.update(f"{path.relative_to(root.parent).as_posix()} {content}\n".encode())
+    """What the worker reads of itself, for the evidence: the code on its side of the sandbox, the versions under it,
+    and the environment that it really has."""
     versions = (
         f"python {platform.python_version()}\ntorch {torch.__version__}\ncryptography {cryptography.__version__}\n"
     )
-    return {"code": code.hexdigest(), "versions": hashlib.sha256(versions.encode()).hexdigest()}
+    return {
+        "code": measure_code(),
+        "environment": measure_environment(os.environ),
+        "versions": hashlib.sha256(versions.encode()).hexdigest(),
+    }
 
 
 def _choose_device(wanted: str) -> str:

@@ -69,6 +69,16 @@ def test_a_missing_file_says_where_to_get_one(tmp_path: Path) -> None:
         {"extra": "[models.toy]\nmax_epsilon = 3.0\n"},
         {"extra": '[models.toy]\nepsilon = "3"\n'},
         {"extra": "[models"},
+        {"required_layers": "[]"},
+        {"required_layers": '["Seccomp"]'},
+        {"required_layers": '[""]'},
+        {"max_epsilon": '""'},
+        {"max_epsilon": "8"},
+        {"policy_digests": "[]"},
+        {"policy_digests": '["d"]'},
+        {"extra": "[measurements]\ncode = []\n"},
+        {"extra": '[measurements]\ncode = ["c"]\n'},
+        {"extra": f'[measurements]\n"Code!" = ["{"c" * 64}"]\n'},
     ],
 )
 def test_mistakes_are_one_line_that_names_the_file(trust_text: TrustText, changes: dict[str, str]) -> None:

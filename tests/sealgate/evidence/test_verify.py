@@ -18,7 +18,7 @@ from sealgate.evidence.transcript import EvidenceRefused
 from sealgate.evidence.trust import Trust
 from sealgate.evidence.verify import VerifiedEvidence, verify_evidence
 from sealgate.protocol import cbor
-from sealgate.protocol.frames import ModelFacts
+from sealgate.protocol.frames import Layer, ModelFacts
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from secure_runtime.attestation.software import SoftwareAttester
 from tests.sealgate.evidence.conftest import LOG
@@ -217,8 +217,59 @@ def test_a_model_named_twice_is_refused(judge: Judge, model: ModelFacts) -> None
     refused(judge, "pins", models=(model, msgspec.structs.replace(model, model_digest="0" * 64)))
 
 
+def test_a_ceiling_holds_for_every_model(judge: Judge, make_trust: MakeTrust, model: ModelFacts) -> None:
+    other = msgspec.structs.replace(model, name="other", epsilon_micro=3_000_000)
+    judge(trust=make_trust(max_epsilon='"3"'), models=(model, other))
+    error = refused(judge, "pins", trust=make_trust(max_epsilon='"2.9"'), models=(model, other))
+    assert "other" in str(error)
+
+
+def test_only_a_policy_that_is_named_may_be_in_force(judge: Judge, make_trust: MakeTrust) -> None:
+    judge(trust=make_trust(policy_digests=f'["{"0" * 64}", "{"d" * 64}"]'))
+    refused(judge, "policy", trust=make_trust(policy_digests=f'["{"0" * 64}"]'))
+
+
+@pytest.mark.parametrize(
+    ("measured", "holds"),
+    [
+        ({"code": "c" * 64}, True),
+        ({"code": "c" * 64, "worker.code": "c" * 64, "environment": "0" * 64}, True),
+        ({"code": "0" * 64}, False),
+        ({"code": "c" * 64, "worker.code": "0" * 64}, False),  # host and worker run other code
+        ({"worker.code": "c" * 64}, False),
+        ({}, False),
+    ],
+)
+def test_pinned_measurements_hold_or_refuse(
+    judge: Judge, make_trust: MakeTrust, measured: dict[str, str], holds: bool
+) -> None:
+    trust = make_trust(f'[measurements]\ncode = ["{"e" * 64}", "{"c" * 64}"]\n')
+    if holds:
+        assert judge(trust=trust, measurements=measured)
+    else:
+        refused(judge, "measurements", trust=trust, measurements=measured)
+
+
+@pytest.mark.parametrize("state", ["off", "failed", "disabled", "not-needed", "ON", ""])
+def test_a_required_layer_that_is_not_on_is_refused(judge: Judge, make_trust: MakeTrust, state: str) -> None:
+    trust = make_trust(required_layers='["seccomp"]')
+    judge(trust=trust)
+    refused(judge, "layers", trust=trust, layers={"seccomp": Layer(state=state)})
+    refused(judge, "layers", trust=trust, layers={})
+    if state:
+        refused(judge, "layers", trust=trust, host_layers={"seccomp": Layer(state=state)})
+    refused(judge, "layers", trust=make_trust(required_layers='["seccomp", "pid-namespace"]'))
+
+
 def test_strict_means_that_nothing_is_skipped(judge: Judge, make_trust: MakeTrust) -> None:
-    full = f'[models.toy]\nmodel_digest = "{"a" * 64}"\ncertificate_digest = "{"b" * 64}"\nmax_epsilon = "3"\n'
+    models = f'[models.toy]\nmodel_digest = "{"a" * 64}"\ncertificate_digest = "{"b" * 64}"\nmax_epsilon = "3"\n'
+    named = f'policy_digests = ["{"d" * 64}"]\nrequired_layers = ["landlock"]\n'
+    full = f'{named}[measurements]\ncode = ["{"c" * 64}"]\n{models}'
+    refused(judge, "measurements", trust=make_trust(named + models, profiles='["strict"]', strict="true"))
+    without = full.replace('required_layers = ["landlock"]\n', "")
+    refused(judge, "layers", trust=make_trust(without, profiles='["strict"]', strict="true"))
+    without = full.replace(f'policy_digests = ["{"d" * 64}"]\n', "")
+    refused(judge, "policy", trust=make_trust(without, profiles='["strict"]', strict="true"))
     evidence = judge(trust=make_trust(full, profiles='["strict"]', strict="true"))
     assert {check.outcome for check in evidence.transcript} == {"pass"}
     refused(judge, "profile", trust=make_trust(full, strict="true"))
