@@ -67,7 +67,7 @@ class Hold:
     name: str
     tenant: str
     actor: str
-    index: int  # of its record
+    position: int  # of its record, through all shards
     placed_us: int
 
     def covers(self, *, tenant: str, actor: str) -> bool:
@@ -177,7 +177,7 @@ def _in_force(rows: Iterable[Any]) -> list[Hold]:
             holds.pop(row.reason, None)
         else:
             holds[row.reason] = Hold(
-                name=row.reason, tenant=row.tenant, actor=row.actor, index=row.idx, placed_us=row.ts_us
+                name=row.reason, tenant=row.tenant, actor=row.actor, position=row.idx, placed_us=row.ts_us
             )
     return list(holds.values())
 

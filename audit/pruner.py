@@ -7,6 +7,7 @@ may go at most. Never: reads a leaf, or deletes what no durable record announces
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -15,10 +16,19 @@ from audit.database import open_database
 from audit.errors import LogUnavailable, PrivacyRefused, reason_of
 from audit.holds import Hold, holds_by_index
 from audit.limits import RETRY_AFTER_S
-from audit.pruning import delete_announced, search
+from audit.pruning import delete_announced, log_shards, search
 from audit.retention import Retention
 from sealgate.errors import ConfigurationError
 from sealgate.transparency.pruned import Indices
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldOnRecord:
+    """A hold in force, and the record that placed it: `index` in the shard of that `origin`."""
+
+    hold: Hold
+    origin: str
+    index: int
 
 
 class Pruner:
@@ -68,12 +78,16 @@ def count_due(url: str, retention: Retention, *, now_us: int) -> Counter[tuple[s
     return due
 
 
-def read_holds(url: str) -> list[Hold]:
+def read_holds(url: str) -> list[HoldOnRecord]:
     """The holds in force, by the index. Raises LogUnavailable."""
     engine = open_database(url).reader_engine()
     try:
         with engine.begin() as connection:
-            return holds_by_index(connection)
+            shards = log_shards(connection)
+            return [
+                HoldOnRecord(hold=hold, origin=shards.of(hold.position).origin, index=shards.index(hold.position))
+                for hold in holds_by_index(connection)
+            ]
     except DBAPIError as error:
         raise _unreadable() from error
     finally:

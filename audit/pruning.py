@@ -70,7 +70,7 @@ def search(
     connection: Connection, retention: Retention, holds: Sequence[Hold], *, start: int, now_us: int
 ) -> Candidates:
     """The next candidates from an index on (1)."""
-    shards = _shards(connection)
+    shards = log_shards(connection)
     stop = _prunable(connection, shards, retention, now_us=now_us)
     edges = shards.edges()
     rows = connection.execute(
@@ -101,7 +101,7 @@ def pruning(candidates: Sequence[Indexed], retention: Retention, *, now_us: int)
 
     def prune(connection: Connection, draft: Record) -> Record:
         holds = holds_in_force(connection)
-        shards = _shards(connection)
+        shards = log_shards(connection)
         due = Indices.of(
             record.index
             for record in _by_leaf(connection, shards, wanted)
@@ -130,7 +130,7 @@ def deletes_itself(connection: Connection) -> bool:
 
 def announced(connection: Connection, record: Record) -> Indices:
     """The positions of the records that a `retention.pruned` names. Raises QueryRefused for a shard that is not one."""
-    shard = _shards(connection).named(record.detail.get(SHARD, record.log))
+    shard = log_shards(connection).named(record.detail.get(SHARD, record.log))
     return Indices.parse(record.detail[INDICES]).moved(shard.first)
 
 
@@ -151,7 +151,9 @@ def delete_announced(engine: Engine, indices: Indices, retention: Retention, *, 
         _delete(connection, indices)
 
 
-def _shards(connection: Connection) -> Shards:
+def log_shards(connection: Connection) -> Shards:
+    """Of the log in this database, whatever its name."""
+    """The shards of the log in this database, whatever its name."""
     head = connection.execute(select(head_table.c.origin, head_table.c.size)).one_or_none()
     return read_shards(connection, origin=head.origin if head else "", size=head.size if head else 0)
 

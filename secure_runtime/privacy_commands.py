@@ -170,21 +170,28 @@ def _holds(deployment: Deployment, arguments: argparse.Namespace) -> int:
     if arguments.json:
         listed = [
             {
-                "name": hold.name,
-                "tenant": hold.tenant,
-                "actor": hold.actor,
-                "record": hold.index,
-                "placed": utc_text(hold.placed_us),
+                "name": placed.hold.name,
+                "tenant": placed.hold.tenant,
+                "actor": placed.hold.actor,
+                "log": placed.origin,
+                "record": placed.index,
+                "placed": utc_text(placed.hold.placed_us),
             }
-            for hold in found
+            for placed in found
         ]
         print(json.dumps({"holds": listed}, indent=2))
     elif not found:
         print("No hold is in force.")
     else:
         rows = [
-            (hold.name, hold.tenant or "every tenant", hold.actor or "everybody", hold.index, utc_text(hold.placed_us))
-            for hold in found
+            (
+                placed.hold.name,
+                placed.hold.tenant or "every tenant",
+                placed.hold.actor or "everybody",
+                f"{placed.index} of {placed.origin}",
+                utc_text(placed.hold.placed_us),
+            )
+            for placed in found
         ]
         print(render_table(("hold", "tenant", "pseudonym", "record", "since (UTC)"), rows))
     return 0
@@ -247,8 +254,7 @@ def _prune(deployment: Deployment, arguments: argparse.Namespace) -> int:
 
     def told(answer: RecordsPruned, count: int) -> None:
         if not arguments.json:
-            first = answer.indices.partition(" ")[0].partition("-")[0]
-            say(f"{count} records, the first of them {first}, are deleted, as record {answer.record} announced")
+            say(f"{count} records are deleted, as record {answer.record} announced")
 
     done = prune_all(deployment, note=arguments.note, told=told)
     if arguments.json:

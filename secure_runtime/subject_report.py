@@ -103,7 +103,8 @@ def build_report(
             )
             for entry in entries
         )
-    holds = [hold.name for hold in read_holds(deployment.log_url) if hold.covers(tenant=tenant, actor=found.actor)]
+    held = [placed.hold for placed in read_holds(deployment.log_url)]
+    holds = [hold.name for hold in held if hold.covers(tenant=tenant, actor=found.actor)]
     return SubjectReport(
         format=FORMAT,
         log=origin,

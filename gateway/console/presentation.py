@@ -35,8 +35,24 @@ VERDICTS: dict[str, tuple[str, str]] = {
     "policy.change": ("change", "Policy changed"),
     "credential.revoke": ("change", "Credential revoked"),
     "credential.restore": ("change", "Credential restored"),
+    "budget.grant": ("change", "Budget granted"),
+    "budget.exhausted": ("denied", "Budget exhausted"),
+    "model.load": ("change", "Model loaded"),
+    "model.refuse": ("failed", "Model refused"),
+    "key.rotate": ("change", "Request keys published"),
+    "worker.start": ("change", "Worker started"),
+    "worker.stop": ("change", "Worker stopped"),
+    "subject.report": ("reading", "Asked about a person"),
+    "erasure.completed": ("change", "Name erased"),
+    "erasure.refused": ("denied", "Erasure refused"),
+    "hold.placed": ("change", "Hold placed"),
+    "hold.released": ("change", "Hold released"),
+    "retention.pruned": ("change", "Records pruned"),
+    "log.opened": ("change", "Log opened"),
+    "log.closed": ("change", "Log closed"),
+    "log.carried": ("other", "Carried over"),
 }
-"""How a kind looks and what it is called; others are called by their own name."""
+"""How a kind looks and what it is called."""
 
 TABS = (
     ("", "Everything"),
@@ -180,7 +196,7 @@ def _cell(value: Cell, unit: Unit) -> str:
 def row_of(entry: Entry) -> Row:
     """A record for a list."""
     record = entry.record
-    look, word = VERDICTS.get(record.kind, ("other", record.kind))
+    look, word = VERDICTS[record.kind]
     detail = ", ".join(f"{name} {value}" for name, value in sorted(record.detail.items()) if value)
     return Row(index=entry.index, record=record, look=look, word=word, time=moment(record.ts_us), detail=detail)
 

@@ -3,7 +3,8 @@
     authenticate, ask the policy (query-audit or export-audit), record the read, read, answer
 
 Records are of the caller's own tenant unless the policy says otherwise (`Permit.records_of`); proofs, tiles and
-checkpoints are hashes, the same for everybody. Exports stand in `audit_exports`.
+checkpoints are hashes, the same for everybody, and so are the two records in which shards name each other: without
+them nobody proves that the log grew over a turn. Exports stand in `audit_exports`.
 Trusts: the policy's permit; readers verify what they get. Never: reads before the read is on record; changes the log.
 """
 
@@ -28,6 +29,7 @@ from gateway.gate import Asking, Gate
 from gateway.limits import MAX_AUDIT_TEXT
 from gateway.routes.openapi import answers
 from policy.decide import Permit
+from sealgate.transparency.carried import begins_shard, ends_shard
 
 _REFUSALS = (400, 401, 403, 404, 503)
 _JSON = "application/json"
@@ -122,7 +124,8 @@ async def record(
         entry = (
             reader.record_at(int(identifier), origin=shard) if by_index else reader.record(identifier[:MAX_AUDIT_TEXT])
         )
-        if permit.records_of not in (None, entry.record.tenant):
+        edge = begins_shard(entry.record) or ends_shard(entry.record)
+        if permit.records_of not in (None, entry.record.tenant) and not edge:
             raise QueryRefused("no record that is kept has this id or index", code="not-found")
         return encode(row(entry))
 

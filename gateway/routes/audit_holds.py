@@ -53,7 +53,7 @@ async def holds(
     def read(reader: AuditReader, permit: Permit) -> bytes:
         wanted = own_records(RecordFilter(tenant=tenant, kind=PLACED), permit)
         if wanted is None:
-            return encode({"holds": [], "cursor": None, "tree_size": reader.size()})
+            return encode({"holds": [], "cursor": None, "tree_size": reader.shards().size})
         page = reader.records(wanted, cursor, limit)
         released = _releases(reader, {entry.record.reason for entry in page.records})
         rows = [_hold(entry, released.get(entry.record.id)) for entry in page.records]
@@ -81,7 +81,7 @@ async def erasures(
             raise Problem("malformed-request", detail="The parameter 'outcome' is 'erased' or 'refused'.")
         wanted = own_records(RecordFilter(tenant=tenant, kind=kind), permit)
         if wanted is None:
-            return encode({"erasures": [], "cursor": None, "tree_size": reader.size()})
+            return encode({"erasures": [], "cursor": None, "tree_size": reader.shards().size})
         page = reader.records(wanted, cursor, limit)
         rows = [row(entry) for entry in page.records]
         return encode({"erasures": rows, "cursor": page.cursor, "tree_size": page.tree_size})

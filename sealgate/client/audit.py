@@ -264,6 +264,10 @@ class AuditClient:
         checkpoint = verified.checkpoint
         if entry.record.log != checkpoint.origin and not self._shard:
             return self.within(entry.record.log)._proven(entry)
+        return verified, self._proven_in(entry, verified)
+
+    def _proven_in(self, entry: AuditEntry, verified: VerifiedCheckpoint) -> list[bytes]:
+        checkpoint = verified.checkpoint
         if entry.record.log != checkpoint.origin:
             raise LogError("the record belongs to another log than the checkpoint", code="other-log")
         if entry.index >= checkpoint.size:
@@ -272,14 +276,20 @@ class AuditClient:
         proof = self._hashes("/audit/v1/proofs/inclusion", query)
         hashed = leaf_hash(entry.leaf)
         verify_inclusion(hashed_leaf=hashed, index=entry.index, size=checkpoint.size, proof=proof, root=checkpoint.root)
-        return verified, proof
+        return proof
 
     def prove_growth(self, kept: bytes) -> tuple[VerifiedCheckpoint, VerifiedCheckpoint]:
         """That the log only grew since a kept checkpoint: (kept, newest); raises LogError."""
         old, new = open_checkpoint(kept, self.trust.log_keys), self.checkpoint()
         before, after = old.checkpoint, new.checkpoint
         if before.origin != after.origin and is_later(after.origin, before.origin) and not self._shard:
-            return old, self._proven_over_turns(old, new)
+            self._require_growth_over_turns(old, new)
+        else:
+            self._require_growth(old, new)
+        return old, new
+
+    def _require_growth(self, old: VerifiedCheckpoint, new: VerifiedCheckpoint) -> None:
+        before, after = old.checkpoint, new.checkpoint
         if before.origin != after.origin:
             raise LogError(f"the kept checkpoint is of another log, {before.origin}", code="other-log")
         if after.size < before.size:
@@ -291,27 +301,29 @@ class AuditClient:
             verify_consistency(
                 first=before.size, second=after.size, first_root=before.root, second_root=after.root, proof=proof
             )
-        return old, new
 
-    def _proven_over_turns(self, old: VerifiedCheckpoint, new: VerifiedCheckpoint) -> VerifiedCheckpoint:
-        """The newest shard follows, one after the other, the shard of the kept checkpoint; that one only grew."""
-        origin = new.checkpoint.origin
-        while is_later(origin, old.checkpoint.origin):
+    def _require_growth_over_turns(self, old: VerifiedCheckpoint, new: VerifiedCheckpoint) -> None:
+        """The newest shard follows, one after the other, the shard of the kept checkpoint; that one only grew. Of each
+        shard one checkpoint is looked at: a second one could be of another tree."""
+        later = new
+        while is_later(later.checkpoint.origin, old.checkpoint.origin):
+            origin = later.checkpoint.origin
             shard = self.within(origin)
             first = shard.record("0")
-            shard._proven(first)
+            shard._proven_in(first, later)
             said = first.record.detail
             follows = said.get(PREVIOUS_ORIGIN, "")
-            if not begins_shard(first.record) or not is_later(origin, follows):
+            if first.index or not begins_shard(first.record) or not is_later(origin, follows):
                 raise LogError(f"{origin} does not say which shard it follows", code="other-log")
-            last = self.within(follows).checkpoint().checkpoint
-            if (str(last.size), last.root.hex()) != (said.get(PREVIOUS_SIZE), said.get(PREVIOUS_ROOT)):
+            later = self.within(follows).checkpoint()
+            last = later.checkpoint
+            if (last.origin, str(last.size), last.root.hex()) != (
+                follows,
+                said.get(PREVIOUS_SIZE),
+                said.get(PREVIOUS_ROOT),
+            ):
                 raise LogError(f"{origin} follows another tree than the one that {follows} is", code="other-log")
-            origin = follows
-        if origin != old.checkpoint.origin:
-            raise LogError(f"the kept checkpoint is of another log, {old.checkpoint.origin}", code="other-log")
-        self.within(origin).prove_growth(old.note)
-        return new
+        self.within(later.checkpoint.origin)._require_growth(old, later)
 
     def consistency(self, first: int, second: int) -> list[bytes]:
         """What the service says proves that its tree of `second` records extends that of `first`; not verified here."""

@@ -61,7 +61,7 @@ def test_what_explains_the_log_is_never_due(kind: str) -> None:
     [("", "", False), ("clinic", "", False), ("clinic", "a", False), ("clinic", "b", True), ("lab", "", True)],
 )
 def test_what_is_held_is_not_due(tenant: str, actor: str, due: bool) -> None:
-    hold = Hold(name="case", tenant=tenant, actor=actor, index=1, placed_us=0)
+    hold = Hold(name="case", tenant=tenant, actor=actor, position=1, placed_us=0)
     assert parse_retention(RULES).is_due(record(4000), holds=[hold], now_us=NOW) is due
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
-from audit import postgresql, sqlite
+from audit import holds, postgresql, sqlite
 from audit.errors import AppendRefused, LogDamaged, LogUnavailable, QueryRefused
 from audit.preparation import prepare_database
+from audit.pruner import read_holds
 from audit.query import AuditReader, RecordFilter
 from sealgate.errors import ConfigurationError, LogError
 from sealgate.transparency.carried import balances_of, counters_of, restated, stood_at
@@ -103,6 +104,17 @@ def test_the_turn_chains_two_trees_and_says_again_what_is_in_force(bench, turned
     assert (ended.record.log, ended.record.intent_seq, ended.record.grant) == (H2, 4, begun.record.id)
     assert verify_receipt(ended.receipt, [SIGNER.verifier]).index == ended.index == 5
     assert bench.sql("SELECT count(*) FROM open_intent") == [(0,)]
+    reader.close()
+
+
+def test_a_hold_stands_at_a_record_of_its_shard(bench, turned) -> None:
+    log, _, _ = turned
+    log.append(Record(), holds.placing(log.subjects, name="case", tenant="clinic", subject="")).result()
+    (found,) = read_holds(bench.url)
+    log.close()
+    reader = bench.reader()
+    placed = reader.record_at(found.index, origin=found.origin).record
+    assert (found.origin, placed.log, placed.kind, placed.reason) == (H2, H2, "hold.placed", "case")
     reader.close()
 
 

@@ -100,6 +100,42 @@ def test_growth_since_a_kept_checkpoint_of_an_earlier_shard_is_proven_over_the_t
         assert (old.checkpoint.origin, new.checkpoint.origin) == (origin, SHARDS[2])
 
 
+def test_an_auditor_of_one_tenant_proves_growth_over_the_turns_too(turned):
+    """The records in which shards name each other are nobody's: hashes, like checkpoints. Others without a tenant stay
+    with whoever sees everything."""
+    token = turned.token(tenant="clinic", roles=["auditor"], purposes=[])
+    with AuditClient(turned.deployment.root / "client", token=token, trust_env=False) as own:
+        old, new = own.prove_growth(KEPT[SHARDS[0]][2])
+    assert (old.checkpoint.origin, new.checkpoint.origin) == (SHARDS[0], SHARDS[2])
+    client = turned.client(token=token)
+    size = int(turned.client(certificate="auditor").get(f"/audit/v1/checkpoint?shard={LOG}").text.split()[1])
+    assert client.get(f"/audit/v1/records/{size - 1}?shard={LOG}").json()["record"]["detail"] == {"next": SHARDS[1]}
+    assert client.get(f"/audit/v1/records/{size}?shard={LOG}").status_code == 404
+    assert client.get(f"/audit/v1/records/0?shard={LOG}").status_code == 404  # `log.opened` of the log itself
+    assert {row["record"]["tenant"] for row in client.get("/audit/v1/records").json()["records"]} == {"clinic"}
+
+
+def test_an_empty_page_names_the_size_of_the_whole_log(turned):
+    own = turned.client(token=turned.token(tenant="clinic", roles=["auditor"], purposes=[]))
+    (listed,) = turned.client(certificate="auditor").get("/audit/v1/logs").json()["logs"]
+    for path in ("holds", "erasures", "records"):
+        assert own.get(f"/audit/v1/{path}?tenant=laboratory").json()["tree_size"] == listed["size"]
+
+
+def test_growth_over_turns_looks_at_one_checkpoint_of_each_shard(auditor, monkeypatch):
+    """Else one tree might be proven to follow, and another to have grown."""
+    real, asked = AuditClient.checkpoint, []
+
+    def counted(self, *, cosigned=False):
+        verified = real(self, cosigned=cosigned)
+        asked.append(verified.checkpoint.origin)
+        return verified
+
+    monkeypatch.setattr(AuditClient, "checkpoint", counted)
+    auditor.prove_growth(KEPT[SHARDS[0]][2])
+    assert asked == [*SHARDS[::-1]]
+
+
 def test_a_shard_that_follows_another_tree_proves_no_growth(turned, auditor, monkeypatch):
     real = AuditClient.checkpoint
 

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from gateway.console.presentation import table_of
+from gateway.console.presentation import VERDICTS, table_of
 from gateway.limits import CONSOLE_ROWS
 from sealgate.protocol import frames
+from sealgate.transparency.record import KINDS
 from sealgate.transparency.reports.form import Column, Table
 from sealgate.transparency.verifier import LogTrust, verify_bundle
 from tests.gateway.conftest import LOG
@@ -337,3 +338,7 @@ def test_there_is_no_console_where_it_is_not_wanted(deployment, host):
         assert running.client(certificate="auditor").get("/console").status_code == 404
     finally:
         running.close()
+
+
+def test_every_kind_of_record_has_a_word():
+    assert VERDICTS.keys() == KINDS.keys()
