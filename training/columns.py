@@ -6,7 +6,10 @@ Never: unpickles, fills gaps, drops rows, or computes a statistic.
 
 from __future__ import annotations
 
+import re
 import zipfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from numpy.typing import NDArray
 
 from sealgate.errors import ConfigurationError
 from training.configuration import Configuration
+from training.csv_faults import fault_of, repeated_name
 from training.limits import MAX_CELLS, MAX_CSV_ROW, MAX_DATA_FILE, MAX_ROWS
 
 SKLEARN_SETS = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d{1,3}(?:[. ']?\d{3}){0,6},\d{1,20}\Z")
 Columns = dict[str, NDArray[Any]]
 
 
@@ -60,12 +65,15 @@ def people_of(configuration: Configuration, columns: Columns) -> NDArray[np.str_
     return people
 
 
-def read_columns(source: str, relative_to: Path) -> Columns:
-    """The columns of a file or of a scikit-learn set, by name; raises ConfigurationError."""
+def read_columns(source: str, relative_to: Path, *, texts: Sequence[str] = ()) -> Columns:
+    """The columns of a file or of a scikit-learn set, by name; raises ConfigurationError.
+
+    A CSV's cells are numbers where they look like it, except in the columns named by `texts`.
+    """
     if source.startswith("sklearn:"):
         return _read_sklearn(source.removeprefix("sklearn:"))
     path = relative_to / source
-    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_npz}
+    readers = {".csv": partial(_read_csv, texts=texts), ".parquet": _read_parquet, ".npz": _read_npz}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ConfigurationError(
@@ -80,7 +88,7 @@ def read_columns(source: str, relative_to: Path) -> Columns:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or 'damaged file'}") from error
 
 
-def _read_csv(path: Path) -> Columns:
+def _read_csv(path: Path, *, texts: Sequence[str]) -> Columns:
     import pyarrow
     from pyarrow import csv
 
@@ -88,13 +96,18 @@ def _read_csv(path: Path) -> Columns:
         raise ConfigurationError(f"{path} is empty")
     try:
         # Texts stay texts: a gap is then an empty text that `numbers_of` can point at.
-        options = csv.ConvertOptions(strings_can_be_null=False, null_values=[], check_utf8=True)
+        kinds = dict.fromkeys(texts, pyarrow.string())
+        options = csv.ConvertOptions(
+            strings_can_be_null=False, null_values=[], check_utf8=True, column_types=kinds, timestamp_parsers=[]
+        )
         # A text may hold line ends between quotes, and be long: a row must fit into one block.
         parsing, reading = csv.ParseOptions(newlines_in_values=True), csv.ReadOptions(block_size=MAX_CSV_ROW)
         table = csv.read_csv(path, parse_options=parsing, read_options=reading, convert_options=options)
+        if any(pyarrow.types.is_binary(kind) for kind in table.schema.types):  # what is not UTF-8 is taken for bytes
+            raise ConfigurationError(fault_of(path))
         return _from_arrow(table, path)
     except pyarrow.ArrowInvalid as error:
-        raise ConfigurationError(f"{path} is not a CSV file with one header line and rows of equal length") from error
+        raise ConfigurationError(fault_of(path)) from error
 
 
 def _read_parquet(path: Path) -> Columns:
@@ -108,8 +121,8 @@ def _read_parquet(path: Path) -> Columns:
 
 
 def _from_arrow(table: Any, path: Path) -> Columns:
-    if len(set(table.column_names)) != len(table.column_names):
-        raise ConfigurationError(f"{path} has two columns of the same name")
+    if twice := repeated_name(table.column_names):
+        raise ConfigurationError(f"{path} has two columns named '{twice[:40]}'")
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
@@ -159,7 +172,7 @@ def numbers_of(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
             try:
                 numbers[row - 1] = float(value)
             except (TypeError, ValueError):
-                shown = "nothing" if value is None or value == "" else "text" if isinstance(value, str) else "no number"
+                shown = _shown(value)
                 raise ConfigurationError(
                     f"column '{name}', row {row}: holds {shown}, needs a number; mend or remove the row"
                 ) from None
@@ -169,6 +182,26 @@ def numbers_of(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
             f"column '{name}', row {wrong[0] + 1}: not a finite number ({len(wrong)} such rows); fill or remove them"
         )
     return numbers
+
+
+def _shown(value: object) -> str:
+    """What a cell holds instead of a number, without showing it."""
+    if value is None or value == "":
+        return "nothing"
+    if not isinstance(value, str):
+        return "no number"
+    return "a decimal comma" if _DECIMAL_COMMA.match(value.strip()) else "text"
+
+
+def varying(name: str, values: NDArray[np.float64], *, low: float, high: float) -> NDArray[np.float64]:
+    """The column, unless its range makes it constant: [n] -> [n]; raises ConfigurationError."""
+    least, greatest = float(np.clip(values.min(), low, high)), float(np.clip(values.max(), low, high))
+    if least == greatest and len(values) > 1:
+        raise ConfigurationError(
+            f"column '{name}': the same in every row from row 1 on, once cut to its range [{low:g}, {high:g}]; "
+            "mend the range, or leave the column out"
+        )
+    return values
 
 
 def _classes(configuration: Configuration, values: NDArray[Any]) -> NDArray[np.float64]:

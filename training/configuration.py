@@ -6,6 +6,7 @@ misspelt `clip_nrom` must not silently mean the default. Trusts: the person who 
 
 from __future__ import annotations
 
+import datetime
 import tomllib
 from decimal import Decimal
 from fractions import Fraction
@@ -143,7 +144,8 @@ class SelectionSection(_Section, frozen=True):
 
 class Configuration(_Section, frozen=True):
     """The whole file. `architecture` holds the family's own options; each form of data (`training.forms`) reads its
-    own section. `columns` gives each feature's public range [low, high], or [low, high, center, scale]."""
+    own section. `columns` gives each feature's public range [low, high], or [low, high, center, scale]; `categories`
+    and `dates` the public values of a column, and a column's first and last day."""
 
     model: ModelSection
     data: DataSection
@@ -161,7 +163,11 @@ class Configuration(_Section, frozen=True):
     tokens: dict[str, Any] = {}
     graph: dict[str, Any] = {}
     pretrained: dict[str, str] = {}
+    masking: dict[str, Any] = {}
+    preprocessing: dict[str, Any] = {}
     columns: dict[str, tuple[Decimal, ...]] = {}
+    categories: dict[str, tuple[str, ...]] = {}
+    dates: dict[str, tuple[datetime.date, datetime.date]] = {}
 
     @property
     def rate(self) -> Fraction:

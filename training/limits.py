@@ -8,6 +8,10 @@ MAX_CSV_ROW = 16 * 1024**2  # bytes of one line of a CSV file, its texts include
 MAX_ROWS = 10_000_000
 MAX_CELLS = 400_000_000  # rows times columns, as float64 3.2 GB
 MAX_KEY_FILE = 64 * 1024
+MIN_MASKING_KEY = 32  # bytes of the key for hashed columns
+MAX_MASKING_KEY = 4096
+MAX_KEPT_CHARACTERS = 64  # of a prefix
+MAX_PRIVATE_NAMES = 100_000  # categories or words of one private release
 MIN_ROWS = 8  # after the held-out rows are set aside
 
 # Per-example gradients of one physical batch, in numbers: larger batches are worked off in parts of this size.

@@ -1,4 +1,4 @@
-"""Rows of named columns of numbers: `[columns]` gives each feature's public range."""
+"""Rows of named columns: `[columns]` gives each number's public range, `[dates]` and `[categories]` make numbers too."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import numpy as np
 from sealgate.certificate.decimals import decimal_text
 from sealgate.certificate.inputs import Column, InputTensor, TableContent
 from sealgate.errors import ConfigurationError
-from training.columns import numbers_of, people_of, read_columns, require_columns, target_of
+from training.columns import numbers_of, people_of, require_columns, target_of, varying
 from training.configuration import Configuration
 from training.examples import Examples
+from training.masking.columns import read_masked
+from training.preprocessing.encoding import encoded, encoded_columns
 from training.split import write_private
 
 
@@ -38,18 +40,28 @@ def _column(name: str, numbers: tuple[Decimal, ...]) -> Column:
 
 
 def declared_inputs(configuration: Configuration) -> tuple[InputTensor, ...]:
-    columns = declared_columns(configuration)
+    columns = _all_columns(configuration)
     shape = (-1, len(columns))
     return (InputTensor(name="features", datatype="FP32", shape=shape, content=TableContent(columns=columns)),)
 
 
+def _all_columns(configuration: Configuration) -> tuple[Column, ...]:
+    """Numbers, dates, categories: one of them at least."""
+    more = encoded_columns(configuration)
+    return (*(declared_columns(configuration) if configuration.columns or not more else ()), *more)
+
+
 def read_examples(configuration: Configuration, *, folder: Path) -> Examples:
-    columns = read_columns(configuration.data.source, folder)
+    columns = read_masked(configuration, folder=folder).columns
     person = [configuration.data.person] if configuration.data.person else []
-    count = require_columns(columns, [*configuration.columns, configuration.data.target, *person])
-    features = np.empty((count, len(configuration.columns)))
-    for index, name in enumerate(configuration.columns):
-        features[:, index] = numbers_of(name, columns[name])
+    names = (*configuration.columns, *configuration.dates, *configuration.categories)
+    count = require_columns(columns, [*names, configuration.data.target, *person])
+    features = np.empty((count, len(_all_columns(configuration))))
+    for index, (name, numbers) in enumerate(configuration.columns.items()):
+        values = numbers_of(name, columns[name])
+        features[:, index] = varying(name, values, low=float(numbers[0]), high=float(numbers[1]))
+    for index, values in enumerate(encoded(configuration, columns), start=len(configuration.columns)):
+        features[:, index] = values
     return Examples((features,), target_of(configuration, columns), people_of(configuration, columns))
 
 
@@ -58,7 +70,7 @@ def write_heldout(path: Path, examples: Examples, configuration: Configuration) 
     names = list(configuration.data.classes.values())
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*configuration.columns, configuration.data.target])
+    writer.writerow([*(column.name for column in _all_columns(configuration)), configuration.data.target])
     for features, target in zip(examples.inputs[0].tolist(), examples.target.tolist(), strict=True):
         writer.writerow([*map(repr, features), names[int(target)] if names else repr(target)])
     write_private(path, text.getvalue())

@@ -7,25 +7,28 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from sealgate.certificate.inputs import HashedWords, InputTensor, TextContent, Tokenizer, Utf8Bytes, WordPiece
+from sealgate.certificate.inputs import HashedWords, InputTensor, TextContent, Tokenizer, Utf8Bytes, WordPiece, Words
 from sealgate.errors import ConfigurationError
 from secure_runtime.models.tokenizers import tokens_of
-from training.columns import people_of, read_columns, require_columns, target_of
+from training.columns import people_of, require_columns, target_of
 from training.configuration import Configuration
 from training.examples import Examples
 from training.forms.sections import section, write_rows
+from training.masking.columns import read_masked
 from training.pretrained import vocabulary_of
 
-_TOKENIZERS = ("hashed-words", "utf8-bytes", "wordpiece")
+_TOKENIZERS = ("hashed-words", "utf8-bytes", "wordpiece", "words")
 
 
 class TextSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[text]`: the column, and how many tokens of a text count. `buckets` belongs to hashed words."""
+    """`[text]`: the column, and how many tokens of a text count. `buckets` belongs to hashed words, `words` to a list
+    of words, where `[preprocessing.vocabulary]` does not find them."""
 
     tokenizer: str
     length: int
     column: str = "text"
     buckets: int = 0
+    words: tuple[str, ...] = ()
 
 
 def _section(configuration: Configuration) -> TextSection:
@@ -34,6 +37,8 @@ def _section(configuration: Configuration) -> TextSection:
         raise ConfigurationError(f"[text] tokenizer must be one of: {', '.join(_TOKENIZERS)}")
     if bool(found.buckets) != (found.tokenizer == "hashed-words"):
         raise ConfigurationError("[text] buckets belongs to hashed-words, and only there")
+    if bool(found.words) != (found.tokenizer == "words"):
+        raise ConfigurationError('[text] tokenizer = "words" needs a list of words, or [preprocessing.vocabulary]')
     if found.column == configuration.data.target:
         raise ConfigurationError(f"[text] column '{found.column}' is the target")
     return found
@@ -45,6 +50,8 @@ def _tokenizer(configuration: Configuration) -> Tokenizer:
         return HashedWords(buckets=found.buckets, length=found.length)
     if found.tokenizer == "utf8-bytes":
         return Utf8Bytes(length=found.length)
+    if found.tokenizer == "words":
+        return Words(vocabulary=found.words, length=found.length)
     return WordPiece(vocabulary=vocabulary_of(configuration), length=found.length)
 
 
@@ -55,7 +62,7 @@ def declared_inputs(configuration: Configuration) -> tuple[InputTensor, ...]:
 
 def read_examples(configuration: Configuration, *, folder: Path) -> Examples:
     found, data = _section(configuration), configuration.data
-    columns = read_columns(data.source, folder)
+    columns = read_masked(configuration, folder=folder).columns
     require_columns(columns, [found.column, data.target, *([data.person] if data.person else [])])
     texts = np.empty(len(columns[found.column]), dtype=np.object_)
     for row, value in enumerate(columns[found.column].tolist()):

@@ -151,6 +151,8 @@ def _row_norm(configuration: Configuration) -> int:
         low, high = numbers[:2]
         center, scale = numbers[2:] if len(numbers) == 4 else ((low + high) / 2, (high - low) / 2)
         square += float(max(abs(low - center), abs(high - center)) / scale) ** 2
+    # A date lies in [-1, 1], and a column of categories has one value at a time.
+    square += len(configuration.dates) + len(configuration.categories)
     return math.ceil(math.sqrt(square) * MICRO)
 
 
