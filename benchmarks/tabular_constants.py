@@ -1,7 +1,7 @@
 """How the constants of the mechanisms that release once were chosen: on public tables that no figure is given for.
 
-AdaSSP has the shares of its three releases and a share of the ridge; objective perturbation has the share of epsilon that
-lambda may cost. Each candidate is run on every table at epsilon 0.3, 1 and 3; what counts is what privacy costs beside
+AdaSSP has the shares of its three releases and a share of the ridge; objective perturbation has the share of epsilon
+that lambda may cost. Each candidate is run on every table at epsilon 0.3, 1 and 3; what counts is what privacy costs beside
 the best candidate there, averaged over tables as a logarithm, so that no table outweighs the others.
 
 `python -m benchmarks.tabular_constants`: a few minutes. Ranges are quantiles of the tables, which a real run may not

@@ -33,8 +33,8 @@ from training.mechanisms.plan import OnStep, fill, only_layer
 from training.randomness import Keystream
 
 SHARES = (Fraction(3, 100), Fraction(65, 100), Fraction(32, 100))
-"""Of mu^2: for the least eigenvalue, X'X and X'y. They and `RIDGE` were chosen on twelve public tables that no figure is
-given for (`benchmarks/tabular_constants.py`); their neighbours do nearly as well."""
+"""Of mu^2: for the least eigenvalue, X'X and X'y. They and `RIDGE` were chosen on twelve public tables that no figure
+is given for (`benchmarks/tabular_constants.py`); their neighbours do nearly as well."""
 RIDGE = 0.5
 """Of the ridge in the paper, which bounds the noise in X'X with certainty `_FAILURE` and shrinks more than it helps."""
 

@@ -31,8 +31,8 @@ from training.mechanisms.plan import OnStep, fill, only_layer
 from training.randomness import Keystream
 
 CURVATURE_SHARE = 0.2
-"""Of epsilon, or of 1 if that is less: what the determinant costs where lambda is not given. Chosen on six public tables
-that no figure is given for (`benchmarks/tabular_constants.py`)."""
+"""Of epsilon, or of 1 if that is less: what the determinant costs where lambda is not given. Chosen on six public
+tables that no figure is given for (`benchmarks/tabular_constants.py`)."""
 OUTPUT_SHARE = 0.05  # of delta hides how close the solver came
 _TOLERANCE_PER_ROW = 4e-15  # of B: what float64 sums of that many rows can reach with room to spare
 
