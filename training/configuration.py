@@ -69,6 +69,7 @@ class DataSection(_Section, frozen=True):
     held_out: Decimal = Decimal("0.2")
     split: str = "1"  # names one of the possible splits; public, and no secret
     heldout_csv: str = ""
+    public_rows: str = ""  # rows of the same columns that are no secret: their loss is shown while training
 
 
 class PrivacySection(_Section, frozen=True):

@@ -1,4 +1,4 @@
-"""What a run writes down about itself: certificate and card, from the configuration and what was executed.
+"""What a run writes down about itself in its certificate, from the configuration and what was executed.
 
 Never: a number that was computed from private rows, except the measured quality, which is on the card and is named
 among the releases.
@@ -16,16 +16,15 @@ from sealgate.certificate.architectures import (
 )
 from sealgate.certificate.bundle import sha256_hex
 from sealgate.certificate.claims import NOISE_SOURCE, SCHEMA
-from sealgate.certificate.decimals import decimal_text, micro_text
-from sealgate.certificate.manifest import Manifest, parse_manifest
-from sealgate.certificate.mechanism_words import mechanism_lines
-from sealgate.certificate.mechanisms import name_of
+from sealgate.certificate.decimals import decimal_text
+from sealgate.certificate.manifest import parse_manifest
 from sealgate.certificate.recompute import accountant_version
 from sealgate.certificate.schema import (
     Accounting,
     Certificate,
     Dataset,
     Initialisation,
+    Measured,
     Preprocessing,
     Release,
     Selection,
@@ -34,9 +33,9 @@ from training.accountant import Cost
 from training.configuration import Configuration
 from training.dp_sgd.noise import DISCRETE
 from training.environment import environment
-from training.measure import Quality
 from training.mechanisms.plan import Plan
 from training.split import COMMITMENT
+from training.sweep import sweep_release
 
 NOT_PROTECTED = (
     "what the model learned about the population as a whole, which may be true of people who were not in the data",
@@ -85,8 +84,12 @@ def certificate_of(
     weights: bytes,
     manifest: bytes,
     issued_us: int,
+    measured: tuple[Measured, ...],
 ) -> Certificate:
-    """The certificate of a finished run. `fresh` says that all randomness came from the operating system."""
+    """The certificate of a finished run. `fresh` says that all randomness came from the operating system.
+
+    `measured` has this model first, then those of a sweep.
+    """
     data, search = configuration.data, plan.search(fresh=fresh)
     issued = datetime.datetime.fromtimestamp(issued_us / 1e6, tz=datetime.UTC).date()
     return Certificate(
@@ -123,40 +126,30 @@ def certificate_of(
             search=search,
         ),
         releases=(
-            Release(what="quality of this model on held-out rows", where="terminal and card.md", covered=False),
+            Release(
+                what="quality of this model on held-out rows",
+                where="terminal, card.md and this certificate",
+                covered=False,
+            ),
             Release(
                 what="quality of the same model without privacy, on held-out rows", where="terminal", covered=False
             ),
             Release(what="numbers of rows trained on and held out", where="terminal", covered=False),
             Release(what="epsilon and steps while training", where="terminal", covered=True),
+            *_watched(configuration),
+            *((sweep_release(measured[1:], delta=configuration.delta),) if measured[1:] else ()),
         ),
         audit=None,
         environment=environment(),
         weights_digest=sha256_hex(weights),
         manifest_digest=sha256_hex(manifest),
         not_protected=not_protected(plan),
+        measured=measured,
     )
 
 
-def card_of(manifest: Manifest, certificate: Certificate, quality: Quality) -> str:
-    """card.md: the bundle for people."""
-    lines = [
-        f"# {manifest.name} {manifest.version}",
-        "",
-        manifest.description,
-        "",
-        f"- Family: {manifest.family}; sensitivity: {manifest.sensitivity}; purposes: {', '.join(manifest.purposes)}",
-        f"- Quality: {quality}",
-        f"- Privacy of one {certificate.unit}: epsilon {micro_text(certificate.epsilon_micro)} at delta "
-        f"{certificate.delta} (added or removed), {micro_text(certificate.epsilon_replace_one_micro)} (replaced)",
-        f"- How: {name_of(certificate.mechanism)}; {'; '.join(mechanism_lines(certificate.mechanism))}",
-        "",
-        "Weights without a valid `certificate.dsse.json` and `bundle.sig` beside them carry no guarantee: check with",
-        "`sealgate models verify`.",
-        "",
-        "## What epsilon does not protect",
-        "",
-        *[f"- {text}" for text in certificate.not_protected],
-        "",
-    ]
-    return "\n".join(lines)
+def _watched(configuration: Configuration) -> tuple[Release, ...]:
+    """The loss that people saw while training, if they did: of public rows under weights that epsilon covers."""
+    if not configuration.data.public_rows:
+        return ()
+    return (Release(what="loss of public rows while training", where="terminal", covered=True),)

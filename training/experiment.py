@@ -26,13 +26,16 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.certificate.architectures import FrozenEncoderSpec
 from sealgate.certificate.bundle import VerifiedBundle
 from sealgate.certificate.manifest import Manifest, manifest_bytes
+from sealgate.certificate.schema import Measured
+from sealgate.errors import ConfigurationError
 from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
-from training.accountant import cost_of
+from training.accountant import Cost, cost_of
 from training.auditing.plans import audit_plan
-from training.centering import centering_of
+from training.card import card_of
+from training.centering import Centering, centering_of
 from training.configuration import Configuration, load_configuration
-from training.documents import card_of, certificate_of
+from training.documents import certificate_of
 from training.dp_sgd.checkpoint import identity_of
 from training.examples import Examples
 from training.fixed_features import fixed_first
@@ -41,6 +44,7 @@ from training.initialisation import initialise
 from training.losses import Loss
 from training.manifests import manifest_of
 from training.measure import Quality, measure, train_plainly
+from training.mechanisms.plan import Plan
 from training.mechanisms.plans import plan_of, with_checkpoints
 from training.outputs import Outputs, check_outputs
 from training.own_module import own_module, transfer
@@ -49,6 +53,8 @@ from training.pretrained import fill_frozen
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
 from training.split import commit, hold_out, write_private
+from training.sweep import Sweep
+from training.watching import PublicLoss, public_examples, require_watchable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +106,7 @@ def run_experiment(
     replace: bool = False,
     audit: bool = True,
     resume: bool = False,
+    sweep: Sweep | None = None,
     owner: Owner = NOTHING,
     narrator: Narrator | None = None,
     clock: Clock = now_us,
@@ -109,26 +116,30 @@ def run_experiment(
 
     `protected` are files that must not be written over, besides the configuration and the rows. Without `replace`
     nothing that exists is. With `resume` a run of DP-SGD that was cut off goes on from its checkpoint. Without `audit`
-    the certificate says that there was none, and loaders may refuse it.
+    the certificate says that there was none, and loaders may refuse it. A `sweep` is run before the certified model, so
+    that its figures stand in the certificate.
     `owner` says how the model is protected for whom it belongs to.
     `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
     every verifier refuses.
     """
     narrator = narrator or Quiet()
+    if resume and sweep is not None:
+        raise ConfigurationError(
+            "--resume goes on with one run, and a --sweep would be run anew; leave one of them out"
+        )
     configuration = load_configuration(path)  # 1
     require_free(models_dir / configuration.model.name, replace=replace)
     outputs = Outputs(heldout_csv=_heldout_path(heldout_csv, configuration, path.parent), commitment_key=commitment_key)
     check_outputs(
         outputs,
         models_dir=models_dir,
-        inputs=(path, path.parent / configuration.data.source, *protected),
+        inputs=(path, *_read(configuration, path.parent), *protected),
         replace=replace,
     )
     manifest = manifest_of(configuration)
     encoded = manifest_bytes(manifest)
-    centering = centering_of(configuration)  # 2
-    plan = plan_of(centering.left(configuration) if centering else configuration, classes=manifest.classes)
-    cost = cost_of(centering.account(plan.account, delta=configuration.delta) if centering else plan.account)
+    centering, plan, cost = planned(configuration, manifest)  # 2
+    require_watchable(configuration, plan)
     narrator.announce(configuration, plan, cost)
     findings = None
     if audit:  # 3
@@ -146,6 +157,13 @@ def run_experiment(
     inputs, targets = model_space(manifest, kept)
     module = fresh_module(configuration, manifest, entropy)  # 5
     trained, inputs = fixed_first(module, inputs)
+    others: tuple[Measured, ...] = ()
+    if sweep is not None:
+
+        def again(other: Configuration) -> Measured:
+            return _thrown_away(other, manifest, inputs, targets, groups=kept.groups(), held=held, entropy=entropy)
+
+        others = sweep.measured(configuration, again, told=narrator.swept)
     if centering:
         population = configuration.data.public_population
         inputs = (centering.centre(module, *inputs, population=population, entropy=entropy),)
@@ -158,7 +176,10 @@ def run_experiment(
     )
     own, loss = configuration.model.module, Loss.usual(manifest.classes)
     learner = own_module(own, trained, inputs, loss=loss) if own else trained
+    public = _public_loss(configuration, manifest, module, learner, loss=loss, folder=path.parent)
     with narrator.progress(plan) as on_step:
+        if public is not None:
+            on_step = public.around(on_step, steps=plan.steps, told=narrator.public_loss)
         executed = plan.train(learner, inputs, targets, groups=kept.groups(), entropy=entropy, on_step=on_step)
     if own:
         transfer(learner, trained)
@@ -177,6 +198,7 @@ def run_experiment(
         weights=weights,
         manifest=encoded,
         issued_us=clock(),
+        measured=(quality.measured(epsilon_micro=cost.epsilon_micro), *others),
     )
     if centering:
         certificate = msgspec.structs.replace(certificate, preprocessing=centering.preprocessing)
@@ -208,6 +230,63 @@ def run_experiment(
         rows_held_out=len(held),
         heldout_csv=outputs.heldout_csv,
     )
+
+
+def planned(configuration: Configuration, manifest: Manifest) -> tuple[Centering | None, Plan, Cost]:
+    """What will be done and what it costs, from public constants alone; raises ConfigurationError."""
+    centering = centering_of(configuration)
+    plan = plan_of(centering.left(configuration) if centering else configuration, classes=manifest.classes)
+    return (
+        centering,
+        plan,
+        cost_of(centering.account(plan.account, delta=configuration.delta) if centering else plan.account),
+    )
+
+
+def _thrown_away(
+    configuration: Configuration,
+    manifest: Manifest,
+    features: tuple[torch.Tensor, ...],
+    targets: torch.Tensor,
+    *,
+    groups: torch.Tensor | None,
+    held: Examples,
+    entropy: Entropy,
+) -> Measured:
+    """One run of a sweep, measured on the same held-out rows. features: of the part that is trained, not centred."""
+    centering, plan, cost = planned(configuration, manifest)
+    module = fresh_module(configuration, manifest, entropy)
+    _, trained = parts_of(module)
+    if centering:
+        population = configuration.data.public_population
+        features = (centering.centre(module, *features, population=population, entropy=entropy),)
+    own = configuration.model.module
+    learner = own_module(own, trained, features, loss=Loss.usual(manifest.classes)) if own else trained
+    plan.train(learner, features, targets, groups=groups, entropy=entropy, on_step=lambda _step: None)
+    if own:
+        transfer(learner, trained)
+    return measure(manifest, module, held).measured(epsilon_micro=cost.epsilon_micro)
+
+
+def _public_loss(
+    configuration: Configuration,
+    manifest: Manifest,
+    module: nn.Module,
+    learner: nn.Module,
+    *,
+    loss: Loss,
+    folder: Path,
+) -> PublicLoss | None:
+    """What follows the loss of public rows, if there are any. `module` has its centre already."""
+    if not configuration.data.public_rows:
+        return None
+    inputs, targets = model_space(manifest, public_examples(configuration, folder=folder))
+    return PublicLoss(learner, fixed_first(module, inputs)[1], targets, loss=loss)
+
+
+def _read(configuration: Configuration, folder: Path) -> tuple[Path, ...]:
+    """The files that the run reads rows from."""
+    return tuple(folder / name for name in (configuration.data.source, configuration.data.public_rows) if name)
 
 
 def _heldout_path(given: Path | None, configuration: Configuration, folder: Path) -> Path | None:

@@ -55,3 +55,4 @@ MAX_SHIFT = 16  # pixels
 AUDIT_BLACK_BOX_CANARIES = 600
 AUDIT_GUESSED = 300  # of them, half said to be in and half out
 AUDIT_SHADOWS = 16
+WATCHED_POINTS = 25  # how often the loss of public rows is computed

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.manifest import Manifest
+from sealgate.certificate.measured import ACCURACY, R2, around, wilson
+from sealgate.certificate.schema import Measured
 from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
 from training.examples import Examples
@@ -28,9 +32,36 @@ class Quality:
     measure: str  # "accuracy" or "R2"
     value: float
     rows: int
+    standard_error: float = 0.0  # of R2: how far other rows of the same kind would move it
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %: Wilson's for accuracy, normal for R2."""
+        if self.measure == ACCURACY:
+            return wilson(self.right, self.rows)
+        return around(self.value, error=self.standard_error)
+
+    @property
+    def right(self) -> int:
+        """Rows answered rightly; 0 where that is not what is counted."""
+        return round(self.value * self.rows) if self.measure == ACCURACY else 0
+
+    def measured(self, *, epsilon_micro: int) -> Measured:
+        """The certificate's part, for a model that cost this epsilon."""
+        low, high = self.interval
+        return Measured(
+            epsilon_micro=epsilon_micro,
+            measure=self.measure,
+            rows=self.rows,
+            right=self.right,
+            value_micro=round(self.value * MICRO),
+            low_micro=round(low * MICRO),
+            high_micro=round(high * MICRO),
+        )
 
     def __str__(self) -> str:
-        return f"{self.measure} {self.value:.3f} on {self.rows} held-out rows"
+        low, high = self.interval
+        return f"{self.measure} {self.value:.3f} ({low:.3f} to {high:.3f}) on {self.rows} held-out rows"
 
 
 def measure(manifest: Manifest, module: nn.Module, examples: Examples) -> Quality:
@@ -51,10 +82,18 @@ def measure(manifest: Manifest, module: nn.Module, examples: Examples) -> Qualit
         parts.append(predictor.predict(batch)[wanted].numpy())
     found = np.concatenate(parts)
     if manifest.classes:
-        return Quality("accuracy", float((found == examples.target).mean()), len(examples))
-    residual = float(((found - examples.target) ** 2).sum())
-    spread = float(((examples.target - examples.target.mean()) ** 2).sum())
-    return Quality("R2", 1.0 - residual / spread if spread > 0 else 0.0, len(examples))
+        return Quality(ACCURACY, float((found == examples.target).mean()), len(examples))
+    return _explained(found, examples.target)
+
+
+def _explained(found: NDArray[np.float64], wanted: NDArray[np.float64]) -> Quality:
+    """R2 = 1 - A/B, A the mean squared error and B the variance; its error by the delta method for a ratio of means."""
+    squares, spread = (found - wanted) ** 2, (wanted - wanted.mean()) ** 2
+    if not spread.sum() > 0:
+        return Quality(R2, 0.0, len(wanted))
+    share = float(squares.mean() / spread.mean())
+    error = float((squares - share * spread).std() / spread.mean()) / len(wanted) ** 0.5
+    return Quality(R2, 1.0 - share, len(wanted), error)
 
 
 def train_plainly(

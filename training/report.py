@@ -1,8 +1,9 @@
 """What a person sees of a training run. Nothing shown here depends on private rows, except the measured quality and the
 number of rows, which are named as such.
 
-Steps, epsilon so far and the time left follow from public constants: the loss is not shown, because it would be another
-release. Trusts: nothing. Never: prints a gradient, a loss or a row.
+Steps, epsilon so far and the time left follow from public constants. The loss of the private rows is not shown, because
+it would be another release; that of public rows is (`training.watching`). Trusts: nothing. Never: prints a gradient, a
+private loss or a row.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sealgate.certificate.bundle import VerifiedBundle
 from sealgate.certificate.decimals import micro_text
+from sealgate.certificate.measured import interval_text
+from sealgate.certificate.schema import Measured
 from training.accountant import Cost, RunningEpsilon
 from training.auditing.gate import Findings
 from training.configuration import Configuration
@@ -38,7 +41,11 @@ class Narrator(Protocol):
 
     def rows(self, *, trained: int, held_out: int) -> None: ...
 
+    def swept(self, measured: Measured) -> None: ...
+
     def progress(self, plan: Plan) -> contextlib.AbstractContextManager[OnStep]: ...
+
+    def public_loss(self, loss: float) -> None: ...
 
     def compare(self, private: Quality, plain: Quality) -> None: ...
 
@@ -62,6 +69,12 @@ class Quiet:
         """No bar."""
         yield lambda _step: None
 
+    def swept(self, measured: Measured) -> None:
+        """Nothing."""
+
+    def public_loss(self, loss: float) -> None:
+        """Nothing."""
+
     def compare(self, private: Quality, plain: Quality) -> None:
         """Nothing."""
 
@@ -83,6 +96,7 @@ class Terminal:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._loss = ""
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -123,15 +137,27 @@ class Terminal:
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
             TextColumn("epsilon {task.fields[epsilon]}"),
+            TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as bar:
-            task = bar.add_task("train", total=plan.steps, epsilon="0")
+            task = bar.add_task("train", total=plan.steps, epsilon="0", loss="")
 
             def on_step(step: int) -> None:
-                bar.update(task, completed=step, epsilon=epsilon.after(step))
+                bar.update(task, completed=step, epsilon=epsilon.after(step), loss=self._loss)
 
             yield on_step
+
+    def swept(self, measured: Measured) -> None:
+        """One model of a sweep: trained, measured, thrown away."""
+        self._say(
+            f"  sweep       epsilon {micro_text(measured.epsilon_micro)}: {measured.measure} {interval_text(measured)} "
+            f"on {measured.rows} held-out rows"
+        )
+
+    def public_loss(self, loss: float) -> None:
+        """The loss of public rows, for the bar."""
+        self._loss = f"loss of public rows {loss:.4f}"
 
     def compare(self, private: Quality, plain: Quality) -> None:
         """The private model beside the same one without privacy."""
