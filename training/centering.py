@@ -21,6 +21,7 @@ from torch import nn
 from sealgate.ambient import Entropy
 from sealgate.certificate.accounting.account import Account, WithStatistics
 from sealgate.certificate.accounting.statistics import statistic_cost
+from sealgate.certificate.agreement import CENTRE
 from sealgate.certificate.decimals import MICRO, decimal_text
 from sealgate.certificate.schema import Preprocessing, Statistic
 from sealgate.errors import CertificateError, ConfigurationError, DecodeError
@@ -28,9 +29,6 @@ from secure_runtime.models.architectures import parts_of
 from training.configuration import Configuration
 from training.limits import EPSILON_MARGIN_MICRO, FIXED_ROWS
 from training.randomness import Keystream
-
-WHAT = "mean of the fixed features"
-
 
 class CenterSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[center]`: the norm to which an example's features are scaled down, the noise in multiples of it, its delta."""
@@ -94,7 +92,7 @@ class Centering:
     def preprocessing(self) -> Preprocessing:
         """What the certificate says of it."""
         part = Statistic(
-            what=WHAT,
+            what=CENTRE,
             mechanism="gaussian",
             multiplier_micro=self.multiplier_micro,
             epsilon_micro=self.epsilon_micro,

@@ -7,7 +7,8 @@
     bundle.sig               a signed list of the four files above
 
 In an encrypted bundle `model.safetensors.sealed` and `model.key` stand for the first; everything signed names the
-plain weights. `model.sig` may stand beside them, for tools that know OpenSSF model signing.
+plain weights. `model.sig` may stand beside them, for tools that know OpenSSF model signing; it is checked where
+publishers.toml has a key for it, together with the third step.
 
 `verify_bundle` goes from cheap to costly, and each file is read once: what was verified is what is used afterwards.
 
@@ -34,6 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sealgate.certificate.accounting.account import Account
+from sealgate.certificate.agreement import check_agreement
 from sealgate.certificate.architectures.frozen_encoder import FROZEN_PREFIX, FrozenEncoderSpec
 from sealgate.certificate.audits import audit_words
 from sealgate.certificate.claims import check_claims
@@ -45,6 +47,7 @@ from sealgate.certificate.files import (
     FILE_LIMITS,
     KEY,
     MANIFEST,
+    MODEL_SIGNATURE,
     SEALED_WEIGHTS,
     SIGNATURE,
     SIGNED,
@@ -56,6 +59,7 @@ from sealgate.certificate.files import (
 from sealgate.certificate.key_envelope import KeyEnvelope, parse_envelope
 from sealgate.certificate.manifest import Manifest, parse_manifest
 from sealgate.certificate.mechanisms import name_of
+from sealgate.certificate.model_signature import verify_model_signature
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate
@@ -93,6 +97,7 @@ class VerifiedStatements:
     certificate_digest: str
     facts: ModelFacts
     locked_under: str  # the name of the key that its weights are encrypted under; "": they are not
+    model_signed: bool  # model.sig is there and holds under the publisher's key for it
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,7 @@ class _Checked:
     certificate_digest: str
     account: Account
     envelope: KeyEnvelope | None
+    model_signed: bool
 
 
 def _check_statements(folder: BundleFolder, listing: Listing, publishers: Publishers, told: Told) -> _Checked:
@@ -156,6 +162,14 @@ def _check_statements(folder: BundleFolder, listing: Listing, publishers: Publis
     told("bundle signature", f"publisher '{signed.publisher.name}', key {signed.publisher.keyid[:16]}")
     _check_small_files(files, digests)  # 3
     told("files signed", "manifest, certificate and card are the signed ones")
+    model_signed = False
+    if listing.model_signature and (key := signed.publisher.model_signing_key) is not None:
+        every = {**digests, SIGNATURE: sha256_hex(files[SIGNATURE])}
+        verify_model_signature(folder.read(MODEL_SIGNATURE), every, key)
+        model_signed = True
+        told(
+            "model signature", "model.sig (OpenSSF model signing) holds over the same files, under the publisher's key"
+        )
     certificate = _check_certificate(files[CERTIFICATE], signed, publishers, digests)  # 4
     told("certificate signature", "same publisher, names these weights and this manifest")
     manifest = parse_manifest(files[MANIFEST])  # 5
@@ -174,6 +188,7 @@ def _check_statements(folder: BundleFolder, listing: Listing, publishers: Publis
         certificate_digest=sha256_hex(files[CERTIFICATE]),
         account=account,
         envelope=envelope,
+        model_signed=model_signed,
     )
 
 
@@ -207,6 +222,7 @@ def _finish(directory: Path, checked: _Checked, told: Told) -> VerifiedStatement
         certificate_digest=checked.certificate_digest,
         facts=_facts(checked.manifest, certificate, checked.certificate_digest),
         locked_under=checked.envelope.key if checked.envelope else "",
+        model_signed=checked.model_signed,
     )
 
 
@@ -242,14 +258,9 @@ def _check_certificate(
 
 
 def _check_agreement(manifest: Manifest, certificate: Certificate, bundle: BundleFiles) -> None:
-    named = (manifest.name, manifest.version)
-    if named != (certificate.model, certificate.version) or named != (bundle.name, bundle.version):
+    if (manifest.name, manifest.version) != (bundle.name, bundle.version):
         raise refusal("manifest-inconsistent", "manifest, certificate and signature name different models")
-    architecture = manifest.architecture
-    if isinstance(architecture, FrozenEncoderSpec) and (
-        architecture.frozen_digest not in certificate.initialisation.pretraining
-    ):
-        raise refusal("manifest-inconsistent", "the certificate does not name the weights that are public and frozen")
+    check_agreement(manifest, certificate)
 
 
 def _check_weights(weights: bytes, digest: str, manifest: Manifest) -> None:

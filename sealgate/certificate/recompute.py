@@ -10,6 +10,8 @@ pass (30 ms) refuses absurd epsilons before the fine one (0.3 s). Nothing is cac
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -88,6 +90,15 @@ class Epsilon:
     discretisation: str
 
 
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Constants that are within bounds, but that the accountant stumbles over, are refused like others."""
+    try:
+        yield
+    except (ArithmeticError, ValueError, IndexError, MemoryError) as error:
+        raise refusal("parameters-out-of-range", f"the accountant cannot compute this: {error!s:.100}") from error
+
+
 def privacy_loss(steps: GaussianSteps, *, replace_one: bool = False, discretisation: str = FINE) -> Any:
     """dp-accounting's PrivacyLossDistribution of all steps together; raises CertificateError for what is out of bounds.
 
@@ -99,19 +110,21 @@ def privacy_loss(steps: GaussianSteps, *, replace_one: bool = False, discretisat
 
     steps.require_computable()
     relations = privacy_accountant.NeighboringRelation
-    loss = privacy_loss_distribution.from_gaussian_mechanism(
-        steps.sigma_micro / MICRO,
-        value_discretization_interval=float(discretisation),
-        sampling_prob=float(steps.rate),
-        neighboring_relation=relations.REPLACE_ONE if replace_one else relations.ADD_OR_REMOVE_ONE,
-    )
-    return loss.self_compose(steps.steps)
+    with refusing():
+        loss = privacy_loss_distribution.from_gaussian_mechanism(
+            steps.sigma_micro / MICRO,
+            value_discretization_interval=float(discretisation),
+            sampling_prob=float(steps.rate),
+            neighboring_relation=relations.REPLACE_ONE if replace_one else relations.ADD_OR_REMOVE_ONE,
+        )
+        return loss.self_compose(steps.steps)
 
 
 def epsilon_micro(steps: GaussianSteps, *, replace_one: bool = False, discretisation: str = FINE) -> int:
     """Epsilon in millionths, rounded up; raises CertificateError for parameters that cannot be recomputed."""
     loss = privacy_loss(steps, replace_one=replace_one, discretisation=discretisation)
-    epsilon = float(loss.get_epsilon_for_delta(float(steps.delta)))
+    with refusing():
+        epsilon = float(loss.get_epsilon_for_delta(float(steps.delta)))
     if not 0 <= epsilon <= 10 * MAX_EPSILON_MICRO / MICRO:
         raise refusal("epsilon-out-of-range", "epsilon is too large to mean anything")
     return -int(-epsilon * MICRO // 1)

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sealgate.certificate.agreement import CENTRE
 from sealgate.certificate.bundle import verify_bundle
 from sealgate.certificate.gaussian import gaussian_epsilon
 from sealgate.certificate.publishers import publishers_of
 from sealgate.errors import ConfigurationError
 from secure_runtime.models.bundle import load_bundle
-from training.centering import WHAT, Centering, centering_of
+from training.centering import Centering, centering_of
 from training.configuration import load_configuration
 from training.experiment import run_experiment
 from training.randomness import Keystream
@@ -101,7 +102,7 @@ def test_a_run_counts_its_centre(tmp_path, key):
     centering = centering_of(load_configuration(path))
     assert centering is not None
     assert certificate.preprocessing == centering.preprocessing
-    assert certificate.preprocessing.parts[0].what == WHAT
+    assert certificate.preprocessing.parts[0].what == CENTRE
     assert 2_900_000 < certificate.epsilon_micro <= 3_000_000
     assert certificate.delta == "0.00001"
     model = load_bundle(published.bundle.directory, publishers)

@@ -36,6 +36,7 @@ _UNITS = {
     "objective-perturbation": ("example",),
     "gap-aggregation": ("edge", "node"),
 }
+_ONE_ROW = ("example", "graph")  # units that add one term to a sum over rows
 _CLIPPING = {"example": "per-example-flat", "graph": "per-example-flat", "user": "per-user-flat"}
 _PPB = 10**9
 
@@ -46,6 +47,10 @@ def account_of(certificate: Certificate) -> Account:
     if certificate.unit not in _UNITS[name] or certificate.adjacency != "add-remove":
         raise refusal("mechanism", f"{name} with this unit and adjacency is not one that can be recomputed")
     preprocessing = certificate.preprocessing
+    if certificate.unit not in _ONE_ROW and preprocessing.statistics == "dp":
+        raise refusal("private-statistics", "statistics are counted for one row, which is not what a unit is here")
+    if certificate.unit not in _ONE_ROW and certificate.selection.search is not None:
+        raise refusal("selection-unaccounted", "a search's scores count rows, of which a unit may have several")
     whole = Decimal(certificate.delta)
     left = certificate.delta if preprocessing.statistics != "dp" else decimal_text(whole - Decimal(preprocessing.delta))
     account = _mechanism_account(certificate.mechanism, unit=certificate.unit, delta=left)
@@ -72,7 +77,7 @@ def _mechanism_account(mechanism: Mechanism, *, unit: str, delta: str) -> Accoun
         case ObjectivePerturbation():
             return _objective(mechanism, delta)
         case GapAggregation():
-            return _aggregation(mechanism, unit=unit, delta=delta)
+            return aggregation_releases(mechanism, unit=unit, delta=delta)
 
 
 def steps_of(mechanism: DpSgd, *, clipping: str, delta: str) -> GaussianSteps:
@@ -124,7 +129,7 @@ def _objective(mechanism: ObjectivePerturbation, delta: str) -> PerturbedObjecti
     )
 
 
-def _aggregation(mechanism: GapAggregation, *, unit: str, delta: str) -> GaussianReleases:
+def aggregation_releases(mechanism: GapAggregation, *, unit: str, delta: str) -> GaussianReleases:
     """GAP (Sajadmanesh et al. 2023), with the sensitivities of undirected graphs and unit-norm rows.
 
     An edge changes two rows of a sum by at most one each: square 2. A node with at most D neighbours changes D rows by
@@ -140,8 +145,9 @@ def _aggregation(mechanism: GapAggregation, *, unit: str, delta: str) -> Gaussia
     degree = mechanism.max_degree
     square = 2 if unit == "edge" else degree + (degree**2 if mechanism.serving != "nothing" else 0)
     one = share(mechanism.noise.sigma_micro, square=square * mechanism.hops)
-    # Replacing an edge is removing one and adding another: at most four rows. A node: twice of everything, squared.
-    again = 2 if unit == "edge" else 4
+    # Replacing an edge is removing one and adding another. Where both end at one node, its row may change by two, and
+    # two other rows by one each: square 6. A node: twice of everything, squared.
+    again = 3 if unit == "edge" else 4
     steps = tuple(steps_of(part, clipping="per-example-flat", delta=delta) for part in parts if unit == "node")
     return GaussianReleases(mu_squared=one, mu_squared_replace_one=again * one, delta=delta, steps=steps)
 

@@ -29,7 +29,7 @@ from math import log1p
 from sealgate.certificate.accounting.account import micro_up, replaced, require_agreement, require_delta
 from sealgate.certificate.decimals import MICRO, micro_text, parse_decimal
 from sealgate.certificate.gaussian import gaussian_delta, gaussian_epsilon
-from sealgate.certificate.recompute import ACCOUNTANT, FINE, Epsilon
+from sealgate.certificate.recompute import ACCOUNTANT, FINE, Epsilon, refusing
 from sealgate.certificate.refusals import refusal
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_NORM_MICRO, MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
@@ -86,10 +86,11 @@ class PerturbedObjective:
         """See Account: the accountant's figure, which the closed form must confirm."""
         self.require_computable()
         left = float(self.delta) - self.output_delta()
-        add_remove, second = self.accountant_micro(), self.closed_form_micro()
-        require_agreement(add_remove, second)
-        # Given w*, the solver's error is bounded alike for any two data sets: the output's share stays as it is.
-        replace_one = micro_up(replaced(self._epsilon_at, left))
+        with refusing():
+            add_remove, second = self.accountant_micro(), self.closed_form_micro()
+            require_agreement(add_remove, second)
+            # Given w*, the solver's error is bounded alike for any two data sets: the output's share stays as it is.
+            replace_one = micro_up(replaced(self._epsilon_at, left))
         return Epsilon(
             add_remove_micro=max(add_remove, second),
             replace_one_micro=max(add_remove, second, replace_one),

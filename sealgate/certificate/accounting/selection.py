@@ -16,7 +16,7 @@ from typing import Any
 
 from sealgate.certificate.accounting.account import micro_up, replaced, require_delta
 from sealgate.certificate.decimals import MICRO, micro_text
-from sealgate.certificate.recompute import RENYI_ACCOUNTANT, Epsilon, GaussianSteps
+from sealgate.certificate.recompute import RENYI_ACCOUNTANT, Epsilon, GaussianSteps, refusing
 from sealgate.certificate.refusals import refusal
 from sealgate.limits import MAX_SELECTION_TRIALS, MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
 
@@ -70,8 +70,9 @@ class BestOfRuns:
             [_step_event(self.run), dp_event.GaussianDpEvent(self.score_sigma_micro / MICRO)]
         )
         event = dp_event.RepeatAndSelectDpEvent(scored, mean=float(self.mean_trials), shape=float(self.shape))
-        accountant = RdpAccountant(list(ORDERS)).compose(event)
-        return _both(accountant, float(self.delta))
+        with refusing():
+            accountant = RdpAccountant(list(ORDERS)).compose(event)
+            return _both(accountant, float(self.delta))
 
     def words(self) -> str:
         """See Account."""

@@ -274,3 +274,41 @@ def test_a_search_is_part_of_epsilon():
 )
 def test_searches_that_do_not_count(code, mechanism, selection):
     assert code_of(stated(mechanism, selection=selection, accounting=RENYI)) == code
+
+
+def test_a_replaced_edge_may_move_three_rows_one_of_them_twice():
+    """Unit rows x, y, z: node 0 loses neighbour 1 and gains 2. Row 0 changes by z - y, rows 1 and 2 by x."""
+    x, y, z = ([1.0, 0.0], [0.0, 1.0], [0.0, -1.0])
+    moved = sum((a - b) ** 2 for a, b in zip(z, y, strict=True)) + 2 * sum(a**2 for a in x)
+    account = check_claims(stated(GAP))
+    one_row = msgspec.structs.replace(GAP, hops=1).noise.sigma_micro
+    square = float(account.mu_squared_replace_one) / GAP.hops * (one_row / 1e6) ** 2
+    assert square == pytest.approx(moved)
+
+
+def test_statistics_and_scores_that_count_rows_protect_no_person():
+    clipping = msgspec.structs.replace(SGD.clipping, kind="per-user-flat", rows_per_unit=8)
+    persons = msgspec.structs.replace(SGD, clipping=clipping)
+    assert code_of(stated(persons, unit="user", preprocessing=preprocessing(a_statistic()))) == "private-statistics"
+    assert figures(stated(SGD, preprocessing=preprocessing(a_statistic())))
+    search = Search(choices=4, trials_mean_micro=5_000_000, shape=1, score="right rows", noise=noise(50_000_000))
+    selection = Selection(how="dp-selected", epsilon_micro=1, note="", search=search)
+    accounting = msgspec.structs.replace(stated(SGD).accounting, accountant="dp-accounting-rdp")
+    searched = {"selection": selection, "accounting": accounting}
+    assert figures(stated(SGD, **searched))
+    assert code_of(stated(persons, unit="user", **searched)) == "selection-unaccounted"
+
+
+def test_constants_that_the_accountant_stumbles_over_are_refused_and_nothing_else():
+    """dp-accounting 0.6 raises ValueError for a rate so near to one; a worker must see a refusal."""
+    rate = msgspec.structs.replace(SGD.sampling.rate, numerator=10**12 - 1, denominator=10**12)
+    population = stated(SGD).dataset.public_population
+    sampling = msgspec.structs.replace(
+        SGD.sampling,
+        rate=rate,
+        steps_declared=1,
+        steps_executed=1,
+        divisor_micro=population * 10**6 * rate.numerator // rate.denominator,
+    )
+    odd = msgspec.structs.replace(SGD, sampling=sampling, noise=noise(300_000))
+    assert code_of(stated(odd)) == "parameters-out-of-range"
