@@ -23,12 +23,12 @@ from training.accountant import cost_of
 from training.auditing.black_box import Crowd, offline_ratio, one_run
 from training.auditing.plans import audit_plan
 from training.auditing.probes import Probe
-from training.centering import centering_of
 from training.configuration import load_configuration
 from training.experiment import fresh_module
 from training.manifests import manifest_of
 from training.mechanisms.plan import Plan
 from training.mechanisms.plans import plan_of
+from training.preprocessing.statistics import spending_of
 
 Say = Callable[[str], None]
 
@@ -37,9 +37,9 @@ def audit_only(path: Path, *, say: Say, entropy: Entropy = random_bytes) -> None
     """Run the gate and the attacks; raises TrainingError `audit-contradicts` after everything was said."""
     configuration = load_configuration(path)
     manifest = manifest_of(configuration)
-    centering = centering_of(configuration)
-    plan = plan_of(centering.left(configuration) if centering else configuration, classes=manifest.classes)
-    cost = cost_of(centering.account(plan.account, delta=configuration.delta) if centering else plan.account)
+    spending = spending_of(configuration)
+    plan = plan_of(spending.left(configuration), classes=manifest.classes)
+    cost = cost_of(spending.account(plan.account, delta=configuration.delta))
     say(f"auditing what would train {manifest.name} {manifest.version}: {plan.account.words()}")
 
     def told(probe: Probe) -> None:

@@ -229,6 +229,14 @@ def check_configuration(configuration: Configuration) -> None:
     _check_privacy(configuration)
     if len(configuration.columns) > MAX_COLUMNS:
         raise ConfigurationError(f"[columns] names more than {MAX_COLUMNS} features")
+    private = configuration.preprocessing.get("categories", {})
+    twice = sorted(set(configuration.categories) & set(private if isinstance(private, dict) else {}))
+    if twice:
+        raise ConfigurationError(f"[categories] '{twice[0]}' stands in [preprocessing.categories], too")
+    if configuration.preprocessing.get("vocabulary") and configuration.text.get("words"):
+        raise ConfigurationError("[text] words stand in the way of [preprocessing.vocabulary]; take one of them")
+    if (configuration.categories or configuration.dates or private) and configuration.data.kind != "table":
+        raise ConfigurationError("[categories] and [dates] belong to tables")
     for name, numbers in configuration.columns.items():
         if len(numbers) not in (2, 4):
             raise ConfigurationError(f"[columns] '{name}' must be [low, high] or [low, high, center, scale]")

@@ -33,7 +33,6 @@ from secure_runtime.models.predictor import Predictor
 from training.accountant import Cost, cost_of
 from training.auditing.plans import audit_plan
 from training.card import card_of
-from training.centering import Centering, centering_of
 from training.configuration import Configuration, load_configuration
 from training.documents import certificate_of
 from training.dp_sgd.checkpoint import identity_of
@@ -49,6 +48,8 @@ from training.mechanisms.plans import plan_of, with_checkpoints
 from training.outputs import Outputs, check_outputs
 from training.own_module import own_module, transfer
 from training.owner import NOTHING, Owner
+from training.preprocessing.ready import masked_of, ready
+from training.preprocessing.statistics import Spending, spending_of
 from training.pretrained import fill_frozen
 from training.publish import require_free, weights_bytes, write_bundle
 from training.report import Narrator, Quiet
@@ -138,7 +139,8 @@ def run_experiment(
     )
     manifest = manifest_of(configuration)
     encoded = manifest_bytes(manifest)
-    centering, plan, cost = planned(configuration, manifest)  # 2
+    spending, plan, cost = planned(configuration, manifest)  # 2
+    masked = masked_of(configuration)
     require_watchable(configuration, plan)
     narrator.announce(configuration, plan, cost)
     findings = None
@@ -149,7 +151,11 @@ def run_experiment(
         findings.require(epsilon_micro=cost.epsilon_micro)
     narrator.audited(findings)
     form = form_of(configuration)
-    examples = form.read_examples(configuration, folder=path.parent)  # 4
+    filled = ready(configuration, spending, folder=path.parent, entropy=entropy)  # 4
+    configuration, manifest = filled.configuration, manifest_of(filled.configuration)
+    encoded = manifest_bytes(manifest)
+    narrator.remarks(filled.remarks)
+    examples = form.read_examples(configuration, folder=path.parent)
     kept, held = hold_out(examples, fraction=Fraction(configuration.data.held_out), word=configuration.data.split)
     narrator.rows(trained=len(kept), held_out=len(held))
     opening = entropy(32)
@@ -164,9 +170,9 @@ def run_experiment(
             return _thrown_away(other, manifest, inputs, targets, groups=kept.groups(), held=held, entropy=entropy)
 
         others = sweep.measured(configuration, again, told=narrator.swept)
-    if centering:
+    if spending.centering:
         population = configuration.data.public_population
-        inputs = (centering.centre(module, *inputs, population=population, entropy=entropy),)
+        inputs = (spending.centering.centre(module, *inputs, population=population, entropy=entropy),)
     plan, checkpoints = with_checkpoints(
         plan,
         configuration,
@@ -200,8 +206,7 @@ def run_experiment(
         issued_us=clock(),
         measured=(quality.measured(epsilon_micro=cost.epsilon_micro), *others),
     )
-    if centering:
-        certificate = msgspec.structs.replace(certificate, preprocessing=centering.preprocessing)
+    certificate = msgspec.structs.replace(certificate, preprocessing=spending.preprocessing(masked))
     if findings is not None:
         part = findings.certified(code_digest=certificate.environment.code_digest)
         certificate = msgspec.structs.replace(certificate, audit=part)
@@ -232,14 +237,14 @@ def run_experiment(
     )
 
 
-def planned(configuration: Configuration, manifest: Manifest) -> tuple[Centering | None, Plan, Cost]:
+def planned(configuration: Configuration, manifest: Manifest) -> tuple[Spending, Plan, Cost]:
     """What will be done and what it costs, from public constants alone; raises ConfigurationError."""
-    centering = centering_of(configuration)
-    plan = plan_of(centering.left(configuration) if centering else configuration, classes=manifest.classes)
+    spending = spending_of(configuration)
+    plan = plan_of(spending.left(configuration), classes=manifest.classes)
     return (
-        centering,
+        spending,
         plan,
-        cost_of(centering.account(plan.account, delta=configuration.delta) if centering else plan.account),
+        cost_of(spending.account(plan.account, delta=configuration.delta)),
     )
 
 
@@ -254,12 +259,12 @@ def _thrown_away(
     entropy: Entropy,
 ) -> Measured:
     """One run of a sweep, measured on the same held-out rows. features: of the part that is trained, not centred."""
-    centering, plan, cost = planned(configuration, manifest)
+    spending, plan, cost = planned(configuration, manifest)
     module = fresh_module(configuration, manifest, entropy)
     _, trained = parts_of(module)
-    if centering:
+    if spending.centering:
         population = configuration.data.public_population
-        features = (centering.centre(module, *features, population=population, entropy=entropy),)
+        features = (spending.centering.centre(module, *features, population=population, entropy=entropy),)
     own = configuration.model.module
     learner = own_module(own, trained, features, loss=Loss.usual(manifest.classes)) if own else trained
     plan.train(learner, features, targets, groups=groups, entropy=entropy, on_step=lambda _step: None)

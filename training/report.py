@@ -39,6 +39,8 @@ class Narrator(Protocol):
 
     def audited(self, findings: Findings | None) -> None: ...
 
+    def remarks(self, lines: tuple[str, ...]) -> None: ...
+
     def rows(self, *, trained: int, held_out: int) -> None: ...
 
     def swept(self, measured: Measured) -> None: ...
@@ -59,6 +61,9 @@ class Quiet:
         """Nothing."""
 
     def audited(self, findings: Findings | None) -> None:
+        """Nothing."""
+
+    def remarks(self, lines: tuple[str, ...]) -> None:
         """Nothing."""
 
     def rows(self, *, trained: int, held_out: int) -> None:
@@ -123,6 +128,11 @@ class Terminal:
             f"  audit       {len(findings.probes)} probes of the trainer held; an attacker who sees every step, with "
             f"{findings.canaries} canaries, shows an epsilon of at least {micro_text(findings.epsilon_lower_micro)}"
         )
+
+    def remarks(self, lines: tuple[str, ...]) -> None:
+        """What masking found: counts that epsilon does not cover, which stay on this terminal."""
+        for line in lines:
+            self._say(f"  masking     {line}")
 
     def rows(self, *, trained: int, held_out: int) -> None:
         """After reading: the counts, which are not covered by epsilon, stay on this terminal."""

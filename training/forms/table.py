@@ -1,4 +1,4 @@
-"""Rows of named columns: `[columns]` gives each number's public range, `[dates]` and `[categories]` make numbers too."""
+"""Rows of named columns: `[columns]` gives each number's public range; `[dates]` and `[categories]` become numbers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from training.configuration import Configuration
 from training.examples import Examples
 from training.masking.columns import read_masked
 from training.preprocessing.encoding import encoded, encoded_columns
+from training.preprocessing.sections import with_placeholders
 from training.split import write_private
 
 
@@ -47,7 +48,7 @@ def declared_inputs(configuration: Configuration) -> tuple[InputTensor, ...]:
 
 def _all_columns(configuration: Configuration) -> tuple[Column, ...]:
     """Numbers, dates, categories: one of them at least."""
-    more = encoded_columns(configuration)
+    more = encoded_columns(with_placeholders(configuration))
     return (*(declared_columns(configuration) if configuration.columns or not more else ()), *more)
 
 

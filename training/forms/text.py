@@ -15,6 +15,7 @@ from training.configuration import Configuration
 from training.examples import Examples
 from training.forms.sections import section, write_rows
 from training.masking.columns import read_masked
+from training.preprocessing.sections import with_placeholders
 from training.pretrained import vocabulary_of
 
 _TOKENIZERS = ("hashed-words", "utf8-bytes", "wordpiece", "words")
@@ -45,7 +46,7 @@ def _section(configuration: Configuration) -> TextSection:
 
 
 def _tokenizer(configuration: Configuration) -> Tokenizer:
-    found = _section(configuration)
+    found = _section(with_placeholders(configuration))
     if found.tokenizer == "hashed-words":
         return HashedWords(buckets=found.buckets, length=found.length)
     if found.tokenizer == "utf8-bytes":
@@ -61,7 +62,7 @@ def declared_inputs(configuration: Configuration) -> tuple[InputTensor, ...]:
 
 
 def read_examples(configuration: Configuration, *, folder: Path) -> Examples:
-    found, data = _section(configuration), configuration.data
+    found, data = _section(with_placeholders(configuration)), configuration.data
     columns = read_masked(configuration, folder=folder).columns
     require_columns(columns, [found.column, data.target, *([data.person] if data.person else [])])
     texts = np.empty(len(columns[found.column]), dtype=np.object_)
@@ -76,5 +77,5 @@ def read_examples(configuration: Configuration, *, folder: Path) -> Examples:
 def write_heldout(path: Path, examples: Examples, configuration: Configuration) -> None:
     """As CSV: the text as it was."""
     assert examples.texts is not None
-    header = [_section(configuration).column]
+    header = [_section(with_placeholders(configuration)).column]
     write_rows(path, header, ([text] for text in examples.texts.tolist()), examples, configuration)

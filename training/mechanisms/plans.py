@@ -29,6 +29,7 @@ from training.mechanisms.objective import plan_objective
 from training.mechanisms.plan import Plan
 from training.mechanisms.selection import SearchPlan
 from training.mechanisms.sgd import SgdPlan
+from training.preprocessing.sections import with_placeholders
 from training.private_sgd import PrivateSgd
 
 _SHAPES = {"logarithmic": 0, "geometric": 1}
@@ -152,7 +153,7 @@ def _row_norm(configuration: Configuration) -> int:
         center, scale = numbers[2:] if len(numbers) == 4 else ((low + high) / 2, (high - low) / 2)
         square += float(max(abs(low - center), abs(high - center)) / scale) ** 2
     # A date lies in [-1, 1], and a column of categories has one value at a time.
-    square += len(configuration.dates) + len(configuration.categories)
+    square += len(configuration.dates) + len(with_placeholders(configuration).categories)
     return math.ceil(math.sqrt(square) * MICRO)
 
 

@@ -18,8 +18,8 @@ from sealgate.certificate.inputs import Column
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
 from training.configuration import Configuration
+from training.preprocessing.sections import EVERYTHING_ELSE
 
-EVERYTHING_ELSE = "*"
 _EPOCH = datetime.date(1970, 1, 1)
 
 

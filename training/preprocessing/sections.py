@@ -6,6 +6,7 @@ Each part is given an epsilon and a delta of its own, which come off those of `[
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from decimal import Decimal
 
 import msgspec
@@ -13,6 +14,9 @@ import msgspec
 from sealgate.errors import ConfigurationError
 from training.configuration import Configuration
 from training.limits import MAX_PRIVATE_NAMES
+
+
+EVERYTHING_ELSE = "*"
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,12 +82,8 @@ def preprocessing_section(configuration: Configuration) -> PreprocessingSection:
             "standardised rows are longer than [columns] says: give [privacy] row_norm",
         ),
         (
-            not set(found.categories) & set(configuration.categories),
-            "a column of categories has a public list, too; take one of them",
-        ),
-        (
-            (vocabulary is not None) == (tokenizer == "words" and not configuration.text.get("words")),
-            'vocabulary belongs to [text] tokenizer = "words" without words, and that needs it',
+            vocabulary is None or tokenizer == "words",
+            'vocabulary belongs to [text] tokenizer = "words"',
         ),
         (
             all(1 <= size <= MAX_PRIVATE_NAMES for size in sizes),
@@ -93,3 +93,30 @@ def preprocessing_section(configuration: Configuration) -> PreprocessingSection:
         if not holds:
             raise ConfigurationError(f"[preprocessing] {what}")
     return found
+
+
+def with_placeholders(configuration: Configuration) -> Configuration:
+    """The configuration with placeholders where names are yet to be counted, as many as there may be."""
+    found = preprocessing_section(configuration)
+    for name, one in found.categories.items():
+        if name not in configuration.categories:
+            configuration = with_categories(configuration, name, (), most=one.most)
+    if found.vocabulary and not configuration.text.get("words"):
+        configuration = with_words(configuration, (), most=found.vocabulary.most)
+    return configuration
+
+
+def with_categories(configuration: Configuration, name: str, values: Sequence[str], *, most: int) -> Configuration:
+    """The configuration with these values of a column, and one for all others."""
+    listed = (*_filled([value for value in values if value != EVERYTHING_ELSE], most), EVERYTHING_ELSE)
+    return msgspec.structs.replace(configuration, categories={**configuration.categories, name: listed})
+
+
+def with_words(configuration: Configuration, words: Sequence[str], *, most: int) -> Configuration:
+    """The configuration with these words of its texts."""
+    return msgspec.structs.replace(configuration, text={**configuration.text, "words": _filled(words, most)})
+
+
+def _filled(names: Sequence[str], most: int) -> tuple[str, ...]:
+    """As many names as there are places."""
+    return (*names, *(f"(unused {place})" for place in range(len(names) + 1, most + 1)))

@@ -1,8 +1,9 @@
 """What is computed of the private rows before training: planned and paid for before they are read, then released once.
 
 A configuration with `[preprocessing]` has blanks: scales, categories, words. `spending_of` says what filling them costs,
-and what is left for the mechanism; `blank` fills them with placeholders of the same sizes, so that model, plan and audit
-are settled before the rows are read; `fill` puts private releases there. All rows count, those that are held out, too.
+and what is left for the mechanism; until then placeholders of the same sizes stand there (`sections`), so that model,
+plan and audit are settled before the rows are read; `fill` puts private releases in their places. All rows count, those
+that are held out, too.
 
 Trusts: that masking and reading treat each row by itself. Never: uses a count of rows, or a value that has no noise.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -30,12 +31,14 @@ from training.centering import Centering, centering_of
 from training.columns import Columns, numbers_of
 from training.configuration import Configuration, micro
 from training.preprocessing.counting import COUNT_UNITS, UNITS, Release, plan_names, plan_sum
-from training.preprocessing.encoding import EVERYTHING_ELSE, texts_of
+from training.preprocessing.encoding import texts_of
 from training.preprocessing.sections import (
     CategoriesSection,
     StandardiseSection,
     VocabularySection,
     preprocessing_section,
+    with_categories,
+    with_words,
 )
 from training.randomness import Keystream
 
@@ -48,8 +51,6 @@ class _Step(Protocol):
 
     @property
     def release(self) -> Release: ...
-
-    def blank(self, configuration: Configuration) -> Configuration: ...
 
     def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration: ...
 
@@ -77,10 +78,6 @@ class Standardise:
             norm_l2=math.sqrt(1 + 1.25 * len(names)),
         )
         return cls(names=names, release=release)
-
-    def blank(self, configuration: Configuration) -> Configuration:
-        """Nothing is missing: ranges give a center and a scale."""
-        return configuration
 
     def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration:
         """Columns with private centers and scales."""
@@ -129,18 +126,11 @@ class Categories:
         )
         return cls(name=name, most=section.most, release=release)
 
-    def blank(self, configuration: Configuration) -> Configuration:
-        """As many placeholders as there may be values."""
-        return self._with(configuration, ())
-
     def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration:
         """The values that were told; places that are left stay placeholders."""
         counts = Counter(texts_of(self.name, columns[self.name]))
-        return self._with(configuration, told(self.release, counts, most=self.most, stream=stream))
-
-    def _with(self, configuration: Configuration, names: tuple[str, ...]) -> Configuration:
-        values = (*_filled([one for one in names if one != EVERYTHING_ELSE], self.most), EVERYTHING_ELSE)
-        return msgspec.structs.replace(configuration, categories={**configuration.categories, self.name: values})
+        values = told(self.release, counts, most=self.most, stream=stream)
+        return with_categories(configuration, self.name, values, most=self.most)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,20 +152,13 @@ class Vocabulary:
         )
         return cls(most=section.most, words_per_text=section.words_per_text, release=release)
 
-    def blank(self, configuration: Configuration) -> Configuration:
-        """As many placeholders as there may be words."""
-        return self._with(configuration, ())
-
     def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration:
         """The words that were told; places that are left stay placeholders."""
         counts: Counter[str] = Counter()
         for text in columns[configuration.text.get("column", "text")].tolist():
             counts.update(words_of(text, most=self.words_per_text))
-        return self._with(configuration, told(self.release, counts, most=self.most, stream=stream))
-
-    def _with(self, configuration: Configuration, names: Sequence[str]) -> Configuration:
-        text = {**configuration.text, "words": _filled(names, self.most)}
-        return msgspec.structs.replace(configuration, text=text)
+        words = told(self.release, counts, most=self.most, stream=stream)
+        return with_words(configuration, words, most=self.most)
 
 
 def told(release: Release, counts: Counter[str], *, most: int, stream: Keystream) -> tuple[str, ...]:
@@ -189,11 +172,6 @@ def told(release: Release, counts: Counter[str], *, most: int, stream: Keystream
     order = np.argsort(-noisy, kind="stable")
     passed = [int(place) for place in order if noisy[place] >= release.threshold * COUNT_UNITS]
     return tuple(names[place] for place in passed[:most])
-
-
-def _filled(names: Sequence[str], most: int) -> tuple[str, ...]:
-    """As many names as there are places."""
-    return (*names, *(f"(unused {place})" for place in range(len(names) + 1, most + 1)))
 
 
 def _delta(delta: Decimal) -> str:
@@ -240,12 +218,6 @@ class Spending:
             statistics_replace_one_micro=sum(part.epsilon_replace_one_micro for part in self.parts),
             delta=delta,
         )
-
-    def blank(self, configuration: Configuration) -> Configuration:
-        """The configuration with placeholders of the sizes that it will have."""
-        for step in self.steps:
-            configuration = step.blank(configuration)
-        return configuration
 
     def fill(self, configuration: Configuration, columns: Columns, *, entropy: Entropy) -> Configuration:
         """The configuration with private releases where it had blanks; makes each release once."""
