@@ -24,6 +24,7 @@ _ORDER = (
     "train",
     "models",
     "infer",
+    "attest",
     "audit",
     "token",
     "certificate",

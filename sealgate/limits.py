@@ -45,6 +45,7 @@ MIN_NONCE = 8  # RFC 9711 section 4.1 allows 8 to 64 bytes
 MAX_NONCE = 64
 EVIDENCE_NONCE = 32  # what our client sends
 MAX_ENDORSEMENTS = 8
+MAX_KEPT_EVIDENCE = 1024 * 1024  # a file that `sealgate attest verify` wrote
 MAX_TRUST_FILE = 256 * 1024
 
 # Log -----------------------------------------------------------------------------------------------------------------
@@ -76,6 +77,7 @@ MAX_WRAPPED_KEY = 4096
 MAX_WRAPPING_KEY_FILE = 1024
 MAX_WRAPPING_KEYS = 16
 MAX_MODEL_SIGNATURE = 256 * 1024
+MAX_SIGNING_KEY_FILE = 64 * 1024
 MAX_PUBLISHERS_FILE = 256 * 1024
 MAX_PUBLISHERS = 256
 MAX_BUNDLE_FILES = 16  # directory entries read before a bundle is refused

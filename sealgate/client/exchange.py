@@ -49,9 +49,10 @@ from sealgate.client.receipts import (
     recorded_budget,
 )
 from sealgate.errors import EvidenceError
+from sealgate.evidence.kept import AskedEvidence
 from sealgate.evidence.token import MEDIA_TYPE as EVIDENCE_TYPE
 from sealgate.evidence.trust import Trust
-from sealgate.evidence.verify import VerifiedEvidence, verify_evidence
+from sealgate.evidence.verify import VerifiedEvidence
 from sealgate.limits import (
     EVIDENCE_NONCE,
     MAX_EVIDENCE,
@@ -164,19 +165,8 @@ class SealedChannel:
         return evidence
 
     def _fetch_evidence(self) -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
-        nonce = self._entropy(EVIDENCE_NONCE)
-        text = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()
-        accept = (("accept", EVIDENCE_TYPE),)
-        path = f"/.well-known/attestation?nonce={text}"
-        data = _body_of(
-            (yield OuterRequest(method="GET", path=path, headers=accept, limit=MAX_EVIDENCE)), EVIDENCE_TYPE
-        )
-        accept = (("accept", MEDIA_KEYS),)
-        path = "/.well-known/ohttp-gateway"
-        keys = _body_of(
-            (yield OuterRequest(method="GET", path=path, headers=accept, limit=MAX_KEY_CONFIGS_BYTES)), MEDIA_KEYS
-        )
-        return verify_evidence(data, self.trust, now_us=self._clock(), nonce=nonce, published=keys)
+        asked = yield from ask_evidence(self._entropy)
+        return asked.verify(self.trust, now_us=self._clock())
 
     # Steps 2 and 12 --------------------------------------------------------------------------------------------------
 
@@ -272,6 +262,21 @@ class SealedChannel:
     def _cose_receipt(self, answer: OuterResponse, checked: CheckedReceipt) -> bytes:
         text = answer.headers.get("audit-cose-receipt", "") if self._cose else ""
         return check_cose(decode_receipt_header(text), checked, trust=self.trust) if text else b""
+
+
+def ask_evidence(entropy: Entropy) -> Generator[OuterRequest, OuterResponse, AskedEvidence]:
+    """What the service says of its runtime for a fresh nonce, and the keys that it publishes beside. Not verified."""
+    nonce = entropy(EVIDENCE_NONCE)
+    text = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()
+    accept = (("accept", EVIDENCE_TYPE),)
+    path = f"/.well-known/attestation?nonce={text}"
+    data = _body_of((yield OuterRequest(method="GET", path=path, headers=accept, limit=MAX_EVIDENCE)), EVIDENCE_TYPE)
+    accept = (("accept", MEDIA_KEYS),)
+    path = "/.well-known/ohttp-gateway"
+    keys = _body_of(
+        (yield OuterRequest(method="GET", path=path, headers=accept, limit=MAX_KEY_CONFIGS_BYTES)), MEDIA_KEYS
+    )
+    return AskedEvidence(nonce=nonce, data=data, published=keys)
 
 
 def choose_config(evidence: VerifiedEvidence) -> KeyConfig:

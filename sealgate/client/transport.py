@@ -31,9 +31,10 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import ClientCertificate, Credential, RenewingSource, TokenSource, take_token
 from sealgate.client.dpop import DpopKey, Prover
 from sealgate.client.errors import UsageError
-from sealgate.client.exchange import SealedAnswer, SealedChannel
+from sealgate.client.exchange import SealedAnswer, SealedChannel, ask_evidence
 from sealgate.client.messages import InnerRequest, OuterRequest, OuterResponse
 from sealgate.errors import ConfigurationError, DecodeError
+from sealgate.evidence.kept import AskedEvidence
 from sealgate.evidence.trust import Trust, load_trust
 from sealgate.evidence.verify import VerifiedEvidence
 
@@ -165,6 +166,10 @@ class SealedTransport(httpx.BaseTransport):
     def evidence(self) -> VerifiedEvidence:
         """Fetch and verify evidence now; the next requests use it."""
         return self._drive(self._setting.channel.renew(), None)
+
+    def ask_evidence(self, entropy: Entropy = random_bytes) -> AskedEvidence:
+        """Fetch evidence and leave the judging to the caller; no request uses it."""
+        return self._drive(ask_evidence(entropy), None)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Seal, send, verify, open."""

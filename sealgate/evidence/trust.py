@@ -11,7 +11,7 @@
     max_epsilon = "8"                    optional: the largest epsilon that any model may state
     policy_digests = ["hex"]             optional: policies that may be in force
     strict = false                       optional: treat every check that has nothing to compare with as a failure
-    [measurements]                       optional pins: NAME = ["hex", ...], such as code (attestation.measure)
+    [measurements]                       optional pins: NAME = ["hex", ...], such as code (evidence.measure)
     [models.NAME]                        optional pins: model_digest, certificate_digest, max_epsilon
 
 `ca.pem` beside the file, if there, is the only authority that may certify the gateway's TLS.

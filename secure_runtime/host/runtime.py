@@ -22,6 +22,7 @@ from policy.history import PolicyHistory
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.evidence.claims import Claims, state_digest
+from sealgate.evidence.measure import measure_host, measure_models
 from sealgate.evidence.verify import WORKER_PREFIX
 from sealgate.limits import EVIDENCE_LIFETIME_S
 from sealgate.protocol.administration import AdminToHost, ApplyPolicy, CredentialRevoked, HostToAdmin
@@ -39,7 +40,6 @@ from sealgate.protocol.frames import (
 )
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
-from secure_runtime.attestation.measure import measure_host, measure_models
 from secure_runtime.attestation.software import SoftwareAttester
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
@@ -126,6 +126,7 @@ class RuntimeHost:
             device=settings.device,
             single_use=settings.single_use,
             require_audit=settings.require_audit,
+            require_model_signature=deployment.settings.models.require_model_signature,
             require_encryption=deployment.settings.models.require_encryption,
             model_keys=data_keys(deployment, tell=self._tell),
             avoid_key_ids=avoid_key_ids,

@@ -29,6 +29,7 @@ import torch
 from sealgate.certificate.publishers import load_publishers
 from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
 from sealgate.errors import CertificateError
+from sealgate.evidence.measure import measure_code, measure_environment
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.frames import (
     BootFailed,
@@ -41,7 +42,6 @@ from sealgate.protocol.frames import (
     encode_frame,
 )
 from sealgate.protocol.secrets import Secret
-from secure_runtime.attestation.measure import measure_code, measure_environment
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.limits import MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
@@ -68,6 +68,7 @@ def _load_models(plan: BootPlan, device: str) -> tuple[dict[str, LoadedModel], t
                 publishers,
                 device=device,
                 require_audit=plan.require_audit,
+                require_model_signature=plan.require_model_signature,
                 require_encryption=plan.require_encryption,
                 data_key=_data_key(plan, directory.name),
             )

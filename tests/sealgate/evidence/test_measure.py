@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from sealgate.evidence import measure
 from sealgate.protocol.frames import BootPlan, ModelFacts
-from secure_runtime.attestation import measure
 from secure_runtime.host.spawn import worker_environment
 
 ROOT = Path(__file__).parents[3]
@@ -55,7 +55,7 @@ def test_a_process_without_site_packages_measures_the_same_code() -> None:
     """As the worker is started: isolated, without site, with the real directories on its path."""
     script = (
         f"import sys; sys.path += {[str(ROOT), *(path for path in sys.path if 'site-packages' in path)]!r}\n"
-        "from secure_runtime.attestation.measure import measure_code; print(measure_code())"
+        "from sealgate.evidence.measure import measure_code; print(measure_code())"
     )
     for _ in range(3):
         before = measure.measure_code()
