@@ -30,6 +30,7 @@ from training.configuration import Configuration
 from training.limits import EPSILON_MARGIN_MICRO, FIXED_ROWS
 from training.randomness import Keystream
 
+
 class CenterSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[center]`: the norm to which an example's features are scaled down, the noise in multiples of it, its delta."""
 

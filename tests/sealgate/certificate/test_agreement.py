@@ -1,4 +1,4 @@
-"""A certificate covers only a model that its mechanism can have made, with all that was taken from the rows paid for."""
+"""A certificate covers only a model that its mechanism can have made, and all that was taken from the rows is paid."""
 
 from __future__ import annotations
 
