@@ -76,6 +76,8 @@ def _making(certificate: Certificate) -> Iterator[str]:
         yield f"Preprocessing: {named}; its share of epsilon is {micro_text(preprocessing.epsilon_micro)}"
     else:
         yield "Preprocessing: public constants only"
+    for one in preprocessing.masked:
+        yield f"Masked before anything else: {one.column}, {one.action}{f' ({one.detail})' if one.detail else ''}"
     share = f", its share of epsilon is {micro_text(selection.epsilon_micro)}" if selection.epsilon_micro else ""
     yield f"Hyper-parameters: {selection.how}{share}; {selection.note}"
     yield f"First weights: {certificate.initialisation.method}; pretraining: {certificate.initialisation.pretraining}"

@@ -137,6 +137,7 @@ def certificate_of(
             Release(what="numbers of rows trained on and held out", where="terminal", covered=False),
             Release(what="epsilon and steps while training", where="terminal", covered=True),
             *_watched(configuration),
+            *_masked(configuration),
             *((sweep_release(measured[1:], delta=configuration.delta),) if measured[1:] else ()),
         ),
         audit=None,
@@ -146,6 +147,14 @@ def certificate_of(
         not_protected=not_protected(plan),
         measured=measured,
     )
+
+
+def _masked(configuration: Configuration) -> tuple[Release, ...]:
+    """What masking counted in the rows, on the terminal of whoever owns them."""
+    if not configuration.masking:
+        return ()
+    what = "how often masking found what it looked for, and how many rows are alike"
+    return (Release(what=what, where="terminal", covered=False),)
 
 
 def _watched(configuration: Configuration) -> tuple[Release, ...]:
