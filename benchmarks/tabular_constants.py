@@ -1,8 +1,8 @@
 """How the constants of the mechanisms that release once were chosen: on public tables that no figure is given for.
 
 AdaSSP has the shares of its three releases and a share of the ridge; objective perturbation has the share of epsilon
-that lambda may cost. Each candidate is run on every table at epsilon 0.3, 1 and 3; what counts is what privacy costs beside
-the best candidate there, averaged over tables as a logarithm, so that no table outweighs the others.
+that lambda may cost. Each candidate is run on every table at epsilon 0.3, 1 and 3; what counts is what privacy costs
+beside the best candidate there, averaged over tables as a logarithm, so that no table outweighs the others.
 
 `python -m benchmarks.tabular_constants`: a few minutes. Ranges are quantiles of the tables, which a real run may not
 take; only constants leave this program.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -173,7 +174,7 @@ def objective_auc(plan: Any, x: torch.Tensor, y: torch.Tensor, rows: Numbers, la
     return float(roc_auc_score(labels, rows @ weights[:-1].numpy()))
 
 
-def tell(candidates: list[tuple[float, ...]], losses: list[list[float]]) -> None:
+def tell(candidates: Sequence[tuple[float, ...]], losses: list[list[float]]) -> None:
     """The best candidates by the mean logarithm of their loss beside the least one."""
     table = np.maximum(np.array(losses), 0.0) + FLOOR
     score = np.log(table / table.min(axis=1, keepdims=True)).mean(axis=0)

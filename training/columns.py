@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,11 @@ def read_columns(source: str, relative_to: Path, *, texts: Sequence[str] = ()) -
     if source.startswith("sklearn:"):
         return _read_sklearn(source.removeprefix("sklearn:"))
     path = relative_to / source
-    readers = {".csv": partial(_read_csv, texts=texts), ".parquet": _read_parquet, ".npz": _read_npz}
+    readers: dict[str, Callable[[Path], Columns]] = {
+        ".csv": partial(_read_csv, texts=texts),
+        ".parquet": _read_parquet,
+        ".npz": _read_npz,
+    }
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ConfigurationError(

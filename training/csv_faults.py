@@ -1,7 +1,8 @@
 """Why a CSV file could not be read, said with line and column: what a person needs to mend it.
 
 A fast reader says only that something is wrong. This one reads the file again, line by line, until it finds
-what: another encoding than UTF-8, mixed encodings, names that stand twice, rows of another length, cells separated by something else.
+what: another encoding than UTF-8, mixed encodings, names that stand twice, rows of another length, cells separated by
+something else.
 
 Trusts: nothing in the file. Never: shows a cell, or reads on after the first fault.
 """

@@ -19,12 +19,26 @@ _ODD = dict(
     )
 )
 _IBAN_LENGTHS = {
-    **{"NO": 15, "BE": 16, "DK": 18, "FI": 18, "NL": 18, "SI": 19, "AT": 20, "EE": 20, "LT": 20, "LU": 20},
-    **{"CH": 21, "HR": 21, "LI": 21, "LV": 21, "BG": 22, "DE": 22, "GB": 22, "GE": 22, "IE": 22, "ME": 22, "RS": 22},
-    **{"AE": 23, "GI": 23, "IL": 23, "AD": 24, "CZ": 24, "ES": 24, "MD": 24, "PK": 24, "RO": 24, "SA": 24, "SE": 24},
-    **{"SK": 24, "TN": 24, "VG": 24, "PT": 25, "IS": 26, "TR": 26, "FR": 27, "GR": 27, "IT": 27, "MC": 27, "SM": 27},
-    **{"AL": 28, "AZ": 28, "BY": 28, "CY": 28, "HU": 28, "LB": 28, "PL": 28, "BR": 29, "EG": 29, "QA": 29, "UA": 29},
-    **{"JO": 30, "KW": 30, "MU": 30, "MT": 31},
+    country: length
+    for length, countries in {
+        15: "NO",
+        16: "BE",
+        18: "DK FI NL",
+        19: "SI",
+        20: "AT EE LT LU",
+        21: "CH HR LI LV",
+        22: "BG DE GB GE IE ME RS",
+        23: "AE GI IL",
+        24: "AD CZ ES MD PK RO SA SE SK TN VG",
+        25: "PT",
+        26: "IS TR",
+        27: "FR GR IT MC SM",
+        28: "AL AZ BY CY HU LB PL",
+        29: "BR EG QA UA",
+        30: "JO KW MU",
+        31: "MT",
+    }.items()
+    for country in countries.split()
 }
 
 

@@ -1,8 +1,8 @@
 """Applying the rules of `[masking]`, before anything else sees the rows.
 
-`drop` takes a column away; `hash` replaces each value by a keyed hash (HMAC-SHA-256 over column and value, RFC 2104), so
-that equal values stay equal and nobody without the key can try out names; `bin`, `top`, `month`, `year` and `prefix` make
-values coarser; `redact` replaces what identifies people in a text. Held-out rows are masked, too.
+`drop` takes a column away; `hash` replaces each value by a keyed hash (HMAC-SHA-256 over column and value, RFC 2104),
+so that equal values stay equal and nobody without the key can try out names; `bin`, `top`, `month`, `year` and `prefix`
+make values coarser; `redact` replaces what identifies people in a text. Held-out rows are masked, too.
 
 Trusts: the rules. Never: writes the key anywhere, or lets one row's mask depend on another row.
 """
