@@ -111,6 +111,7 @@ class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     keys: tuple[str, ...] = ()  # "file:PATH", relative to the state directory, or "environment"
     require_encryption: bool = False  # load no model whose weights lie here in plain
+    require_model_signature: bool = False  # load no model without a model.sig that holds
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -128,6 +128,8 @@ MAX_NAME = 128  # model, tenant, purpose, client names
 
 # What a certificate may say of its audit.
 MAX_AUDIT_PROBES = 32
+MIN_AUDIT_CONFIDENCE_PPM = 900_000  # below it a lower bound says next to nothing
+MIN_AUDIT_CANARIES = 100
 MAX_AUDIT_WORDS = 400  # characters of one probe's figures
 MAX_STATISTIC_COUNT = 1_000_000_000  # of names that a row counts for, or of a threshold
 MAX_MASKED = 1024  # columns whose masking one certificate tells

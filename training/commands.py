@@ -49,17 +49,24 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="encrypt the weights under this key: file:PATH, or environment (`sealgate models new-key` makes one)",
     )
+    parser.add_argument(
+        "--model-signing-key",
+        metavar="FILE.pem",
+        type=Path,
+        help="write model.sig too, the signature of OpenSSF model signing, with this elliptic-curve key",
+    )
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
 
 
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.audit_only:
         return _audit_only(arguments)
+    from sealgate.certificate.model_signature import load_model_signing_key
     from sealgate.certificate.wrapping_keys import open_key
     from training.owner import Owner
     from training.publish import load_signing_key
 
-    key = load_signing_key(arguments.key)
+    key, signing_file = load_signing_key(arguments.key), arguments.model_signing_key
 
     import torch
 
@@ -79,7 +86,10 @@ def _run(arguments: argparse.Namespace) -> int:
         replace=arguments.replace,
         audit=not arguments.no_audit,
         resume=arguments.resume,
-        owner=Owner(wrapping=open_key(arguments.encrypt) if arguments.encrypt is not None else None),
+        owner=Owner(
+            wrapping=None if arguments.encrypt is None else open_key(arguments.encrypt),
+            model_signing=None if signing_file is None else load_model_signing_key(signing_file),
+        ),
         narrator=Terminal(UnreadConsole()),
     )
     return 0

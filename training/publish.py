@@ -22,7 +22,8 @@ from torch import nn
 from sealgate.certificate.bundle import VerifiedBundle, sha256_hex, verify_bundle
 from sealgate.certificate.dsse import sign_envelope
 from sealgate.certificate.encryption import encrypted_files
-from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, SIGNATURE, WEIGHTS
+from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, MODEL_SIGNATURE, SIGNATURE, WEIGHTS
+from sealgate.certificate.model_signature import sign_model
 from sealgate.certificate.placing import place_bundle
 from sealgate.certificate.publishers import publishers_of
 from sealgate.certificate.schema import Certificate
@@ -74,7 +75,7 @@ def write_bundle(
 ) -> VerifiedBundle:
     """Sign, write, verify, and move into place as `models_dir/NAME`; returns the verified bundle.
 
-    `owner` says whether the weights are encrypted.
+    `owner` says whether the weights are encrypted, and whether there is a `model.sig`.
     """
     target = models_dir / certificate.model
     require_free(target, replace=replace)
@@ -84,12 +85,16 @@ def write_bundle(
     digests = {name: sha256_hex(data) for name, data in files.items()}
     names = BundleFiles(name=certificate.model, version=certificate.version)
     files[SIGNATURE] = sign_envelope(bundle_statement(names, digests), key)
+    if owner.model_signing is not None:
+        every = {**digests, SIGNATURE: sha256_hex(files[SIGNATURE])}
+        files[MODEL_SIGNATURE] = sign_model(certificate.model, every, owner.model_signing)
     pieces: dict[str, Iterable[bytes]] = {name: (data,) for name, data in files.items()}
     if owner.wrapping is not None:
         del pieces[WEIGHTS]
         pieces |= encrypted_files(weights, sha256=digests[WEIGHTS], key=owner.wrapping)
     ring = KeyRing(() if owner.wrapping is None else (owner.wrapping,))
-    publishers = publishers_of({"publisher": key.public_key()})
+    signing = {} if owner.model_signing is None else {"publisher": owner.model_signing.public_key()}
+    publishers = publishers_of({"publisher": key.public_key()}, model_signing=signing)
     try:
         verified = place_bundle(
             target, pieces, check=lambda path: verify_bundle(path, publishers, data_key=ring.unwrap)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sealgate.command import Command
 
+_SIGNING_KEY = "elliptic-curve private key: openssl ecparam -name prime256v1 -genkey -noout -out FILE.pem"
 _NEW_KEY = "32 random bytes in a new file. Whoever has it can open the models that were encrypted under it."
 
 
@@ -19,6 +20,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         ("report", "one HTML page about a verified bundle, for people who decide; browsers print it as PDF"),
         ("encrypt", "encrypt a bundle's weights, in place; its signatures stay"),
         ("decrypt", "write an encrypted bundle's weights in plain again"),
+        ("sign", "add model.sig, the signature of OpenSSF model signing, to a bundle"),
         ("rewrap", "put an encrypted bundle under another key, without encrypting its weights anew"),
     ):
         action = actions.add_parser(name, help=text, description=text)
@@ -36,6 +38,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
             default=[],
             help="key of encrypted weights: file:PATH, or environment (SEALGATE_MODELS_KEY); may be repeated",
         )
+        if name == "sign":
+            action.add_argument("--signing-key", metavar="FILE.pem", type=Path, required=True, help=_SIGNING_KEY)
         if name == "rewrap":
             action.add_argument("--to", metavar="SOURCE", required=True, help="the key to wrap the data key under")
         if name == "report":
@@ -49,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from sealgate.certificate import report
 
     action: str = arguments.action
-    if action in ("new-key", "encrypt", "decrypt", "rewrap"):
+    if action in ("new-key", "encrypt", "decrypt", "rewrap", "sign"):
         return _protect(arguments)
     if action == "list":
         return report.list_bundles(arguments.directory, arguments.publishers, arguments.key)
@@ -73,6 +77,8 @@ def _protect(arguments: argparse.Namespace) -> int:
         return encryption_commands.encrypt(directory, publishers, arguments.key)
     if arguments.action == "decrypt":
         return encryption_commands.decrypt(directory, publishers, arguments.key)
+    if arguments.action == "sign":
+        return encryption_commands.sign(directory, publishers, arguments.signing_key)
     return encryption_commands.rewrap(directory, publishers, arguments.key, to=arguments.to)
 
 

@@ -13,15 +13,13 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from sealgate.ambient import Entropy, random_bytes
 from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.files import FILE_LIMITS, KEY, MODEL_SIGNATURE, SEALED_WEIGHTS, WEIGHTS, open_folder
 from sealgate.certificate.key_envelope import describe_weights, parse_envelope
-from sealgate.certificate.placing import place_bundle
+from sealgate.certificate.placing import place_bundle, place_file
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.sealed_weights import new_data_key, seal_weights
 from sealgate.certificate.wrapping_keys import KeyRing, WrappingKey, wrapped_for
-from sealgate.durable_files import sync_folder, write_new
 from sealgate.errors import ConfigurationError
 
 
@@ -61,7 +59,7 @@ def rewrap_bundle(directory: Path, publishers: Publishers, ring: KeyRing, *, to:
         raise ConfigurationError(f"{directory} is not encrypted; encrypt it with: sealgate models encrypt")
     with open_folder(directory) as folder:
         envelope = parse_envelope(folder.read(KEY))
-    _replace_key(directory.resolve(), wrapped_for(to, envelope.weights, ring.unwrap(envelope)))
+    place_file(directory.resolve(), KEY, wrapped_for(to, envelope.weights, ring.unwrap(envelope)))
     return verify_bundle(directory, publishers, data_key=KeyRing((to,)).unwrap)
 
 
@@ -71,17 +69,6 @@ def _placed(
     target = directory.resolve()
     bundle = place_bundle(target, files, check=lambda path: verify_bundle(path, publishers, data_key=ring.unwrap))
     return dataclasses.replace(bundle, directory=directory)
-
-
-def _replace_key(directory: Path, data: bytes, *, entropy: Entropy = random_bytes) -> None:
-    """The draft stands beside the bundle, not in it: a worker that starts meanwhile finds a whole bundle."""
-    draft = directory.with_name(f".{directory.name}-{entropy(8).hex()}")
-    try:
-        write_new(draft, data, mode=0o644)
-        draft.replace(directory / KEY)
-    finally:
-        draft.unlink(missing_ok=True)
-    sync_folder(directory)
 
 
 def _small_files(directory: Path) -> dict[str, Iterable[bytes]]:

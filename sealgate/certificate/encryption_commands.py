@@ -1,4 +1,4 @@
-"""What `sealgate models new-key | encrypt | decrypt | rewrap` do. The work is in `encryption.py`.
+"""What `sealgate models new-key | encrypt | decrypt | rewrap | sign` do. The work is in `encryption.py`, `signing.py`.
 
 Trusts: what a person names. Never: prints a key.
 """
@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sealgate.certificate.encryption import decrypt_bundle, encrypt_bundle, rewrap_bundle
+from sealgate.certificate.model_signature import load_model_signing_key, public_text
 from sealgate.certificate.publishers import Publishers
+from sealgate.certificate.signing import sign_bundle
 from sealgate.certificate.wrapping_keys import open_key, open_key_ring, write_new_key
 from sealgate.errors import ConfigurationError
 from sealgate.terminal import printable
@@ -45,4 +47,15 @@ def rewrap(directory: Path, publishers: Publishers, sources: Sequence[str], *, t
     bundle = rewrap_bundle(directory, publishers, open_key_ring(sources), to=open_key(to))
     print(printable(f"{directory} is under key {bundle.locked_under} now; its weights were not encrypted anew"))
     print("whoever kept the old model.key and the old key can still open them")
+    return 0
+
+
+def sign(directory: Path, publishers: Publishers, key_file: Path) -> int:
+    """Add `model.sig` to one bundle."""
+    key = load_model_signing_key(key_file)
+    said = sign_bundle(directory, publishers, key)
+    print(
+        printable(f"{directory / 'model.sig'} signs {said.facts.name} {said.facts.version} for OpenSSF model signing")
+    )
+    print(f'it is checked after this line in publishers.toml: model_signing_key = "{public_text(key.public_key())}"')
     return 0

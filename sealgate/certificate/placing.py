@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from sealgate.durable_files import sync_folder
+from sealgate.ambient import Entropy, random_bytes
+from sealgate.durable_files import sync_folder, write_new
 
 Pieces = Mapping[str, Iterable[bytes]]
 """Each file by name, in pieces: what is large need not be in memory at once."""
@@ -36,6 +37,20 @@ def place_bundle(target: Path, files: Pieces, *, check: Callable[[Path], V]) -> 
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(folder)
     return checked
+
+
+def place_file(directory: Path, name: str, data: bytes, *, entropy: Entropy = random_bytes) -> None:
+    """Put one file into a bundle, or a new one in its place; raises OSError.
+
+    The draft stands beside the bundle, not in it: a worker that starts meanwhile finds a whole bundle.
+    """
+    draft = directory.with_name(f".{directory.name}-{entropy(8).hex()}")
+    try:
+        write_new(draft, data, mode=0o644)
+        draft.replace(directory / name)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(directory)
 
 
 def _write(directory: Path, files: Pieces) -> None:

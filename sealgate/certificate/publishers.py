@@ -3,6 +3,7 @@
     [[publisher]]
     name = "hospital"
     key = "base64 of the 32-byte Ed25519 public key"
+    model_signing_key = "base64 of an elliptic-curve public key (DER): optional, for model.sig"
 
 Trusts: whoever may write the file. Never: holds private keys.
 """
@@ -17,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME, MAX_PUBLISHERS, MAX_PUBLISHERS_FILE
@@ -26,10 +30,14 @@ from sealgate.limits import MAX_NAME, MAX_PUBLISHERS, MAX_PUBLISHERS_FILE
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     key: str
+    model_signing_key: str = ""
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     publisher: tuple[_Entry, ...] = ()
+
+
+MODEL_SIGNING_CURVES = ("secp256r1", "secp384r1", "secp521r1")
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Publisher:
     name: str
     key: Ed25519PublicKey
     keyid: str
+    model_signing_key: EllipticCurvePublicKey | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,12 @@ def key_id(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
-def publishers_of(keys: dict[str, Ed25519PublicKey]) -> Publishers:
-    """Publishers from names and keys already at hand."""
-    entries = [Publisher(name, key, key_id(key)) for name, key in keys.items()]
+def publishers_of(
+    keys: dict[str, Ed25519PublicKey], *, model_signing: dict[str, EllipticCurvePublicKey] | None = None
+) -> Publishers:
+    """Publishers from names and keys already at hand; of some, the key of their `model.sig` too."""
+    others = model_signing or {}
+    entries = [Publisher(name, key, key_id(key), others.get(name)) for name, key in keys.items()]
     return Publishers({entry.keyid: entry for entry in entries})
 
 
@@ -79,6 +91,7 @@ def load_publishers(path: Path) -> Publishers:
     if len(parsed.publisher) > MAX_PUBLISHERS:
         raise ConfigurationError(f"{path} names more than {MAX_PUBLISHERS} publishers")
     found: dict[str, Ed25519PublicKey] = {}
+    model_signing: dict[str, EllipticCurvePublicKey] = {}
     for entry in parsed.publisher:
         if not entry.name or len(entry.name) > MAX_NAME or entry.name in found:
             raise ConfigurationError(f"{path}: each publisher needs a name of its own, at most {MAX_NAME} characters")
@@ -89,4 +102,18 @@ def load_publishers(path: Path) -> Publishers:
             raise ConfigurationError(
                 f"{path}: the key of '{entry.name}' is not base64 of a 32-byte Ed25519 public key"
             ) from error
-    return publishers_of(found)
+        if entry.model_signing_key:
+            model_signing[entry.name] = _model_signing_key(entry, path)
+    return publishers_of(found, model_signing=model_signing)
+
+
+def _model_signing_key(entry: _Entry, path: Path) -> EllipticCurvePublicKey:
+    try:
+        key = load_der_public_key(base64.b64decode(entry.model_signing_key, validate=True))
+    except (binascii.Error, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigurationError(
+            f"{path}: the model_signing_key of '{entry.name}' is not base64 of a public key (DER)"
+        ) from error
+    if not isinstance(key, EllipticCurvePublicKey) or key.curve.name not in MODEL_SIGNING_CURVES:
+        raise ConfigurationError(f"{path}: the model_signing_key of '{entry.name}' is not of P-256, P-384 or P-521")
+    return key

@@ -19,6 +19,8 @@ REFUSALS: dict[str, str] = {
     "key-envelope": "model.key is not in the one accepted form, or is about other weights",
     "weights-locked": "the weights are encrypted, and no key at hand opens model.key",
     "weights-sealed": "the encrypted weights were cut off, changed, reordered or mixed with others",
+    "model-signature": "model.sig is not the publisher's signature over these files",
+    "model-signature-missing": "the deployment demands model.sig, and there is none, or no key to check it with",
     "encryption-missing": "the deployment demands encrypted weights, and these are not",
     # Signatures and digests
     "envelope-malformed": "a DSSE envelope is not in the one accepted form",

@@ -145,6 +145,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     device: str = "auto"  # "cpu", "cuda:0", "auto"
     single_use: bool = False  # be able to fork a process for one request
     require_audit: bool = False  # models whose certificate states no audit are not loaded
+    require_model_signature: bool = False  # models whose model.sig was not checked are not loaded
     require_encryption: bool = False  # models whose weights lie on the disk in plain are not loaded
     model_keys: dict[str, str] = {}  # base64 of the data keys of encrypted bundles, by directory name
     avoid_key_ids: tuple[int, ...] = ()  # identifiers of earlier workers' keys: a stale request must not hit a new key

@@ -73,16 +73,22 @@ def load_bundle(
     device: str = "cpu",
     require_audit: bool = False,
     require_encryption: bool = False,
+    require_model_signature: bool = False,
     data_key: DataKeyOf = no_data_key,
 ) -> LoadedModel:
     """Verify the bundle in `directory`, then load it; raises CertificateError and loads nothing otherwise.
 
     With `require_audit` a certificate that states no audit of the training is refused too; with `require_encryption`
-    weights that lie there in plain. `data_key` finds the key of encrypted ones.
+    weights that lie there in plain; with `require_model_signature` a bundle whose `model.sig` was not checked.
+    `data_key` finds the key of encrypted weights.
     """
     bundle = verify_bundle(directory, publishers, data_key=data_key)
     if require_encryption and not bundle.locked_under:
         raise refusal("encryption-missing", "the weights lie in plain, and this deployment demands encrypted ones")
+    if require_model_signature and not bundle.model_signed:
+        raise refusal(
+            "model-signature-missing", "this deployment demands a model.sig and a publisher's key to check it"
+        )
     if require_audit:
         demand_audit(bundle.certificate.audit)
     return load_verified(bundle, device=device)
