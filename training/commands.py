@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from sealgate.command import Command
-from sealgate.terminal import printable
+from sealgate.terminal import printable, say
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,23 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="attack the trainer with this configuration's constants and say what was found; trains and signs nothing",
     )
     parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="say what noise, time and memory this configuration needs, and others near it; opens no data",
+    )
+    parser.add_argument(
+        "--sweep",
+        metavar="EPSILONS",
+        help="train at these epsilons, too, as in 1,3,8, to compare accuracies; each run is one more release",
+    )
+    parser.add_argument("--repeats", metavar="N", type=int, default=1, help="runs at each epsilon of --sweep (1)")
+    parser.add_argument(
+        "--report",
+        metavar="FILE.html",
+        type=Path,
+        help="write a page about the finished bundle (`sealgate models report`)",
+    )
+    parser.add_argument(
         "--encrypt",
         metavar="SOURCE",
         help="encrypt the weights under this key: file:PATH, or environment (`sealgate models new-key` makes one)",
@@ -61,11 +78,16 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.audit_only:
         return _audit_only(arguments)
+    if arguments.plan:
+        return _plan(arguments)
     from sealgate.certificate.model_signature import load_model_signing_key
+    from sealgate.certificate.page.document import require_page_path, write_page
     from sealgate.certificate.wrapping_keys import open_key
     from training.owner import Owner
     from training.publish import load_signing_key
 
+    if arguments.report is not None:
+        require_page_path(arguments.report, replace=arguments.replace)
     key, signing_file = load_signing_key(arguments.key), arguments.model_signing_key
 
     import torch
@@ -73,10 +95,11 @@ def _run(arguments: argparse.Namespace) -> int:
     from training.experiment import run_experiment
     from training.memory import keep_freed_memory
     from training.report import Terminal, UnreadConsole
+    from training.sweep import Sweep
 
     keep_freed_memory()
     torch.set_num_threads(max(1, arguments.threads))
-    run_experiment(
+    published = run_experiment(
         arguments.config,
         models_dir=arguments.out,
         key=key,
@@ -90,8 +113,24 @@ def _run(arguments: argparse.Namespace) -> int:
             wrapping=None if arguments.encrypt is None else open_key(arguments.encrypt),
             model_signing=None if signing_file is None else load_model_signing_key(signing_file),
         ),
+        sweep=Sweep.of(arguments.sweep, repeats=arguments.repeats) if arguments.sweep is not None else None,
         narrator=Terminal(UnreadConsole()),
     )
+    if arguments.report is not None:
+        write_page(published.bundle, arguments.report, replace=arguments.replace)
+        say(f"  report      {printable(str(arguments.report))}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from training.forecast.told import forecast
+    from training.memory import keep_freed_memory
+
+    keep_freed_memory()
+    torch.set_num_threads(max(1, arguments.threads))
+    forecast(arguments.config, say=lambda text: say("\n".join(map(printable, text.split("\n")))))
     return 0
 
 
