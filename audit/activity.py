@@ -17,7 +17,7 @@ from audit.tables import day_count, day_span
 from sealgate.transparency.reports.counting import DAY_US
 
 if TYPE_CHECKING:
-    from audit.query import RecordFilter
+    from audit.pages import RecordFilter
 
 _NAMES = ("tenant", "actor", "model", "purpose", "reason")
 

@@ -2,7 +2,7 @@
 
 A cursor is text that the caller hands back; its MAC, keyed from the database, means that only readers of this log made
 it. It fixes the snapshot, so pages never shift while the log grows, and it cannot be used with another filter.
-Trusts: the key. Never: carries anything that the page did not show.
+Trusts: the key. Never: carries anything but a place in the log.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAC = 16
 
 
 class Cursor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`size` is the snapshot, `edge` the last index that was returned, `question` the digest of the filter."""
+    """`size` is the snapshot, `edge` the last position that was looked at, `question` the digest of the filter."""
 
     size: int
     edge: int

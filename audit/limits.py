@@ -52,6 +52,7 @@ PRUNE_SUBJECTS = 1024  # pseudonyms that are looked at for one answer
 # Reading -------------------------------------------------------------------------------------------------------------
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
+PAGE_SCAN = 50_000  # index entries that one page looks at, where several names are asked for
 RARE_RECORDS = 2000  # so many of a name are looked at to find out which of several names is rare
 MAX_CURSOR = 1024  # characters
 MAX_QUERY_S = 10.0  # one statement is cut off after this

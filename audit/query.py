@@ -15,15 +15,11 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, func, literal_column, select
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
 from audit.activity import Activity, read_activity
 from audit.cursor import Cursor, decode_cursor, encode_cursor
@@ -31,11 +27,12 @@ from audit.database import open_database
 from audit.days import indices_between
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
-from audit.limits import DEFAULT_PAGE, MAX_PAGE, RARE_RECORDS, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
+from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
 from audit.line_export import write_lines
+from audit.pages import NAMES, RecordFilter, check_filter, looked_at, narrowest, page_statement
 from audit.reports import answer_report
 from audit.shards import Shard, Shards, read_shards
-from audit.tables import DIGEST_INDEXED, SCHEMA_VERSION, USUAL
+from audit.tables import SCHEMA_VERSION
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
@@ -43,36 +40,18 @@ from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
 from audit.tree import StoredTree, read_tile
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_NAME
 from sealgate.protocol.canonical import canonical_json
 from sealgate.transparency.exports.formats import ExportFormat
 from sealgate.transparency.merkle import consistency_proof, inclusion_proof
-from sealgate.transparency.record import KINDS, Record, parse_leaf
+from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.reports.form import Report
 from sealgate.transparency.reports.question import Question
 
-
-class RecordFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What to look for; None means anything. Times are microseconds, `from_us` included and `to_us` not."""
-
-    tenant: str | None = None
-    actor: str | None = None
-    model: str | None = None
-    model_digest: str | None = None
-    purpose: str | None = None
-    kind: str | None = None
-    outcome: str | None = None
-    reason: str | None = None
-    from_us: int | None = None
-    to_us: int | None = None
-    oldest_first: bool = False
-
+__all__ = ["AuditReader", "Entry", "Page", "RecordFilter"]
 
 # Apart: who reads by SQL or checks proofs need not be able to make cursors.
 _HEAD = select(head_table.c.origin, head_table.c.schema_version, head_table.c.size)
 _CURSOR_KEY = select(head_table.c.cursor_key)
-_COMMON = ("inference.authorized", "inference.completed")
-_EQUALS = ("tenant", "actor", "model", "model_digest", "purpose", "kind", "outcome", "reason")
 
 
 @dataclass(frozen=True)
@@ -87,7 +66,7 @@ class Entry:
 @dataclass(frozen=True)
 class Page:
     """Some answers. `cursor` fetches the next ones (None at the end) of the same snapshot of `tree_size` records, those
-    of all shards together."""
+    of all shards together. A page may be short, or empty, before the end: see `audit.pages`."""
 
     records: tuple[Entry, ...]
     cursor: str | None
@@ -112,7 +91,7 @@ class AuditReader:
         """One page, newest first unless the filter says otherwise."""
         if not 0 < limit <= MAX_PAGE:
             raise QueryRefused(f"limit must be from 1 to {MAX_PAGE}", code="limit")
-        _check_filter(wanted)
+        check_filter(wanted)
         question = hashlib.sha256(canonical_json(wanted)).hexdigest()
         with self._snapshot() as (connection, shards):
             size = shards.size
@@ -123,13 +102,14 @@ class AuditReader:
                 size, edge = at.size, at.edge
             first, last = indices_between(connection, from_us=wanted.from_us, to_us=wanted.to_us, size=size)
             by = narrowest(connection, wanted)
-            page = page_statement(wanted, first=first, size=last + 1, edge=edge, limit=limit + 1, by=by)
+            far = looked_at(connection, wanted, by=by, first=first, size=last + 1, edge=edge)
+            page = page_statement(wanted, first=first, size=last + 1, edge=edge, limit=limit + 1, by=by, far=far)
             found = connection.execute(page).all()
         rows = sorted(found, key=lambda row: row.idx, reverse=not wanted.oldest_first)
         entries = tuple(_answer(shards, position, leaf, wanted) for position, leaf in rows[:limit])
-        more = None
-        if len(rows) > limit:
-            more = encode_cursor(Cursor(size=size, edge=rows[limit - 1].idx, question=question), key)
+        more, edge = None, rows[limit - 1].idx if len(rows) > limit else far
+        if edge is not None:
+            more = encode_cursor(Cursor(size=size, edge=edge, question=question), key)
         return Page(entries, more, size)
 
     def record(self, identifier: str) -> Entry:
@@ -160,7 +140,7 @@ class AuditReader:
 
     def activity(self, wanted: RecordFilter, *, kinds: Sequence[str]) -> Activity | None:
         """How many records of these kinds there were a day: see audit.activity."""
-        _check_filter(wanted)
+        check_filter(wanted)
         with self._snapshot() as (connection, _):
             return read_activity(connection, wanted, kinds=kinds)
 
@@ -251,9 +231,7 @@ class AuditReader:
         whole lines it has are good, and the rest can be asked for from the next record on.
         """
         with self._guard():
-            write_lines(
-                self._engine, first=first, last=last, out=out, form=form, origin=origin, kept_only=kept_only
-            )
+            write_lines(self._engine, first=first, last=last, out=out, form=form, origin=origin, kept_only=kept_only)
 
     # Inside ----------------------------------------------------------------------------------------------------------
 
@@ -299,118 +277,9 @@ def _answer(shards: Shards, position: int, leaf: bytes, wanted: RecordFilter) ->
     """An entry that the index found. The leaf itself must match: whoever may write the index, and it alone, must not
     decide which tenant's records somebody reads."""
     entry = _entry(shards, position, leaf)
-    matches = all(getattr(wanted, name) in (None, getattr(entry.record, name)) for name in _EQUALS)
+    matches = all(getattr(wanted, name) in (None, getattr(entry.record, name)) for name in NAMES)
     after = wanted.from_us is None or wanted.from_us <= entry.record.ts_us
     before = wanted.to_us is None or entry.record.ts_us < wanted.to_us
     if not (matches and after and before):
         raise LogDamaged(f"record {entry.index} is not what the database's index says")
     return entry
-
-
-def _check_filter(wanted: RecordFilter) -> None:
-    for name in _EQUALS:
-        value = getattr(wanted, name)
-        if value is not None and len(value) > MAX_NAME:
-            raise QueryRefused(f"{name} is longer than any value in the log", code="filter")
-        if value is not None and "\0" in value:
-            raise QueryRefused(f"{name} has a character that no value in the log has", code="filter")
-    if wanted.kind is not None and wanted.kind not in KINDS:
-        raise QueryRefused("no such kind of record", code="filter")
-    for moment in (wanted.from_us, wanted.to_us):
-        if moment is not None and not 0 <= moment < 2**53:
-            raise QueryRefused("times are microseconds since 1970", code="filter")
-
-
-def _rare(name: str, value: str) -> list[ColumnElement[bool]]:
-    """What the partial index needs to hear to find a value, in its own words: nothing if the value is usual."""
-    usual = USUAL.get(name, ())
-    if value in usual:
-        return []
-    words = [record_table.c[name] != literal_column(f"'{word}'") for word in usual]
-    if name == "model_digest":
-        length: ColumnElement[int] = literal_column(str(DIGEST_INDEXED))
-        begins = func.substr(record_table.c[name], literal_column("1"), length)
-        words.append(begins == value[:DIGEST_INDEXED])
-    return words
-
-
-class _Beside(FunctionElement[str]):
-    """A column that is compared after an index found the record by another one. SQLite, without statistics, would take
-    any; PostgreSQL knows better than we do."""
-
-    inherit_cache = True
-    name = "beside"
-
-
-@compiles(_Beside)
-def _as_it_is(element: _Beside, compiler: SQLCompiler, **options: Any) -> str:
-    return compiler.process(element.clauses, **options)
-
-
-@compiles(_Beside, "sqlite")
-def _not_by_index(element: _Beside, compiler: SQLCompiler, **options: Any) -> str:
-    return f"+{compiler.process(element.clauses, **options)}"
-
-
-def _indexed(wanted: RecordFilter) -> list[str]:
-    """Which of the names that are asked for an index can find, the one that should have fewest records first."""
-    given = {name: getattr(wanted, name) for name in _EQUALS if getattr(wanted, name) is not None}
-    rare = [name for name in ("reason", "outcome") if given.get(name) is not None and given[name] not in USUAL[name]]
-    kind = [] if given.get("kind") in (None, *_COMMON) else ["kind"]
-    named = [name for name in ("model_digest", "purpose") if given.get(name)]
-    order = dict.fromkeys(("actor", *rare, *kind, *named, "model", "tenant", "kind"))
-    return [name for name in order if name in given]
-
-
-def narrowest(connection: Connection, wanted: RecordFilter) -> str | None:
-    """The name to find records by: of several, one that few records have, if there is such a one.
-
-    PostgreSQL knows from its statistics and needs no answer; for SQLite as many index entries of each name are counted
-    as would not be worth more.
-    """
-    names = _indexed(wanted)
-    if len(names) < 2 or connection.dialect.name != "sqlite":
-        return next(iter(names), None)
-    counts = {name: connection.execute(probe_statement(name, getattr(wanted, name))).scalar_one() for name in names}
-    return min(names, key=lambda name: counts[name])
-
-
-def probe_statement(name: str, value: str) -> Select[int]:
-    """How many records have a value, up to `RARE_RECORDS`: by the index alone, but for digests that begin alike."""
-    column = record_table.c[name]
-    some: Select[int] = select(literal_column("1")).where(*_rare(name, value))
-    if name != "model_digest":
-        some = some.where(column == value)
-    return select(func.count()).select_from(some.select_from(record_table).limit(RARE_RECORDS).subquery("some"))
-
-
-def page_statement(
-    wanted: RecordFilter, *, size: int, edge: int | None, limit: int, first: int = 0, by: str | None = None
-) -> Select[int, bytes]:
-    """The one statement behind `records`: keyset order on the index, within a snapshot, from index `first` up to
-    `size`: who asks for a day long gone must not wait for all that came since. `by` is what `narrowest` says.
-
-    The inner part picks the page from narrow rows; only the page's leaves are then read, in no certain order.
-    """
-    table = record_table
-    if edge is not None:  # one bound at each end: of two, SQLite seeks to the first and goes through the rest
-        first, size = (max(first, edge + 1), size) if wanted.oldest_first else (first, min(size, edge))
-    statement = select(table.c.idx).where(table.c.idx < size)
-    if first:
-        statement = statement.where(table.c.idx >= first)
-    by = by or next(iter(_indexed(wanted)), None)
-    for name in _EQUALS:
-        value = getattr(wanted, name)
-        if value is not None and name == by:
-            # Digests are indexed by how they begin; SQLite would put the whole of one in that place, and find no index.
-            same = _Beside(table.c[name]) == value if name == "model_digest" else table.c[name] == value
-            statement = statement.where(same, *_rare(name, value))
-        elif value is not None:
-            statement = statement.where(_Beside(table.c[name]) == value)
-    if wanted.from_us is not None:
-        statement = statement.where(table.c.ts_us >= wanted.from_us)
-    if wanted.to_us is not None:
-        statement = statement.where(table.c.ts_us < wanted.to_us)
-    statement = statement.order_by(table.c.idx.asc() if wanted.oldest_first else table.c.idx.desc())
-    page = statement.limit(limit).subquery("page")
-    return select(leaf_table.c.idx, leaf_table.c.leaf).join(page, page.c.idx == leaf_table.c.idx)

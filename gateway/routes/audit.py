@@ -100,7 +100,8 @@ async def records(
     log: Log = None,
 ) -> Response[bytes]:
     """Newest first (`order=oldest` turns it round). `cursor` goes on in the same snapshot, whose size is `tree_size`.
-    A record is a leaf: its canonical JSON is what is hashed into the tree."""
+    A page may be short, or empty, while its `cursor` still leads on: names that seldom come together are looked for in
+    one part of the log at a time. A record is a leaf: its canonical JSON is what is hashed into the tree."""
 
     def read(reader: AuditReader, permit: Permit) -> bytes:
         allowed = own_records(wanted, permit)

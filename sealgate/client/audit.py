@@ -46,6 +46,7 @@ from sealgate.transparency.reports.reviewing import ReviewStatement
 from sealgate.transparency.shards import belongs_to, is_later
 
 MAX_PAGE = 1000
+MAX_EMPTY_PAGES = 1000  # in a row: a page looks at a part of the log, and a service must not lead on for ever
 MAX_LOGS = 1000
 MAX_EXPORT = 4 * 1024**3
 _MAX_ANSWER = MAX_PAGE * (MAX_LEAF + 64) + 4096

@@ -88,7 +88,7 @@ def _query(arguments: argparse.Namespace) -> int:
     else:
         print(records_table(entries, with_log=arguments.log == EVERY))
         of = " and ".join(f"a log of {one.tree_size}" for one in found) or "no log"
-        said = "; more match: raise --limit" if more else ""
+        said = "; there may be more: raise --limit" if more else ""
         print(f"\n{len(entries)} {'record' if len(entries) == 1 else 'records'} of {of}{said}")
     say_missing(missing)
     return 1 if missing else 0
@@ -96,15 +96,16 @@ def _query(arguments: argparse.Namespace) -> int:
 
 def _first(client: AuditClient, wanted: dict[str, str], limit: int) -> AuditPage:
     """Up to `limit` records that match, in as many pages as they take."""
-    from sealgate.client.audit import MAX_PAGE, AuditPage
+    from sealgate.client.audit import MAX_EMPTY_PAGES, MAX_PAGE, AuditPage
 
     entries: list[AuditEntry] = []
     cursor: str | None = None
+    empty = 0  # pages in a row: one looks at a part of the log only, and goes on
     while True:
         page = client.records(wanted, cursor=cursor, limit=min(MAX_PAGE, limit - len(entries)))
         entries += page.entries
-        cursor = page.cursor
-        if cursor is None or not page.entries or len(entries) >= limit:
+        cursor, empty = page.cursor, 0 if page.entries else empty + 1
+        if cursor is None or len(entries) >= limit or empty >= MAX_EMPTY_PAGES:
             return AuditPage(tuple(entries), cursor, page.tree_size)
 
 

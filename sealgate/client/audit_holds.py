@@ -39,18 +39,21 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _holds(arguments: argparse.Namespace) -> int:
     """List legal holds: whom or what they cover, since when, and until when. A hold without a tenant covers the whole
     log, one without a person everybody of its tenant."""
+    from sealgate.client.audit import MAX_EMPTY_PAGES
     from sealgate.client.times import utc_text
     from sealgate.terminal import render_table
 
     _require_limit(arguments)
     held: list[ListedHold] = []
     cursor: str | None = None
+    empty = 0  # pages in a row
     with open_client(arguments) as connection:
         client = asked_log(connection, arguments)
         while True:
             part, cursor = client.holds(tenant=arguments.tenant, in_force=arguments.in_force, cursor=cursor)
             held += part
-            if cursor is None or len(held) >= arguments.limit:
+            empty = 0 if part else empty + 1
+            if cursor is None or len(held) >= arguments.limit or empty >= MAX_EMPTY_PAGES:
                 break
     more = cursor is not None or len(held) > arguments.limit
     held = held[: arguments.limit]
@@ -86,9 +89,12 @@ def _holds(arguments: argparse.Namespace) -> int:
 def _erasures(arguments: argparse.Namespace) -> int:
     """List the erasures of names: when, of whom (the pseudonym that nobody can resolve any more), and on which ground.
     With --refused, those that a hold did not let happen."""
+    from sealgate.client.audit import MAX_EMPTY_PAGES
+
     _require_limit(arguments)
     found: list[AuditEntry] = []
     cursor: str | None = None
+    empty = 0  # pages in a row
     with open_client(arguments) as connection:
         client = asked_log(connection, arguments)
         while True:
@@ -99,8 +105,8 @@ def _erasures(arguments: argparse.Namespace) -> int:
                 limit=min(100, arguments.limit - len(found)),
             )
             found += page.entries
-            cursor = page.cursor
-            if cursor is None or not page.entries or len(found) >= arguments.limit:
+            cursor, empty = page.cursor, 0 if page.entries else empty + 1
+            if cursor is None or len(found) >= arguments.limit or empty >= MAX_EMPTY_PAGES:
                 break
     if arguments.json:
         print(format_json({"erasures": [record_row(entry) for entry in found], "more": cursor is not None}))

@@ -15,8 +15,9 @@ from sqlalchemy.exc import DBAPIError
 from audit import postgresql
 from audit.database import open_database
 from audit.errors import LogUnavailable
+from audit.pages import page_statement
 from audit.postgresql import PostgresqlDatabase
-from audit.query import AuditReader, RecordFilter, page_statement
+from audit.query import AuditReader, RecordFilter
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from policy.budget import BudgetBook, BudgetExhausted

@@ -21,7 +21,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from audit import query, sqlite
 from audit.database import open_database
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
-from audit.query import AuditReader, RecordFilter, narrowest, page_statement, probe_statement
+from audit.pages import narrowest, page_statement, probe_statement
+from audit.query import AuditReader, RecordFilter
 from audit.tables import leaf as leaf_table
 from sealgate.transparency.merkle import leaf_hash, root_of, verify_consistency, verify_inclusion
 from sealgate.transparency.notes import open_checkpoint
