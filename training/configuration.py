@@ -28,8 +28,10 @@ MECHANISMS = {
     "dp-sgd": ("", "every family"),
     "adassp": ("linear-regression", "a linear-regression on a table"),
     "objective-perturbation": ("logistic-regression", "a logistic-regression with two classes on a table"),
+    "gap-aggregation": ("embedding-bag", "an embedding-bag on a network"),
 }
 """Mechanisms with the family that each is for, and in words."""
+NETWORKS = "gap-aggregation"  # the mechanism that sees edges between rows
 NOISES = ("gaussian", "discrete-gaussian")  # as `training.dp_sgd.noise` calls them
 # As `training.dp_sgd` calls them: that package needs torch, and reading a configuration does not.
 OPTIMIZERS = ("sgd", "momentum", "adam", "adamw", "rmsprop")
@@ -163,6 +165,7 @@ class Configuration(_Section, frozen=True):
     text: dict[str, Any] = {}
     tokens: dict[str, Any] = {}
     graph: dict[str, Any] = {}
+    network: dict[str, Any] = {}
     pretrained: dict[str, str] = {}
     masking: dict[str, Any] = {}
     preprocessing: dict[str, Any] = {}
@@ -313,7 +316,9 @@ def _check_privacy(configuration: Configuration) -> None:
     _check_decimals("[privacy] delta", (privacy.delta,))
     if not 0 < privacy.delta * configuration.data.public_population < 1:
         raise ConfigurationError("[privacy] delta must be above zero and below one over public_population")
-    if privacy.mechanism == "dp-sgd":
+    if privacy.mechanism == NETWORKS or configuration.data.kind == "network":
+        _check_network(configuration)
+    elif privacy.mechanism == "dp-sgd":
         _check_sgd(configuration)
     else:
         _check_one_release(configuration)
@@ -365,21 +370,52 @@ def _check_one_release(configuration: Configuration) -> None:
         raise ConfigurationError(f"[privacy] {privacy.mechanism} protects rows, not persons; use dp-sgd")
     if privacy.epsilon is None:
         raise ConfigurationError(f"[privacy] {privacy.mechanism} needs epsilon, not sigma")
-    unused = (privacy.rate, privacy.steps, privacy.clip_norm, configuration.optimizer)
-    if (configuration.loss, configuration.augmentation, configuration.engine) != (
-        LossSection(),
-        AugmentationSection(),
-        EngineSection(),
-    ):
-        raise ConfigurationError(f"[loss], [augmentation] and [engine] are not {privacy.mechanism}'s")
-    if unused != ("", 0, Decimal(0), OptimizerSection()) or privacy.noise != "gaussian" or privacy.rows_per_person != 1:
-        raise ConfigurationError(
-            f"[privacy] rate, steps, clip_norm, noise and [optimizer] are not {privacy.mechanism}'s"
-        )
+    if configuration.loss != LossSection():
+        raise ConfigurationError(f"[loss] is not {privacy.mechanism}'s")
+    _check_no_steps(configuration)
     if privacy.regularisation is not None and privacy.mechanism != "objective-perturbation":
         raise ConfigurationError("[privacy] regularisation belongs to objective-perturbation")
     if configuration.selection.how == "dp-selected":
         raise ConfigurationError(f"[selection] {privacy.mechanism} has nothing to choose: how must be fixed")
+
+
+def _check_no_steps(configuration: Configuration) -> None:
+    """Nothing of DP-SGD stands there, where there are no steps that it could be about."""
+    privacy = configuration.privacy
+    if (configuration.augmentation, configuration.engine) != (AugmentationSection(), EngineSection()):
+        raise ConfigurationError(f"[augmentation] and [engine] are not {privacy.mechanism}'s")
+    unused = (privacy.rate, privacy.steps, privacy.clip_norm, configuration.optimizer)
+    if unused != ("", 0, Decimal(0), OptimizerSection()) or privacy.noise != "gaussian" or privacy.rows_per_person != 1:
+        raise ConfigurationError(
+            f"[privacy] rate, steps, clip_norm, noise and [optimizer] are not {privacy.mechanism}'s"
+        )
+
+
+def _check_network(configuration: Configuration) -> None:
+    """Networks: one mechanism is for them; its steps, which it has where the unit is a node, are those of DP-SGD."""
+    data, privacy, nodes = configuration.data, configuration.privacy, configuration.network.get("unit") == "node"
+    together = (privacy.mechanism, data.kind, configuration.model.family)
+    for holds, what in (
+        (
+            together == (NETWORKS, "network", MECHANISMS[NETWORKS][0]),
+            f'[data] kind = "network" and [privacy] mechanism = "{NETWORKS}" go together: {MECHANISMS[NETWORKS][1]}',
+        ),
+        (not data.person, "[data] person: a network's unit of privacy is an edge or a node; see [network] unit"),
+        (not configuration.model.module, "[model] module: what reads a network's aggregates is not exchangeable"),
+        (
+            not (configuration.center or configuration.preprocessing or configuration.masking),
+            "[center], [preprocessing] and [masking] count rows, and are not for networks",
+        ),
+        (privacy.epsilon is not None, f"[privacy] {NETWORKS} needs epsilon, not sigma"),
+        (privacy.noise == "gaussian", f"[privacy] noise: {NETWORKS} has gaussian noise only"),
+        (configuration.selection.how != "dp-selected", "[selection] a search scores rows; how must be another here"),
+    ):
+        if not holds:
+            raise ConfigurationError(what)
+    if nodes:
+        _check_sgd(configuration)
+    else:
+        _check_no_steps(configuration)
 
 
 def check_engine(configuration: Configuration) -> None:

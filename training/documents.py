@@ -61,6 +61,10 @@ def initialisation_of(architecture: Architecture) -> Initialisation:
 _PER_UNIT = {
     "example": "more than one row per person: the guarantee is for one row",
     "graph": "more than one graph per person: the guarantee is for one graph",
+    "edge": "the nodes themselves, whose features and targets count as public: the bundle holds what was made of them; "
+    "and more than one edge of a node: the guarantee is for one edge",
+    "node": "more than one node per person: the guarantee is for one node with its edges, where no node has more "
+    "neighbours than declared",
     "user": "that somebody is a person of the data at all, beyond the bound: the guarantee is for all rows of one",
 }
 _FLOATING_POINT = "attacks on floating-point arithmetic: the noise is continuous float64, not the discrete Gaussian"

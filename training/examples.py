@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.network import Network
+
 
 @dataclass(frozen=True, eq=False)
 class Examples:
@@ -21,6 +23,7 @@ class Examples:
     target: NDArray[np.float64]  # [n]
     people: NDArray[np.str_] | None = None  # [n]
     texts: NDArray[np.object_] | None = None  # [n], what the tokens were made of, to write held-out rows as they were
+    network: Network | None = None  # that the rows are nodes of; the same for every part of them
 
     def __len__(self) -> int:
         return len(self.target)
@@ -29,7 +32,7 @@ class Examples:
         """The rows where `mask` holds."""
         people = None if self.people is None else self.people[mask]
         texts = None if self.texts is None else self.texts[mask]
-        return Examples(tuple(one[mask] for one in self.inputs), self.target[mask], people, texts)
+        return Examples(tuple(one[mask] for one in self.inputs), self.target[mask], people, texts, self.network)
 
     def groups(self) -> torch.Tensor | None:
         """Numbers that are equal for the rows of one person, int64 [n]; None where the unit is a row."""

@@ -43,8 +43,9 @@ from training.initialisation import initialise
 from training.losses import Loss
 from training.manifests import manifest_of
 from training.measure import Quality, measure, train_plainly
+from training.mechanisms.gap import GapPlan
 from training.mechanisms.plan import Plan
-from training.mechanisms.plans import plan_of, with_checkpoints
+from training.mechanisms.plans import on_network, plan_of, with_checkpoints
 from training.outputs import Outputs, check_outputs
 from training.own_module import own_module, transfer
 from training.owner import NOTHING, Owner
@@ -157,6 +158,7 @@ def run_experiment(
     narrator.remarks(filled.remarks)
     examples = form.read_examples(configuration, folder=path.parent)
     kept, held = hold_out(examples, fraction=Fraction(configuration.data.held_out), word=configuration.data.split)
+    plan = on_network(plan, configuration, kept)
     narrator.rows(trained=len(kept), held_out=len(held))
     opening = entropy(32)
     commitment = commit(kept, key=opening)
@@ -190,7 +192,11 @@ def run_experiment(
     if own:
         transfer(learner, trained)
     quality = measure(manifest, module, held)  # 6
-    plain = measure(manifest, train_plainly(manifest, inputs, targets, fixed=parts_of(module)[0]), held)
+    if isinstance(plan, GapPlan):
+        compared = plan.train_openly(fresh_module(configuration, manifest, entropy), inputs, targets, entropy=entropy)
+    else:
+        compared = train_plainly(manifest, inputs, targets, fixed=parts_of(module)[0])
+    plain = measure(manifest, compared, held)
     narrator.compare(quality, plain)
     weights = weights_bytes(module)  # 7
     certificate = certificate_of(
@@ -262,6 +268,7 @@ def _thrown_away(
     spending, plan, cost = planned(configuration, manifest)
     module = fresh_module(configuration, manifest, entropy)
     _, trained = parts_of(module)
+    plan = on_network(plan, configuration, held)
     if spending.centering:
         population = configuration.data.public_population
         features = (spending.centering.centre(module, *features, population=population, entropy=entropy),)

@@ -9,6 +9,7 @@ from sealgate.certificate.manifest import Manifest, OutputTensor, ValueRange, ch
 from sealgate.errors import CertificateError, ConfigurationError, DecodeError
 from training.configuration import Configuration
 from training.forms import form_of
+from training.forms.network import network_options
 from training.pretrained import architecture_options
 
 
@@ -19,9 +20,10 @@ def architecture_of(configuration: Configuration, inputs: tuple[InputTensor, ...
         shapes=tuple(tensor.model_shape for tensor in inputs),
         vocabulary=max(tensor.content.vocabulary for tensor in inputs),
     )
+    options = network_options if configuration.data.kind == "network" else architecture_options
     try:
         spec = FAMILIES[model.family].declared(
-            architecture_options(configuration), inputs=declared, classes=len(configuration.data.classes)
+            options(configuration), inputs=declared, classes=len(configuration.data.classes)
         )
     except DecodeError as error:
         raise ConfigurationError(f"[architecture] of a {model.family}: {error}") from error

@@ -29,7 +29,7 @@ from training.measure import Quality
 from training.mechanisms.plan import Plan
 
 OnStep = Callable[[int], None]
-_UNITS = {"example": "row", "user": "person", "graph": "graph"}
+_UNITS = {"example": "row", "user": "person", "graph": "graph", "edge": "edge", "node": "node"}
 
 
 class Narrator(Protocol):

@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import os
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -55,13 +56,17 @@ def hold_out(examples: Examples, *, fraction: Fraction, word: str) -> tuple[Exam
 
 
 def commit(examples: Examples, *, key: bytes) -> str:
-    """Hex Merkle root over the rows, each salted by HMAC-SHA-256(key, its place)."""
+    """Hex Merkle root over the rows, each salted by HMAC-SHA-256(key, its place).
 
-    def leaf(row: int) -> bytes:
-        salt = hmac.digest(key, row.to_bytes(8, "big"), "sha256")
-        return leaf_hash(salt + examples.row_bytes(row))
+    Where they are nodes of a network, all of its nodes and edges follow.
+    """
+    rows = map(examples.row_bytes, range(len(examples)))
+    contents = chain(rows, examples.network.leaves() if examples.network else ())
 
-    return root_of(leaf(row) for row in range(len(examples))).hex()
+    def leaf(place: int, content: bytes) -> bytes:
+        return leaf_hash(hmac.digest(key, place.to_bytes(8, "big"), "sha256") + content)
+
+    return root_of(leaf(place, content) for place, content in enumerate(contents)).hex()
 
 
 def write_private(path: Path, text: str) -> None:

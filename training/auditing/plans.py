@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from sealgate.ambient import Entropy
-from sealgate.certificate.architectures import Spec
+from sealgate.certificate.architectures import EmbeddingBagSpec, Spec
 from training.auditing.gate import Findings, OnProbe, audit_dp_sgd
+from training.auditing.networks import audit_network
 from training.auditing.repeated import audit_release
 from training.auditing.subject import Subject
+from training.mechanisms.gap import GapPlan
 from training.mechanisms.plan import Plan
 
 
@@ -26,6 +28,9 @@ def audit_plan(
     on_probe: OnProbe = lambda _probe: None,
 ) -> Findings:
     """Attack what the plan would run. `module` is an initialised one of the architecture `spec`; it is used up."""
+    if isinstance(plan, GapPlan):
+        assert isinstance(spec, EmbeddingBagSpec)
+        return audit_network(plan, spec, entropy=entropy, on_probe=on_probe)
     steps = plan.audited
     if steps is not None:
         subject = Subject(constants=steps.constants, loss=steps.loss, delta=delta, persons=plan.unit == "user")

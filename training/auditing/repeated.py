@@ -44,6 +44,8 @@ _FAR = 1000.0  # how much too large the example in question is
 
 Release = Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor, Entropy], object]
 """Trains the module in place, once, with this randomness."""
+Run = Callable[[bool], NDArray[np.float64]]
+"""What one run releases, with or without the unit in question: [numbers]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,29 @@ def audit_release(
     on_probe: Callable[[Probe], None] = lambda _probe: None,
 ) -> Findings:
     """All three probes. `module` is one of the architecture `spec`; copies of it are trained."""
+
+    def runs_of(size: float) -> Run:
+        inputs, targets = _neighbours(spec, size, next(module.parameters()).dtype, Keystream(entropy))
+
+        def weights(included: bool) -> NDArray[np.float64]:
+            made, rows = copy.deepcopy(module), slice(None) if included else slice(-1)
+            release(made, tuple(one[rows] for one in inputs), targets[rows], entropy)
+            released = torch.cat([one.detach().ravel() for one in made.parameters() if one.requires_grad])
+            return released.numpy().astype(np.float64)
+
+        return weights
+
+    return audit_runs(runs_of, account, entropy=entropy, on_probe=on_probe)
+
+
+def audit_runs(
+    runs_of: Callable[[float], Run],
+    account: Account,
+    *,
+    entropy: Entropy = random_bytes,
+    on_probe: Callable[[Probe], None] = lambda _probe: None,
+) -> Findings:
+    """All three probes of whatever can be run with or without one unit, where the unit is of a given size."""
     found: list[Probe] = []
 
     def note(probe: Probe) -> None:
@@ -72,20 +97,11 @@ def audit_release(
 
     best, curve = 0, curve_of(account)
     for name, size in (("neighbours", 1.0), ("outliers", _FAR)):
-        inputs, targets = _neighbours(spec, size, next(module.parameters()).dtype, Keystream(entropy))
-
-        def weights(
-            included: bool, inputs: tuple[torch.Tensor, ...] = inputs, targets: torch.Tensor = targets
-        ) -> NDArray[np.float64]:
-            made, rows = copy.deepcopy(module), slice(None) if included else slice(-1)
-            release(made, tuple(one[rows] for one in inputs), targets[rows], entropy)
-            released = torch.cat([one.detach().ravel() for one in made.parameters() if one.requires_grad])
-            return released.numpy().astype(np.float64)
-
+        run = runs_of(size)
         if not found:
-            note(_is_fresh(weights))
+            note(_is_fresh(run))
         included = Keystream(entropy).uniform(AUDIT_RUNS) < 0.5
-        trials = Trials(released=np.stack([weights(bool(one)) for one in included]), included=included)
+        trials = Trials(released=np.stack([run(bool(one)) for one in included]), included=included)
         scores, line = discriminate(trials, AUDIT_PILOT_RUNS)
         later = included[AUDIT_PILOT_RUNS:]
         note(guesses_of_neighbours(name, scores, later, line=line, curve=curve))
@@ -107,7 +123,7 @@ def _neighbours(
     return inputs, targets
 
 
-def _is_fresh(weights: Callable[[bool], NDArray[np.float64]]) -> Probe:
+def _is_fresh(weights: Run) -> Probe:
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     runs = []
     try:

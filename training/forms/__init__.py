@@ -14,7 +14,7 @@ from sealgate.certificate.inputs import InputTensor
 from sealgate.errors import ConfigurationError
 from training.configuration import Configuration
 from training.examples import Examples
-from training.forms import graph, image, sequence, table, text, tokens
+from training.forms import graph, image, network, sequence, table, text, tokens
 
 
 class Form(Protocol):
@@ -37,6 +37,7 @@ FORMS: dict[str, Form] = {
     "text": text,
     "tokens": tokens,
     "graph": graph,
+    "network": network,
 }
 
 

@@ -32,7 +32,7 @@ class Plan(Protocol):
 
     @property
     def unit(self) -> str:
-        """Whose privacy it is: "example", "user" or "graph"."""
+        """Whose privacy it is: "example", "user", "graph", "node" or "edge"."""
 
     @property
     def steps(self) -> int:

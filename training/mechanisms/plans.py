@@ -14,8 +14,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sealgate.certificate.accounting.account import Account
 from sealgate.certificate.accounting.selection import BestOfRuns
+from sealgate.certificate.architectures import MlpSpec
 from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.recompute import GaussianSteps
 from sealgate.errors import ConfigurationError
@@ -23,8 +26,11 @@ from training.accountant import calibrate, calibrate_run
 from training.configuration import Configuration, micro
 from training.dp_sgd.checkpoint import Checkpoints
 from training.dp_sgd.units import Augmentation
+from training.examples import Examples
+from training.forms.network import network_section, node_vectors
 from training.losses import Loss
 from training.mechanisms.adassp import plan_adassp
+from training.mechanisms.gap import GapPlan, SeenNetwork, calibrated
 from training.mechanisms.objective import plan_objective
 from training.mechanisms.plan import Plan
 from training.mechanisms.selection import SearchPlan
@@ -46,7 +52,10 @@ def plan_of(configuration: Configuration, *, classes: int) -> Plan:
         return sgd_plan(configuration, _steps(configuration), classes=classes)
     if privacy.epsilon is None:
         raise ConfigurationError(f"[privacy] {privacy.mechanism} needs epsilon, not sigma")
-    target, norm = micro(privacy.epsilon, "[privacy] epsilon"), _row_norm(configuration)
+    target = micro(privacy.epsilon, "[privacy] epsilon")
+    if privacy.mechanism == "gap-aggregation":
+        return _aggregation(configuration, target_micro=target, classes=classes)
+    norm = _row_norm(configuration)
     if privacy.mechanism == "adassp":
         return plan_adassp(target_micro=target, delta=configuration.delta, row_norm_micro=norm)
     ridge = privacy.regularisation
@@ -71,10 +80,47 @@ def _steps(configuration: Configuration) -> GaussianSteps:
     return calibrate(target_micro=target, rate=rate, steps=privacy.steps, delta=delta)
 
 
+def _aggregation(configuration: Configuration, *, target_micro: int, classes: int) -> GapPlan:
+    """Aggregation perturbation for the unit that `[network]` names."""
+    found, features = network_section(configuration), len(configuration.columns)
+    encoder, edges = None, found.unit == "edge"
+    if features and found.width:
+        encoder = MlpSpec(inputs=features, hidden=(found.width,), activation="tanh", classes=classes)
+
+    def sgd_of(steps: GaussianSteps) -> SgdPlan:
+        return sgd_plan(configuration, steps, classes=classes)
+
+    sgd = None
+    if not edges:  # sigma is found below
+        steps, rate = configuration.privacy.steps, configuration.rate
+        sgd = sgd_of(GaussianSteps(sigma_micro=MICRO, rate=rate, steps=steps, delta=configuration.delta))
+    plan = GapPlan(
+        unit=found.unit,
+        hops=found.hops,
+        max_degree=found.degree,
+        sigma_micro=MICRO,
+        encoder=encoder,
+        own_vector=edges and bool(features),
+        loss=loss_of(configuration, classes=classes),
+        delta=configuration.delta,
+        sgd=sgd,
+    )
+    return calibrated(plan, target_micro=target_micro, sgd_of=None if edges else sgd_of)
+
+
+def on_network(plan: Plan, configuration: Configuration, examples: Examples) -> Plan:
+    """The plan with the network that the rows belong to; as it is where they belong to none."""
+    network = examples.network
+    if network is None or not isinstance(plan, GapPlan):
+        return plan
+    edges = torch.from_numpy(network.edges - 1)
+    return plan.on(SeenNetwork(node_vectors(configuration, network), edges))
+
+
 def sgd_plan(configuration: Configuration, steps: GaussianSteps, *, classes: int) -> SgdPlan:
     """DP-SGD with these steps and the other constants of the configuration."""
     data, privacy, optimizer = configuration.data, configuration.privacy, configuration.optimizer
-    unit = "user" if data.person else "graph" if data.kind == "graph" else "example"
+    unit = "user" if data.person else {"graph": "graph", "network": "node"}.get(data.kind, "example")
     constants = PrivateSgd(
         rate=configuration.rate,
         steps=steps.steps,
