@@ -12,7 +12,7 @@ import re
 from sealgate.certificate.decimals import MICRO, micro_text
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Audit
-from sealgate.limits import MAX_AUDIT_PROBES, MAX_AUDIT_WORDS
+from sealgate.limits import MAX_AUDIT_PROBES, MAX_AUDIT_WORDS, MIN_AUDIT_CANARIES, MIN_AUDIT_CONFIDENCE_PPM
 
 HELD = "held"
 LANES_AND_REPLAY = "lanes-and-replay"
@@ -47,8 +47,8 @@ def check_audit(audit: Audit, *, mechanism: str, epsilon_micro: int) -> None:
     names = tuple(probe.name for probe in audit.probes)
     if not (
         audit.epsilon_lower_micro >= 0
-        and 0 < audit.confidence_ppm < MICRO
-        and audit.canaries > 0
+        and MIN_AUDIT_CONFIDENCE_PPM <= audit.confidence_ppm < MICRO
+        and audit.canaries >= MIN_AUDIT_CANARIES
         and audit.steps > 0
         and _SHA256.match(audit.code_digest)
         and len(names) <= MAX_AUDIT_PROBES

@@ -58,6 +58,8 @@ def check_claims(certificate: Certificate) -> Account:
     if certificate.audit is not None:
         name = name_of(certificate.mechanism)
         check_audit(certificate.audit, mechanism=name, epsilon_micro=certificate.epsilon_micro)  # 9
+        if certificate.audit.code_digest != certificate.environment.code_digest:
+            raise refusal("audit-contradicts", "the audit was one of other training code than the model's")
     check_measured(certificate.measured, epsilon_micro=certificate.epsilon_micro)  # 10
     return account
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import torch
@@ -20,10 +20,17 @@ from secure_runtime.models.wordpiece import WordPieces
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
-def tokens_of(texts: Sequence[str], tokenizer: Tokenizer) -> torch.Tensor:
-    """Texts as tokens: int64 [n, length], cut or padded with zeros at the end."""
+def _go_on() -> None:
+    """Nobody waits."""
+
+
+def tokens_of(texts: Sequence[str], tokenizer: Tokenizer, *, go_on: Callable[[], None] = _go_on) -> torch.Tensor:
+    """Texts as tokens: int64 [n, length], cut or padded with zeros at the end. `go_on` is called before each text, and
+    ends the work by raising.
+    """
     found = torch.zeros(len(texts), tokenizer.length, dtype=torch.int64)
     for row, text in enumerate(texts):
+        go_on()
         numbers = _numbers(text, tokenizer)
         if numbers:
             found[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.int64)

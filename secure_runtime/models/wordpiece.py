@@ -29,6 +29,7 @@ class WordPieces:
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         self._numbers = {piece: number for number, piece in enumerate(vocabulary)}
+        self._longest = max(len(piece.removeprefix("##")) for piece in self._numbers)
         self._unknown, self._begin, self._end = (self._numbers[name] for name in ("[UNK]", "[CLS]", "[SEP]"))
 
     def numbers(self, text: str, *, length: int) -> list[int]:
@@ -46,7 +47,7 @@ class WordPieces:
         pieces: list[int] = []
         start = 0
         while start < len(word):
-            for end in range(len(word), start, -1):
+            for end in range(min(len(word), start + self._longest), start, -1):
                 piece = self._numbers.get(word[start:end] if start == 0 else f"##{word[start:end]}")
                 if piece is not None:
                     break

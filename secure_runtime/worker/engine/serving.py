@@ -101,7 +101,7 @@ class Engine:
                 if one.target.operation == "read-model":
                     answers[index] = _described(one, model)
                 else:
-                    by_model.setdefault(model.facts.name, []).append(_parse(index, one, model))
+                    by_model.setdefault(model.facts.name, []).append(_parse(index, one, model, self._clock))
             except BadInput as error:
                 answers[index] = _failed(error, model)
             except Exception:  # memory, above all: a document of 16 MiB can be many times that as objects
@@ -126,7 +126,11 @@ class Engine:
         return batches
 
 
-def _parse(index: int, admitted: Admitted, model: LoadedModel) -> _Job:
+def _parse(index: int, admitted: Admitted, model: LoadedModel, clock: Clock) -> _Job:
+    def go_on() -> None:
+        if clock() >= admitted.grant.expires_us:
+            raise BadInput(str(_TOO_SLOW), status=_TOO_SLOW.status, code=_TOO_SLOW.code)  # a shared one keeps traces
+
     try:
         request, wants_binary = inference.decode_infer_request(admitted.request.fields, admitted.request.body)
     except DecodeError as error:
@@ -140,7 +144,7 @@ def _parse(index: int, admitted: Admitted, model: LoadedModel) -> _Job:
     for wanted in request.outputs:
         if wanted.name not in known:
             raise BadInput(f"the model has no output '{wanted.name}'; it has: {', '.join(sorted(known))}")
-    inputs = {spec.name: to_model(given[spec.name], spec) for spec in specs}
+    inputs = {spec.name: to_model(given[spec.name], spec, go_on=go_on) for spec in specs}
     rows = inputs[specs[0].name].shape[0]
     if any(one.shape[0] != rows for one in inputs.values()):
         raise BadInput(f"the inputs {expected} must have the same number of rows", code="input-shape")

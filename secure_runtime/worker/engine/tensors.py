@@ -6,11 +6,12 @@ converts silently: a wrong name, datatype or shape is an error that names the in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from sealgate.certificate.inputs import InputTensor, TextContent
+from sealgate.limits import MAX_TENSOR_ELEMENTS
 from sealgate.protocol.inference import Tensor, tensor_to_list
 from secure_runtime.errors import BadInput
 from secure_runtime.models.tokenizers import tokens_of
@@ -51,19 +52,29 @@ def to_torch(tensor: Tensor, *, datatype: str, shape: Sequence[int]) -> torch.Te
     return values
 
 
-def to_model(tensor: Tensor, spec: InputTensor) -> torch.Tensor:
-    """The tensor as a model's input takes it: numbers as they are, texts as tokens. Raises BadInput."""
+def _go_on() -> None:
+    """Nobody waits."""
+
+
+def to_model(tensor: Tensor, spec: InputTensor, *, go_on: Callable[[], None] = _go_on) -> torch.Tensor:
+    """The tensor as a model's input takes it: numbers as they are, texts as tokens. Raises BadInput.
+
+    Tokens are many more numbers than empty texts are bytes, and cost time: their number is bounded before they are
+    made, and `go_on` is called before each text, to raise when nobody waits any more.
+    """
     if not isinstance(spec.content, TextContent):
         return to_torch(tensor, datatype=spec.datatype, shape=spec.shape)
     if tensor.datatype != "BYTES" or len(tensor.shape) != 1:
         raise BadInput(f"input '{tensor.name}' is {tensor.datatype} {list(tensor.shape)}, expected BYTES [rows]")
     if not tensor.shape[0]:
         raise BadInput(f"input '{tensor.name}' has no rows")
+    if tensor.shape[0] * spec.content.tokenizer.length > MAX_TENSOR_ELEMENTS:
+        raise BadInput(f"input '{tensor.name}' has too many texts; send fewer at once", status=413)
     try:
         texts = [value.decode() for value in tensor_to_list(tensor)]
     except UnicodeDecodeError:
         raise BadInput(f"input '{tensor.name}' has a text that is not UTF-8") from None
-    return tokens_of(texts, spec.content.tokenizer)
+    return tokens_of(texts, spec.content.tokenizer, go_on=go_on)
 
 
 def from_torch(name: str, values: torch.Tensor, datatype: str) -> Tensor:

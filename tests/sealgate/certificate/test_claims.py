@@ -35,7 +35,7 @@ def audit(**changes):
         "canaries": 20_000,
         "steps": 60,
         "probes": probes(),
-        "code_digest": "e" * 64,
+        "code_digest": "cd" * 32,
     }
     return Audit(**{**base, **changes})
 
@@ -80,7 +80,10 @@ REFUSED = [
     ("audit-contradicts", {"audit": audit(epsilon_lower_micro=90_000_000)}),
     ("audit-contradicts", {"audit": audit(probes=probes(clipping="failed"))}),
     ("audit-contradicts", {"audit": audit(probes=probes(lanes=""))}),
+    ("audit-contradicts", {"audit": audit(code_digest="e" * 64)}),  # of other code than what trained
     ("certificate-malformed", {"audit": audit(canaries=0)}),
+    ("certificate-malformed", {"audit": audit(canaries=1)}),
+    ("certificate-malformed", {"audit": audit(confidence_ppm=1)}),
     ("certificate-malformed", {"audit": audit(steps=0)}),
     ("certificate-malformed", {"audit": audit(confidence_ppm=1_000_000)}),
     ("certificate-malformed", {"audit": audit(method="black-box")}),

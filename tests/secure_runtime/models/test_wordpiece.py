@@ -60,3 +60,22 @@ def test_vocabularies_that_are_refused(vocabulary: tuple[str, ...], length: int,
     assert any(why in reason for reason in content.refusals("BYTES", (-1,)))
     good = TextContent(tokenizer=WordPiece(vocabulary=VOCABULARY, length=5))
     assert not list(good.refusals("BYTES", (-1,)))
+
+
+class Counted(dict[str, int]):
+    """Says how often it was asked."""
+
+    asked = 0
+
+    def get(self, key: str, default: int | None = None) -> int | None:  # type: ignore[override]
+        self.asked += 1
+        return super().get(key, default)
+
+
+def test_words_that_fail_at_their_end_are_not_tried_in_every_length() -> None:
+    """Each such word is one token for a hundred characters: without a bound, 4950 attempts for each."""
+    words = WordPieces(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "##a"))
+    words._numbers = Counted(words._numbers)
+    numbers = words.numbers(("a" * 99 + "\u0416 ") * 256, length=256)
+    assert numbers.count(1) == 256 * 64 // 101  # the last word is cut, and known
+    assert words._numbers.asked < 6 * 256 * 64

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from sealgate.certificate.architectures import LogisticRegressionSpec
+from sealgate.certificate.architectures import EmbeddingBagSpec, LogisticRegressionSpec
+from sealgate.certificate.inputs import InputTensor, TextContent, Utf8Bytes
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import BootPlan, Done, Frame, ModelFacts, Work
 from sealgate.protocol.ohttp import decode_key_configs, seal_request
 from secure_runtime.limits import SLICE_ROWS
+from secure_runtime.models import tokenizers
 from secure_runtime.models.bundle import LoadedModel, module_from_weights
 from secure_runtime.models.predictor import Predictor
 from secure_runtime.worker.engine.serving import Engine
@@ -22,6 +24,7 @@ from secure_runtime.worker.sweeps import Worker
 from tests.secure_runtime.models.conftest import manifest_for, weights_for
 
 SPEC = LogisticRegressionSpec(inputs=1, classes=4)
+BAG = EmbeddingBagSpec(length=4096, tokens=257, width=2, classes=4)
 
 
 class Watched(Predictor):
@@ -37,11 +40,21 @@ class Watched(Predictor):
         return super().predict(inputs)
 
 
+def text_manifest() -> Any:
+    """Texts of up to 4096 bytes, a token each."""
+    content = TextContent(tokenizer=Utf8Bytes(length=4096))
+    return msgspec.structs.replace(
+        manifest_for(SPEC),
+        architecture=BAG,
+        inputs=(InputTensor(name="rows", datatype="BYTES", shape=(-1,), content=content),),
+    )
+
+
 class Desk:
     """A worker with one small model: few bytes go in for a row, many come out."""
 
-    def __init__(self, bench: Any) -> None:
-        manifest = manifest_for(SPEC)
+    def __init__(self, bench: Any, manifest: Any = None) -> None:
+        manifest = manifest or manifest_for(SPEC)
         facts = ModelFacts(
             name="toy",
             version="1",
@@ -53,7 +66,8 @@ class Desk:
             sensitivity="public",
             purposes=("treatment",),
         )
-        self.predictor = Watched(manifest, module_from_weights(SPEC, bytes(save(weights_for(SPEC)))))
+        spec = manifest.architecture
+        self.predictor = Watched(manifest, module_from_weights(spec, bytes(save(weights_for(spec)))))
         self.predictor.sizes = []
         self.bench = bench
         self.sent: list[tuple[Frame, bytes]] = []
@@ -130,6 +144,37 @@ def test_a_large_request_ends_with_its_grant(desk: Desk) -> None:
     desk.predictor.instead = take_long
     (answer,) = desk.ask(binary_rows(50 * SLICE_ROWS))
     assert desk.predictor.sizes == [SLICE_ROWS]
+    assert answer[:2] == ("failed", "model-error")
+    assert answer[2].status == 504
+
+
+def texts(*values: bytes) -> tuple[Any, bytes]:
+    data = b"".join(len(value).to_bytes(4, "little") + value for value in values)
+    tensor = inference.Tensor("rows", "BYTES", (len(values),), data)
+    fields, body = inference.encode_infer_request(inference.InferRequest(inputs=(tensor,)), binary=True)
+    return tuple(fields), body
+
+
+def test_empty_texts_are_few_bytes_and_many_tokens(bench: Any) -> None:
+    """Four bytes make 32 KiB of tokens: a million of them would be all of a machine's memory."""
+    many, few = Desk(bench, text_manifest()).ask(texts(*[b""] * 1_000_000), texts(b"a"))
+    assert many[:2] == ("failed", "bad-input")
+    assert many[2].status == 413
+    assert "too many texts" in msgspec.json.decode(many[2].body)["error"]
+    assert few[:2] == ("completed", "")
+
+
+def test_reading_texts_ends_with_the_grant(bench: Any, monkeypatch: Any) -> None:
+    read = []
+
+    def slowly(text: str, tokenizer: Any) -> list[int]:
+        read.append(text)
+        bench.now_us += 11_000_000
+        return [1]
+
+    monkeypatch.setattr(tokenizers, "_numbers", slowly)
+    (answer,) = Desk(bench, text_manifest()).ask(texts(b"a", b"b", b"c"))
+    assert read == ["a"]
     assert answer[:2] == ("failed", "model-error")
     assert answer[2].status == 504
 

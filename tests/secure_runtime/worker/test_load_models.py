@@ -122,7 +122,7 @@ def test_a_deployment_may_demand_that_training_was_audited(tmp_path):
             canaries=20_000,
             steps=60,
             probes=probes,
-            code_digest="e" * 64,
+            code_digest=audited.certificate.environment.code_digest,
         )
     )
     audited.write(tmp_path / "models" / "audited")
