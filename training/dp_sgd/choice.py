@@ -71,6 +71,12 @@ def choose(module: nn.Module, inputs: Inputs, *, loss: Loss, wanted: str = AUTO,
     if wanted not in (AUTO, *MODES):
         raise TrainingError(f"no gradient mode is called '{wanted}'", code="gradients-unsupported")
     dtype = next(module.parameters()).dtype
+    if wanted == Ghost.name and dtype != torch.float64:
+        raise TrainingError(
+            "gradients 'ghost' need [engine] arithmetic = \"float64\": in float32 their norms may come out too small, "
+            "where terms cancel, and then nothing is clipped",
+            code="gradients-unsupported",
+        )
     shapes = tuple((tuple(one.shape[1:]), one.dtype) for one in inputs)
     key = (type(module), str(module), shapes, dtype, loss, wanted, rows, torch.get_num_threads())
     if key not in _CHOSEN:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 
 SLACK = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
+LARGEST = {torch.float32: 2.0**80, torch.float64: 2.0**500}
+"""In clip norms: smaller factors would leave the numbers that have all their digits, here or in the product."""
 
 
 def square_norms(each: torch.Tensor) -> torch.Tensor:
@@ -20,8 +22,8 @@ def square_norms(each: torch.Tensor) -> torch.Tensor:
 
 
 def clip_factors(squares: torch.Tensor, *, clip_norm: float, dtype: torch.dtype) -> torch.Tensor:
-    """min(1, C / norm) of each unit, rounded towards zero: float64 [u] -> `dtype` [u]. Not finite: factor zero."""
+    """min(1, C / norm) of each unit, rounded towards zero: float64 [u] -> `dtype` [u]. Beyond `LARGEST`: zero."""
     norms = squares.sqrt()
     bound = clip_norm * (1.0 - SLACK[dtype])
     factors = torch.where(norms > bound, bound / norms, 1.0)
-    return torch.where(torch.isfinite(norms), factors, 0.0).to(dtype)
+    return torch.where(norms <= clip_norm * LARGEST[dtype], factors, 0.0).to(dtype)  # no number: not true, either

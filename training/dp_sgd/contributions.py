@@ -18,7 +18,9 @@ import torch
 from training.dp_sgd.clipping import square_norms
 
 GHOST_GAIN = 4  # per-unit gradients are multiplied out unless the ghost norm needs this much less arithmetic
-CANCELLATION = 2.0**-48  # of the largest possible value is added to a ghost norm: it must not come out too small
+CANCELLATION = {torch.float64: 2.0**-48, torch.float32: 2.0**-32}
+"""So much of the largest possible value is added to a ghost norm. Terms may cancel; then the norm must not come out too
+small, nor may the weighted sum, whose terms are rounded in the gradients' own type, be longer than what it says."""
 
 
 @dataclass
@@ -64,7 +66,7 @@ class Outer:
         before, behind = self.before.double(), self.behind.double()
         gram = torch.bmm(before, before.transpose(1, 2)) * torch.bmm(behind, behind.transpose(1, 2))  # [u, T, T]
         largest = (before.norm(dim=2) * behind.norm(dim=2)).sum(dim=1) ** 2  # [u]
-        squares: torch.Tensor = gram.sum(dim=(1, 2)).clamp_min(0.0) + CANCELLATION * largest
+        squares: torch.Tensor = gram.sum(dim=(1, 2)).clamp_min(0.0) + CANCELLATION[self.behind.dtype] * largest
         return squares
 
     def weighted(self, factors: torch.Tensor) -> torch.Tensor:
@@ -94,7 +96,7 @@ class Lookup:
         same = self.rows[:, :, None] == self.rows[:, None, :]  # [u, T, T]
         gram = torch.bmm(behind, behind.transpose(1, 2))
         largest = behind.norm(dim=2).sum(dim=1) ** 2
-        squares: torch.Tensor = (gram * same).sum(dim=(1, 2)).clamp_min(0.0) + CANCELLATION * largest
+        squares: torch.Tensor = (gram * same).sum(dim=(1, 2)).clamp_min(0.0) + CANCELLATION[self.behind.dtype] * largest
         return squares
 
     def weighted(self, factors: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
@@ -13,6 +13,7 @@ from torch.nn import functional
 from tests.training.dp_sgd.models import CASES, distance, examples, model, unit_by_unit
 from training.dp_sgd import choice
 from training.dp_sgd.choice import MODES, choose
+from training.dp_sgd.clipping import clip_factors
 from training.dp_sgd.contributions import Lookup, Outer
 from training.dp_sgd.gradient_sum import GradientSum
 from training.errors import TrainingError
@@ -236,3 +237,32 @@ def test_a_model_that_mixes_rows_has_no_mode(make):
 def test_a_mode_that_nobody_has_is_refused():
     with pytest.raises(TrainingError):
         choose(nn.Linear(6, 3).double(), (torch.zeros(2, 6).double(),), loss=LOSS, wanted="magic")
+
+
+def test_a_gradient_whose_places_cancel_is_no_longer_than_its_norm_says():
+    """In float32 each product is rounded: what is left of terms that cancel is rounding, and must be clipped, too."""
+    generator = torch.Generator().manual_seed(0)
+    places, width = 2048, 48
+    before = (torch.rand(1, 1, width, generator=generator) + 0.5).expand(1, places, width).contiguous()
+    half = 1e9 * torch.randn(1, places // 2, width, generator=generator)
+    order = torch.randperm(places, generator=generator)
+    outer = Outer(before, torch.cat([half, -half], dim=1)[:, order], torch.Size((width, width)))
+    factors = clip_factors(outer._ghost(), clip_norm=1.0, dtype=torch.float32)
+    assert float(outer.weighted(factors).double().norm()) <= 0.05
+
+
+@settings(max_examples=100, deadline=None)
+@given(exponents=st.tuples(st.floats(-120, 127), st.floats(-120, 127)), clip=st.floats(1e-6, 1e3))
+@example(exponents=(100.0, 48.4), clip=1.0)
+def test_tiny_factors_keep_their_digits_or_are_zero(exponents, clip):
+    """Below 2^-126 a float32 loses digits, by up to a half: a unit of that size would add more than the clip norm."""
+    before = torch.tensor([[[2.0 ** exponents[0]]]], dtype=torch.float32)
+    behind = torch.tensor([[[2.0 ** exponents[1]]]], dtype=torch.float32)
+    outer = Outer(before, behind, torch.Size((1, 1)))
+    factors = clip_factors(outer.squares(), clip_norm=clip, dtype=torch.float32)
+    assert float(outer.weighted(factors).double().norm()) <= clip
+
+
+def test_ghost_norms_in_float32_are_refused():
+    with pytest.raises(TrainingError, match="float64"):
+        choose(model("mlp", torch.float32), examples("mlp", 2, torch.float32)[0], loss=LOSS, wanted="ghost")
