@@ -107,7 +107,9 @@ def _read_csv(path: Path, *, texts: Sequence[str]) -> Columns:
         # A text may hold line ends between quotes, and be long: a row must fit into one block.
         parsing, reading = csv.ParseOptions(newlines_in_values=True), csv.ReadOptions(block_size=MAX_CSV_ROW)
         table = csv.read_csv(path, parse_options=parsing, read_options=reading, convert_options=options)
-        if any(pyarrow.types.is_binary(kind) for kind in table.schema.types):  # what is not UTF-8 is taken for bytes
+        other = table.num_columns == 1 and any(sign in table.column_names[0] for sign in ";\t|")
+        # What is not UTF-8 is taken for bytes.
+        if other or any(pyarrow.types.is_binary(kind) for kind in table.schema.types):
             raise ConfigurationError(fault_of(path))
         return _from_arrow(table, path)
     except pyarrow.ArrowInvalid as error:

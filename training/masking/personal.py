@@ -87,13 +87,15 @@ _RULES = (
     _Rule(
         "name",
         re.compile(
-            rf"(?m)^[ \t>]{{0,8}}(?:Dear|Hi|Hello|Hey)[ \t]{{1,2}}(?!(?:{_TITLES})\b)(?P<x>{_NAMES})(?=[ \t]{{0,4}}[,!.:\n\r-]|$)"
+            rf"(?m)^[ \t>]{{0,8}}(?:Dear|Hi|Hello|Hey)[ \t]{{1,2}}(?!(?:{_TITLES})\b)"
+            rf"(?P<x>{_NAMES})(?=[ \t]{{0,4}}[,!.:\n\r-]|$)"
         ),
     ),
     _Rule(
         "name",
         re.compile(
-            rf"(?mi:^[ \t>]{{0,8}}(?:from|to|cc|sender|reply-to):)[ \t]{{0,4}}\"?(?P<x>{_NAMES})\"?(?=[ \t]{{0,4}}[<\n\r]|$)"
+            r"(?mi:^[ \t>]{0,8}(?:from|to|cc|sender|reply-to):)[ \t]{0,4}"
+            rf"\"?(?P<x>{_NAMES})\"?(?=[ \t]{{0,4}}[<\n\r]|$)"
         ),
     ),
 )

@@ -1,7 +1,8 @@
 """`[preprocessing]`: what may be computed of the private rows, at which share of the budget.
 
-Each part is given an epsilon and a delta of its own, which come off those of `[privacy]`. With `delta = 0` the noise of
-`standardise` is Laplace's, otherwise Gaussian; names need a delta. Trusts: the person who wrote it. Never: looks at rows.
+Each part is given an epsilon and a delta of its own, which come off those of `[privacy]`. With `delta = 0` the noise
+of `standardise` is Laplace's, otherwise Gaussian; names need a delta. Until names are counted, placeholders stand for
+them, as many as there may be. Trusts: the person who wrote it. Never: looks at rows.
 """
 
 from __future__ import annotations
