@@ -52,7 +52,8 @@ PRUNE_SUBJECTS = 1024  # pseudonyms that are looked at for one answer
 # Reading -------------------------------------------------------------------------------------------------------------
 MAX_PAGE = 1000
 DEFAULT_PAGE = 100
-PAGE_SCAN = 50_000  # index entries that one page looks at, where several names are asked for
+PAGE_SCAN = 10_000  # index entries that a page looks at at a time, where several names are asked for
+PAGE_LOOK_NS = 1_000_000_000  # how long a page looks on for more
 RARE_RECORDS = 2000  # so many of a name are looked at to find out which of several names is rare
 MAX_CURSOR = 1024  # characters
 MAX_QUERY_S = 10.0  # one statement is cut off after this
@@ -62,6 +63,7 @@ ACTIVITY_DAYS = 30  # that a chart is about, unless it is told since when
 MAX_ACTIVITY_DAYS = 366
 MAX_EXPORT_RECORDS = 1_000_000
 MAX_REPORT_RECORDS = 50_000  # leaves that one report reads
+MAX_REPORT_LISTED = 10_000  # operations, and as many reads, that one report lists from a shard: the newest
 MAX_REPORT_DAY_GROUPS = 100_000  # groups that one report adds up from the day roll-ups
 PUBLISH_WAIT_S = 5.0  # how long an export waits for a signed checkpoint over its range
 EXPORT_CHUNK_RECORDS = 1024

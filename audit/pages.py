@@ -1,9 +1,9 @@
 """The statements behind a page of records: which index finds it, and how far one page looks.
 
 A page is found by one name that an index knows, the rarest of those that are asked for; the other names are compared
-record by record. Two common names may never occur together: so one page looks at PAGE_SCAN index entries at most, and
-its cursor goes on from there, even if the page is short or empty. Time alone needs no such bound: days are found by
-`audit.days`.
+record by record. Two common names may never occur together: so a page looks at PAGE_SCAN index entries at a time, for
+PAGE_LOOK_NS at most, and its cursor goes on from there, even if the page is short or empty. Time alone needs no such
+bound: days are found by `audit.days`.
 
 Trusts: the database for speed; `audit.query` compares what was found with the leaves. Never: OFFSET, or a statement
 whose cost grows with the log.
@@ -20,10 +20,11 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from audit.errors import QueryRefused
-from audit.limits import PAGE_SCAN, RARE_RECORDS
+from audit.limits import PAGE_LOOK_NS, PAGE_SCAN, RARE_RECORDS
 from audit.tables import DIGEST_INDEXED, USUAL
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
+from sealgate.ambient import monotonic_ns
 from sealgate.limits import MAX_NAME
 from sealgate.transparency.record import KINDS
 
@@ -102,6 +103,24 @@ def _indexed(wanted: RecordFilter) -> list[str]:
     named = [name for name in ("model_digest", "purpose") if given.get(name)]
     order = dict.fromkeys(("actor", *rare, *kind, *named, "model", "tenant", "kind"))
     return [name for name in order if name in given]
+
+
+def find_page(
+    connection: Connection, wanted: RecordFilter, *, first: int, size: int, edge: int | None, limit: int
+) -> tuple[list[tuple[int, bytes]], int | None]:
+    """Up to `limit` records from index `first` up to `size`, beyond `edge` in the filter's order: index and leaf. Then
+    the last index that was looked at, if there is more to look at."""
+    by = narrowest(connection, wanted)
+    rows: list[tuple[int, bytes]] = []
+    until_ns = monotonic_ns() + PAGE_LOOK_NS
+    while True:
+        far = looked_at(connection, wanted, by=by, first=first, size=size, edge=edge)
+        statement = page_statement(wanted, first=first, size=size, edge=edge, limit=limit - len(rows), by=by, far=far)
+        found = [(row.idx, bytes(row.leaf)) for row in connection.execute(statement)]
+        rows += sorted(found, reverse=not wanted.oldest_first)
+        if far is None or len(rows) >= limit or monotonic_ns() >= until_ns:
+            return rows, far
+        edge = far
 
 
 def narrowest(connection: Connection, wanted: RecordFilter) -> str | None:

@@ -29,7 +29,7 @@ from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
 from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
 from audit.line_export import write_lines
-from audit.pages import NAMES, RecordFilter, check_filter, looked_at, narrowest, page_statement
+from audit.pages import NAMES, RecordFilter, check_filter, find_page
 from audit.reports import answer_report
 from audit.shards import Shard, Shards, read_shards
 from audit.tables import SCHEMA_VERSION
@@ -101,13 +101,9 @@ class AuditReader:
                 at = decode_cursor(cursor, key, question=question)
                 size, edge = at.size, at.edge
             first, last = indices_between(connection, from_us=wanted.from_us, to_us=wanted.to_us, size=size)
-            by = narrowest(connection, wanted)
-            far = looked_at(connection, wanted, by=by, first=first, size=last + 1, edge=edge)
-            page = page_statement(wanted, first=first, size=last + 1, edge=edge, limit=limit + 1, by=by, far=far)
-            found = connection.execute(page).all()
-        rows = sorted(found, key=lambda row: row.idx, reverse=not wanted.oldest_first)
+            rows, far = find_page(connection, wanted, first=first, size=last + 1, edge=edge, limit=limit + 1)
         entries = tuple(_answer(shards, position, leaf, wanted) for position, leaf in rows[:limit])
-        more, edge = None, rows[limit - 1].idx if len(rows) > limit else far
+        more, edge = None, rows[limit - 1][0] if len(rows) > limit else far
         if edge is not None:
             more = encode_cursor(Cursor(size=size, edge=edge, question=question), key)
         return Page(entries, more, size)

@@ -6,8 +6,9 @@
     ranges     reconcile, completeness, the replay of budget: every leaf between two indices
 
 Counts are over all shards of a log. Lists look at each shard and say in their titles of which one they are, for the
-numbers of records are those of its tree; a moment is answered from the shard that had begun by then, which says again
-what was in force; ranges are of one shard, the newest if none is named.
+numbers of records are those of its tree; where there is too much to list, they are of the newest and say from where on.
+A moment is answered from the shard that had begun by then, which says again what was in force; ranges are of one shard,
+the newest if none is named.
 
 One snapshot for all of a report. What is not evidence says so: the answer is the database's word, a bundle's is proven.
 Trusts: the database; a leaf that is not of the kind under which its index row stood is an error. Never: scans `record`
@@ -16,7 +17,6 @@ or `leaf`, reads more than MAX_REPORT_RECORDS leaves, or answers for part of wha
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +24,9 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, Select, func, select
 
+from audit.by_kind import TOO_MANY, Seen, checked_record, kind_statement, listed, newest_listed
 from audit.days import indices_between
-from audit.errors import LogDamaged, QueryRefused
+from audit.errors import QueryRefused
 from audit.limits import EXPORT_CHUNK_RECORDS, MAX_REPORT_DAY_GROUPS, MAX_REPORT_RECORDS
 from audit.shards import Shard, Shards
 from audit.tables import day_count, day_span
@@ -33,24 +34,21 @@ from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
 from audit.tree import StoredTree
-from sealgate.errors import DecodeError, LogError
+from sealgate.errors import LogError
 from sealgate.transparency.carried import KIND as CARRIED
 from sealgate.transparency.carried import PREVIOUS_ROOT
 from sealgate.transparency.merkle import leaf_hash
 from sealgate.transparency.ranges import range_proof, range_root
-from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.reports import in_force
 from sealgate.transparency.reports.access import Counts
 from sealgate.transparency.reports.budget import GRANTS, Budget
 from sealgate.transparency.reports.catalogue import require_report
 from sealgate.transparency.reports.counting import DAY_US, Counted
 from sealgate.transparency.reports.form import Answer, Basis, Fold, Part, Report
-from sealgate.transparency.reports.oversight import BreakGlass, Review
+from sealgate.transparency.reports.oversight import ADMINISTRATIVE, READS, BreakGlass, Review
 from sealgate.transparency.reports.question import FILTERS, Question
 
-_Seen = tuple[int, Record, bytes]
 _ROLLED_UP = "whole days were added up from the database's roll-ups, which are not evidence"
-_TOO_MANY = f"the answer takes more than {MAX_REPORT_RECORDS} records; narrow it, or export a range and ask the bundle"
 _EACH_SHARD = "a table is of the shard that its title names, and its numbers of records are those of that shard's tree"
 _NAMES = (*FILTERS, "operation", "reason")
 
@@ -110,7 +108,7 @@ class _Place:
         return self.shards.end(self.shard)
 
 
-def _show(place: _Place, fold: Fold, seen: Iterable[_Seen]) -> None:
+def _show(place: _Place, fold: Fold, seen: Iterable[Seen]) -> None:
     for position, record, leaf in seen:
         fold.see(position - place.shard.first, record, leaf)
 
@@ -174,11 +172,11 @@ def groups_statement(kinds: Sequence[str], question: Question, *, low: int, high
     return select(table.c.kind, *(table.c[name] for name in _NAMES), *summed).select_from(found.join(table, named))
 
 
-def _of_day(connection: Connection, kinds: Sequence[str], day: int) -> Iterator[_Seen]:
+def _of_day(connection: Connection, kinds: Sequence[str], day: int) -> Iterator[Seen]:
     span = connection.execute(select(day_span).where(day_span.c.day == day)).one_or_none()
     if span is None:
         return
-    for index, record, leaf in _listed(connection, kinds, low=span.first_idx, high=span.last_idx):
+    for index, record, leaf in listed(connection, kinds, low=span.first_idx, high=span.last_idx):
         if record.ts_us // DAY_US == day:
             yield index, record, leaf
 
@@ -192,12 +190,16 @@ def _listed_by_shard(connection: Connection, shards: Shards, begin: Callable[[],
     asked = [shards.named(question.shard)] if question.shard is not None else shards.all
     places = [_Place(connection, shards, shard) for shard in asked]
     found = [place for place in places if place.shard.first <= high and place.end > low] or places[-1:]
-    answers = []
+    answers: list[tuple[Shard, Answer]] = []
+    cuts: list[str] = []
     for place in found:
         fold = begin()
         assert isinstance(fold, BreakGlass | Review)
         first, last = max(low, place.shard.first), min(high, place.end - 1)
-        _show(place, fold, _listed(connection, fold.kinds, low=first, high=last))
+        if isinstance(fold, BreakGlass):
+            cuts += _show_newest(place, fold, low=first, high=last)
+        else:  # which ranges nobody looked at is told from all of them
+            _show(place, fold, listed(connection, fold.kinds, low=first, high=last))
         size = shards.size_of(place.shard)
         answers.append((place.shard, fold.answer(Part(0, size - 1, whole=False, size=size))))
     tables = [
@@ -208,56 +210,26 @@ def _listed_by_shard(connection: Connection, shards: Shards, begin: Callable[[],
     return Answer(
         tuple(tables),
         findings=tuple(text for _, answer in answers for text in answer.findings),
-        limits=tuple(dict.fromkeys(text for _, answer in answers for text in answer.limits)),
+        limits=tuple(dict.fromkeys([*(text for _, answer in answers for text in answer.limits), *cuts])),
     )
+
+
+def _show_newest(place: _Place, fold: BreakGlass, *, low: int, high: int) -> Iterator[str]:
+    """Operations and reads, the newest MAX_REPORT_LISTED of each: auditors who read much must not hide what operators
+    did. Says from which record on they were looked at, if not all were."""
+    seen: list[Seen] = []
+    for what, kinds in (("operations", ADMINISTRATIVE), ("reads", READS)):
+        newest, cut = newest_listed(place.connection, kinds, low=low, high=high)
+        if cut is not None:
+            at = cut - place.shard.first
+            yield f"of {what} only the newest {len(newest)} are here, from record {at} of {place.shard.origin} on"
+        seen += newest
+    _show(place, fold, sorted(seen, key=lambda one: one[0]))
 
 
 def _indices(connection: Connection, question: Question, *, size: int) -> tuple[int, int]:
     """Where the days of the span stand; the fold looks at each record's time itself."""
     return indices_between(connection, from_us=question.from_us, to_us=question.to_us, size=size)
-
-
-def _listed(connection: Connection, kinds: Sequence[str], *, low: int, high: int) -> Iterator[_Seen]:
-    """Records of these kinds between two indices, in the order of the log; at most MAX_REPORT_RECORDS."""
-    by_kind = [_of_kind(connection, kind, low=low, high=high) for kind in kinds]
-    for number, (index, leaf, kind) in enumerate(heapq.merge(*by_kind)):
-        if number >= MAX_REPORT_RECORDS:
-            raise QueryRefused(_TOO_MANY, code="range")
-        yield index, _record(index, leaf, kind), leaf
-
-
-def _of_kind(connection: Connection, kind: str, *, low: int, high: int) -> Iterator[tuple[int, bytes, str]]:
-    at = low
-    while at <= high:
-        rows = connection.execute(kind_statement(kind, low=at, high=high)).all()
-        yield from sorted((row.idx, bytes(row.leaf), kind) for row in rows)
-        if len(rows) < EXPORT_CHUNK_RECORDS:
-            return
-        at = max(row.idx for row in rows) + 1
-
-
-def kind_statement(kind: str, *, low: int, high: int, newest: bool = False) -> Select[tuple[int, bytes]]:
-    """A page of one kind: the index picks it, only then are its leaves read. `newest` takes it from the end."""
-    table = record_table
-    order = table.c.idx.desc() if newest else table.c.idx.asc()
-    page = (
-        select(table.c.idx)
-        .where(table.c.kind == kind, table.c.idx >= low, table.c.idx <= high)
-        .order_by(order)
-        .limit(EXPORT_CHUNK_RECORDS)
-        .subquery("page")
-    )
-    return select(leaf_table.c.idx, leaf_table.c.leaf).join(page, page.c.idx == leaf_table.c.idx)
-
-
-def _record(index: int, leaf: bytes, kind: str | None = None) -> Record:
-    try:
-        record = parse_leaf(leaf)
-    except DecodeError as error:
-        raise LogDamaged(f"record {index} is damaged in the database") from error
-    if kind not in (None, record.kind):
-        raise LogDamaged(f"record {index} is not what the database's index says")
-    return record
 
 
 # Moments --------------------------------------------------------------------------------------------------------------
@@ -274,7 +246,7 @@ def _in_force_at(connection: Connection, shards: Shards, question: Question) -> 
     return shards.all[0]
 
 
-def _until(place: _Place, question: Question) -> Iterator[_Seen]:
+def _until(place: _Place, question: Question) -> Iterator[Seen]:
     """What the shard began with, the newest policy until the moment; the newest opening, and what came after it until
     then."""
     connection, low, high = place.connection, place.shard.first, place.end - 1
@@ -285,23 +257,23 @@ def _until(place: _Place, question: Question) -> Iterator[_Seen]:
     opened = _newest_of(connection, "log.opened", question.at_us, low=low, high=high)
     begun = opened[0] if opened is not None else low
     if place.shard.number:
-        yield from _listed(connection, (CARRIED,), low=low, high=begun - 1)
+        yield from listed(connection, (CARRIED,), low=low, high=begun - 1)
     if policy is not None and policy[0] < begun:
         yield policy
-    yield from _listed(connection, in_force.KINDS, low=begun, high=high)
+    yield from listed(connection, in_force.KINDS, low=begun, high=high)
 
 
-def _newest_of(connection: Connection, kind: str, at_us: int | None, *, low: int, high: int) -> _Seen | None:
+def _newest_of(connection: Connection, kind: str, at_us: int | None, *, low: int, high: int) -> Seen | None:
     read = 0
     while high >= low:
         rows = connection.execute(kind_statement(kind, low=low, high=high, newest=True)).all()
         for index, leaf in sorted(((row.idx, bytes(row.leaf)) for row in rows), reverse=True):
-            record = _record(index, leaf, kind)
+            record = checked_record(index, leaf, kind)
             if at_us is None or record.ts_us <= at_us:
                 return index, record, leaf
         read += len(rows)
         if read >= MAX_REPORT_RECORDS:
-            raise QueryRefused(_TOO_MANY, code="range")
+            raise QueryRefused(TOO_MANY, code="range")
         high = min((row.idx for row in rows), default=low) - 1
     return None
 
@@ -320,7 +292,7 @@ def _range(question: Question, *, size: int) -> tuple[int, int]:
     if not 0 <= first <= last < size:
         raise QueryRefused(f"the log holds records 0 to {size - 1}; ask for a range of these", code="range")
     if last - first >= MAX_REPORT_RECORDS:
-        raise QueryRefused(_TOO_MANY, code="range")
+        raise QueryRefused(TOO_MANY, code="range")
     return first, last
 
 
@@ -344,7 +316,7 @@ def _show_range(
     hashes: list[bytes] = []
     for index, leaf in _leaves(place, first=first, last=last):
         hashes.append(leaf_hash(leaf))
-        fold.see(index, _record(index, leaf), leaf)
+        fold.see(index, checked_record(index, leaf), leaf)
     root = _root(place)
     missing = last - first + 1 - len(hashes)
     if missing:
@@ -363,7 +335,7 @@ def _root(place: _Place) -> bytes:
     if place.shard == place.shards.newest:
         return bytes(place.connection.execute(select(head_table.c.root)).scalar_one())
     leaf = place.connection.execute(select(leaf_table.c.leaf).where(leaf_table.c.idx == place.end)).scalar_one_or_none()
-    said = "" if leaf is None else _record(place.end, bytes(leaf)).detail.get(PREVIOUS_ROOT, "")
+    said = "" if leaf is None else checked_record(place.end, bytes(leaf)).detail.get(PREVIOUS_ROOT, "")
     try:
         return bytes.fromhex(said)
     except ValueError:
@@ -373,7 +345,7 @@ def _root(place: _Place) -> bytes:
 def _show_budget(place: _Place, fold: Budget, question: Question, *, first: int, last: int) -> None:
     connection, base = place.connection, place.shard.first
     _count(connection, fold, question)
-    for position, record, _ in _listed(connection, GRANTS, low=0, high=base + first - 1):
+    for position, record, _ in listed(connection, GRANTS, low=0, high=base + first - 1):
         fold.grant(place.shards.index(position), record)
     for index, leaf in _leaves(place, first=first, last=last):
-        fold.replay(index, _record(index, leaf), leaf)
+        fold.replay(index, checked_record(index, leaf), leaf)

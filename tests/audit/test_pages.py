@@ -41,6 +41,7 @@ def reader(bench: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[AuditReader]
         for future in written:
             future.result(10)
     monkeypatch.setattr(pages, "PAGE_SCAN", SCAN)
+    monkeypatch.setattr(pages, "PAGE_LOOK_NS", 0)
     made = bench.reader()
     yield made
     made.close()
@@ -73,6 +74,15 @@ def test_all_pages_together_are_what_matches(
     found, count = paged(reader, RecordFilter(**fields, oldest_first=oldest), limit)
     assert found == (matching if oldest else matching[::-1])
     assert count <= len(everything) // SCAN + len(matching) // limit + 2
+
+
+def test_while_there_is_time_a_page_looks_on(reader: AuditReader, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = RecordFilter(tenant="clinic", actor="b" * 32)
+    all_of_it, count = paged(reader, wanted, 5)
+    assert count > len(all_of_it) // 5 + 1
+    monkeypatch.setattr(pages, "PAGE_LOOK_NS", 60 * 10**9)
+    found, fewer = paged(reader, wanted, 5)
+    assert (found, fewer <= len(all_of_it) // 5 + 1) == (all_of_it, True)
 
 
 def test_names_that_never_come_together_end_a_page_with_a_cursor(reader: AuditReader) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from audit import reports
+from audit import by_kind, reports
 from audit.errors import LogDamaged, QueryRefused
 from sealgate.errors import DecodeError
 from sealgate.transparency.record import Record
@@ -26,6 +26,7 @@ from sealgate.transparency.reports.counting import DAY_US
 from sealgate.transparency.reports.form import Report
 from sealgate.transparency.reports.question import Question
 from sealgate.transparency.verifier import LogTrust
+from tests.audit.conftest import ORIGIN
 
 NOON = 20_000 * DAY_US + DAY_US // 2
 LEFT = {"privacy_budget": "patients"}
@@ -158,10 +159,10 @@ def test_no_report_reads_more_than_it_may(sqlite_bench: Any, monkeypatch: pytest
     fill(sqlite_bench)
     reader = sqlite_bench.reader()
     monkeypatch.setattr(reports, "MAX_REPORT_RECORDS", 9)
+    monkeypatch.setattr(by_kind, "MAX_REPORT_RECORDS", 9)
     monkeypatch.setattr(reports, "MAX_REPORT_DAY_GROUPS", 3)
     for name, asked in (
         ("reconcile", {"first": 0, "last": 9}),
-        ("break-glass", {}),
         ("denials", {}),
         ("access", {"to_us": NOON + DAY_US}),
     ):
@@ -173,6 +174,30 @@ def test_no_report_reads_more_than_it_may(sqlite_bench: Any, monkeypatch: pytest
         said = f"it begins at record {first}: of records 0 to {first - 1} this says nothing"
         assert said in reader.report(name, Question()).limits
         assert said not in reader.report(name, Question(first=first)).limits
+    reader.close()
+
+
+def test_what_operators_did_is_listed_however_much_auditors_read(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = bench.open()
+    log.append(Record(kind="credential.revoke", detail={"by": "uid:0"})).result()
+    for _ in range(7):
+        log.append(Record(kind="audit.query", tenant="clinic", detail={"question": "records"})).result()
+    log.close()
+    reader = bench.reader()
+    whole = reader.report("break-glass", Question())
+    monkeypatch.setattr(by_kind, "MAX_REPORT_LISTED", 4)
+    cut = reader.report("break-glass", Question())
+    for report, reads in ((whole, 7), (cut, 4)):
+        operations, readings = report.tables
+        assert [row[2] for row in operations.rows] == ["log.opened", "credential.revoke", "log.closed"]
+        assert [row[4] for row in readings.rows] == [reads]
+    said = f"of reads only the newest 4 are here, from record 5 of {ORIGIN} on"
+    assert (said in cut.limits, said in whole.limits) == (True, False)
+    monkeypatch.setattr(by_kind, "MAX_REPORT_LISTED", 2)
+    assert (
+        f"of operations only the newest 2 are here, from record 1 of {ORIGIN} on"
+        in reader.report("break-glass", Question()).limits
+    )
     reader.close()
 
 
