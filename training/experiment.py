@@ -169,26 +169,29 @@ def run_experiment(
     if sweep is not None:
 
         def again(other: Configuration) -> Measured:
-            return _thrown_away(other, manifest, inputs, targets, groups=kept.groups(), held=held, entropy=entropy)
+            return _thrown_away(other, manifest, inputs, targets, kept=kept, held=held, entropy=entropy)
 
         others = sweep.measured(configuration, again, told=narrator.swept)
     if spending.centering:
         population = configuration.data.public_population
         inputs = (spending.centering.centre(module, *inputs, population=population, entropy=entropy),)
+    own, people = configuration.model.module, () if (groups := kept.groups()) is None else (groups,)
     plan, checkpoints = with_checkpoints(
         plan,
         configuration,
         path=models_dir / f".{configuration.model.name}.checkpoint",
         resume=resume,
-        identity=lambda: identity_of(repr(plan).encode(), encoded, inputs=inputs, targets=targets),
+        identity=lambda: identity_of(
+            *(repr(plan).encode(), encoded, own.encode()), inputs=(*inputs, *people), targets=targets
+        ),
     )
-    own, loss = configuration.model.module, Loss.usual(manifest.classes)
+    loss = Loss.usual(manifest.classes)
     learner = own_module(own, trained, inputs, loss=loss) if own else trained
     public = _public_loss(configuration, manifest, module, learner, loss=loss, folder=path.parent)
     with narrator.progress(plan) as on_step:
         if public is not None:
             on_step = public.around(on_step, steps=plan.steps, told=narrator.public_loss)
-        executed = plan.train(learner, inputs, targets, groups=kept.groups(), entropy=entropy, on_step=on_step)
+        executed = plan.train(learner, inputs, targets, groups=groups, entropy=entropy, on_step=on_step)
     if own:
         transfer(learner, trained)
     quality = measure(manifest, module, held)  # 6
@@ -260,21 +263,21 @@ def _thrown_away(
     features: tuple[torch.Tensor, ...],
     targets: torch.Tensor,
     *,
-    groups: torch.Tensor | None,
+    kept: Examples,
     held: Examples,
     entropy: Entropy,
 ) -> Measured:
     """One run of a sweep, measured on the same held-out rows. features: of the part that is trained, not centred."""
     spending, plan, cost = planned(configuration, manifest)
+    plan = on_network(plan, configuration, kept)
     module = fresh_module(configuration, manifest, entropy)
     _, trained = parts_of(module)
-    plan = on_network(plan, configuration, held)
     if spending.centering:
         population = configuration.data.public_population
         features = (spending.centering.centre(module, *features, population=population, entropy=entropy),)
     own = configuration.model.module
     learner = own_module(own, trained, features, loss=Loss.usual(manifest.classes)) if own else trained
-    plan.train(learner, features, targets, groups=groups, entropy=entropy, on_step=lambda _step: None)
+    plan.train(learner, features, targets, groups=kept.groups(), entropy=entropy, on_step=lambda _step: None)
     if own:
         transfer(learner, trained)
     return measure(manifest, module, held).measured(epsilon_micro=cost.epsilon_micro)

@@ -62,4 +62,4 @@ def interval_text(one: Measured) -> str:
 
 def quality_text(measure: str, value: float) -> str:
     """One figure: accuracies in per cent."""
-    return f"{value:.1%}" if measure == ACCURACY else f"{value:.3f}"
+    return f"{value * 100:.1f} %" if measure == ACCURACY else f"{value:.3f}"

@@ -20,6 +20,7 @@ from sealgate.limits import MAX_TRAINING_STEPS
 from training.accountant import Cost
 from training.configuration import Configuration
 from training.experiment import planned
+from training.mechanisms.gap import GapPlan
 from training.mechanisms.plan import Plan
 from training.mechanisms.selection import SearchPlan
 from training.mechanisms.sgd import SgdPlan
@@ -50,16 +51,18 @@ class Refused:
 
 
 def steps_of(plan: Plan) -> SgdPlan | None:
-    """The steps behind a plan: of the run, or of each run of a search."""
+    """The steps behind a plan: of the run, of each run of a search, or of the parts beside noisy aggregates."""
     if isinstance(plan, SearchPlan):
         return plan.audited
+    if isinstance(plan, GapPlan):
+        return plan.sgd
     return plan if isinstance(plan, SgdPlan) else None
 
 
 def figure_of(configuration: Configuration, manifest: Manifest, *, label: str, work: float = 1.0) -> Figure:
     """The figures of one configuration; raises ConfigurationError or CertificateError."""
-    centering, plan, cost = planned(configuration, manifest)
-    account = centering.account(plan.account, delta=configuration.delta) if centering else plan.account
+    spending, plan, cost = planned(configuration, manifest)
+    account = spending.account(plan.account, delta=configuration.delta)
     steps = steps_of(plan)
     sigma = None if steps is None else steps.account.sigma_micro / MICRO
     return Figure(

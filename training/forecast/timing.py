@@ -27,6 +27,7 @@ from training.dp_sgd.choice import Choice
 from training.experiment import fresh_module
 from training.forecast.figures import steps_of
 from training.limits import FIXED_ROWS, TIMED_NUMBERS, TIMED_RELEASE_ROWS, TIMED_STEPS
+from training.mechanisms.gap import GapPlan
 from training.mechanisms.plan import Plan
 from training.mechanisms.selection import SearchPlan
 from training.mechanisms.sgd import SgdPlan
@@ -48,8 +49,11 @@ class Timing:
 
 def timing_of(
     configuration: Configuration, manifest: Manifest, plan: Plan, *, entropy: Entropy = random_bytes
-) -> Timing:
-    """Measure; a few seconds for models of usual size. Raises TrainingError if the model cannot be trained."""
+) -> Timing | None:
+    """Measure; a few seconds for models of usual size. None for aggregates over a network: its ties, which decide how
+    long they take, are not declared. Raises TrainingError if the model cannot be trained."""
+    if isinstance(plan, GapPlan):
+        return None
     population = configuration.data.public_population
     module = fresh_module(configuration, manifest, entropy)
     fixed, trained = parts_of(module)

@@ -64,7 +64,10 @@ def _meaning(figure: Figure, *, unit: str, delta: str) -> Iterator[str]:
     yield "            those that are"
 
 
-def _time(timing: Timing, figure: Figure) -> Iterator[str]:
+def _time(timing: Timing | None, figure: Figure) -> Iterator[str]:
+    if timing is None:
+        yield "time        not measured: it depends on how many ties the network has"
+        return
     what = f"{figure.plan.steps} steps of {_seconds(timing.step_s)}" if timing.step_s else "one release"
     if timing.runs > 1:
         what += f", {timing.runs:g} runs on average"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sealgate.certificate.page.markup import Markup, element, joined
 
 WIDTH, HEIGHT = 640.0, 300.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, 20.0, 16.0, 50.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70.0, 24.0, 30.0, 50.0
 Label = Callable[[float], str]
 
 

@@ -65,7 +65,7 @@ class Point:
     high: float
     runs: tuple[float, ...]
     rows: int
-    ours: bool  # whether the certified model is among them
+    ours: float | None  # the certified model's own value, if it is among them
 
 
 def points_of(measured: tuple[Measured, ...]) -> list[Point]:
@@ -88,7 +88,7 @@ def points_of(measured: tuple[Measured, ...]) -> list[Point]:
                 high=mean + above,
                 runs=tuple(one.value_micro / MICRO for one in runs),
                 rows=runs[0].rows,
-                ours=any(index == 0 for index, _ in group),
+                ours=next((one.value_micro / MICRO for index, one in group if index == 0), None),
             )
         )
     return sorted(points, key=lambda point: point.epsilon)

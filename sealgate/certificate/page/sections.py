@@ -6,6 +6,7 @@ Trusts: a verified bundle and the facts computed from it. Never: calls a number 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 from sealgate.certificate.attack_words import FALSE_POSITIVE_RATES, rate_text, unit_word
@@ -20,6 +21,16 @@ from sealgate.certificate.page.markup import Markup, element, joined
 from sealgate.certificate.schema import Certificate
 
 _LEAST_FPR = 1e-4
+
+
+def whole(share: float) -> str:
+    """A share in whole per cent."""
+    return f"{share * 100:.0f} %"
+
+
+def figure(drawn: Markup, *, name: str) -> Markup:
+    """A picture that scrolls by itself where there is no room for it."""
+    return element("div", drawn, class_="figure", tabindex="0", role="region", aria_label=name)
 
 
 def table(headings: Sequence[object], rows: Iterable[Sequence[object]], *, caption: str) -> Markup:
@@ -88,8 +99,8 @@ def plain_words(bundle: VerifiedBundle, facts: Facts) -> Markup:
         _attacker(unit, best),
         element(
             "p",
-            "It is about the training data only. What it does not cover stands at the end, and the pages before it say "
-            "how each figure came about and how to compute it again.",
+            "It is about the training data only. What it does not cover stands further down, and every section says "
+            "how its figures came about.",
         ),
     )
 
@@ -120,19 +131,19 @@ def accuracy(certificate: Certificate) -> Markup:
     ]
     if len(certificate.measured) > 1:
         others = len(certificate.measured) - 1
-        together = sum(one.epsilon_micro for one in certificate.measured[1:])
+        together = math.ceil(sum(one.epsilon_micro for one in certificate.measured[1:]) / MICRO * 10) / 10
         words.append(
             element(
                 "p",
                 f"The {others} other models were trained for this picture with fresh randomness, measured and thrown "
                 "away. The weights' epsilon does not cover them: whoever sees these figures too has seen releases that "
-                f"cost the training data up to epsilon {micro_text(together)} more, at {others} times delta.",
+                f"cost the training data up to epsilon {together:g} more, at {others} times delta.",
                 class_="note",
             )
         )
     rows = [
         (
-            f"{point.epsilon:.2f}" + (" (this model)" if point.ours and len(point.runs) == 1 else ""),
+            f"{point.epsilon:.2f}" + (" (this model)" if point.ours is not None else ""),
             quality_text(measure, point.mean),
             f"{quality_text(measure, point.low)} to {quality_text(measure, point.high)}",
             ", ".join(quality_text(measure, run) for run in point.runs),
@@ -143,16 +154,17 @@ def accuracy(certificate: Certificate) -> Markup:
     return section(
         "Accuracy against privacy",
         *words,
-        element("figure", _accuracy_picture(points, label=label, measure=measure)),
+        figure(_accuracy_picture(points, label=label, measure=measure), name=f"Picture: {label} against epsilon"),
         table(("Epsilon", label, "95 % interval", "Each run"), rows, caption=f"{label} at each epsilon"),
     )
 
 
 def _accuracy_picture(points: list[Point], *, label: str, measure: str) -> Markup:
-    low = max(-1.0, min(point.low for point in points))
-    floor = max(0.0, int(low * 10 - 0.5) / 10) if low >= 0 else -1.0
-    top = 1.0
-    ticks = [floor + (top - floor) * index / 5 for index in range(6)]
+    low = min(point.low for point in points)
+    ticks = [one / 20 for one in range(max(-20, math.floor(low * 20)), 21)]
+    ticks = ticks[-1 :: -max(1, -(-(len(ticks) - 1) // 6))][::-1]  # at most seven, the last of them one
+    if ticks[0] > low:
+        ticks.insert(0, max(-1.0, 2 * ticks[0] - ticks[1]))
     frame = Frame(
         across=Axis(
             name="epsilon (smaller is more private)",
@@ -161,7 +173,7 @@ def _accuracy_picture(points: list[Point], *, label: str, measure: str) -> Marku
             ticks=steps_to(points[-1].epsilon * 1.05),
             label=lambda value: f"{value:g}",
         ),
-        up=Axis(name=label, low=floor, high=top, ticks=ticks, label=lambda value: quality_text(measure, value)),
+        up=Axis(name=label, low=ticks[0], high=1.0, ticks=ticks, label=whole if measure == ACCURACY else str),
     )
     shapes = []
     if len(points) > 1:
@@ -169,9 +181,11 @@ def _accuracy_picture(points: list[Point], *, label: str, measure: str) -> Marku
     for point in points:
         shapes.append(frame.whisker(point.epsilon, point.low, point.high))
         shapes += [frame.dot(point.epsilon, run, kind="run", radius=3) for run in point.runs if len(point.runs) > 1]
-        shapes.append(frame.dot(point.epsilon, point.mean, kind="dot ours" if point.ours else "dot"))
-        if point.ours:
-            shapes.append(frame.note(point.epsilon, point.mean, "this model", anchor="end"))
+        shapes.append(frame.dot(point.epsilon, point.mean))
+    for point in points:
+        if point.ours is not None:
+            shapes.append(frame.dot(point.epsilon, point.ours, kind="dot ours"))
+            shapes.append(frame.note(point.epsilon, point.ours, "this model", anchor="start", lift=16.0))
     told = "; ".join(f"{quality_text(measure, point.mean)} at epsilon {point.epsilon:.2f}" for point in points)
     return picture(frame, *shapes, title=f"{label} against epsilon", description=f"{label}: {told}.", name="accuracy")
 
@@ -213,7 +227,7 @@ def over_steps(certificate: Certificate, facts: Facts) -> Markup:
             "Each step looks at a random part of the data and adds noise to what it learned, so each costs a little. "
             "The figure after so many steps follows from public constants, by privacy-loss distributions.",
         ),
-        element("figure", drawn),
+        figure(drawn, name="Picture: epsilon over steps"),
         table(("Steps", "Epsilon"), dict.fromkeys(rows), caption="Epsilon after so many steps"),
     )
 
@@ -271,11 +285,11 @@ def attacks(certificate: Certificate, facts: Facts) -> Markup:
             f"No test of the weights, however clever, tells {unit}s that were in the data from {unit}s that were not "
             "better than this line. It is a limit, not a forecast: known attacks stay far below it.",
         ),
-        element("figure", drawn),
+        figure(drawn, name="Picture: what an attack can find"),
         table(
             ("Wrongly accused", "Found, at most", "Found by guessing", "Sure of an accusation, at most"),
             rows,
-            caption=f"The last column is for {unit}s of whom half were in the data",
+            caption=f"The last column is for an attacker who asks about {unit}s of which half were in the data",
         ),
     )
 
@@ -320,7 +334,7 @@ def audit(certificate: Certificate) -> Markup:
             f"{micro_text(found.confidence_ppm)} the attack shows an epsilon of at least {lower:.2f}. Had it shown "
             "more than the claim, or had a probe found another mechanism, nothing would have been signed.",
         ),
-        element("figure", drawn),
+        figure(drawn, name="Picture: the audit"),
         table(("Probe", "Verdict", "What it found"), rows, caption=f"The {len(rows)} probes ({found.method})"),
     )
 
@@ -360,8 +374,12 @@ def making(bundle: VerifiedBundle) -> Markup:
 
 
 def _masking_rows(certificate: Certificate) -> list[tuple[object, object]]:
-    """What was done to the rows before training, if the certificate says so."""
-    return []
+    """What was done to columns before anything else saw them, as far as the certificate says."""
+    masked = certificate.preprocessing.masked
+    if not masked:
+        return [("Masking", "none is stated")]
+    told = (f"{one.column}: {one.action}{f' ({one.detail})' if one.detail else ''}" for one in masked)
+    return [("Masking", "; ".join(told))]
 
 
 def _selection_words(certificate: Certificate) -> str:

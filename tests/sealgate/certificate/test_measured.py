@@ -47,7 +47,7 @@ def test_a_bundle_with_its_quality_verifies(forge, tmp_path):
     measured = (accuracy(103, 114), msgspec.structs.replace(accuracy(90, 114), epsilon_micro=1_000_000))
     forge.certificate = msgspec.structs.replace(forge.certificate, measured=measured)
     assert verify_bundle(forge.write(tmp_path / "toy"), forge.publishers).certificate.measured == measured
-    assert interval_text(measured[0]) == "90.4% (95 % interval 83.5% to 94.5%)"
+    assert interval_text(measured[0]) == "90.4 % (95 % interval 83.5 % to 94.5 %)"
 
 
 @pytest.mark.parametrize(
