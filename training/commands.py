@@ -67,6 +67,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="encrypt the weights under this key: file:PATH, or environment (`sealgate models new-key` makes one)",
     )
     parser.add_argument(
+        "--fingerprint",
+        metavar="FILE",
+        type=Path,
+        help="put this key's fingerprint into the model (`sealgate fingerprint new-key` makes one)",
+    )
+    parser.add_argument(
         "--model-signing-key",
         metavar="FILE.pem",
         type=Path,
@@ -82,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _plan(arguments)
     from sealgate.certificate.model_signature import load_model_signing_key
     from sealgate.certificate.page.document import require_page_path, write_page
-    from sealgate.certificate.wrapping_keys import open_key
+    from sealgate.certificate.wrapping_keys import open_key, read_secret
     from training.owner import Owner
     from training.publish import load_signing_key
 
@@ -111,6 +117,7 @@ def _run(arguments: argparse.Namespace) -> int:
         resume=arguments.resume,
         owner=Owner(
             wrapping=None if arguments.encrypt is None else open_key(arguments.encrypt),
+            fingerprint=None if arguments.fingerprint is None else read_secret(arguments.fingerprint),
             model_signing=None if signing_file is None else load_model_signing_key(signing_file),
         ),
         sweep=Sweep.of(arguments.sweep, repeats=arguments.repeats) if arguments.sweep is not None else None,

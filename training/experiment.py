@@ -46,6 +46,7 @@ from training.measure import Quality, measure, train_plainly
 from training.mechanisms.gap import GapPlan
 from training.mechanisms.plan import Plan
 from training.mechanisms.plans import on_network, plan_of, with_checkpoints
+from training.mechanisms.sgd import SgdPlan
 from training.outputs import Outputs, check_outputs
 from training.own_module import own_module, transfer
 from training.owner import NOTHING, Owner
@@ -143,6 +144,7 @@ def run_experiment(
     spending, plan, cost = planned(configuration, manifest)  # 2
     masked = masked_of(configuration)
     require_watchable(configuration, plan)
+    owner.check(manifest)
     narrator.announce(configuration, plan, cost)
     findings = None
     if audit:  # 3
@@ -187,13 +189,18 @@ def run_experiment(
     )
     loss = Loss.usual(manifest.classes)
     learner = own_module(own, trained, inputs, loss=loss) if own else trained
+    mark = owner.mark(manifest, module)
     public = _public_loss(configuration, manifest, module, learner, loss=loss, folder=path.parent)
     with narrator.progress(plan) as on_step:
         if public is not None:
             on_step = public.around(on_step, steps=plan.steps, told=narrator.public_loss)
+        if mark is not None and isinstance(plan, SgdPlan):
+            on_step = mark.around(on_step, learner)
         executed = plan.train(learner, inputs, targets, groups=groups, entropy=entropy, on_step=on_step)
     if own:
         transfer(learner, trained)
+    if mark is not None:
+        narrator.marked(mark.finish(trained))
     quality = measure(manifest, module, held)  # 6
     if isinstance(plan, GapPlan):
         compared = plan.train_openly(fresh_module(configuration, manifest, entropy), inputs, targets, entropy=entropy)
@@ -216,6 +223,8 @@ def run_experiment(
         measured=(quality.measured(epsilon_micro=cost.epsilon_micro), *others),
     )
     certificate = msgspec.structs.replace(certificate, preprocessing=spending.preprocessing(masked))
+    if mark is not None:
+        certificate = msgspec.structs.replace(certificate, releases=(*certificate.releases, mark.release()))
     if findings is not None:
         part = findings.certified(code_digest=certificate.environment.code_digest)
         certificate = msgspec.structs.replace(certificate, audit=part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 MAX_CONFIGURATION = 1024 * 1024  # bytes of a CONFIG.toml
 MAX_DATA_FILE = 4 * 1024**3
 MAX_CSV_ROW = 16 * 1024**2  # bytes of one line of a CSV file, its texts included
@@ -60,3 +62,11 @@ WATCHED_POINTS = 25  # how often the loss of public rows is computed
 TIMED_STEPS = 4  # of a forecast: the first is left out, the fastest of the others counts
 TIMED_NUMBERS = 32 * 1024 * 1024  # in the rows of one timed step, where the model is widest
 TIMED_RELEASE_ROWS = 20_000
+
+# The owner's fingerprint: enough triggers that a third of them convinces, few enough not to spoil a small model.
+FINGERPRINT_TRIGGERS = 32
+FINGERPRINT_PARAMETERS_EACH = 64  # trained weights for each trigger; smaller models lose too much of what they learned
+FINGERPRINT_MARGIN = 4.0  # log-odds by which a trigger's label leads: what survives rounding and further training
+FINGERPRINT_NUDGE = 0.1  # of the gradient, once a step
+FINGERPRINT_FINISH_STEPS = 1000
+FINGERPRINT_CHANCE = Fraction(1, 1_000_000)  # of a false accusation, at most

@@ -1,7 +1,7 @@
 """What protects a new model for its owner: encryption at rest, a fingerprint, a signature that other tools check.
 
-None of it reads a private row or changes what the run costs: the fingerprint works on weights that are released anyway
-(post-processing), the others on finished files.
+None of it reads a private row or changes what the run costs: the fingerprint works on weights that epsilon covers at
+every step (`training.fingerprint.embedding`), the others on finished files.
 
 Trusts: the keys it holds. Never: prints one.
 """
@@ -11,8 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from torch import nn
 
+from sealgate.certificate.manifest import Manifest
 from sealgate.certificate.wrapping_keys import WrappingKey
+from sealgate.protocol.secrets import Secret
+from secure_runtime.models.architectures import build
+from training.fingerprint.embedding import Mark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +26,16 @@ class Owner:
 
     wrapping: WrappingKey | None = None  # the weights are encrypted under it
     model_signing: EllipticCurvePrivateKey | None = field(default=None, repr=False)  # writes model.sig
+    fingerprint: Secret | None = None  # its key
+
+    def check(self, manifest: Manifest) -> None:
+        """Raise ConfigurationError, before anything is spent, for a model that cannot carry a fingerprint."""
+        if self.fingerprint is not None:
+            Mark(self.fingerprint, manifest, build(manifest.architecture).double())
+
+    def mark(self, manifest: Manifest, module: nn.Module) -> Mark | None:
+        """The fingerprint for this module, whose fixed part is what it will be; None if none was asked for."""
+        return None if self.fingerprint is None else Mark(self.fingerprint, manifest, module)
 
 
 NOTHING = Owner()

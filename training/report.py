@@ -25,6 +25,7 @@ from sealgate.certificate.schema import Measured
 from training.accountant import Cost, RunningEpsilon
 from training.auditing.gate import Findings
 from training.configuration import Configuration
+from training.fingerprint.evidence import Evidence
 from training.measure import Quality
 from training.mechanisms.plan import Plan
 
@@ -40,6 +41,8 @@ class Narrator(Protocol):
     def audited(self, findings: Findings | None) -> None: ...
 
     def remarks(self, lines: tuple[str, ...]) -> None: ...
+
+    def marked(self, evidence: Evidence) -> None: ...
 
     def rows(self, *, trained: int, held_out: int) -> None: ...
 
@@ -64,6 +67,9 @@ class Quiet:
         """Nothing."""
 
     def remarks(self, lines: tuple[str, ...]) -> None:
+        """Nothing."""
+
+    def marked(self, evidence: Evidence) -> None:
         """Nothing."""
 
     def rows(self, *, trained: int, held_out: int) -> None:
@@ -133,6 +139,10 @@ class Terminal:
         """What masking found: counts that epsilon does not cover, which stay on this terminal."""
         for line in lines:
             self._say(f"  masking     {line}")
+
+    def marked(self, evidence: Evidence) -> None:
+        """The owner's fingerprint, which follows from a key and the weights."""
+        self._say(f"  fingerprint {evidence}")
 
     def rows(self, *, trained: int, held_out: int) -> None:
         """After reading: the counts, which are not covered by epsilon, stay on this terminal."""

@@ -112,8 +112,7 @@ def open_key(source: str, *, folder: Path = Path()) -> WrappingKey:
     kind, _, place = source.partition(":")
     if kind != "file" or not place:
         raise ConfigurationError(f"'{source}' is no source of a key: say file:PATH or environment")
-    path = folder / place
-    return LocalKey.of(_parse(_read_private(path), str(path)))
+    return LocalKey.of(read_secret(folder / place))
 
 
 def open_key_ring(sources: Iterable[str], *, folder: Path = Path()) -> KeyRing:
@@ -124,8 +123,18 @@ def open_key_ring(sources: Iterable[str], *, folder: Path = Path()) -> KeyRing:
     return KeyRing(tuple(open_key(source, folder=folder) for source in listed))
 
 
+def read_secret(path: Path) -> Secret:
+    """The 32 bytes of a private key file; raises ConfigurationError."""
+    return _parse(_read_private(path), str(path))
+
+
 def write_new_key(path: Path, *, entropy: Entropy = random_bytes) -> LocalKey:
-    """Draw a key and write it, mode 0600 from its first moment. Raises ConfigurationError if the file exists."""
+    """Draw a key and write it, as `write_new_secret` does."""
+    return LocalKey.of(write_new_secret(path, entropy=entropy))
+
+
+def write_new_secret(path: Path, *, entropy: Entropy = random_bytes) -> Secret:
+    """Draw 32 bytes and write them, mode 0600 from the first moment. Raises ConfigurationError if the file exists."""
     secret = Secret(entropy(DATA_KEY))
     try:
         write_new(path, base64.b64encode(secret.reveal()) + b"\n", mode=0o600)
@@ -133,7 +142,7 @@ def write_new_key(path: Path, *, entropy: Entropy = random_bytes) -> LocalKey:
         raise ConfigurationError(f"{path} exists; a key is never written over") from error
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from error
-    return LocalKey.of(secret)
+    return secret
 
 
 def _read_private(path: Path) -> bytes:
