@@ -456,6 +456,11 @@ def check_engine(configuration: Configuration) -> None:
         ),
         (engine.gradients in GRADIENTS, f"[engine] gradients must be one of: {', '.join(GRADIENTS)}"),
         (engine.arithmetic in ARITHMETICS, f"[engine] arithmetic must be one of: {', '.join(ARITHMETICS)}"),
+        (
+            configuration.privacy.noise != "discrete-gaussian" or engine.arithmetic == "float64",
+            "[privacy] noise: discrete noise is exact about arithmetic, which float32 is not; "
+            '[engine] arithmetic must be "float64"',
+        ),
         (engine.checkpoint_every >= 0, "[engine] checkpoint_every must be at least 0"),
     ):
         if not holds:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 
+import numpy as np
 import pytest
 
 from sealgate.certificate.bundle import verify_bundle
@@ -101,6 +103,35 @@ def test_a_run_that_was_cut_off_is_resumed_and_published(tmp_path, key):
     assert not kept.exists()
     verified = verify_bundle(models / "tiny", publishers_of({"p": key.public_key()}))
     assert verified.certificate.mechanism.sampling.steps_executed == 40
+
+
+def test_exact_noise_does_not_stand_on_float32(tmp_path):
+    path = written(tmp_path, '\n[engine]\narithmetic = "float32"\n')
+    path.write_text(path.read_text().replace("steps = 40", 'steps = 40\nnoise = "discrete-gaussian"'))
+    with pytest.raises(ConfigurationError, match="float64"):
+        load_configuration(path)
+
+
+def test_a_run_for_other_people_is_another_run(tmp_path, key):
+    """The same rows on the same sides, but two of the people are one: whose gradients are clipped together differs."""
+    path = written(tmp_path, "\n[engine]\ncheckpoint_every = 5\n")
+    text = path.read_text().replace("public_population", 'person = "who"\npublic_population')
+    path.write_text(text.replace("steps = 40", "steps = 40\nrows_per_person = 4"))
+    rows = tiny()
+    people = [str(row // 2) for row in range(len(rows["age"]))]
+
+    def trained_on(person: str) -> bool:
+        digest = hashlib.sha256(b"sealgate split v1\x001\x00person\x00" + person.encode()).digest()
+        return int.from_bytes(digest[:8], "big") >= 2**64 // 4
+
+    one, other = [person for person in dict.fromkeys(people) if trained_on(person)][:2]
+    write_data(tmp_path / "data.csv", {**rows, "who": np.array(people)})
+    with pytest.raises(Cut):
+        run_experiment(path, models_dir=tmp_path / "models", key=key, audit=False, narrator=CutOff(12))
+    merged = [one if person == other else person for person in people]
+    write_data(tmp_path / "data.csv", {**rows, "who": np.array(merged)})
+    with pytest.raises(ConfigurationError, match="another run"):
+        run_experiment(path, models_dir=tmp_path / "models", key=key, audit=False, resume=True)
 
 
 def test_what_cannot_be_resumed_says_so(tmp_path, key):
