@@ -11,6 +11,7 @@
 A batch that begins in another half-year than the shard did is preceded by the turn: a transaction of its own that ends
 one shard and begins the next, and publishes the last checkpoint of the one and the first of the other.
 
+What a draft must be stands in `drafting`, what is signed and published in `publishing`.
 Trusts: the database's commit. Never: signs what is not durable; never goes on after an error, whoever calls decides
 nothing: every exception out of `commit` and `publish` is fatal to the log.
 Long, because it is one transaction from its first statement to its receipts.
@@ -18,7 +19,6 @@ Long, because it is one transaction from its first statement to its receipts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -29,29 +29,25 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from audit.database import WriterHold
 from audit.days import count_days
+from audit.drafting import finished, is_uuid, require_unused
 from audit.errors import AppendRefused, LogDamaged
 from audit.holds import HOLD_KINDS, chained
-from audit.limits import MAX_INDEXED_TEXT
 from audit.opening import Intent, Opened
-from audit.publishing import PublishedNotes
+from audit.publishing import Publisher
 from audit.sealing import HeadSeal
 from audit.shards import Shard, add_shard
 from audit.subjects import Subjects
-from audit.tables import checkpoint as checkpoint_table
-from audit.tables import cosigned as cosigned_table
 from audit.tables import head as head_table
 from audit.tables import open_intent as intent_table
 from audit.tree import TileWriter
 from audit.turning import beginning, closing
 from sealgate.ambient import Clock, Entropy, uuid7
-from sealgate.errors import DecodeError
 from sealgate.transparency.cose_receipt import reissue
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.merkle import Frontier, inclusion_proof, leaf_hash
-from sealgate.transparency.notes import Checkpoint, NoteSigner, parse_checkpoint_text, sign_checkpoint, split_note
-from sealgate.transparency.published import sign_published, sign_root
+from sealgate.transparency.notes import Checkpoint, NoteSigner, parse_checkpoint_text, split_note
 from sealgate.transparency.receipt import build_receipt
-from sealgate.transparency.record import ENDS, Record, leaf_bytes
+from sealgate.transparency.record import ENDS, Record
 from sealgate.transparency.shards import half_year_of, shard_name
 from sealgate.transparency.standing import InForce
 
@@ -64,8 +60,6 @@ fails the log."""
 Balances = Callable[[Connection, str], Mapping[str, tuple[int, int]]]
 """What is left of each privacy budget (millionths), and since when its window runs (microseconds), under the policy of
 this digest; nothing if another one decides already. Runs within the writer's transaction, and only reads."""
-
-_INHERITED = ("tenant", "actor", "authn", "operation", "purpose")
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,6 @@ class Outcome:
 
 
 # Built once: building them costs as much as running them.
-_UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ADD_INTENTS = insert(intent_table)
 _STILL_THERE = text("SELECT 1")
 _MOVE_HEAD = (
@@ -149,7 +142,7 @@ class Committer:
         self._in_force = InForce(opened.standing)
         self._turns = turns
         self._balances = balances
-        self._log_signer, self._log_mldsa, self._log_seal = signer, mldsa, seal
+        self._log_signer, self._log_seal = signer, seal
         self._name_keys()
         self._frontier = opened.frontier
         self._tiles = opened.tiles
@@ -158,14 +151,11 @@ class Committer:
         self._subjects = subjects
         self._clock = clock
         self._entropy = entropy
-        self._stored = PublishedNotes(checkpoint_table, opened.published)
-        self._cosigned = PublishedNotes(cosigned_table, opened.cosigned)
-        # Of notes, up to which position they reach, through all shards.
-        self._last: tuple[int, bytes] | None = None  # the last checkpoint of a shard that ended, if not stored yet
-        self._note: tuple[int, bytes] | None = None  # newest signed checkpoint
-        self._witnessed: list[tuple[int, bytes]] = []  # cosigned ones that readers cannot see yet
+        self._publisher = Publisher(
+            published=opened.published, cosigned=opened.cosigned, signer=signer, mldsa=mldsa, clock=clock
+        )
         if opened.unsigned is not None:
-            self._sign_last(opened.unsigned)
+            self._publisher.sign_last(self._shard.first, opened.unsigned)
 
     @property
     def size(self) -> int:
@@ -185,7 +175,7 @@ class Committer:
     @property
     def note(self) -> bytes:
         """The newest signed checkpoint; there is one as soon as a batch was committed."""
-        return self._note[1] if self._note else b""
+        return self._publisher.note
 
     @property
     def open_intents(self) -> list[Intent]:
@@ -194,7 +184,7 @@ class Committer:
     @property
     def unpublished(self) -> bool:
         """A checkpoint was signed, or cosigned, that readers cannot see yet."""
-        return bool(self._witnessed or self._last) or (self._note is not None and self._note[0] > self._stored.size)
+        return self._publisher.unpublished
 
     def cose_receipt(self, receipt: bytes) -> bytes:
         """See AuditLog.cose_receipt. From any thread: it reads nothing that changes."""
@@ -205,7 +195,7 @@ class Committer:
         origin = parse_checkpoint_text(split_note(note)[0]).origin
         for shard in self._shards:
             if shard.origin == origin:
-                self._witnessed.append((shard.first + size, note))
+                self._publisher.take_cosigned(shard.first + size, note)
 
     def commit(self, batch: list[Pending], *, publish: bool = False) -> Outcome:
         """Write the batch; `publish` also stores the checkpoint signed after the batch before it."""
@@ -226,13 +216,12 @@ class Committer:
                 self._write(connection, accepted)  # 3
                 self._move_head(connection, expected, root)  # 4
             if publish:
-                self._store_checkpoint(connection)
+                self._store_checkpoints(connection)
         self._subjects.written(flushed)  # 5: leaving the block committed
         if not accepted:
             return Outcome([], refused)
         size = self._frontier.size
-        note = sign_checkpoint(Checkpoint(self._signer.name, size, root), self._signer)  # 6
-        self._note = (self.size, note)
+        note = self._publisher.sign(self.size, Checkpoint(self._signer.name, size, root))  # 6
         appended = []
         for item in accepted:
             proof = inclusion_proof(item.index, size, lambda level, index: nodes[level, index])
@@ -244,7 +233,10 @@ class Committer:
         """Store the newest signed checkpoint, and the newest cosigned one, where readers find them."""
         if self.unpublished:
             with self._engine.begin() as connection:
-                self._store_checkpoint(connection)
+                self._store_checkpoints(connection)
+
+    def _store_checkpoints(self, connection: Connection) -> None:
+        self._publisher.store(connection, ends=frozenset(shard.first for shard in self._shards[1:]))
 
     def require_connection(self) -> None:
         """Raise if the database is gone, and the hold on the log with it."""
@@ -274,26 +266,20 @@ class Committer:
             self._move_head(connection, expected, root)
         stands_at = {record.grant: index for index, record in records if record.grant}
         self._intents = {grant: Intent(stands_at[grant], intent.record, intent.began) for grant, intent in under_way}
-        self._sign_last(last)
-        self._cosigned.keep()
-        self._note = (self.size, sign_checkpoint(Checkpoint(begun.origin, self._frontier.size, root), self._signer))
+        self._publisher.sign_last(begun.first, last)
+        self._publisher.sign(self.size, Checkpoint(begun.origin, self._frontier.size, root))
         self.publish()
 
     def _put(self, connection: Connection, drafts: Sequence[Record]) -> list[tuple[int, Record]]:
         """Write records of our own; give them, and where they stand in the shard."""
         accepted = []
         for index, draft in enumerate(drafts, self._frontier.size):
-            record, leaf = self._finish(self._complete(draft))
+            record, leaf = self._finished(self._complete(draft))
             accepted.append(_Accepted(Pending(draft), index, record, leaf, leaf_hash(leaf)))
         for item in accepted:
             self._frontier.append(item.hashed)
         self._write(connection, accepted)
         return [(item.index, item.record) for item in accepted]
-
-    def _sign_last(self, last: Checkpoint) -> None:
-        """The last checkpoint of a shard that has ended, which is durable."""
-        note = sign_checkpoint(last, self._log_signer.under(last.origin))
-        self._last = (self._shard.first, note)
 
     # Records ---------------------------------------------------------------------------------------------------------
 
@@ -306,9 +292,9 @@ class Committer:
         for pending in batch:
             try:
                 if pending.draft.id:
-                    _require_unused(pending.draft.id, taken)
+                    require_unused(pending.draft.id, taken)
                 if pending.effect is None:
-                    record, leaf = self._finish(self._complete(pending.draft))
+                    record, leaf = self._finished(self._complete(pending.draft))
                 else:
                     self._rows.savepoint(connection, after=effects)
                     effects = True
@@ -333,7 +319,7 @@ class Committer:
     def _taken(self, connection: Connection, batch: list[Pending]) -> set[str]:
         """The ids of this batch that are not new. Those that callers chose are looked up, all at once: found out here,
         not by the index, which would fail the log."""
-        given = [pending.draft.id for pending in batch if _is_uuid(pending.draft.id)]
+        given = [pending.draft.id for pending in batch if is_uuid(pending.draft.id)]
         return self._rows.taken(connection, given) if given else set()
 
     def _with_effect(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
@@ -343,7 +329,7 @@ class Committer:
             after = msgspec.structs.replace(
                 effect(connection, before), v=1, log=before.log, id=before.id, ts_us=before.ts_us, salt=before.salt
             )
-            return self._finish(after)
+            return self._finished(after)
         except BaseException:
             connection.exec_driver_sql("ROLLBACK TO effect")
             raise
@@ -362,37 +348,8 @@ class Committer:
             salt=draft.salt or self._entropy(16).hex(),
         )
 
-    def _finish(self, record: Record) -> tuple[Record, bytes]:
-        """Check the rules of a record's kind; give the record as it will stand and its leaf."""
-        if record.kind in ENDS:
-            record = self._match(record)
-        elif record.kind == "inference.authorized" and record.grant not in ("", record.id):
-            raise AppendRefused("an authorization is its own grant", code="record-malformed")
-        try:
-            leaf = leaf_bytes(record)
-        except (DecodeError, ValueError) as error:
-            raise AppendRefused("the record is not fit to be a leaf", code="record-malformed") from error
-        if not _is_uuid(record.id) or not _fits_index(record):
-            raise AppendRefused("the record is not fit to be found again", code="record-malformed")
-        return record, leaf
-
-    def _match(self, end: Record) -> Record:
-        """An end belongs to exactly one open authorization, and says of it what it says of itself."""
-        intent = self._intents.get(end.grant)
-        if intent is None:
-            raise AppendRefused("the record ends no open authorization", code="grant-not-open")
-        begun = intent.record
-        given = {name: getattr(end, name) for name in _INHERITED}
-        for name, value in given.items():
-            if value not in ("", getattr(begun, name)):
-                raise AppendRefused(f"the end names another {name} than its authorization", code="end-differs")
-        if end.intent_seq not in (-1, intent.index, intent.began):
-            raise AppendRefused("the end names another index than its authorization", code="end-differs")
-        if end.kind == "inference.completed" and end.model != begun.model:
-            raise AppendRefused("the answer comes from another model than was authorized", code="end-differs")
-        return msgspec.structs.replace(
-            end, intent_seq=intent.index, **{name: getattr(begun, name) for name in _INHERITED}
-        )
+    def _finished(self, record: Record) -> tuple[Record, bytes]:
+        return finished(record, self._intents)
 
     # Tables ----------------------------------------------------------------------------------------------------------
 
@@ -424,53 +381,6 @@ class Committer:
             raise LogDamaged("the log's head is not where its only writer left it")
         self._sealed_holds = self._holds
 
-    def _store_checkpoint(self, connection: Connection) -> None:
-        now = self._clock()
-        if self._last is not None:
-            self._store(connection, *self._last, now_us=now)
-            self._stored.keep()
-            self._last = None
-        if self._note is not None and self._note[0] > self._stored.size:
-            self._store(connection, *self._note, now_us=now)
-        for reach, note in sorted(self._witnessed):
-            if reach > self._cosigned.size:
-                self._cosigned.store(connection, reach, note, now_us=now)
-            if any(shard.first == reach for shard in self._shards[1:]):
-                self._cosigned.keep()
-        self._witnessed.clear()
-
-    def _store(self, connection: Connection, reach: int, note: bytes, *, now_us: int) -> None:
-        origin = parse_checkpoint_text(split_note(note)[0]).origin
-        note = sign_root(note, self._log_signer.under(origin))
-        if self._log_mldsa is not None:
-            note = sign_published(note, self._log_mldsa.under(origin), timestamp_s=now_us // 1_000_000)
-        self._stored.store(connection, reach, note, now_us=now_us)
-
 
 def _nothing_there(level: int, index: int, width: int) -> bytes:
     raise LogDamaged("a tree without leaves has no rows")
-
-
-def _require_unused(given: str, taken: set[str]) -> None:
-    """An id that the caller chose must be new, also within its batch."""
-    if given in taken:
-        raise AppendRefused("the record's id is taken", code="record-malformed")
-    taken.add(given)
-
-
-def _is_uuid(text: str) -> bool:
-    return _UUID.fullmatch(text) is not None
-
-
-def _fits_index(record: Record) -> bool:
-    """What has a column must fit every database's: no NUL, which PostgreSQL's text cannot hold, and bounded."""
-    fields = (
-        record.tenant,
-        record.actor,
-        record.model,
-        record.model_digest,
-        record.purpose,
-        record.outcome,
-        record.reason,
-    )
-    return all(len(field) <= MAX_INDEXED_TEXT and "\0" not in field for field in fields)
