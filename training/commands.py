@@ -6,11 +6,19 @@ import argparse
 from pathlib import Path
 
 from sealgate.command import Command
+from sealgate.errors import ConfigurationError
 from sealgate.terminal import printable, say
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG.toml", type=Path, help="what to train, on what, at which privacy")
+    parser.add_argument(
+        "config", metavar="CONFIG.toml", type=Path, nargs="?", help="what to train, on what, at which privacy"
+    )
+    parser.add_argument(
+        "--example",
+        metavar="NAME",
+        help="write a complete configuration to begin from to CONFIG.toml (NAME.toml); `list` says which there are",
+    )
     parser.add_argument(
         "--out", metavar="DIR", type=Path, default=Path("models"), help="the bundle is written to DIR/NAME (models)"
     )
@@ -82,6 +90,10 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.example is not None:
+        return _example(arguments.example, arguments.config)
+    if arguments.config is None:
+        raise ConfigurationError("name a CONFIG.toml; `sealgate train --example list` says what there is to begin from")
     if arguments.audit_only:
         return _audit_only(arguments)
     if arguments.plan:
@@ -129,6 +141,19 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _example(name: str, path: Path | None) -> int:
+    from training.starters import starters, summary_of, write_starter
+
+    if name == "list":
+        for known, text in starters().items():
+            say(f"{known:24} {printable(summary_of(text))}")
+        return 0
+    path = path or Path(f"{name}.toml")
+    write_starter(name, path)
+    say(f"{printable(str(path))}: change it to your rows; what it costs before you train: sealgate train {path} --plan")
+    return 0
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     import torch
 
@@ -156,9 +181,9 @@ def _audit_only(arguments: argparse.Namespace) -> int:
 TRAIN = Command(
     summary="train a model with differential privacy and publish a signed bundle",
     description=(
-        "Trains a logistic regression, linear regression or MLP with DP-SGD on rows from CSV, Parquet, NPZ or a "
-        "scikit-learn data set, and writes a signed bundle: weights, manifest, privacy certificate, card. BatchNorm "
-        "and compiled models are not offered: their per-example gradients do not exist or cannot be taken."
+        "Trains a model on rows, images, sequences, texts or graphs with differential privacy, after attacking the trainer "
+        "itself, and writes a signed bundle: weights, manifest, privacy certificate, card. BatchNorm and compiled models "
+        "are not offered: their per-example gradients do not exist or cannot be taken."
     ),
     configure=_configure,
     run=_run,
