@@ -3,8 +3,8 @@
     Reconcile     each authorized has exactly one end, and the end agrees with it
     Signatures    what a worker is said to have done, it signed
     Counters      the workers' own counters have no gap: the host dropped nothing they signed
-    Receipts      the receipts that were handed in are the very leaves of this log, under checkpoints of its tree
 
+Receipts that are handed in are checked in `receipt_check`.
 Pure, in memory bounded by the range. Trusts nothing but the keys that the log's own `worker.start` records name: that
 those belong to attested workers is the evidence's business, not the log's. Long, because the checks are read together.
 """
@@ -13,24 +13,20 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from sealgate.errors import ReceiptError, VerificationError
+from sealgate.errors import VerificationError
 from sealgate.protocol.completion import verify_completion
 from sealgate.transparency.carried import KIND as CARRIED
 from sealgate.transparency.carried import counters_of, ends_shard, restated, stood_at
-from sealgate.transparency.merkle import leaf_hash
-from sealgate.transparency.notes import NoteVerifier
-from sealgate.transparency.receipt import VerifiedReceipt, verify_receipt
 from sealgate.transparency.record import ENDS, Record, completion_of
 
 Status = Literal["ok", "failed", "skipped"]
 _AGREE = ("tenant", "actor", "operation", "purpose")
-_SHOWN = 3  # problems named in one verdict
+SHOWN = 3  # problems named in one verdict
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class Problems:
 
     def add(self, text: str) -> None:
         self.count += 1
-        if len(self.found) < _SHOWN:
+        if len(self.found) < SHOWN:
             self.found.append(text)
 
     def verdict(self) -> Verdict:
@@ -328,76 +324,6 @@ class Counters:
         return Verdict("ok", f"{len(self._seen)} workers, {sum(map(len, self._seen.values()))} records")
 
 
-class Receipts:
-    """Receipts from elsewhere (clients) against the leaves of this range, and their checkpoints against its tree: a log
-    that shows its clients one tree and its auditors another is caught where the two meet."""
-
-    name = "given receipts are in this log"
-
-    def __init__(self, receipts: Sequence[bytes], verifiers: Sequence[NoteVerifier], *, origin: str) -> None:
-        self._wanted: dict[int, list[VerifiedReceipt]] = {}
-        self._signed: dict[int, dict[bytes, int]] = {}  # size to root to the first receipt that shows it
-        self._matched = 0
-        self._foreign = 0
-        self._problems = Problems()
-        for number, receipt in enumerate(receipts, 1):
-            try:
-                verified = verify_receipt(receipt, verifiers)
-            except ReceiptError as error:
-                self._problems.add(f"receipt {number}: {error}")
-                continue
-            if verified.checkpoint.origin != origin:
-                self._foreign += 1
-                continue
-            self._wanted.setdefault(verified.index, []).append(verified)
-            self._signed.setdefault(verified.checkpoint.size, {}).setdefault(verified.checkpoint.root, number)
-
-    @property
-    def sizes(self) -> frozenset[int]:
-        """Of the trees that the receipts' checkpoints are of."""
-        return frozenset(self._signed)
-
-    def see(self, index: int, record: Record, leaf: bytes) -> None:
-        for receipt in self._wanted.pop(index, ()):
-            if receipt.leaf == leaf:
-                self._matched += 1
-            else:
-                self._problems.add(f"the receipt for record {index} shows another record than the log")
-
-    def miss(self, index: int, hashed: bytes) -> None:
-        """The record at `index` is no longer kept, its hash is."""
-        for receipt in self._wanted.pop(index, ()):
-            if leaf_hash(receipt.leaf) == hashed:
-                self._matched += 1
-            else:
-                self._problems.add(f"the receipt for record {index} shows another record than the log")
-
-    def compare(self, size: int, root: bytes) -> None:
-        """The tree of `size` records has this root: what the receipts' checkpoints say of it must be the same."""
-        for signed, number in self._signed.pop(size, {}).items():
-            if signed != root:
-                self._problems.add(f"receipt {number} carries a signed checkpoint of another tree of {size} records")
-
-    def verdict(self, part: Range) -> Verdict:
-        inside = [index for index in self._wanted if part.first <= index <= part.last]
-        for index in inside:
-            self._problems.add(f"record {index}, for which there is a receipt, is unreadable")
-        for size, roots in self._signed.items():
-            if len(roots) > 1:
-                self._problems.add(f"receipts {_numbers(roots)} carry signed checkpoints of different trees of {size}")
-        if self._problems.count:
-            return self._problems.verdict()
-        if self._wanted or self._foreign:
-            others = f", {self._foreign} of another log" if self._foreign else ""
-            return Verdict("skipped", f"{self._matched} match; {len(self._wanted)} are outside the range{others}")
-        apart = f"; of {len(self._signed)} trees that they name the range cannot tell" if self._signed else ""
-        return Verdict("ok", f"{self._matched} match, with the commitments that they carry{apart}")
-
-
-def _numbers(roots: Mapping[bytes, int]) -> str:
-    return " and ".join(str(number) for number in sorted(roots.values())[:_SHOWN])
-
-
 def _few(names: set[str]) -> str:
-    shown = sorted(names)[:_SHOWN]
-    return ", ".join(shown) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    shown = sorted(names)[:SHOWN]
+    return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -10,8 +10,8 @@
     8. workers' counters have no gap
     9. what is left of privacy budgets changes only as requests explain
     10. given receipts are in this log, under checkpoints of its tree (only if receipts were given)
-    11. records that are no longer kept were pruned, and the log says so (only if there are some)
-    12. the shard begins and ends as shards do (only if it follows one or one follows it; it stands before 11)
+    11. the shard begins and ends as shards do (only if it follows one or one follows it)
+    12. records that are no longer kept were pruned, and the log says so (only if there are some)
     13. a quorum of witnesses cosigned a checkpoint of this very log (only if a witness policy was given)
 
 A step that cannot be decided is `skipped` and says why; in strict mode that is a failure. Trusts: the keys in
@@ -35,7 +35,6 @@ from sealgate.transparency.checks import (
     Counters,
     Problems,
     Range,
-    Receipts,
     Reconcile,
     Signatures,
     Status,
@@ -48,6 +47,7 @@ from sealgate.transparency.notes import Checkpoint, NoteVerifier, open_checkpoin
 from sealgate.transparency.pruned import Pruned
 from sealgate.transparency.published import open_published, strength
 from sealgate.transparency.ranges import range_root
+from sealgate.transparency.receipt_check import Receipts
 from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.shards import belongs_to, is_later, log_of
 from sealgate.transparency.standing import InForce
@@ -209,13 +209,13 @@ class _Verification:
         self.around.budgets, self.around.gone = budgets, gone
         self.around.in_force, self.around.said = in_force, began.said
         if edges.concerned:
-            self._add(edges.name, edges.verdict(part))
+            self._add(edges.name, edges.verdict(part))  # 11
         limits = (*edges.limits(), *((_PRUNED.format(gone.count),) if gone.count else ()))
         if gone.count:
-            self._add(gone.name, gone.verdict(part))  # 11
+            self._add(gone.name, gone.verdict(part))  # 12
         if witnessed is None:
             return Report(self.steps, self.strict, checkpoint, part.first, part.last, limits=(*limits, _LIMIT))
-        self._add(_WITNESSED, self._saw_this_log(bundle, witnessed, roots))  # 12
+        self._add(_WITNESSED, self._saw_this_log(bundle, witnessed, roots))  # 13
         return Report(self.steps, self.strict, checkpoint, part.first, part.last, limits=limits)
 
     def _add(self, name: str, verdict: Verdict) -> None:
