@@ -120,8 +120,10 @@ class GapAggregation(Part, frozen=True, tag_field="kind", tag="gap-aggregation")
     """`hops` sums of unit-norm vectors over each node's neighbours, each with Gaussian noise on every row.
 
     The unit is an undirected edge (two rows of each sum change by at most one) or a node with at most `max_degree`
-    neighbours (so many rows change by at most one). `encoder` and `classifier` are DP-SGD over nodes, needed where the
-    unit is a node. `serving` says what of the graph the served model reads: "noised-aggregates" or "nothing".
+    neighbours (so many rows change by at most one, and its own by all that it holds: at most `max_degree`, or
+    `sum_norm_micro` where each row is scaled down to that norm before the noise). `encoder` and `classifier` are DP-SGD
+    over nodes, needed where the unit is a node. `serving` says what of the graph the served model reads:
+    "noised-aggregates" or "nothing".
     """
 
     hops: int
@@ -130,6 +132,7 @@ class GapAggregation(Part, frozen=True, tag_field="kind", tag="gap-aggregation")
     encoder: DpSgd | None
     classifier: DpSgd | None
     serving: str
+    sum_norm_micro: int = 0  # 0: sums are not scaled down
 
 
 Mechanism: TypeAlias = DpSgd | AdaSsp | ObjectivePerturbation | GapAggregation
