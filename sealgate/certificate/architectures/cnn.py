@@ -79,6 +79,17 @@ class CnnSpec(Spec, frozen=True, tag="cnn"):
     def row_numbers(self) -> int:
         return 3 * max(math.prod(planes) for planes in self.planes())
 
+    def row_work(self) -> int:
+        return self.weight_count() + self.convolution_work()
+
+    def convolution_work(self) -> int:
+        """Multiplications of all convolutions of one image."""
+        befores = (self.channels, *(stage.channels for stage in self.stages))
+        return sum(
+            math.prod(planes) * before * stage.kernel**2
+            for before, stage, planes in zip(befores, self.stages, self.planes(), strict=False)
+        )
+
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
         return ((self.channels, self.height, self.width),)
 
@@ -115,15 +126,16 @@ class CnnSpec(Spec, frozen=True, tag="cnn"):
 
     def _work_refusals(self) -> Iterator[str]:
         """Numbers kept and multiplications done for one image."""
-        before, work, largest = self.channels, 0, 0
+        largest = 0
         for stage, (channels, height, width) in zip(self.stages, self.planes(), strict=True):
             if min(height, width) < stage.pool:
                 yield "a stage leaves nothing of the image"
                 return
-            work += channels * height * width * before * stage.kernel**2
+            if stage.norm_groups and channels // stage.norm_groups * height * width == 1:
+                yield "a stage normalises single numbers"  # to nothing; and torch will not do it for a single image
+                return
             largest = max(largest, channels * height * width)
-            before = channels
-        if work > MAX_CONVOLUTION_WORK or largest > MAX_CONVOLUTION_NUMBERS:
+        if self.convolution_work() > MAX_CONVOLUTION_WORK or largest > MAX_CONVOLUTION_NUMBERS:
             yield "its images or stages are too large"
 
     @classmethod

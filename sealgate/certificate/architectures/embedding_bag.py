@@ -20,6 +20,9 @@ class EmbeddingBagSpec(TokensSpec, frozen=True, kw_only=True, tag="embedding-bag
     def row_numbers(self) -> int:
         return 2 * self.length * self.width
 
+    def row_work(self) -> int:
+        return self.length * self.width + self.weight_count() - self.tokens * self.width
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         layers = linear_tensors((self.width, *self.hidden, self.logit_count))
         return {"embedding.weight": (self.tokens, self.width), **layers}

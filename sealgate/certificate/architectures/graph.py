@@ -34,6 +34,10 @@ class GraphSpec(Spec, frozen=True, kw_only=True, tag="graph"):
     def row_numbers(self) -> int:
         return self.nodes * ((2 * self.heads + 2) * self.nodes + 4 * max(self.features, *self.hidden))
 
+    def row_work(self) -> int:
+        """Each weight once for each node, and each edge for each number of a node."""
+        return self.nodes * self.weight_count() + self.nodes**2 * sum(self.hidden)
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         tensors: dict[str, tuple[int, ...]] = {}
         width_in = self.features

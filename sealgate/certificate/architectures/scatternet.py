@@ -80,6 +80,8 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
             yield "its images are too large"
         if self.norm_groups < 0 or (self.norm_groups and self.channels * self.paths % self.norm_groups):
             yield f"norm_groups must divide its {self.channels * self.paths} scattering planes, or be 0"
+        elif self.norm_groups and self.feature_count == self.norm_groups:
+            yield "norm_groups would normalise single numbers"
         if not 0 < self.norm_epsilon_micro <= 1_000_000:
             yield "norm_epsilon_micro must lie between 1 and 1000000"
         if not 0 <= self.shared_percent <= 100:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_CLASSES, MAX_WEIGHTS, NUMBERS_AT_ONCE
+from sealgate.limits import MAX_CLASSES, MAX_WEIGHTS, NUMBERS_AT_ONCE, WORK_AT_ONCE
 
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
 
@@ -62,9 +62,14 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="f
         """About how many numbers the model holds at once for one row, where it is widest."""
         return sum(math.prod(shape) for shape in self.input_shapes())
 
+    def row_work(self) -> int:
+        """About how many multiplications one row takes: each weight once, unless the family says else."""
+        return self.weight_count()
+
     def rows_at_once(self, most: int) -> int:
-        """How many rows to run in one call, at most `most`: so that memory is bounded whatever the model."""
-        return max(1, min(most, NUMBERS_AT_ONCE // max(1, self.row_numbers())))
+        """How many rows to run in one call, at most `most`: so that memory and time are bounded whatever the model."""
+        numbers, work = NUMBERS_AT_ONCE // max(1, self.row_numbers()), WORK_AT_ONCE // max(1, self.row_work())
+        return max(1, min(most, numbers, work))
 
     def trained_part(self) -> Spec:
         """What training sees: an architecture over the outputs of the part that is fixed, or all of it if none is.
@@ -81,6 +86,8 @@ class Spec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="f
         yield from wrong
         if not wrong and self.weight_count() * 4 > MAX_WEIGHTS:
             yield "it has too many weights"
+        elif not wrong and self.row_work() > WORK_AT_ONCE:
+            yield "one row takes too much work"
 
     def weight_count(self) -> int:
         """Number of weights."""

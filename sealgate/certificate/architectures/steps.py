@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from sealgate.certificate.architectures.spec import DeclaredInputs, Spec, from_options
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_COLUMNS, MAX_TOKENS, MAX_VOCABULARY
+
+TABLES = ("embedding.weight", "features.words.weight", "features.positions.weight")
 
 
 class StepsSpec(Spec, frozen=True, kw_only=True):
@@ -23,6 +26,11 @@ class StepsSpec(Spec, frozen=True, kw_only=True):
 
     def input_shapes(self) -> tuple[tuple[int, ...], ...]:
         return ((self.length,),) if self.tokens else ((self.length, self.channels),)
+
+    def row_work(self) -> int:
+        """Each weight once in each step, but for the tables that tokens are looked up in."""
+        weights = sum(math.prod(shape) for name, shape in self.tensors().items() if name not in TABLES)
+        return self.length * weights
 
     def size_refusals(self) -> Iterator[str]:
         if not 0 < self.length <= MAX_TOKENS:

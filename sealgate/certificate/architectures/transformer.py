@@ -60,6 +60,9 @@ class TransformerSpec(StepsSpec, frozen=True, kw_only=True, tag="transformer"):
     def row_numbers(self) -> int:
         return attention_numbers(width=self.width, heads=self.heads, feed_forward=self.feed_forward, length=self.length)
 
+    def row_work(self) -> int:
+        return super().row_work() + 2 * self.layers * self.length**2 * self.width
+
     def tensors(self) -> dict[str, tuple[int, ...]]:
         tensors: dict[str, tuple[int, ...]] = {}
         if self.tokens:

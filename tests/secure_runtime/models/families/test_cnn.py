@@ -122,6 +122,7 @@ GOOD = {"channels": 1, "height": 28, "width": 28, "classes": 10}
         ({"stages": (Stage(channels=4, pool=0),)}, "pool"),
         ({"stages": (Stage(channels=4, norm_groups=3),)}, "norm_groups"),
         ({"stages": (Stage(channels=4, pool=29),)}, "leaves nothing"),
+        ({"height": 1, "width": 1, "stages": (Stage(channels=4, norm_groups=4),)}, "single numbers"),
         ({"height": 2000, "width": 2000}, "too large"),
         ({"stages": (Stage(channels=1024, kernel=3),) * 16, "width": 16, "height": 16}, "too large"),
         ({"hidden": (20_000,)}, "hidden"),
@@ -146,6 +147,7 @@ def test_sizes_that_are_refused(changes, reason):
         ({"height": 4000, "width": 4000}, "too large"),
         ({"norm_groups": 2}, "norm_groups"),
         ({"norm_groups": -1}, "norm_groups"),
+        ({"height": 5, "width": 5, "norm_groups": 81}, "single numbers"),  # torch refuses one image, and takes two
         ({"norm_epsilon_micro": 0}, "norm_epsilon_micro"),
         ({"classes": 2000}, "classes"),
     ],

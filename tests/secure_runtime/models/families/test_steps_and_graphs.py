@@ -311,6 +311,28 @@ def test_large_models_run_few_rows_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    "spec",
+    [
+        RecurrentSpec(length=8192, channels=1, cell="gru", hidden=(2048, 2048), classes=2),
+        TransformerSpec(length=2048, channels=1, width=768, heads=4, layers=6, feed_forward=4096, classes=2),
+        GraphSpec(nodes=4000, features=8000, layer="convolution", hidden=(4000,), classes=2),
+    ],
+    ids=lambda spec: spec.family,
+)
+def test_a_row_that_would_take_minutes_is_refused(spec: Spec) -> None:
+    """Every size is within its own bound, and the weights are few enough; a load warms up with several rows."""
+    assert "one row takes too much work" in list(spec.refusals())
+
+
+def test_work_counts_each_weight_once_a_step_and_tables_never() -> None:
+    counted = RecurrentSpec(length=10, tokens=1000, embedding=4, cell="gru", hidden=(3,), classes=2)
+    assert counted.row_work() == 10 * (counted.weight_count() - 4000)
+    busy = RecurrentSpec(length=4096, channels=64, cell="lstm", hidden=(512,), classes=2)
+    assert not list(busy.refusals())
+    assert busy.rows_at_once(4096) <= 64 * 2**30 // busy.row_work()
+
+
+@pytest.mark.parametrize(
     ("family", "inputs", "options", "why"),
     [
         (RecurrentSpec, DeclaredInputs(shapes=((4,),)), {"cell": "lstm", "hidden": (2,)}, "sequences, texts or tokens"),
