@@ -10,6 +10,7 @@ Trusts: the types. Never: looks at weights.
 from __future__ import annotations
 
 from sealgate.certificate.architectures import (
+    EmbeddingBagSpec,
     FrozenEncoderSpec,
     LinearRegressionSpec,
     LogisticRegressionSpec,
@@ -51,7 +52,9 @@ def _check_mechanism(manifest: Manifest, certificate: Certificate) -> None:
         case ObjectivePerturbation():
             fits = isinstance(architecture, LogisticRegressionSpec) and architecture.classes == 2
         case GapAggregation():
-            fits = True
+            # Noised aggregates are a table with a row for each node; a model of anything else was made in another way.
+            table = isinstance(architecture, EmbeddingBagSpec) and architecture.length == 1
+            fits = table or mechanism.serving == "nothing"
             if any(isinstance(tensor.content, GraphEdgesContent) for tensor in manifest.inputs):
                 raise refusal("serving-leaks", "the served model reads neighbours without aggregation noise")
         case _:

@@ -26,7 +26,8 @@ def mechanism_lines(mechanism: Mechanism) -> list[str]:
 
 
 def _noise(noise: Noise) -> str:
-    grid = f", grid of 2^-{noise.grid_bits} clip norms" if noise.grid_bits else ""
+    unit = "standard deviations" if noise.arithmetic == "grid-rounded" else "clip norms"
+    grid = f", grid of 2^-{noise.grid_bits} {unit}" if noise.grid_bits else ""
     return f"noise {noise.source}, {noise.transform}, {noise.arithmetic}{grid}"
 
 
@@ -50,12 +51,18 @@ def _constants(mechanism: Mechanism) -> Iterator[str]:
             )
         case GapAggregation():
             yield (
-                f"{mechanism.hops} noisy sums over at most {mechanism.max_degree} neighbours, sigma "
-                f"{micro_text(mechanism.noise.sigma_micro)}; the served model reads {mechanism.serving} of the graph"
+                f"{mechanism.hops} noisy sums over at most {mechanism.max_degree} neighbours{_scaled(mechanism)}, "
+                f"sigma {micro_text(mechanism.noise.sigma_micro)}; the served model reads {mechanism.serving} of the "
+                "graph"
             )
             for what, part in (("encoder", mechanism.encoder), ("classifier", mechanism.classifier)):
                 if part is not None:
                     yield f"{what}: {_steps(part)}"
+
+
+def _scaled(mechanism: GapAggregation) -> str:
+    norm = mechanism.sum_norm_micro
+    return f" scaled down to norm {micro_text(norm)}" if norm else ""
 
 
 def _steps(mechanism: DpSgd) -> str:

@@ -10,6 +10,7 @@ row. Trusts: nothing in the data. Never: cuts edges to fit a bound, which would 
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class NetworkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """`[network]`: how many nodes there are room for, whose privacy it is, and what is aggregated how often.
 
     `width` is that of a node's vector: made by an encoder from its features (0: the features themselves), or the length
-    of its code. `max_degree` is the greatest number of neighbours that a node has, known without looking.
+    of its code. `max_degree` is the greatest number of neighbours that a node has, known without looking. Sums over
+    neighbours longer than `sum_norm` are scaled down to it; 0 leaves them.
     """
 
     nodes: int
@@ -46,6 +48,7 @@ class NetworkSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     hops: int = 2
     width: int = 16
     max_degree: int = 0
+    sum_norm: Decimal = Decimal(0)
     feature_array: str = "features"
     edge_array: str = "edges"
     unlabelled: str = ""
@@ -66,6 +69,7 @@ def network_section(configuration: Configuration) -> NetworkSection:
         (0 < found.hops <= MAX_GRAPH_HOPS, f"hops must lie between 1 and {MAX_GRAPH_HOPS}"),
         (0 <= found.width <= MAX_LAYER_WIDTH, f"width must lie between 0 and {MAX_LAYER_WIDTH}"),
         (0 <= found.max_degree <= MAX_GRAPH_DEGREE, f"max_degree must be at most {MAX_GRAPH_DEGREE}"),
+        (0 <= found.sum_norm <= found.degree, "sum_norm must lie between 0 and the most neighbours that a node has"),
         (features or found.width, "width is needed: without [columns] it is the length of a node's code"),
         (found.unit == "edge" or found.max_degree, 'unit = "node" needs max_degree, the most neighbours that one has'),
         (found.unit == "edge" or (features and found.width), 'unit = "node" needs [columns] and a width'),

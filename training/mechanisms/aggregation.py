@@ -1,11 +1,12 @@
 """Noisy sums over neighbours (Sajadmanesh et al. 2023, "GAP", algorithm 1): the only place where edges are read.
 
     x0 = rows of norm at most one
-    xk = normalise(A x(k-1) + noise)        for each hop k
+    xk = normalise(shorten(A x(k-1)) + noise)        for each hop k
 
 A node's vector has norm at most one before each sum, whatever the noise made of it. So an edge {u, v} changes two rows
 of A x, each by at most one; a node with at most D neighbours changes theirs, each by at most one, and its own, which is
-a sum of at most D vectors. What follows after the noise (normalising, the next hop, the classifier) costs nothing.
+a sum of at most D vectors, or shorter where sums are scaled down. What follows after the noise (normalising, the next
+hop, the classifier) costs nothing.
 
 Trusts: edges that were checked (each once, no loops). Never: sees a label, or sums rows that it did not normalise.
 """
@@ -40,13 +41,19 @@ def noisy_aggregates(
     edges: torch.Tensor,
     *,
     hops: int,
+    sum_norm: float,
     noise: Callable[[int], torch.Tensor],
 ) -> tuple[torch.Tensor, ...]:
-    """x1 to x(hops), float64 [n, d] each, of vectors [n, d]; `noise(count)` gives the values that are added."""
+    """x1 to x(hops), float64 [n, d] each, of vectors [n, d]; `noise(count)` gives the values that are added.
+
+    Sums longer than `sum_norm` (above zero; infinite for none) are scaled down to it: a projection onto a ball, which
+    moves no two rows apart, and bounds what a node's own row can hold.
+    """
     found: list[torch.Tensor] = []
     rows = normalised(vectors)
     for _ in range(hops):
         sums = neighbour_sums(rows, edges)
+        sums = sums * (sum_norm / sums.norm(dim=1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
         rows = normalised(sums + noise(sums.numel()).reshape(sums.shape))
         found.append(rows)
     return tuple(found)

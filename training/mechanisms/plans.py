@@ -103,6 +103,7 @@ def _aggregation(configuration: Configuration, *, target_micro: int, classes: in
         own_vector=edges and bool(features),
         loss=loss_of(configuration, classes=classes),
         delta=configuration.delta,
+        sum_norm_micro=micro(found.sum_norm, "[network] sum_norm"),
         sgd=sgd,
     )
     return calibrated(plan, target_micro=target_micro, sgd_of=None if edges else sgd_of)

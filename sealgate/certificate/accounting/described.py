@@ -133,17 +133,21 @@ def aggregation_releases(mechanism: GapAggregation, *, unit: str, delta: str) ->
     """GAP (Sajadmanesh et al. 2023), with the sensitivities of undirected graphs and unit-norm rows.
 
     An edge changes two rows of a sum by at most one each: square 2. A node with at most D neighbours changes D rows by
-    at most one each; where the rows are served, its own is among them and holds a sum of norm at most D.
+    at most one each; where the rows are served, its own is among them and holds a sum of norm at most D, or less where
+    sums are scaled down to a norm (a projection onto a ball, which moves no two rows apart).
     """
     if mechanism.serving not in ("noised-aggregates", "nothing"):
         raise refusal("serving-leaks", "the served model reads neighbours without aggregation noise")
     if not (0 < mechanism.hops <= MAX_GRAPH_HOPS and 0 < mechanism.max_degree <= MAX_GRAPH_DEGREE):
         raise refusal("parameters-out-of-range", "hops or degree are out of range")
+    if not 0 <= mechanism.sum_norm_micro <= MAX_NORM_MICRO:
+        raise refusal("parameters-out-of-range", "the norm of sums is out of range")
     parts = [part for part in (mechanism.encoder, mechanism.classifier) if part is not None]
     if unit == "node" and len(parts) != 2:
         raise refusal("mechanism", "protecting nodes needs an encoder and a classifier trained with DP-SGD")
     degree = mechanism.max_degree
-    square = 2 if unit == "edge" else degree + (degree**2 if mechanism.serving != "nothing" else 0)
+    own = min(Fraction(degree), Fraction(mechanism.sum_norm_micro, MICRO)) if mechanism.sum_norm_micro else degree
+    square = 2 if unit == "edge" else degree + (own**2 if mechanism.serving != "nothing" else 0)
     one = share(mechanism.noise.sigma_micro, square=square * mechanism.hops)
     # Replacing an edge is removing one and adding another. Where both end at one node, its row may change by two, and
     # two other rows by one each: square 6. A node: twice of everything, squared.

@@ -35,11 +35,11 @@ from sealgate.certificate.refusals import refusal
 from sealgate.limits import MAX_MU_SQUARED, MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
 
 
-def share(sigma_micro: int, *, square: int = 1) -> Fraction:
+def share(sigma_micro: int, *, square: int | Fraction = 1) -> Fraction:
     """The mu^2 of one release: `square` over sigma^2; raises CertificateError for a sigma out of range."""
     if not MIN_SIGMA_MICRO <= sigma_micro <= MAX_SIGMA_MICRO:
         raise refusal("parameters-out-of-range", "a sigma is outside what can be recomputed")
-    return Fraction(square * MICRO**2, sigma_micro**2)
+    return Fraction(square) * Fraction(MICRO**2, sigma_micro**2)
 
 
 @dataclass(frozen=True, kw_only=True)
