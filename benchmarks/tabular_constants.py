@@ -1,8 +1,9 @@
 """How the constants of the mechanisms that release once were chosen: on public tables that no figure is given for.
 
 AdaSSP has the shares of its three releases and a share of the ridge; objective perturbation has the share of epsilon
-that lambda may cost. Each candidate is run on every table at epsilon 0.3, 1 and 3; what counts is what privacy costs
-beside the best candidate there, averaged over tables as a logarithm, so that no table outweighs the others.
+that lambda may cost; DP-SGD has steps, clip norm and learning rate. Each candidate is run on every table at epsilon 0.3,
+1 and 3 (DP-SGD: 1 only); what counts is what privacy costs beside the best candidate there, averaged over tables as a
+logarithm, so that no table outweighs the others.
 
 `python -m benchmarks.tabular_constants`: a few minutes. Ranges are quantiles of the tables, which a real run may not
 take; only constants leave this program.
@@ -20,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import r2_score, roc_auc_score
 
-from benchmarks.tabular import source
+from benchmarks.tabular import Steps, source, step_by_step
 from sealgate.ambient import random_bytes
 from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.gaussian import gaussian_mu
@@ -45,6 +46,7 @@ REGRESSIONS = (
     ("Ecdat", "VietNamI", "lnhhexp", False),
 )
 """Package, table, target, and whether its logarithm is taken."""
+STEPWISE = ("CPS1988", "Computers", "Chem97", "weather")
 CLASSIFICATIONS = (
     ("carData", "Arrests", "released", "Yes"),
     ("DAAG", "nassCDS", "dead", "dead"),
@@ -134,6 +136,27 @@ def linear(tables: Any) -> None:
     tell(candidates, losses)
 
 
+def stepwise(tables: Any) -> None:
+    """Steps, clip norm and learning rate of DP-SGD for linear regressions, at epsilon 1."""
+    candidates = [(count, clip, rate) for count in (50, 150) for clip in (0.1, 0.5) for rate in (0.3, 0.9)]
+    losses = []
+    for name, rows, target in [one for one in regressions(tables) if one[0] in STEPWISE]:
+        held = np.random.default_rng(5).random(len(target)) < 0.25
+        test = np.concatenate((rows[held], np.ones((held.sum(), 1))), axis=1)
+        whole = np.concatenate((rows[~held], np.ones(((~held).sum(), 1))), axis=1)
+        plain = r2_score(target[held], test @ np.linalg.lstsq(whole, target[~held], rcond=None)[0])
+        x, y, row = torch.from_numpy(rows[~held]), torch.from_numpy(target[~held]), []
+        for count, clip, rate in candidates:
+            steps = Steps(count=int(count), clip_norm=clip, learning_rate=rate)
+            weights = step_by_step(x, y, epsilon_micro=MICRO, steps=steps)
+            row.append(plain - max(-1.0, float(r2_score(target[held], test @ weights.numpy()))))
+        losses.append(row)
+        print(
+            f"{name:20} n {len(target):6} d {rows.shape[1]:3} plain {plain:.3f} least loss {min(row):.4f}", flush=True
+        )
+    tell(candidates, losses)
+
+
 def logistic(tables: Any) -> None:
     """The share of epsilon that lambda may cost."""
     from training.mechanisms import objective
@@ -184,15 +207,14 @@ def tell(candidates: Sequence[tuple[float, ...]], losses: list[list[float]]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=("linear", "logistic"))
+    parser.add_argument("--only", choices=("linear", "logistic", "stepwise"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     tables = source()
-    if arguments.only != "logistic":
-        linear(tables)
-    if arguments.only != "linear":
-        logistic(tables)
+    for name, choose in {"linear": linear, "logistic": logistic, "stepwise": stepwise}.items():
+        if arguments.only in (None, name):
+            choose(tables)
 
 
 if __name__ == "__main__":
