@@ -181,9 +181,9 @@ def _audit_only(arguments: argparse.Namespace) -> int:
 TRAIN = Command(
     summary="train a model with differential privacy and publish a signed bundle",
     description=(
-        "Trains a model on rows, images, sequences, texts or graphs with differential privacy, after attacking the trainer "
-        "itself, and writes a signed bundle: weights, manifest, privacy certificate, card. BatchNorm and compiled models "
-        "are not offered: their per-example gradients do not exist or cannot be taken."
+        "Trains a model on rows, images, sequences, texts or graphs with differential privacy, after an attack on the "
+        "trainer itself, and writes a signed bundle: weights, manifest, certificate, card. BatchNorm and compiled "
+        "models are not offered: their per-example gradients do not exist or cannot be taken."
     ),
     configure=_configure,
     run=_run,
