@@ -36,6 +36,14 @@ def neighbour_sums(rows: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
     return sums
 
 
+def shortened(sums: torch.Tensor, norm: float) -> torch.Tensor:
+    """Rows longer than `norm` (above zero, or infinite) scaled down to it: [n, d].
+
+    A projection onto a ball, which moves no two rows apart, and bounds what a node's own row can hold.
+    """
+    return sums * (norm / sums.norm(dim=1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
+
+
 def noisy_aggregates(
     vectors: torch.Tensor,
     edges: torch.Tensor,
@@ -44,16 +52,11 @@ def noisy_aggregates(
     sum_norm: float,
     noise: Callable[[int], torch.Tensor],
 ) -> tuple[torch.Tensor, ...]:
-    """x1 to x(hops), float64 [n, d] each, of vectors [n, d]; `noise(count)` gives the values that are added.
-
-    Sums longer than `sum_norm` (above zero; infinite for none) are scaled down to it: a projection onto a ball, which
-    moves no two rows apart, and bounds what a node's own row can hold.
-    """
+    """x1 to x(hops), float64 [n, d] each, of vectors [n, d]; `noise(count)` gives the values that are added."""
     found: list[torch.Tensor] = []
     rows = normalised(vectors)
     for _ in range(hops):
-        sums = neighbour_sums(rows, edges)
-        sums = sums * (sum_norm / sums.norm(dim=1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
+        sums = shortened(neighbour_sums(rows, edges), sum_norm)
         rows = normalised(sums + noise(sums.numel()).reshape(sums.shape))
         found.append(rows)
     return tuple(found)
