@@ -117,7 +117,7 @@ class Terminal:
         self._say(f"training {configuration.model.name} {configuration.model.version} ({configuration.model.family})")
         self._say(f"  data        {configuration.data.source}, target '{configuration.data.target}'")
         self._say(
-            f"  privacy     epsilon {micro_text(cost.epsilon_micro)} at delta {plan.account.delta} for one "
+            f"  privacy     epsilon {micro_text(cost.epsilon_micro)} at delta {configuration.delta} for one "
             f"{_UNITS[plan.unit]} (second accountant: {micro_text(cost.second_epsilon_micro)})"
         )
         self._say(

@@ -19,6 +19,8 @@ from sealgate.evidence import trust
 from secure_runtime.worker.sandbox.report import LAYERS, REQUIRED
 from training import centering, configuration, pretrained
 from training.forms import graph, image, sequence, text, tokens
+from training.masking import sections as masking
+from training.preprocessing import sections as preprocessing
 
 SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `deployment.toml`", deployment.DeploymentSection),
@@ -67,6 +69,12 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
             graph.GraphSection,
             pretrained.PretrainedSection,
             centering.CenterSection,
+            masking.MaskingSection,
+            masking.ColumnRule,
+            preprocessing.PreprocessingSection,
+            preprocessing.StandardiseSection,
+            preprocessing.CategoriesSection,
+            preprocessing.VocabularySection,
         )
     ),
 ]
@@ -84,7 +92,8 @@ def settings_of(struct: type[msgspec.Struct]) -> list[msgspec.structs.FieldInfo]
     nested = {"tenant", "client", "purpose", "models", "scenario", "caller", "circumstances", "obligations"}
     owners = {tenants._File, tenants._Tenant, trust._TrustTable, scenarios._File, scenarios.Scenario}
     if struct is configuration.Configuration:
-        return [field for field in msgspec.structs.fields(struct) if field.name == "columns"]
+        own = {"columns", "categories", "dates"}
+        return [field for field in msgspec.structs.fields(struct) if field.name in own]
     return [field for field in msgspec.structs.fields(struct) if not (struct in owners and field.name in nested)]
 
 
