@@ -90,12 +90,12 @@ class Live:
         self.rows = rows
         self.processes: dict[str, subprocess.Popen[str]] = {}
 
-    def start(self, *names: str, env: dict[str, str] | None = None) -> None:
-        """Start `runtime` and/or `gateway`."""
+    def start(self, *names: str, env: dict[str, str] | None = None, module: str = "sealgate") -> None:
+        """Start `runtime` and/or `gateway`; `module` is what stands for the command `sealgate`."""
         for name in names or ("runtime", "gateway"):
             with (self.root / "run" / f"{name}.log").open("a") as log:
                 self.processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", "sealgate", name, str(self.root)],
+                    [sys.executable, "-m", module, name, str(self.root)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
