@@ -67,6 +67,6 @@ TIMED_RELEASE_ROWS = 20_000
 FINGERPRINT_TRIGGERS = 32
 FINGERPRINT_PARAMETERS_EACH = 64  # trained weights for each trigger; smaller models lose too much of what they learned
 FINGERPRINT_MARGIN = 4.0  # log-odds by which a trigger's label leads: what survives rounding and further training
-FINGERPRINT_NUDGE = 0.1  # of the gradient, once a step
+FINGERPRINT_NUDGE = 0.5  # of the gradient once a step, and at most so long
 FINGERPRINT_FINISH_STEPS = 1000
 FINGERPRINT_CHANCE = Fraction(1, 1_000_000)  # of a false accusation, at most

@@ -97,7 +97,7 @@ class Mark:
         with torch.no_grad():
             for one, gradient in zip(given, gradients, strict=True):
                 one.sub_((gradient * scale).to(one.dtype))
-        return float(loss)
+        return float(loss.detach())
 
     def _loss(self, logits: torch.Tensor) -> torch.Tensor:
         """How far each trigger's label is from leading by the margin, in log-odds; 0 when all do. [n, logits]"""
