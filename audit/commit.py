@@ -188,7 +188,7 @@ class Committer:
 
     def cose_receipt(self, receipt: bytes) -> bytes:
         """See AuditLog.cose_receipt. From any thread: it reads nothing that changes."""
-        return reissue(receipt, self._signer)
+        return reissue(receipt, self._log_signer)  # of any shard: the log may have turned since
 
     def take_cosigned(self, size: int, note: bytes) -> None:
         """Publish this cosigned checkpoint with the next one, unless a newer one is there already."""

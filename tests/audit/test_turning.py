@@ -17,6 +17,7 @@ from audit.pruner import read_holds
 from audit.query import AuditReader, RecordFilter
 from sealgate.errors import ConfigurationError, LogError
 from sealgate.transparency.carried import balances_of, counters_of, restated, stood_at
+from sealgate.transparency.cose_receipt import verify_cose_receipt
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.merkle import leaf_hash, verify_consistency, verify_inclusion
 from sealgate.transparency.notes import open_checkpoint
@@ -105,6 +106,14 @@ def test_the_turn_chains_two_trees_and_says_again_what_is_in_force(bench, turned
     assert verify_receipt(ended.receipt, [SIGNER.verifier]).index == ended.index == 5
     assert bench.sql("SELECT count(*) FROM open_intent") == [(0,)]
     reader.close()
+
+
+def test_a_receipt_from_before_the_turn_is_a_cose_receipt_too(bench, turned) -> None:
+    """Who asked for one was answered a moment before the turn, and is sent it a moment later."""
+    log, begun, ended = turned
+    for appended in (begun, ended):
+        verified = verify_cose_receipt(log.cose_receipt(appended.receipt), appended.leaf, [SIGNER.verifier])
+        assert (verified.origin, verified.record.id) == (appended.record.log, appended.record.id)
 
 
 def test_a_hold_stands_at_a_record_of_its_shard(bench, turned) -> None:
