@@ -13,7 +13,9 @@ import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from sealgate.ambient import Entropy
@@ -25,7 +27,7 @@ from sealgate.certificate.schema import Search
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.limits import MAX_SIGMA_MICRO, MIN_SIGMA_MICRO
 from training.errors import TrainingError
-from training.limits import EPSILON_MARGIN_MICRO, NEWTON_STEPS
+from training.limits import EPSILON_MARGIN_MICRO, EVALUATION_ROWS, NEWTON_STEPS
 from training.mechanisms.noises import gaussian_values, noise_part
 from training.mechanisms.plan import OnStep, fill, only_layer
 from training.randomness import Keystream
@@ -34,6 +36,7 @@ CURVATURE_SHARE = 0.2
 """Of epsilon, or of 1 if that is less: what the determinant costs where lambda is not given. Chosen on six public
 tables that no figure is given for (`benchmarks/tabular_constants.py`)."""
 OUTPUT_SHARE = 0.05  # of delta hides how close the solver came
+_ENDLESS = 700.0  # exp of it is a number; what is left of a residual beyond is below 10^-300
 _TOLERANCE_PER_ROW = 4e-15  # of B: what float64 sums of that many rows can reach with room to spare
 
 
@@ -139,29 +142,55 @@ def _minimum(
     """Newton's method with halved steps: w with |gradient| <= tolerance, rounding included; raises TrainingError."""
     columns = rows.T.contiguous()  # [k, n]
     weights = torch.zeros(rows.shape[1], dtype=rows.dtype)
-    # Pairwise sums of n terms are off by at most log2(n) roundings of their size; each term by a few.
-    rounding = (math.log2(len(rows) + 2) + 16) * 2.0**-53
 
-    def gradient(at: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def gradient(at: torch.Tensor) -> torch.Tensor:
         terms = columns * (torch.sigmoid(rows @ at) - labels)  # [k, n]
-        numbers = terms.numpy()
-        total = torch.from_numpy(numbers.sum(axis=1)) + ridge * at + slope
-        size = torch.from_numpy(abs(numbers).sum(axis=1)) + (ridge * at).abs() + slope.abs()
-        return total, float(rounding * size.norm())
+        return torch.from_numpy(terms.numpy().sum(axis=1)) + ridge * at + slope
 
-    here, error = gradient(weights)
+    here = gradient(weights)
     for _ in range(NEWTON_STEPS):
-        if float(here.norm()) + error <= tolerance:
+        if float(here.norm()) <= tolerance and gradient_bound(weights, rows, labels, ridge, slope) <= tolerance:
             return weights
         likely = torch.sigmoid(rows @ weights)
         hessian = (columns * (likely * (1 - likely))) @ rows + ridge * torch.eye(len(weights), dtype=rows.dtype)
         step, length = torch.linalg.solve(hessian, here), 1.0
-        there, error = gradient(weights - step)
+        there = gradient(weights - step)
         while float(there.norm()) > (1 - length / 4) * float(here.norm()) and length > 2.0**-20:
             length /= 2
-            there, error = gradient(weights - length * step)
+            there = gradient(weights - length * step)
         weights, here = weights - length * step, there
     raise TrainingError(
         "the objective's minimum was not met closely enough; raise [data] public_population to the rows' true order",
         code="diverged",
     )
+
+
+def gradient_bound(
+    weights: torch.Tensor, rows: torch.Tensor, labels: torch.Tensor, ridge: float, slope: torch.Tensor
+) -> float:
+    """What the norm of the objective's gradient cannot exceed: in numpy's longest type, and all rounding added.
+
+    A row's term is its residual r = sigmoid(z) - label times the row. |d log r / dz| <= 1, so r is relatively off by at
+    most as much as z is absolutely, and by a few roundings; pairwise sums are off by log2(n) roundings of their size.
+    """
+    real = np.longdouble
+    unit = float(np.finfo(real).eps)
+    at, total = weights.numpy().astype(real), np.zeros(len(weights), dtype=real)
+    size, length = np.zeros(len(weights), dtype=real), float(weights.norm())
+    for part, wanted in zip(torch.split(rows, EVALUATION_ROWS), torch.split(labels, EVALUATION_ROWS), strict=True):
+        given = part.numpy().astype(real)  # [m, k]
+        residuals = _residuals((given * at).sum(axis=1), wanted.numpy())
+        off = (part.norm(dim=1).numpy() * length * (len(at) + 2) + 64) * unit  # [m], relative
+        terms = np.ascontiguousarray((given * residuals[:, None]).T)  # [k, m]
+        total += terms.sum(axis=1)
+        size += (abs(terms) * off).sum(axis=1) + abs(terms).sum(axis=1) * (len(rows) // EVALUATION_ROWS + 1) * unit
+    whole = total + real(ridge) * at + slope.numpy()
+    size += 4 * unit * (abs(ridge * at) + abs(slope.numpy()))
+    return float(np.sqrt((whole**2).sum()) + np.sqrt((size**2).sum())) * (1 + 1e-12)
+
+
+def _residuals(margins: NDArray[np.longdouble], labels: NDArray[np.float64]) -> NDArray[np.longdouble]:
+    """sigmoid(z) - label without cancellation: for label 1 it is -sigmoid(-z)."""
+    signs = np.where(labels > 0.5, -1.0, 1.0)
+    found: NDArray[np.longdouble] = signs / (1 + np.exp(np.minimum(-signs * margins, _ENDLESS)))
+    return found

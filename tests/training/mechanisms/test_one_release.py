@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import datasets
 
 from sealgate.ambient import random_bytes
 from sealgate.errors import ConfigurationError
 from training.errors import TrainingError
-from training.mechanisms.adassp import plan_adassp, solve_adassp
-from training.mechanisms.objective import plan_objective, solve_objective
+from training.mechanisms.adassp import plan_adassp, solve_adassp, sums_of
+from training.mechanisms.objective import gradient_bound, plan_objective, solve_objective
 
 
 def with_intercept(rows: torch.Tensor) -> torch.Tensor:
@@ -106,3 +109,38 @@ def test_real_patients_by_both():
     weights = solve_adassp(plan, features, values, entropy=random_bytes)
     residual = values - with_intercept(features) @ weights
     assert 1 - float((residual**2).sum() / ((values - values.mean()) ** 2).sum()) > 0.3
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([0.0, 1.0, 30.0, 3000.0]))
+def test_the_bound_on_the_gradient_holds_in_fifty_digits(seed, size):
+    """Far from the middle, residuals are tiny differences: float64 would lose all of their digits."""
+    generator = np.random.default_rng(seed)
+    rows = generator.uniform(-1, 1, (30, 3))
+    labels = (rows[:, 0] > 0).astype(float)
+    weights, slope = size * generator.normal(size=3), generator.normal(size=3)
+    with mpmath.workdps(50):
+        total = [mpmath.mpf(0.25) * w + b for w, b in zip(weights.tolist(), slope.tolist(), strict=True)]
+        for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+            z = sum(mpmath.mpf(x) * w for x, w in zip(row, weights.tolist(), strict=True))
+            total = [t + (1 / (1 + mpmath.exp(-z)) - label) * x for t, x in zip(total, row, strict=True)]
+        true = float(mpmath.sqrt(sum(t**2 for t in total)))
+    found = gradient_bound(*map(torch.from_numpy, (weights, rows, labels)), 0.25, torch.from_numpy(slope))
+    assert true * (1 - 1e-15) <= found <= true * (1 + 1e-9) + 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.sampled_from([1e-3, 1.0, 1e3, 1e150]), bound=st.sampled_from([0.5, 1.7]))
+def test_a_row_moves_adassps_sums_by_what_their_noise_is_counted_in(seed, size, bound):
+    """The least eigenvalue and X'X by B^2, X'y by B Y: with and without one row, however long it is."""
+    generator = np.random.default_rng(seed)
+    rows = torch.from_numpy(generator.uniform(-1, 1, (8, 3)))
+    rows[-1] *= size
+    targets = torch.from_numpy(generator.uniform(-1, 1, 8))
+    gram, moments = sums_of(rows, targets, bound=bound)
+    other_gram, other_moments = sums_of(rows[:-1], targets[:-1], bound=bound)
+    moved = torch.triu(gram - other_gram)
+    least = torch.linalg.eigvalsh(gram)[0] - torch.linalg.eigvalsh(other_gram)[0]
+    assert float(moved.norm()) <= bound**2 * (1 + 1e-9)
+    assert abs(float(least)) <= bound**2 * (1 + 1e-9)
+    assert float((moments - other_moments).norm()) <= bound * (1 + 1e-9)
