@@ -76,6 +76,12 @@ class Release:
     def _laplace(self) -> bool:
         return self.delta == "0" or (self.contributions == 1)
 
+    @property
+    def deviation(self) -> float:
+        """The noise's standard deviation, in ones."""
+        norm = math.sqrt(2) * self.norm_l1 if self._laplace else self.norm_l2
+        return self.multiplier_micro / MICRO * norm
+
     def noisy(self, sums: NDArray[np.int64], *, units: int, stream: Keystream) -> NDArray[np.int64]:
         """The sums, counted in 1/units, with this release's noise."""
         multiplier = self.multiplier_micro / MICRO

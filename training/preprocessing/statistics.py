@@ -89,20 +89,26 @@ class Standardise:
             sums += [int(np.trunc(one * UNITS).astype(np.int64).sum()) for one in (values, values**2 - 0.5)]
         noisy = self.release.noisy(np.array(sums, dtype=np.int64), units=UNITS, stream=stream).tolist()
         count = max(noisy[0], UNITS)
+        least = math.sqrt(self.release.deviation * UNITS / count)
         scaled = dict(configuration.columns)
         for place, name in enumerate(self.names):
             first, second = noisy[1 + 2 * place], noisy[2 + 2 * place]
-            scaled[name] = _standardised(configuration.columns[name], Fraction(first, count), Fraction(second, count))
+            scaled[name] = _standardised(configuration.columns[name], Fraction(first, count), Fraction(second, count), least=least)
         return msgspec.structs.replace(configuration, columns=scaled)
 
 
-def _standardised(numbers: tuple[Decimal, ...], mean: Fraction, square: Fraction) -> tuple[Decimal, ...]:
-    """[low, high, center, scale] from a mean in half ranges and a mean square less one half."""
+def _standardised(
+    numbers: tuple[Decimal, ...], mean: Fraction, square: Fraction, *, least: float
+) -> tuple[Decimal, ...]:
+    """[low, high, center, scale] from a mean in half ranges and a mean square less one half.
+
+    A scale is at least `least` half ranges: a spread that the noise would hide anyway is not blown up.
+    """
     low, high = numbers[:2]
     half, middle = (high - low) / 2, (high + low) / 2
     mean = min(max(mean, Fraction(-1)), Fraction(1))
     variance = min(max(float(square + Fraction(1, 2) - mean * mean), 0.0), 1.0)
-    spread = max(round(Decimal(math.sqrt(variance)), _DIGITS), _LEAST_SCALE)
+    spread = max(round(Decimal(max(math.sqrt(variance), min(least, 1.0))), _DIGITS), _LEAST_SCALE)
     center = round(Decimal(mean.numerator) / mean.denominator, _DIGITS)
     return low, high, middle + half * center, half * spread
 

@@ -118,3 +118,12 @@ def test_the_least_threshold():
     assert threshold_of("laplace-threshold", 5_000_000, contributions=1, delta="0.00001") == pytest.approx(
         1 + 5 * math.log(1e5), abs=1
     )
+
+
+def test_figures_of_opendp():
+    """What OpenDP 0.16 says of the same noise on integers, computed once."""
+    assert statistic_cost("laplace", 5_000_000, "0")[0] == 200_000  # make_laplace, scale 5 sensitivities: 0.2
+    stated = tail_of("laplace-threshold", 5_000_000, contributions=1, threshold=80)
+    assert 1 < stated / 6.187566503612629e-08 < 2.3  # make_laplace_threshold, scale 5, threshold 80
+    rho = 0.00125  # make_gaussian, scale 20 sensitivities, in zCDP: epsilon 0.2059 at 1e-6 by its conversion
+    assert gaussian_epsilon(math.sqrt(2 * rho), 1e-6) < 0.20590223599923807

@@ -92,6 +92,14 @@ def test_statistics_are_drawn_anew_and_never_exact(tmp_path):
     assert len(with_placeholders(configuration).categories["ward"]) == len(filled[0].categories["ward"]) == 5
 
 
+def test_a_spread_below_the_noise_is_not_blown_up(tmp_path):
+    configuration = load_configuration(configured(tmp_path))
+    wide = {**configuration.columns, "dose": (Decimal(-(10**6)), Decimal(10**6))}
+    configuration = msgspec.structs.replace(configuration, columns=wide)
+    filled = spending_of(configuration).fill(configuration, read_columns("data.csv", tmp_path), entropy=random_bytes)
+    assert Decimal(30_000) < filled.columns["dose"][3] < Decimal(300_000)  # the data spread by 3
+
+
 def test_what_is_left_for_the_mechanism(tmp_path):
     configuration = load_configuration(configured(tmp_path))
     spending = spending_of(configuration)
