@@ -114,6 +114,13 @@ class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     require_model_signature: bool = False  # load no model without a model.sig that holds
 
 
+class AttestationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[attestation]`: what vouches for evidence beside the operator's key (docs/attestation.md)."""
+
+    tpm: str = ""  # device of a TPM 2.0, or a UNIX socket that speaks for one; "": none
+    tpm_pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # registers of the SHA-256 bank that are quoted
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of `deployment.toml`."""
 
@@ -123,6 +130,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     console: ConsoleSection = ConsoleSection()
     runtime: RuntimeSection = RuntimeSection()
     models: ModelsSection = ModelsSection()
+    attestation: AttestationSection = AttestationSection()
 
 
 @dataclass(frozen=True)
@@ -275,4 +283,7 @@ def open_deployment(root: Path) -> Deployment:
         raise ConfigurationError(f"{path}: each of [[log.others]] needs a database and an origin that is no other's")
     if settings.runtime.single_use and settings.runtime.torch_threads != 1:
         raise ConfigurationError(f"{path}: runtime.single_use needs runtime.torch_threads = 1")
+    pcrs = settings.attestation.tpm_pcrs
+    if not pcrs or not all(0 <= number <= 23 for number in pcrs):
+        raise ConfigurationError(f"{path}: attestation.tpm_pcrs must name registers, 0 to 23")
     return Deployment(root.resolve(), settings)

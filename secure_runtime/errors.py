@@ -5,6 +5,7 @@ SealgateError
 ├── TurnedAway                the gatekeeper refuses a request; the reason is for the record only
 ├── BadInput                  an opened request that cannot be answered; the text goes back inside the seal
 ├── WorkerGone                the worker died, hung or said something it may not say
+├── EndorserFailed            a TPM or the like did not vouch for evidence; no evidence is given then
 └── RuntimeUnavailable        the host cannot serve now
 """
 
@@ -90,3 +91,9 @@ class RuntimeUnavailable(SealgateError):
     """The host cannot serve now; `code` says why."""
 
     code = "unavailable"
+
+
+class EndorserFailed(SealgateError):
+    """What should vouch for evidence did not. `code` says which: tpm-failed, report-failed."""
+
+    code = "endorser-failed"

@@ -24,6 +24,11 @@ MAX_ADMIN_CONNECTIONS = 8  # at once
 MAX_NEW_BUDGETS = 16  # that the record of a change of policy names
 ADMIN_QUESTION_S = 5.0  # from connecting to a whole question
 
+# Attestation ---------------------------------------------------------------------------------------------------------
+MAX_TPM_ANSWER = 4096  # of one command
+TPM_ANSWER_S = 30.0  # making a key takes a slow chip seconds
+MAX_PLATFORM_REPORT = 64 * 1024  # a quote of a confidential machine, its certificates included
+
 # Doctor --------------------------------------------------------------------------------------------------------------
 PROBE_TIMEOUT_S = 30.0
 MAX_GRANTS = 1000  # records of budgets that one change of the policy brings

@@ -9,11 +9,16 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from sealgate.client.times import rfc3339
+from sealgate.evidence.endorsements import tpm
 from sealgate.terminal import render_pairs, render_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sealgate.evidence.claims import Claims
-    from sealgate.evidence.token import Token
+    from sealgate.evidence.token import Endorsement, Token
+
+_DESCRIBED: dict[str, Callable[[bytes], list[tuple[str, str]]]] = {tpm.KIND: tpm.describe_tpm}
 
 
 def describe_evidence(claims: Claims, token: Token) -> str:
@@ -48,10 +53,15 @@ def describe_evidence(claims: Claims, token: Token) -> str:
         render_table(("sandbox layer", "worker says", "host reads", "detail"), layers),
         f"{len(claims.probes)} denial probes, {len(claims.probes) - len(probes)} denied",
         render_table(("endorsement", "key", "proof"), endorsed),
+        *(_described(one) for one in token.endorsements if one.kind in _DESCRIBED),
     ]
     if probes:
         parts.insert(5, render_table(("probe that was not denied", "state", "detail"), probes))
     return "\n\n".join(parts)
+
+
+def _described(endorsement: Endorsement) -> str:
+    return f"{endorsement.kind}\n" + render_pairs(_DESCRIBED[endorsement.kind](endorsement.proof))
 
 
 def evidence_document(claims: Claims, token: Token) -> dict[str, Any]:
@@ -63,7 +73,13 @@ def evidence_document(claims: Claims, token: Token) -> dict[str, Any]:
             **{name: value for name, value in msgspec.to_builtins(claims).items() if not isinstance(value, bytes)},
         },
         "endorsements": [
-            {"kind": one.kind, "key": one.kid.hex(), "bytes": len(one.proof)} for one in token.endorsements
+            {
+                "kind": one.kind,
+                "key": one.kid.hex(),
+                "bytes": len(one.proof),
+                "says": dict(_DESCRIBED[one.kind](one.proof)) if one.kind in _DESCRIBED else {},
+            }
+            for one in token.endorsements
         ],
         "signed_by": token.kid.hex(),
         "digest": token.digest,

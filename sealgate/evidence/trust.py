@@ -11,6 +11,7 @@
     max_epsilon = "8"                    optional: the largest epsilon that any model may state
     policy_digests = ["hex"]             optional: policies that may be in force
     strict = false                       optional: treat every check that has nothing to compare with as a failure
+    [tpm]                                optional: whose TPM quotes count (sealgate.evidence.endorsements.tpm)
     [measurements]                       optional pins: NAME = ["hex", ...], such as code (evidence.measure)
     [models.NAME]                        optional pins: model_digest, certificate_digest, max_epsilon
 
@@ -34,6 +35,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sealgate.errors import ConfigurationError, SealgateError
+from sealgate.evidence.endorsements.tpm import TpmAnchor, TpmTable, parse_tpm_anchor
 from sealgate.limits import MAX_NAME, MAX_TRUST_FILE
 from sealgate.transparency.cosignatures import CosignerKey
 from sealgate.transparency.notes import NoteVerifier
@@ -69,6 +71,7 @@ class Trust:
     max_epsilon_micro: int | None = None
     policy_digests: tuple[str, ...] = ()
     measurements: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tpm: TpmAnchor | None = None
     strict: bool = False
     models: Mapping[str, ModelPin] = field(default_factory=dict)
     ca_file: Path | None = None
@@ -97,6 +100,7 @@ class _TrustTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     max_epsilon: str | None = None
     policy_digests: tuple[str, ...] | None = None
     measurements: dict[str, tuple[str, ...]] = {}
+    tpm: TpmTable | None = None
     strict: bool = False
     models: dict[str, _PinTable] = {}
 
@@ -138,6 +142,7 @@ def parse_trust(data: bytes, *, source: str, ca_file: Path | None = None) -> Tru
             max_epsilon_micro=None if table.max_epsilon is None else parse_epsilon(table.max_epsilon),
             policy_digests=_digests(table.policy_digests, "policy_digests"),
             measurements={_label(name): _digests(one, name) for name, one in table.measurements.items()},
+            tpm=None if table.tpm is None else parse_tpm_anchor(table.tpm),
             strict=table.strict,
             models={_name(name): _pin(name, pin) for name, pin in table.models.items()},
             ca_file=ca_file,

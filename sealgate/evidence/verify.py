@@ -16,14 +16,15 @@
     14 layers          each required sandbox layer is on, by the worker's word and not denied by the host's
 
 `verify_evidence` is the only maker of `VerifiedEvidence`, and that is the only way to the keys. Every claim carries a
-grade: who vouches for it. Sandbox layers and privacy figures are the runtime's own word, whatever else holds.
+grade: who vouches for it. Sandbox layers, measurements and privacy figures are the runtime's own word, unless the trust
+file says that what a quote pins covers the code that states them.
 
 Trusts: the trust file and the caller's clock. Never: returns a verdict that can be ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -31,6 +32,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sealgate.errors import DecodeError, EvidenceError, SealgateError
 from sealgate.evidence.claims import Claims, decode_claims, state_digest
+from sealgate.evidence.endorsements import tpm
+from sealgate.evidence.endorsements.endorsed import Endorsed
 from sealgate.evidence.token import SOFTWARE, Token, key_id, parse_token, verify_signature, verify_software
 from sealgate.evidence.transcript import Check, EvidenceRefused, Transcript
 from sealgate.evidence.trust import ModelPin, Trust
@@ -41,6 +44,9 @@ from sealgate.transparency.notes import Checkpoint, open_checkpoint
 from sealgate.transparency.shards import belongs_to
 
 SELF_ASSERTED = "self-asserted"
+KINDS = (SOFTWARE, tpm.KIND)
+"""Endorsements that this verifier knows."""
+
 WORKER_PREFIX = "worker."  # of measurements that the worker reads of itself
 GRADES = (SELF_ASSERTED, SOFTWARE, "tpm", "hardware")
 """Who vouches for a claim, weakest first."""
@@ -110,7 +116,8 @@ def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, pub
         transcript.fail("form", str(error), anchor="RFC 9711", cause=error)
     transcript.passed("form", f"{len(data)} bytes, profile known", anchor="RFC 9711")
     operator, anchor = _check_signature(token, trust, transcript)  # 1
-    grade = _check_endorsements(token, operator, anchor, transcript)  # 2
+    endorsements = _check_endorsements(token, operator, anchor, trust, transcript)  # 2
+    grade, grades = _graded(endorsements)
     _check_grade(claims, grade, anchor, trust, transcript)  # 3
     transcript.require(
         claims.nonce == nonce, "nonce", "ours", anchor="this request", otherwise="it answers another nonce"
@@ -132,7 +139,6 @@ def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, pub
     _check_policy(claims, trust, transcript)  # 12
     _check_measurements(claims, trust, transcript)  # 13
     _check_layers(claims, trust, transcript)  # 14
-    grades = dict.fromkeys(_VOUCHED_CLAIMS, grade) | dict.fromkeys(_SELF_ASSERTED_CLAIMS, SELF_ASSERTED)
     return VerifiedEvidence(
         claims=claims,
         key_configs=configs,
@@ -162,21 +168,52 @@ def _check_signature(token: Token, trust: Trust, transcript: Transcript) -> tupl
     return key, anchor
 
 
-def _check_endorsements(token: Token, operator: bytes, anchor: str, transcript: Transcript) -> str:
-    """The strongest grade that somebody vouches for."""
-    grade = SELF_ASSERTED
+def _check_endorsements(
+    token: Token, operator: bytes, anchor: str, trust: Trust, transcript: Transcript
+) -> tuple[Endorsed, ...]:
+    """All that vouch; a kind twice is refused, so that the better of two stories cannot be picked."""
+    kinds = [endorsement.kind for endorsement in token.endorsements]
+    if len(set(kinds)) != len(kinds):
+        transcript.fail("endorsement", "two endorsements are of one kind", anchor="limit")
+    found: list[Endorsed] = []
     for endorsement in token.endorsements:
-        if endorsement.kind != SOFTWARE:
+        if endorsement.kind == SOFTWARE:
+            try:
+                verify_software(token, endorsement, operator)
+            except EvidenceError as error:
+                transcript.fail("endorsement", "an endorsement does not cover these claims", anchor=anchor, cause=error)
+            transcript.passed("endorsement", "software: the operator's word, no hardware", anchor=anchor)
+            found.append(Endorsed(kind=SOFTWARE, grade=SOFTWARE, detail="", anchor=anchor, covers_code=False))
+            continue
+        judge = _judge(endorsement.kind, trust)
+        if judge is None:
             kind = "".join(char if char.isalnum() or char in "-_" else "?" for char in endorsement.kind[:20])
-            transcript.skipped("endorsement", f"kind '{kind}' is not known to this verifier", anchor="none")
+            why = f"the trust file has no [{kind}]" if endorsement.kind in KINDS else "it is not known to this verifier"
+            transcript.skipped("endorsement", f"kind '{kind}': {why}", anchor="none")
             continue
         try:
-            verify_software(token, endorsement, operator)
-        except EvidenceError as error:
-            transcript.fail("endorsement", "an endorsement does not cover these claims", anchor=anchor, cause=error)
-        transcript.passed("endorsement", "software: the operator's word, no hardware", anchor=anchor)
-        grade = SOFTWARE
-    return grade
+            endorsed = judge(endorsement.proof, token.bind)
+        except (EvidenceError, DecodeError) as error:
+            transcript.fail("endorsement", f"{endorsement.kind}: {error}", anchor=trust.source, cause=error)
+        transcript.passed("endorsement", f"{endorsed.kind}: {endorsed.detail}", anchor=endorsed.anchor)
+        found.append(endorsed)
+    return tuple(found)
+
+
+def _judge(kind: str, trust: Trust) -> Callable[[bytes, bytes], Endorsed] | None:
+    """What judges a kind of endorsement under this trust file; None if it says nothing of that kind."""
+    if kind == tpm.KIND and trust.tpm is not None:
+        anchor = trust.tpm
+        return lambda proof, bind: tpm.judge_tpm(proof, bind, anchor)
+    return None
+
+
+def _graded(endorsements: tuple[Endorsed, ...]) -> tuple[str, dict[str, str]]:
+    """The grade of the whole, and of each claim: the strongest of those who vouch for it."""
+    grade = max((one.grade for one in endorsements), key=GRADES.index, default=SELF_ASSERTED)
+    covering = (one.grade for one in endorsements if one.covers_code)
+    own = max(covering, key=GRADES.index, default=SELF_ASSERTED)
+    return grade, dict.fromkeys(_VOUCHED_CLAIMS, grade) | dict.fromkeys(_SELF_ASSERTED_CLAIMS, own)
 
 
 def _check_grade(claims: Claims, grade: str, anchor: str, trust: Trust, transcript: Transcript) -> None:

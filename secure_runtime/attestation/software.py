@@ -31,7 +31,7 @@ class Attester(Protocol):
         ...
 
     def attest(self, claims: Claims) -> bytes:
-        """The evidence, `application/eat+cwt`."""
+        """The evidence, `application/eat+cwt`. May wait for a device: call it from a thread. Raises EndorserFailed."""
         ...
 
 

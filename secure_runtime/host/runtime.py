@@ -40,8 +40,8 @@ from sealgate.protocol.frames import (
 )
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
-from secure_runtime.attestation.software import SoftwareAttester
-from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from secure_runtime.attestation.endorsed import open_attester
+from secure_runtime.errors import EndorserFailed, RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
 from secure_runtime.host.administration import AdminServer
 from secure_runtime.host.admission import Admission
@@ -79,7 +79,8 @@ class RuntimeHost:
         self._tell = tell
         self._deployment = deployment
         wrapping_keys(deployment)  # a key that cannot be read is said now, not at the first restart of a worker
-        self._attester = SoftwareAttester(load_ed25519(deployment.operator_key))
+        operator_key = load_ed25519(deployment.operator_key)
+        self._attester = open_attester(operator_key, deployment.settings.attestation, root=deployment.root)
         self._policies = PolicyKeeper(deployment, log, policy, put_in_force=self._put_in_force)
         self._deciding = deciding
         self._policy_before = policy_before
@@ -92,6 +93,7 @@ class RuntimeHost:
             on_change=self._changed,
             tell=tell,
             used_key_ids=used_key_ids,
+            assurance=self._attester.assurance,
         )
         self._admission = Admission(
             log=log,
@@ -149,18 +151,23 @@ class RuntimeHost:
                 return await self._admission.deny(frame)
             if isinstance(frame, AuditRead):
                 return await self._admission.audit_read(frame)
-            return self._evidence(frame)
+            return await self._evidence(frame)
         except LogUnavailable as error:
             return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
         finally:
             if not self._log.state.ok:
                 self._look_again()
 
-    def _evidence(self, frame: EvidenceWanted) -> tuple[Reply, bytes]:
+    async def _evidence(self, frame: EvidenceWanted) -> tuple[Reply, bytes]:
         published = self._supervisor.published
         if published is None:
             return Refused(status=503, code="unavailable", retry_after_s=1), b""
-        return EvidenceGiven(), self._attester.attest(self._claims(published, frame.nonce))
+        claims = self._claims(published, frame.nonce)
+        try:
+            return EvidenceGiven(), await asyncio.to_thread(self._attester.attest, claims)
+        except EndorserFailed as error:
+            self._tell(f"no evidence can be given: {error}")
+            return Refused(status=503, code="unavailable", retry_after_s=1), b""
 
     def _claims(self, published: Published, nonce: bytes) -> Claims:
         facts, now = published.facts, self._clock()
@@ -178,7 +185,7 @@ class RuntimeHost:
             probes=facts.probes,
             host_layers=published.host_layers,
             profile=facts.profile,
-            assurance="software",
+            assurance=self._attester.assurance,
             device=facts.device,
             log_origin=settings.deployment.origin,
             log_checkpoint=self._log.checkpoint(),
@@ -218,7 +225,7 @@ class RuntimeHost:
             key_configs=published.key_configs if published else b"",
             models=published.facts.models if published else (),
             policy_digest=self._policies.in_force.digest,
-            assurance="software",
+            assurance=self._attester.assurance,
             profile=self._deployment.settings.runtime.profile,
             degraded=bool(published and published.facts.profile == "dev"),
             single_use=bool(published and published.facts.single_use),

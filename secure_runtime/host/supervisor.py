@@ -79,7 +79,9 @@ class Supervisor:
         on_change: Callable[[], None],
         tell: Callable[[str], None],
         used_key_ids: Sequence[int] = (),
+        assurance: str = "software",
     ) -> None:
+        self._assurance = assurance
         self._log = log
         self._plan = plan
         self._evidence_digest = evidence_digest
@@ -199,8 +201,7 @@ class Supervisor:
             raise WorkerGone(f"the host reads otherwise: {otherwise}", code="worker-not-isolated")
         evidence_digest = self._evidence_digest(published)
         degraded = facts.profile == "dev"
-        assurance = "software"
-        stamp = {"instance": facts.instance, "assurance": assurance, "degraded": degraded}
+        stamp = {"instance": facts.instance, "assurance": self._assurance, "degraded": degraded}
         await self._append(_started(facts, evidence_digest), stamp)
         for model in facts.models:
             detail = {"delta": model.delta, "privacy_unit": model.privacy_unit, "version": model.version}
@@ -226,7 +227,7 @@ class Supervisor:
             instance=facts.instance,
             completion_key=completion_key,
             degraded=degraded,
-            assurance=assurance,
+            assurance=self._assurance,
             evidence_digest=evidence_digest,
             models={model.name: (model.model_digest, model.certificate_digest) for model in facts.models},
             single_use=facts.single_use,

@@ -30,6 +30,7 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `deployment.toml`", deployment.GatewaySection),
     ("### `deployment.toml`", deployment.RuntimeSection),
     ("### `deployment.toml`", deployment.ModelsSection),
+    ("### `deployment.toml`", deployment.AttestationSection),
     ("### `policy/tenants.toml`", tenants._Purpose),
     ("### `policy/tenants.toml`", tenants._Tenant),
     ("### `policy/tenants.toml`", tenants.CertificateClient),

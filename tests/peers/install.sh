@@ -10,8 +10,9 @@ export PATH="$PATH:/usr/sbin:/sbin"
 
 missing() {
   local name
-  for name in haproxy nginx openssl node npm chromium; do command -v "$name" >/dev/null || echo "$name"; done
+  for name in haproxy nginx openssl node npm chromium swtpm; do command -v "$name" >/dev/null || echo "$name"; done
   command -v go >/dev/null || echo golang-go
+  command -v tpm2_quote >/dev/null || echo tpm2-tools
   [ -d /usr/share/gocode/src/golang.org/x/mod/sumdb/tlog ] || echo golang-golang-x-mod-dev
   [ -d /usr/share/datasets/fashion-mnist ] || echo dataset-fashion-mnist
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || echo postgresql
