@@ -40,24 +40,9 @@ def audit_network(
     *,
     entropy: Entropy = random_bytes,
     on_probe: OnProbe = lambda _probe: None,
-    aggregates: Aggregates | None = None,
 ) -> Findings:
     """The probes of repeated runs; and at node level those of the steps, named `steps: ...`."""
-
-    def own(vectors: torch.Tensor, edges: torch.Tensor, randomness: Entropy) -> torch.Tensor:
-        return plan.aggregates(vectors, edges, entropy=randomness)
-
-    release = aggregates or own
-
-    def runs_of(size: float) -> Callable[[bool], NDArray[np.float64]]:
-        vectors, without, edges = made_up_network(plan, size)
-
-        def run(included: bool) -> NDArray[np.float64]:
-            return release(vectors, edges if included else without, entropy).numpy().ravel()
-
-        return run
-
-    findings = audit_runs(runs_of, plan.account, entropy=entropy, on_probe=on_probe)
+    findings = audit_aggregates(plan, entropy=entropy, on_probe=on_probe)
     if plan.sgd is None:
         return findings
     rows = MlpSpec(inputs=spec.width, hidden=spec.hidden, activation=spec.activation, classes=spec.classes)
@@ -76,6 +61,31 @@ def audit_network(
         canaries=findings.canaries + steps.canaries,
         steps=steps.steps,
     )
+
+
+def audit_aggregates(
+    plan: GapPlan,
+    *,
+    entropy: Entropy = random_bytes,
+    on_probe: OnProbe = lambda _probe: None,
+    aggregates: Aggregates | None = None,
+) -> Findings:
+    """The probes of repeated runs, on the aggregates alone, against the whole claim."""
+
+    def own(vectors: torch.Tensor, edges: torch.Tensor, randomness: Entropy) -> torch.Tensor:
+        return plan.aggregates(vectors, edges, entropy=randomness)
+
+    release = aggregates or own
+
+    def runs_of(size: float) -> Callable[[bool], NDArray[np.float64]]:
+        vectors, without, edges = made_up_network(plan, size)
+
+        def run(included: bool) -> NDArray[np.float64]:
+            return release(vectors, edges if included else without, entropy).numpy().ravel()
+
+        return run
+
+    return audit_runs(runs_of, plan.account, entropy=entropy, on_probe=on_probe)
 
 
 def made_up_network(plan: GapPlan, size: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -41,7 +41,8 @@ def shortened(sums: torch.Tensor, norm: float) -> torch.Tensor:
 
     A projection onto a ball, which moves no two rows apart, and bounds what a node's own row can hold.
     """
-    return sums * (norm / sums.norm(dim=1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
+    found: torch.Tensor = sums * (norm / sums.norm(dim=1, keepdim=True).clamp_min(_TINY)).clamp_max(1.0)
+    return found
 
 
 def noisy_aggregates(

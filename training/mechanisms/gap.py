@@ -246,7 +246,7 @@ def calibrated(plan: GapPlan, *, target_micro: int, sgd_of: Callable[[GaussianSt
     `sgd_of` makes the steps of node level from their account, whose rate and number `plan.sgd` gives.
     """
     target, delta = (target_micro - EPSILON_MARGIN_MICRO) / MICRO, float(plan.delta)
-    mu_squared, less = gaussian_mu(target, delta) ** 2, 0.9999
+    mu_squared, less = gaussian_mu(target, delta) ** 2, 0.9995
     if plan.sgd is not None and sgd_of is not None:
         steps, less = plan.sgd.account, 0.99
         share_micro = target_micro // STEPS_SHARE
