@@ -40,6 +40,10 @@ class Endorser(Protocol):
         """Raises EndorserFailed."""
         ...
 
+    def close(self) -> None:
+        """Let go of the device."""
+        ...
+
 
 class TpmEndorser:
     """Quotes of one TPM over chosen registers."""
@@ -60,6 +64,10 @@ class TpmEndorser:
         registers: dict[int | str, cbor.Value] = {index: value for index, value in signed.registers.items()}  # noqa: C416
         proof = cbor.encode([signed.attest, signed.signature, self._device.public, registers])
         return Endorsement(tpm.KIND, key_id(self._device.public), proof)
+
+    def close(self) -> None:
+        with self._lock:
+            self._device.close()
 
 
 class EndorsedAttester:
@@ -82,6 +90,11 @@ class EndorsedAttester:
         bind = bind_payload(encode_claims(claims))
         added = tuple(one.endorse(bind) for one in self._endorsers)
         return sign_token(claims, self._key, (endorse_software(bind, self._key), *added))
+
+    def close(self) -> None:
+        """Let go of every device."""
+        for one in self._endorsers:
+            one.close()
 
 
 def open_attester(operator_key: Ed25519PrivateKey, settings: AttestationSection, *, root: Path) -> Attester:

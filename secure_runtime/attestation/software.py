@@ -34,6 +34,10 @@ class Attester(Protocol):
         """The evidence, `application/eat+cwt`. May wait for a device: call it from a thread. Raises EndorserFailed."""
         ...
 
+    def close(self) -> None:
+        """Let go of its devices, if it has any."""
+        ...
+
 
 class SoftwareAttester:
     """The operator's word. Stateless beyond its key; safe to use from several threads."""
@@ -69,3 +73,6 @@ class SoftwareAttester:
             raise ConfigurationError(f"a software attester cannot attest assurance '{claims.assurance}'")
         endorsement = endorse_software(bind_payload(encode_claims(claims)), self._key)
         return sign_token(claims, self._key, (endorsement,))
+
+    def close(self) -> None:
+        """It has none."""

@@ -289,6 +289,7 @@ class RuntimeHost:
             await asyncio.wait_for(supervising, DRAIN_S)
         with contextlib.suppress(LogUnavailable):
             self._auth_failures.flush()
+        self._attester.close()
         self._deployment.socket.unlink(missing_ok=True)
         self._deployment.admin_socket.unlink(missing_ok=True)
 

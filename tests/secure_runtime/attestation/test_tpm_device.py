@@ -140,5 +140,6 @@ def test_the_settings_decide_and_a_missing_device_is_said_at_once(
     attester = open_attester(operator, settings, root=tmp_path)
     kinds = [one.kind for one in parse_token(attester.attest(make_claims(assurance="tpm"))).endorsements]
     assert kinds == ["software", "tpm"]
+    attester.close()
     with pytest.raises(ConfigurationError, match="/dev/tpmrm0"):
         open_attester(operator, AttestationSection(tpm="missing"), root=tmp_path)
