@@ -307,7 +307,7 @@ def audit(certificate: Certificate) -> Markup:
     frame = Frame(
         across=Axis(name="epsilon", low=0.0, high=high[-1], ticks=high, label=lambda value: f"{value:g}"),
         up=Axis(name="", low=0.0, high=1.0, ticks=(), label=str),
-        height=140.0,
+        height=174.0,
     )
     shapes = [
         frame.line([(0.0, 0.5), (high[-1], 0.5)], kind="guess"),
@@ -315,7 +315,7 @@ def audit(certificate: Certificate) -> Markup:
         frame.dot(lower, 0.5, kind="dot lower", radius=7),
         frame.dot(claim, 0.5, kind="dot ours", radius=7),
         frame.note(lower, 0.5, f"shown: at least {lower:.2f}", lift=-22.0, anchor="start"),
-        frame.note(claim, 0.5, f"claimed: at most {claim:.2f}", lift=34.0, anchor="end"),
+        frame.note(claim, 0.5, f"claimed: at most {claim:.2f}", lift=32.0, anchor="end"),
     ]
     drawn = picture(
         frame,
