@@ -36,7 +36,7 @@ from audit.tables import record as record_table
 from audit.tree import StoredTree
 from sealgate.errors import LogError
 from sealgate.transparency.carried import KIND as CARRIED
-from sealgate.transparency.carried import PREVIOUS_ROOT
+from sealgate.transparency.carried import PREVIOUS_ROOT, restated
 from sealgate.transparency.merkle import leaf_hash
 from sealgate.transparency.ranges import range_proof, range_root
 from sealgate.transparency.reports import in_force
@@ -74,7 +74,8 @@ def answer_report(connection: Connection, *, name: str, question: Question, shar
             _show_budget(place, fold, question, first=first, last=last)
             limits = [
                 _ROLLED_UP,
-                f"budgets were replayed over records {first} to {last}, policies and spending over all",
+                f"budgets were replayed over records {first} to {last} of {shard.origin}; policies and grants are "
+                "those of this shard, which says again what was in force when it began; spending is of the whole log",
             ]
         elif isinstance(fold, Counts):
             _count(connection, fold, question)
@@ -345,7 +346,8 @@ def _root(place: _Place) -> bytes:
 def _show_budget(place: _Place, fold: Budget, question: Question, *, first: int, last: int) -> None:
     connection, base = place.connection, place.shard.first
     _count(connection, fold, question)
-    for position, record, _ in listed(connection, GRANTS, low=0, high=base + first - 1):
-        fold.grant(place.shards.index(position), record)
+    for position, record, _ in listed(connection, (*GRANTS, CARRIED), low=base, high=base + first - 1):
+        if (said := restated(record)).kind in GRANTS:
+            fold.grant(position - base, said)
     for index, leaf in _leaves(place, first=first, last=last):
         fold.replay(index, checked_record(index, leaf), leaf)

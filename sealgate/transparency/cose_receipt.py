@@ -42,7 +42,8 @@ _SIGN1 = 18
 @dataclass(frozen=True)
 class VerifiedCoseReceipt:
     """A record that a trusted log key vouches to hold. `index` and `size` are what the path was said to be of: the
-    signature covers the root alone, and paths to other places of other trees can look the same. It does not prove what the record says of a request."""
+    signature covers the root alone, and paths to other places of other trees can look the same. It does not prove what
+    the record says of a request."""
 
     record: Record
     leaf: bytes

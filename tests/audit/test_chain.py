@@ -14,6 +14,8 @@ from audit.query import RecordFilter
 from audit.retention import DAY_US, parse_retention
 from sealgate.transparency.notes import open_checkpoint
 from sealgate.transparency.record import Record
+from sealgate.transparency.reports.bundles import report_from_bundle
+from sealgate.transparency.reports.question import Question
 from sealgate.transparency.several import Given, SeveralReport, verify_bundles
 from sealgate.transparency.verifier import LogTrust
 from tests.audit.conftest import ORIGIN, SIGNER, Bench
@@ -242,8 +244,14 @@ def test_an_honest_turn_says_all_of_it_again(
     log.close()
     reader = sqlite_bench.reader()
     said = [entry.record for entry in reader.records(RecordFilter(kind="log.carried")).records]
-    reader.close()
     assert [one.detail["budget"] for one in said if one.detail["stands_for"] == "budget.grant"] == ["all", "all"]
+    for origin in (ORIGIN, H2, NEXT):
+        path = write(sqlite_bench, tmp_path, origin, name="one")
+        shown = report_from_bundle(path, TRUST, name="budget", question=Question())
+        for answer in (reader.report("budget", Question(shard=origin)), shown):
+            (granted,) = [table.rows for table in answer.tables if table.title == "budgets granted"]
+            assert [(row[2], row[5]) for row in granted] == [("all", "clinic")]
+    reader.close()
     report = verify_bundles([write(sqlite_bench, tmp_path, origin) for origin in (ORIGIN, H2, NEXT)], TRUST)
     assert [link.verdict.status for link in report.links] == ["ok", "ok"], report.links
 

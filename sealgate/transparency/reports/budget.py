@@ -4,7 +4,8 @@
     budgets      what records say is left of each privacy budget, replayed (sealgate.transparency.budget_replay)
     refusals     requests that found a budget exhausted, by budget
     exhausted    when a budget first refused in its window, by budget and caller (`budget.exhausted`)
-    grants       every policy that came into force, and each budget that it grants anew or otherwise (`budget.grant`)
+    grants       every policy that came into force, and each budget that it grants anew or otherwise (`budget.grant`);
+                 of shards before, what this one says again: the policy and the grants that were in force when it began
 
 Trusts: the records. Never: knows the whole of a budget; the policy of that digest does.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from sealgate.limits import MAX_REPORT_GROUPS
 from sealgate.transparency.budget_replay import BudgetReplay
+from sealgate.transparency.carried import restated
 from sealgate.transparency.checks import Range
 from sealgate.transparency.record import ENDS, Record
 from sealgate.transparency.reports.access import Counts
@@ -63,8 +65,8 @@ class Budget(Counts):
             count, newest = self._refused.get(budget, (0, 0))
             if budget in self._refused or len(self._refused) < MAX_REPORT_GROUPS:
                 self._refused[budget] = (count + 1, max(newest, record.ts_us))
-        elif record.kind in GRANTS:
-            self.grant(index, record)
+        elif restated(record).kind in GRANTS:
+            self.grant(index, restated(record))
         elif record.kind == "budget.exhausted" and self._question.matches(record):
             self._exhaust(index, record)
 
@@ -78,7 +80,7 @@ class Budget(Counts):
         self._exhausted.append((index, record.ts_us, record.detail.get("budget", ""), *who, renews_us))
 
     def grant(self, index: int, record: Record) -> None:
-        """Show one of GRANTS."""
+        """Show one of GRANTS, or what a shard says again of one."""
         if record.kind == "budget.grant":
             if len(self._budgets_granted) < MAX_REPORT_GROUPS:
                 self._budgets_granted.append((index, record))

@@ -43,7 +43,7 @@ REPORTS: dict[str, Kind] = {
     ),
     "budget": Kind(
         summary="what was spent, what is left, what the policies granted, and whether it adds up",
-        parameters=(*FILTERS, *SPAN),
+        parameters=(*FILTERS, *SPAN, *SHARD),
         begin=Budget,
     ),
     "in-force": Kind(

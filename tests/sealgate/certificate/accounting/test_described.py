@@ -9,7 +9,7 @@ import pytest
 
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.mechanisms import AdaSsp, GapAggregation, Noise, ObjectivePerturbation
-from sealgate.certificate.schema import Accounting, Preprocessing, Search, Selection, Statistic
+from sealgate.certificate.schema import Accounting, Masked, Preprocessing, Search, Selection, Statistic
 from sealgate.errors import CertificateError
 from tests.sealgate.certificate.conftest import a_certificate
 
@@ -119,6 +119,17 @@ def test_discrete_noise_on_a_fine_grid():
     assert code_of(stated(mixed)) == "mechanism"
 
 
+def test_rounded_noise_on_a_coarse_grid():
+    grid = {"arithmetic": "grid-rounded", "transform": "box-muller"}
+    rounded = msgspec.structs.replace(SGD, noise=noise(4_000_000, grid_bits=10, **grid))
+    assert figures(stated(rounded)) == figures(stated(SGD))
+    for wrong in ({"grid_bits": 0}, {"grid_bits": 11}, {"grid_bits": 10, "transform": "box-muller-4"}):
+        other = msgspec.structs.replace(SGD, noise=noise(4_000_000, **{**grid, **wrong}))
+        assert code_of(stated(other)) == "mechanism"
+    bare = msgspec.structs.replace(SGD, noise=noise(4_000_000, transform="box-muller"))  # single values, not rounded
+    assert code_of(stated(bare)) == "mechanism"
+
+
 def test_every_row_in_every_step_is_a_rate_of_one():
     sampling = msgspec.structs.replace(
         SGD.sampling,
@@ -200,6 +211,25 @@ def preprocessing(*parts: Statistic, **changes: Any) -> Preprocessing:
 GAUSSIAN = a_statistic(mechanism="gaussian", epsilon_micro=430_000, epsilon_replace_one_micro=900_000, delta="0.000001")
 
 
+NAMES = a_statistic(mechanism="laplace-threshold", contributions=1, threshold=160, delta="0.000001")
+WORDS = a_statistic(
+    mechanism="gaussian-threshold",
+    contributions=20,
+    threshold=300,
+    delta="0.000002",
+    epsilon_micro=440_000,
+    epsilon_replace_one_micro=950_000,
+)
+DROPPED = Masked(column="a", action="drop", detail="")
+
+
+def test_names_above_a_threshold_come_on_top():
+    alone = figures(stated(SGD))
+    for part in (NAMES, WORDS):
+        beside = figures(stated(SGD, preprocessing=preprocessing(part, masked=(DROPPED,))))
+        assert beside.add_remove_micro > alone.add_remove_micro + part.epsilon_micro
+
+
 def test_statistics_come_on_top():
     alone = figures(stated(SGD))
     beside = figures(stated(SGD, preprocessing=preprocessing(a_statistic())))
@@ -223,6 +253,17 @@ def test_statistics_come_on_top():
         ("private-statistics", preprocessing(a_statistic(), delta="0.000001")),
         ("private-statistics", preprocessing(msgspec.structs.replace(GAUSSIAN, epsilon_micro=200_000))),
         ("private-statistics", Preprocessing(statistics="public-constants", epsilon_micro=0, parts=(a_statistic(),))),
+        ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, threshold=140))),  # its tail is above delta
+        ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, contributions=2))),
+        ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, epsilon_micro=99_999))),
+        ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, delta="0"))),
+        ("private-statistics", preprocessing(msgspec.structs.replace(WORDS, epsilon_micro=400_000))),
+        ("private-statistics", preprocessing(msgspec.structs.replace(WORDS, threshold=200))),
+        ("private-statistics", preprocessing(msgspec.structs.replace(WORDS, threshold=10**10))),
+        ("private-statistics", preprocessing(a_statistic(threshold=100))),
+        ("certificate-malformed", preprocessing(a_statistic(), masked=(Masked(column="a", action="eat", detail=""),))),
+        ("certificate-malformed", preprocessing(a_statistic(), masked=(Masked(column="", action="drop", detail=""),))),
+        ("certificate-malformed", preprocessing(a_statistic(), masked=(DROPPED,) * 1025)),
         ("delta", preprocessing(a_statistic(delta="tiny"))),
         ("delta", preprocessing(a_statistic(mechanism="stated", delta="0.0001"))),
     ],
