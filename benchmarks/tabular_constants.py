@@ -1,9 +1,9 @@
 """How the constants of the mechanisms that release once were chosen: on public tables that no figure is given for.
 
 AdaSSP has the shares of its three releases and a share of the ridge; objective perturbation has the share of epsilon
-that lambda may cost; DP-SGD has steps, clip norm and learning rate. Each candidate is run on every table at epsilon 0.3,
-1 and 3 (DP-SGD: 1 only); what counts is what privacy costs beside the best candidate there, averaged over tables as a
-logarithm, so that no table outweighs the others.
+that lambda may cost; DP-SGD has steps, clip norm and learning rate. Each candidate is run on every table at epsilon
+0.3, 1 and 3 (DP-SGD: 1 only, on four of them); what counts is what privacy costs beside the best candidate there,
+averaged over tables as a logarithm, so that no table outweighs the others.
 
 `python -m benchmarks.tabular_constants`: a few minutes. Ranges are quantiles of the tables, which a real run may not
 take; only constants leave this program.

@@ -16,7 +16,6 @@ from sealgate.errors import ConfigurationError
 from training.configuration import Configuration
 from training.limits import MAX_PRIVATE_NAMES
 
-
 EVERYTHING_ELSE = "*"
 
 

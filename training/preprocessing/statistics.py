@@ -1,7 +1,7 @@
 """What is computed of the private rows before training: planned and paid for before they are read, then released once.
 
-A configuration with `[preprocessing]` has blanks: scales, categories, words. `spending_of` says what filling them costs,
-and what is left for the mechanism; until then placeholders of the same sizes stand there (`sections`), so that model,
+A configuration with `[preprocessing]` has blanks: scales, categories, words. `spending_of` says what filling them
+costs, and what is left for the mechanism; until then placeholders of the same sizes stand there (`sections`), so that model,
 plan and audit are settled before the rows are read; `fill` puts private releases in their places. All rows count, those
 that are held out, too.
 
@@ -92,8 +92,8 @@ class Standardise:
         least = math.sqrt(self.release.deviation * UNITS / count)
         scaled = dict(configuration.columns)
         for place, name in enumerate(self.names):
-            first, second = noisy[1 + 2 * place], noisy[2 + 2 * place]
-            scaled[name] = _standardised(configuration.columns[name], Fraction(first, count), Fraction(second, count), least=least)
+            mean, square = (Fraction(one, count) for one in noisy[1 + 2 * place : 3 + 2 * place])
+            scaled[name] = _standardised(configuration.columns[name], mean, square, least=least)
         return msgspec.structs.replace(configuration, columns=scaled)
 
 

@@ -253,11 +253,11 @@ def test_statistics_come_on_top():
         ("private-statistics", preprocessing(a_statistic(), delta="0.000001")),
         ("private-statistics", preprocessing(msgspec.structs.replace(GAUSSIAN, epsilon_micro=200_000))),
         ("private-statistics", Preprocessing(statistics="public-constants", epsilon_micro=0, parts=(a_statistic(),))),
-        ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, threshold=140))),  # its tail is above delta
+        ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, threshold=130))),  # its tail is above delta
         ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, contributions=2))),
         ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, epsilon_micro=99_999))),
         ("private-statistics", preprocessing(msgspec.structs.replace(NAMES, delta="0"))),
-        ("private-statistics", preprocessing(msgspec.structs.replace(WORDS, epsilon_micro=400_000))),
+        ("private-statistics", preprocessing(msgspec.structs.replace(WORDS, epsilon_micro=300_000))),
         ("private-statistics", preprocessing(msgspec.structs.replace(WORDS, threshold=200))),
         ("private-statistics", preprocessing(msgspec.structs.replace(WORDS, threshold=10**10))),
         ("private-statistics", preprocessing(a_statistic(threshold=100))),
