@@ -461,6 +461,11 @@ def check_engine(configuration: Configuration) -> None:
             "[privacy] noise: discrete noise is exact about arithmetic, which float32 is not; "
             '[engine] arithmetic must be "float64"',
         ),
+        (
+            engine.checkpoint_every <= 1 or not configuration.data.public_rows,
+            "[data] public_rows: their loss tells of steps that a crash would undo and a resumed run do again; "
+            "[engine] checkpoint_every must be 1, or left out",
+        ),
         (engine.checkpoint_every >= 0, "[engine] checkpoint_every must be at least 0"),
     ):
         if not holds:

@@ -131,6 +131,10 @@ def run_experiment(
             "--resume goes on with one run, and a --sweep would be run anew; leave one of them out"
         )
     configuration = load_configuration(path)  # 1
+    if sweep is not None and configuration.engine.checkpoint_every:
+        raise ConfigurationError(
+            "--sweep: a run that is resumed would not know of the sweep before it; leave [engine] checkpoint_every out"
+        )
     require_free(models_dir / configuration.model.name, replace=replace)
     outputs = Outputs(heldout_csv=_heldout_path(heldout_csv, configuration, path.parent), commitment_key=commitment_key)
     check_outputs(

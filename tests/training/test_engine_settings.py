@@ -16,6 +16,7 @@ from training.configuration import load_configuration
 from training.experiment import run_experiment
 from training.mechanisms.plans import plan_of
 from training.report import Quiet
+from training.sweep import Sweep
 
 
 def written(tmp_path, more: str, *, family: str = "logistic-regression", optimizer: str = ""):
@@ -110,6 +111,20 @@ def test_exact_noise_does_not_stand_on_float32(tmp_path):
     path.write_text(path.read_text().replace("steps = 40", 'steps = 40\nnoise = "discrete-gaussian"'))
     with pytest.raises(ConfigurationError, match="float64"):
         load_configuration(path)
+
+
+def test_what_was_seen_of_a_step_is_never_done_again(tmp_path, key):
+    """A loss that was shown belongs to a step; were the step lost in a crash, the resumed run would do one more."""
+    path = written(tmp_path, "\n[engine]\ncheckpoint_every = 5\n")
+    text = path.read_text()
+    path.write_text(text.replace("public_population", 'public_rows = "data.csv"\npublic_population'))
+    with pytest.raises(ConfigurationError, match="public_rows"):
+        load_configuration(path)
+    path.write_text(path.read_text().replace("checkpoint_every = 5", "checkpoint_every = 1"))
+    load_configuration(path)  # each step is on the disk before its loss is shown
+    path.write_text(text)
+    with pytest.raises(ConfigurationError, match="sweep"):
+        run_experiment(path, models_dir=tmp_path / "models", key=key, sweep=Sweep.of("1", repeats=1))
 
 
 def test_a_run_for_other_people_is_another_run(tmp_path, key):
