@@ -68,12 +68,14 @@ _PER_UNIT = {
     "user": "that somebody is a person of the data at all, beyond the bound: the guarantee is for all rows of one",
 }
 _FLOATING_POINT = "attacks on floating-point arithmetic: the noise is continuous float64, not the discrete Gaussian"
+_ROUNDED = "attacks on the arithmetic of gradients and on log, sine and cosine that are wrong beyond their last place"
 
 
 def not_protected(plan: Plan) -> tuple[str, ...]:
     """What epsilon does not protect, for this mechanism and unit."""
     discrete = plan.audited is not None and plan.audited.constants.noise == DISCRETE
-    return (*NOT_PROTECTED, _PER_UNIT[plan.unit], *(() if discrete else (_FLOATING_POINT,)))
+    weakness = _ROUNDED if plan.audited is plan else _FLOATING_POINT  # DP-SGD alone, or with other releases
+    return (*NOT_PROTECTED, _PER_UNIT[plan.unit], *(() if discrete else (weakness,)))
 
 
 def certificate_of(

@@ -14,9 +14,9 @@ The seams of a step, each a part that the audit gate and tests can run or replac
     update.apply        training.dp_sgd.updates.Update
 
 Arithmetic is float64 or float32, as the module's weights are; clip norms hold in both to the last digit that counts
-(`training.dp_sgd.clipping`), sums and noise are float64 in both. In float32 a row's gradient depends on its neighbours
-in the batch in the seventh digit, in float64 in the sixteenth. Trusts: rows that are scaled. Never: uses torch's random
-generator, the batch's size, or the number of private rows as a constant.
+(`training.dp_sgd.clipping`), parts are summed and noise is added in float64 in both. In float32 a row's gradient
+depends on its neighbours in the batch in the seventh digit, in float64 in the sixteenth. Trusts: rows that are scaled.
+Never: uses torch's random generator, the batch's size, or the number of private rows as a constant.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PrivateSgd:
     noise: str = CONTINUOUS
     unit_rows: int = 1  # user level: the greatest number of rows of a person that count
     augmentation: Augmentation | None = None
-    arithmetic: str = "float64"  # of gradients; sums and noise are always float64
+    arithmetic: str = "float64"  # of gradients; noise is always float64
     gradients: str = AUTO  # how per-example gradients are computed: `training.dp_sgd.choice.MODES`; all are exact
 
     @property
@@ -168,7 +168,7 @@ def train_privately(
             of_units, wanted, weights = units.of(drawn)
             summed = gradient_sum.over(of_units, wanted, weights=weights)
             noise.add(summed)
-            update.apply([one / constants.divisor for one in summed], step=step)
+            update.apply([one.div_(constants.divisor) for one in summed], step=step)
             if checkpoints:
                 checkpoints.after(step, module, update, last=step == constants.steps)
             on_step(step)

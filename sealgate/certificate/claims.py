@@ -29,12 +29,13 @@ from sealgate.certificate.mechanisms import DpSgd, GapAggregation, Noise, name_o
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate, Search
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_GRID_BITS, MAX_SELECTION_CHOICES, MIN_GRID_BITS
+from sealgate.limits import MAX_GRID_BITS, MAX_ROUNDED_BITS, MAX_SELECTION_CHOICES, MIN_GRID_BITS
 
 SCHEMA = 2
 NOISE_SOURCE = "os-csprng/aes-256-ctr"
 FRESH = "fresh"
 CONTINUOUS = "float64-continuous"
+ROUNDED = "grid-rounded"
 DISCRETE = "grid-discrete"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
@@ -85,6 +86,8 @@ def check_noise(noise: Noise) -> None:
     bits = noise.grid_bits
     if noise.arithmetic == CONTINUOUS:
         known = noise.transform == "box-muller-4" and bits == 0
+    elif noise.arithmetic == ROUNDED:
+        known = noise.transform == "box-muller" and 0 < bits <= MAX_ROUNDED_BITS
     else:
         fine = MIN_GRID_BITS <= bits <= MAX_GRID_BITS
         known = (noise.arithmetic, noise.transform) == (DISCRETE, "exact-discrete-gaussian") and fine

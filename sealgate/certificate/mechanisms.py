@@ -63,6 +63,9 @@ class Noise(Part, frozen=True):
     `source` is where randomness comes from, `seed` is "fresh" (never written down) or anything else, which is refused.
     `arithmetic` is
       "float64-continuous"  values by `transform` "box-muller-4"; not secure against reading low bits (Mironov 2012)
+      "grid-rounded"        single values ("box-muller"), and the noisy sum rounded to a public grid of 2^-`grid_bits`
+                            standard deviations: the Gaussian mechanism processed further, but for what floating point
+                            does to it, which is bounded and which a slightly larger noise pays for
       "grid-discrete"       sums rounded to a public grid of 2^-`grid_bits` clip norms, plus whole grid units of the
                             discrete Gaussian ("exact-discrete-gaussian": Canonne, Kamath and Steinke 2020)
     Discrete noise carries the figures of the continuous mechanism with this sigma: it has to be so much larger that
@@ -75,7 +78,7 @@ class Noise(Part, frozen=True):
     seed: str
     transform: str
     arithmetic: str
-    grid_bits: int = 0  # 0 for continuous noise
+    grid_bits: int = 0  # 0 for noise that is not on a grid
 
 
 class DpSgd(Part, frozen=True, tag_field="kind", tag="dp-sgd"):

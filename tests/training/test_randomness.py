@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import mpmath
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from training.randomness import Keystream, PoissonSampler
+from training.randomness import BLOCK, ERROR, Keystream, PoissonSampler
 
 NEVER = 1e-9
 
@@ -56,8 +57,20 @@ def test_a_stream_leaves_torchs_and_numpys_generators_alone():
     assert np.array_equal(before[1], np.random.get_state()[1])
 
 
-def test_gaussian_values_are_gaussian():
-    values = Keystream().gaussian(400_000)
+def gaussian(count):
+    return Keystream().gaussian(count)
+
+
+def standard_normal(count):
+    return Keystream().standard_normal(count).numpy()
+
+
+KINDS = pytest.mark.parametrize("draw", [gaussian, standard_normal])
+
+
+@KINDS
+def test_gaussian_values_are_gaussian(draw):
+    values = draw(400_000)
     assert stats.kstest(values, "norm").pvalue > NEVER
     assert abs(values.mean()) < 6 / np.sqrt(len(values))
     assert abs(values.var() - 1) < 6 * np.sqrt(2 / len(values))
@@ -69,13 +82,104 @@ def test_gaussian_values_are_gaussian():
         assert stats.binomtest(count, len(values), share).pvalue > NEVER
 
 
-def test_gaussian_values_are_independent():
-    values = Keystream().gaussian(200_000)
-    for lag in (1, 2, 1000, 100_000):  # 100,000: the other half of a Box-Muller pair
+def test_far_tails_hold_what_they_should():
+    """Out to six standard deviations: two in a thousand million values are beyond."""
+    stream, far = Keystream(), {3.0: 0, 4.0: 0, 5.0: 0, 6.0: 0}
+    count = 8_000_000
+    for _ in range(count // BLOCK):
+        values = stream.standard_normal(BLOCK).abs()
+        for bound in far:
+            far[bound] += int((values > bound).sum())
+    drawn = count // BLOCK * BLOCK
+    for bound, found in far.items():
+        assert stats.binomtest(found, drawn, 2 * stats.norm.sf(bound)).pvalue > NEVER
+
+
+@KINDS
+def test_gaussian_values_are_independent(draw):
+    values = draw(200_000)
+    for lag in (1, 2, 1000, BLOCK // 2, 100_000):  # half a block or half of all: the other value of a pair
         r = np.corrcoef(values[lag:], values[:-lag])[0, 1]
         assert abs(r) < 6.2 / np.sqrt(len(values) - lag)
-    assert abs(np.corrcoef(values[1:] ** 2, values[:-1] ** 2)[0, 1]) < 6.2 / np.sqrt(len(values))
+        r = np.corrcoef(values[lag:] ** 2, values[:-lag] ** 2)[0, 1]
+        assert abs(r) < 6.2 / np.sqrt(len(values) - lag)
     assert len(np.unique(values)) == len(values)
+
+
+class Given:
+    """Stands in for the cipher: what was given, again and again."""
+
+    def __init__(self, words: list[int]) -> None:
+        self.words = np.array(words, dtype="<i8").tobytes()
+
+    def update(self, data: bytes) -> bytes:
+        return (self.words * (len(data) // len(self.words) + 1))[: len(data)]
+
+    def update_into(self, data: bytes, room: bytearray) -> int:
+        room[: len(data)] = self.update(bytes(data))
+        return len(data)
+
+
+def test_single_values_are_within_their_bound_of_exact_arithmetic():
+    """mpmath's logarithm, sine and cosine at 60 digits, on random words and those that are next to zero and to one."""
+    random = Keystream().words(400).view(np.int64).tolist()
+    largest = 2**63 - 1
+    sizes = [
+        2**45,
+        2**45 + 1,
+        2**50 + 3,
+        2**53 - 1,
+        2**62,
+        largest,
+        largest - 2**20,
+        largest - 2**40,
+        -(2**45),
+        -(2**63),
+    ]
+    radii, angles = (random[:200] + sizes), (random[200:] + random[200 : 200 + len(sizes)])
+    stream = Keystream()
+    stream._encryptor = Given([*radii, *angles])
+    found = stream.standard_normal(2 * len(radii)).tolist()
+    with mpmath.workdps(60):
+        for index, (word, turn) in enumerate(zip(radii, angles, strict=True)):
+            radius = mpmath.sqrt(-2 * mpmath.log(mpmath.mpf(abs(word)) / 2**63))
+            # Next to one the logarithm is small, and the 53 bits of its argument count; that is as rare as r^2.
+            bound = ERROR * max(radius, 1) + 2.0**-52 / max(radius, mpmath.mpf(2) ** -26)
+            angle = mpmath.pi * turn / 2**63
+            assert abs(found[index] - radius * mpmath.cos(angle)) < bound
+            assert abs(found[len(radii) + index] - radius * mpmath.sin(angle)) < bound
+
+
+def test_small_words_are_given_more_bits():
+    """Without them the smallest word would be the end, and words next to it would leave gaps in the tails."""
+    values = []
+    for word in (0, 1, -1, 5, 2**40):
+        stream = Keystream()
+        stream._encryptor = Given([word, 0])  # the angle is zero: the first value is the radius
+        stream.uniform = lambda count: np.linspace(0.0, 1.0 - 2.0**-53, count)
+        values.append(float(stream.standard_normal(2)[0]))
+        place = mpmath.mpf(max(abs(abs(word) - 0.5), 2.0**-54)) / 2**63
+        assert abs(values[-1] - float(mpmath.sqrt(-2 * mpmath.log(place)))) < 1e-9
+    assert values[0] > 9.2
+    stream = Keystream()
+    stream._encryptor = Given([0, 0])
+    stream.uniform = lambda count: np.full(count, 0.5)  # the middle of the interval around zero
+    assert 12 < float(stream.standard_normal(2)[0]) < 13
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, BLOCK - 1, BLOCK, BLOCK + 1])
+def test_as_many_values_come_as_were_asked_for(count):
+    values = Keystream().standard_normal(count)
+    assert values.shape == (count,)
+    assert bool(torch.isfinite(values).all())
+
+
+def test_the_room_for_the_next_words_is_not_what_was_handed_out():
+    stream = Keystream()
+    first = stream.standard_normal(100)
+    kept = first.clone()
+    stream.standard_normal(100)
+    assert torch.equal(first, kept)
 
 
 def test_the_tails_are_not_cut_where_32_bits_would_cut_them():

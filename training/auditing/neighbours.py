@@ -47,7 +47,7 @@ def no_example_moves_more(subject: Subject, spec: Spec, module: nn.Module, entro
     state = {name: value.clone() for name, value in trained.state_dict().items()}
     word = entropy(32)
     # Every row enters the step, and the weights move by the noisy sum itself.
-    constants = replace(subject.bare(steps=1), rate=Fraction(1), learning_rate=subject.constants.divisor)
+    constants = replace(subject.quiet(steps=1), rate=Fraction(1), learning_rate=subject.constants.divisor)
     if constants.augmentation is not None:  # one row more would vary the others otherwise
         constants = replace(constants, augmentation=replace(constants.augmentation, shift=0, flip=False))
 

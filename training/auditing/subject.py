@@ -11,7 +11,7 @@ Trusts: nothing. Never: sees private rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -62,6 +62,10 @@ class Subject:
     def bare(self, *, steps: int) -> PrivateSgd:
         """The run's constants with an update that hides nothing: weights move by the noisy sum over the divisor."""
         return self.constants.bare(steps=steps)
+
+    def quiet(self, *, steps: int) -> PrivateSgd:
+        """Bare constants with a millionth of the noise, for replays: noise cancels, rounding to its grid does not."""
+        return replace(self.bare(steps=steps), sigma=self.constants.sigma * 2.0**-20)
 
     def claim(self, *, steps: int) -> GaussianSteps:
         """What the certificate would claim for so many steps."""

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import distributed, nn
 
 from training.dp_sgd.noise import Noise
@@ -30,11 +28,8 @@ class SharedNoise(Noise):
         """`noise` is used by the first process only. The process group must have been made."""
         self._noise = noise
 
-    def values(self, count: int) -> NDArray[np.float64]:
-        return self._noise.values(count)
-
     def add(self, summed: list[torch.Tensor]) -> None:
-        flat = torch.cat([one.ravel() for one in summed])
+        flat = torch.cat([one.ravel() for one in summed]).to(torch.float64)
         distributed.reduce(flat, FIRST)
         released = [part.view_as(one) for part, one in zip(_split(flat, summed), summed, strict=True)]
         if distributed.get_rank() == FIRST:

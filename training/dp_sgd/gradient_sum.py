@@ -1,6 +1,6 @@
 """Clipped sums over the units that a step drew, in parts of bounded memory.
 
-Parts are summed in float64, whatever type the gradients have. A unit's rows are never split between parts.
+Parts are summed in float64; the sum has the type of the gradients. A unit's rows are never split between parts.
 Trusts: the chosen mode. Never: divides by anything.
 """
 
@@ -40,21 +40,25 @@ class GradientSum:
         self._choice: Choice | None = None
 
     def over(self, inputs: Inputs, targets: torch.Tensor, *, weights: torch.Tensor | None = None) -> list[torch.Tensor]:
-        """The sum over these units, one float64 tensor per parameter; zero for no units.
+        """The sum over these units, one tensor per parameter in the gradients' type; zero for no units.
 
         inputs: each [u rows, ...]; targets: [u rows]; weights: [u rows], what each row counts in its unit (default: 1).
         """
         self.prepare(inputs)
         mode = self._mode
         assert mode is not None
-        total = [torch.zeros_like(parameter, dtype=torch.float64) for parameter in mode.parameters]
+        total: list[torch.Tensor] = []
         for start in range(0, len(targets), self._part * self._rows):
             part = slice(start, start + self._part * self._rows)
             share = None if weights is None else weights[part]
             more = mode.clipped_sum(tuple(one[part] for one in inputs), targets[part], rows=self._rows, weights=share)
+            if len(targets) <= self._part * self._rows:
+                return more
+            total = total or [torch.zeros_like(one, dtype=torch.float64) for one in more]
             for sum_so_far, one in zip(total, more, strict=True):
                 sum_so_far += one
-        return total
+        dtype = mode.dtype
+        return [one.to(dtype) for one in total] or [torch.zeros_like(one, dtype=dtype) for one in mode.parameters]
 
     def prepare(self, inputs: Inputs) -> Choice:
         """Choose the mode, if that was not done; the inputs' shapes and types are all that is looked at."""

@@ -39,7 +39,8 @@ def _linear(layer: nn.Linear, before: torch.Tensor, behind: torch.Tensor, rows: 
     behind = behind.reshape(len(behind), -1, behind.shape[-1])  # [m, T, p]
     yield layer.weight, Outer(_folded(before, rows), _folded(behind, rows), layer.weight.shape)
     if layer.bias is not None:
-        yield layer.bias, Direct(_summed(behind.sum(dim=1), rows))
+        at_once = behind[:, 0] if behind.shape[1] == 1 else behind.sum(dim=1)
+        yield layer.bias, Direct(_summed(at_once, rows))
 
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d, before: torch.Tensor, behind: torch.Tensor, rows: int) -> Parts:

@@ -61,7 +61,7 @@ class Update:
         self._rule = rule
         self._steps = steps
         slots = {
-            SGD: ("first",),
+            SGD: ("first",) if rule.momentum else (),
             MOMENTUM: ("first",),
             ADAM: ("first", "second"),
             ADAMW: ("first", "second"),
@@ -83,8 +83,9 @@ class Update:
         for index, (parameter, raw) in enumerate(zip(self._parameters, released, strict=True)):
             gradient = raw.to(parameter.dtype)
             if rule.optimizer in (SGD, MOMENTUM):
-                speed = self._slots["first"][index].mul_(rule.momentum).add_(gradient)
-                parameter.sub_(rate * speed)
+                if "first" in self._slots:
+                    gradient = self._slots["first"][index].mul_(rule.momentum).add_(gradient)
+                parameter.sub_(gradient, alpha=rate)
                 continue
             square = self._slots["second"][index]
             square.mul_(rule.second_decay).addcmul_(gradient, gradient, value=1.0 - rule.second_decay)

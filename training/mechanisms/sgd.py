@@ -12,18 +12,16 @@ import torch
 from torch import nn
 
 from sealgate.ambient import Entropy
-from sealgate.certificate.claims import CONTINUOUS as CONTINUOUS_ARITHMETIC
 from sealgate.certificate.claims import DISCRETE as DISCRETE_ARITHMETIC
-from sealgate.certificate.claims import FRESH, NOISE_SOURCE
+from sealgate.certificate.claims import FRESH, NOISE_SOURCE, ROUNDED
 from sealgate.certificate.mechanisms import Clipping, DpSgd, Noise, Rate, Sampling
 from sealgate.certificate.recompute import GaussianSteps
 from sealgate.certificate.schema import Search
 from training.dp_sgd.checkpoint import Checkpoints
-from training.dp_sgd.noise import DISCRETE, Grid
+from training.dp_sgd.noise import DISCRETE, ROUNDED_BITS, Grid
 from training.losses import Loss
 from training.mechanisms.plan import OnStep
 from training.private_sgd import PrivateSgd, train_privately
-from training.randomness import NOISE_TRANSFORM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ class SgdPlan:
         )
 
     def _noise(self, coordinates: int, *, fresh: bool) -> Noise:
-        discrete, bits = self.constants.noise == DISCRETE, 0
+        discrete, bits = self.constants.noise == DISCRETE, ROUNDED_BITS
         if discrete:
             clip_norm = self.constants.clip_norm
             grid = Grid.of(sigma=self.constants.sigma, clip_norm=clip_norm, coordinates=coordinates)
@@ -78,8 +76,8 @@ class SgdPlan:
             sigma_micro=self.account.sigma_micro,
             source=NOISE_SOURCE,
             seed=FRESH if fresh else "fixed",
-            transform="exact-discrete-gaussian" if discrete else NOISE_TRANSFORM,
-            arithmetic=DISCRETE_ARITHMETIC if discrete else CONTINUOUS_ARITHMETIC,
+            transform="exact-discrete-gaussian" if discrete else "box-muller",
+            arithmetic=DISCRETE_ARITHMETIC if discrete else ROUNDED,
             grid_bits=bits,
         )
 

@@ -14,8 +14,8 @@ from scipy import stats
 
 from training.dp_sgd import discrete
 from training.dp_sgd.discrete import discrete_gaussian
-from training.dp_sgd.noise import SMOOTHING, SUMMATION, DiscreteNoise, Grid, noise_of
-from training.randomness import Keystream
+from training.dp_sgd.noise import ROOM, ROUNDED_BITS, SMOOTHING, SUMMATION, DiscreteNoise, GaussianNoise, Grid, noise_of
+from training.randomness import BLOCK, Keystream
 
 NEVER = 1e-9
 
@@ -81,6 +81,49 @@ def test_sums_come_out_on_the_grid_and_the_grid_keeps_its_promises():
     assert torch.equal((released / noise.grid.unit).round() * noise.grid.unit, released)
     assert 0.05 < float(summed[1].std()) < 0.2
     assert abs(float(summed[0].mean()) - 0.123456789) < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_noisy_sums_lie_on_the_grid_whatever_the_sum_was(dtype):
+    deviation = 0.25
+    noise = GaussianNoise(Keystream(), deviation)
+    sums = [torch.randn(BLOCK + 3, dtype=torch.float64), torch.full((7, 5), 1e3 / 3, dtype=torch.float64)]
+    summed = [one.clone().to(dtype) for one in sums]
+    noise.add(summed)
+    exact = deviation * (1 + ROOM)
+    for before, after in zip(sums, summed, strict=True):
+        units = after.double() / exact * 2.0**ROUNDED_BITS
+        off = (units - units.round()).abs()
+        assert bool((off <= 2 * torch.finfo(dtype).eps * (1 + units.abs())).all())
+        assert float(((after.double() - before) / exact).abs().max()) < 8
+    moved = ((summed[0].double() - sums[0]) / exact).numpy()
+    # Rounding is felt neither in the deviation (10^-8) nor in the shape.
+    assert abs(moved.std() - 1) < 6 / np.sqrt(2 * len(moved))
+    assert stats.kstest(moved, "norm").pvalue > NEVER
+
+
+def test_each_grid_value_is_as_likely_as_its_cell_of_the_exact_gaussian():
+    """The chances of the exact mechanism: a normal value's, between the borders of the cell, for a sum off the grid."""
+    cell, where, count = 2.0**-ROUNDED_BITS, 0.3 * 2.0**-ROUNDED_BITS, 2_000_000
+    noise = GaussianNoise(Keystream(), 1.0 / (1.0 + ROOM))
+    summed = [torch.full((count,), where, dtype=torch.float64)]
+    noise.add(summed)
+    units = (summed[0] / cell).round().long().numpy()  # looked at around zero, where cells are likeliest
+    edges = (np.arange(-200, 201) - 0.5) * cell - where
+    chances = np.diff(stats.norm.cdf(edges))
+    counts = np.bincount(np.clip(units + 200, -1, 400) + 1, minlength=402)
+    inside = counts[1:401]
+    rest = len(units) - inside.sum()
+    test = stats.chisquare([*inside, rest], np.array([*chances, 1 - chances.sum()]) * len(units))
+    assert test.pvalue > NEVER
+
+
+def test_noise_of_blocks_and_tensors_is_never_used_twice():
+    summed = [torch.zeros(one, dtype=torch.float64) for one in (3, BLOCK, 5, BLOCK)]
+    GaussianNoise(Keystream(), 1.0).add(summed)
+    values = torch.cat(summed)
+    assert float((values[BLOCK:] == values[:-BLOCK]).double().mean()) < 0.02
+    assert abs(float((values[BLOCK:] * values[:-BLOCK]).mean())) < 6.5 / math.sqrt(BLOCK)
 
 
 def test_impossible_deviations_are_refused():
