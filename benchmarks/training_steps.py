@@ -1,11 +1,11 @@
 """What a private step costs: our engine and every mode of plain Opacus, as multiples of a step without privacy.
 
 A step is all of it: gradients, clipping, noise, the optimizer's move. Each model and way runs in a process of its own
-on one thread, so that its peak memory is its own, and CPU time is taken, because others use the machine. The LSTM
+on one thread, so that its peak memory is its own, and CPU time is taken, because others use the machine; ways take turns. The LSTM
 without privacy is torch's fused one; Opacus has its own (DPLSTM); ours is the family that is served. Opacus draws its
 noise from torch's generator, we from a keystream.
 
-`python -m benchmarks.training_steps [--batch 256] [--rounds 5] [--models mlp,cnn] [--float64]`. Prints a table and
+`python -m benchmarks.training_steps [--batch 256] [--rounds 20] [--passes 3] [--models mlp,cnn] [--float64]`. Prints a table and
 writes nothing.
 """
 
@@ -173,20 +173,27 @@ def measure(name: str, way: str, *, batch: int, rounds: int, dtype: torch.dtype)
 
 
 def table(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
-    """A line for each model and way."""
+    """A line for each model and way: medians over passes, each of which runs every way once."""
     lines = [("model", "way", "ms a step", "times no privacy", "peak MB")]
+    ways = (PLAIN, *OURS, *OPACUS)
     for name in arguments.models.split(","):
-        plain = 0.0
-        for way in (PLAIN, *OURS, *OPACUS):
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+        refused: dict[str, str] = {}
+        for _, way in itertools.product(range(arguments.passes), ways):
             command = [sys.executable, "-m", "benchmarks.training_steps", "--one", name, way]
             command += ["--batch", str(arguments.batch), "--rounds", str(arguments.rounds)]
-            found = subprocess.run(command + ["--float64"] * arguments.float64, capture_output=True, text=True)
-            if found.returncode:
-                lines.append((name, way, "-", "refused", found.stderr.strip().split("\n")[-1][:60]))
+            run = subprocess.run(command + ["--float64"] * arguments.float64, capture_output=True, text=True)
+            if run.returncode:
+                refused[way] = run.stderr.strip().split("\n")[-1][:60]
+            else:
+                found[way].append(json.loads(run.stdout))
+        medians = {way: statistics.median(one["ms"] for one in ones) for way, ones in found.items() if ones}
+        for way in ways:
+            if way in refused:
+                lines.append((name, way, "-", "refused", refused[way]))
                 continue
-            figures = json.loads(found.stdout)
-            plain = plain or figures["ms"]
-            lines.append((name, way, f"{figures['ms']:.1f}", f"{figures['ms'] / plain:.2f}", f"{figures['mb']:.0f}"))
+            times, peak = medians[way] / medians[PLAIN], max(one["mb"] for one in found[way])
+            lines.append((name, way, f"{medians[way]:.1f}", f"{times:.2f}", f"{peak:.0f}"))
     return lines
 
 
@@ -195,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--passes", type=int, default=3, help="how often every way is run, in turn")
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--float64", action="store_true", help="arithmetic in float64 instead of float32")
     parser.add_argument("--one", nargs=2, metavar=("MODEL", "WAY"), help="measure one in this process")
