@@ -9,7 +9,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from sealgate.client.times import rfc3339
-from sealgate.evidence.endorsements import tpm
+from sealgate.evidence.endorsements import snp, tpm
 from sealgate.terminal import render_pairs, render_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from sealgate.evidence.claims import Claims
     from sealgate.evidence.token import Endorsement, Token
 
-_DESCRIBED: dict[str, Callable[[bytes], list[tuple[str, str]]]] = {tpm.KIND: tpm.describe_tpm}
+_DESCRIBED: dict[str, Callable[[bytes], list[tuple[str, str]]]] = {
+    tpm.KIND: tpm.describe_tpm,
+    snp.KIND: snp.describe_snp,
+}
 
 
 def describe_evidence(claims: Claims, token: Token) -> str:

@@ -12,6 +12,7 @@
     policy_digests = ["hex"]             optional: policies that may be in force
     strict = false                       optional: treat every check that has nothing to compare with as a failure
     [tpm]                                optional: whose TPM quotes count (sealgate.evidence.endorsements.tpm)
+    [snp]                                optional: whose SEV-SNP reports count (sealgate.evidence.endorsements.snp)
     [measurements]                       optional pins: NAME = ["hex", ...], such as code (evidence.measure)
     [models.NAME]                        optional pins: model_digest, certificate_digest, max_epsilon
 
@@ -35,6 +36,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sealgate.errors import ConfigurationError, SealgateError
+from sealgate.evidence.endorsements.snp import SnpAnchor, SnpTable, parse_snp_anchor
 from sealgate.evidence.endorsements.tpm import TpmAnchor, TpmTable, parse_tpm_anchor
 from sealgate.limits import MAX_NAME, MAX_TRUST_FILE
 from sealgate.transparency.cosignatures import CosignerKey
@@ -72,6 +74,7 @@ class Trust:
     policy_digests: tuple[str, ...] = ()
     measurements: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tpm: TpmAnchor | None = None
+    snp: SnpAnchor | None = None
     strict: bool = False
     models: Mapping[str, ModelPin] = field(default_factory=dict)
     ca_file: Path | None = None
@@ -101,6 +104,7 @@ class _TrustTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     policy_digests: tuple[str, ...] | None = None
     measurements: dict[str, tuple[str, ...]] = {}
     tpm: TpmTable | None = None
+    snp: SnpTable | None = None
     strict: bool = False
     models: dict[str, _PinTable] = {}
 
@@ -143,6 +147,7 @@ def parse_trust(data: bytes, *, source: str, ca_file: Path | None = None) -> Tru
             policy_digests=_digests(table.policy_digests, "policy_digests"),
             measurements={_label(name): _digests(one, name) for name, one in table.measurements.items()},
             tpm=None if table.tpm is None else parse_tpm_anchor(table.tpm),
+            snp=None if table.snp is None else parse_snp_anchor(table.snp),
             strict=table.strict,
             models={_name(name): _pin(name, pin) for name, pin in table.models.items()},
             ca_file=ca_file,

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sealgate.errors import DecodeError, EvidenceError, SealgateError
 from sealgate.evidence.claims import Claims, decode_claims, state_digest
-from sealgate.evidence.endorsements import tpm
+from sealgate.evidence.endorsements import snp, tpm
 from sealgate.evidence.endorsements.endorsed import Endorsed
 from sealgate.evidence.token import SOFTWARE, Token, key_id, parse_token, verify_signature, verify_software
 from sealgate.evidence.transcript import Check, EvidenceRefused, Transcript
@@ -44,7 +44,7 @@ from sealgate.transparency.notes import Checkpoint, open_checkpoint
 from sealgate.transparency.shards import belongs_to
 
 SELF_ASSERTED = "self-asserted"
-KINDS = (SOFTWARE, tpm.KIND)
+KINDS = (SOFTWARE, tpm.KIND, snp.KIND)
 """Endorsements that this verifier knows."""
 
 WORKER_PREFIX = "worker."  # of measurements that the worker reads of itself
@@ -116,7 +116,7 @@ def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, pub
         transcript.fail("form", str(error), anchor="RFC 9711", cause=error)
     transcript.passed("form", f"{len(data)} bytes, profile known", anchor="RFC 9711")
     operator, anchor = _check_signature(token, trust, transcript)  # 1
-    endorsements = _check_endorsements(token, operator, anchor, trust, transcript)  # 2
+    endorsements = _check_endorsements(token, operator, anchor, trust, now_us, transcript)  # 2
     grade, grades = _graded(endorsements)
     _check_grade(claims, grade, anchor, trust, transcript)  # 3
     transcript.require(
@@ -169,7 +169,7 @@ def _check_signature(token: Token, trust: Trust, transcript: Transcript) -> tupl
 
 
 def _check_endorsements(
-    token: Token, operator: bytes, anchor: str, trust: Trust, transcript: Transcript
+    token: Token, operator: bytes, anchor: str, trust: Trust, now_us: int, transcript: Transcript
 ) -> tuple[Endorsed, ...]:
     """All that vouch; a kind twice is refused, so that the better of two stories cannot be picked."""
     kinds = [endorsement.kind for endorsement in token.endorsements]
@@ -185,7 +185,7 @@ def _check_endorsements(
             transcript.passed("endorsement", "software: the operator's word, no hardware", anchor=anchor)
             found.append(Endorsed(kind=SOFTWARE, grade=SOFTWARE, detail="", anchor=anchor, covers_code=False))
             continue
-        judge = _judge(endorsement.kind, trust)
+        judge = _judge(endorsement.kind, trust, now_us)
         if judge is None:
             kind = "".join(char if char.isalnum() or char in "-_" else "?" for char in endorsement.kind[:20])
             why = f"the trust file has no [{kind}]" if endorsement.kind in KINDS else "it is not known to this verifier"
@@ -200,11 +200,14 @@ def _check_endorsements(
     return tuple(found)
 
 
-def _judge(kind: str, trust: Trust) -> Callable[[bytes, bytes], Endorsed] | None:
+def _judge(kind: str, trust: Trust, now_us: int) -> Callable[[bytes, bytes], Endorsed] | None:
     """What judges a kind of endorsement under this trust file; None if it says nothing of that kind."""
     if kind == tpm.KIND and trust.tpm is not None:
         anchor = trust.tpm
         return lambda proof, bind: tpm.judge_tpm(proof, bind, anchor)
+    if kind == snp.KIND and trust.snp is not None:
+        root = trust.snp
+        return lambda proof, bind: snp.judge_snp(proof, bind, root, now_us=now_us)
     return None
 
 
