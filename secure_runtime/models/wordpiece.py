@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 _SEPARATORS = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _RUN = re.compile(f"[^{_SEPARATORS}]+")
 _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f"
 _IDEOGRAPH = re.compile(f"([{_IDEOGRAPHS}])")
 _MAX_WORD = 100  # characters; longer words are unknown, as in the published tokenizer
+_MAX_MARKS = 30  # as in Unicode's stream-safe text format (UAX 15); no language comes near
 _CHARACTERS_PER_TOKEN = 64  # read of a text for each token wanted; English has about five
 
 
@@ -60,11 +61,20 @@ class WordPieces:
 
 def _words(text: str) -> Iterator[str]:
     for run in _RUN.finditer(text):
-        clean = "".join(one for one in run.group() if not _is_dropped(one))
+        clean = "".join(_few_marks(one for one in run.group() if not _is_dropped(one)))
         plain = unicodedata.normalize("NFD", _IDEOGRAPH.sub(r" \1 ", clean))
         plain = "".join(one for one in plain if unicodedata.category(one) != "Mn").lower()
         for part in plain.split():
             yield from _cut_at_punctuation(part)
+
+
+def _few_marks(characters: Iterable[str]) -> Iterator[str]:
+    """The characters without marks beyond the first few on one letter: normalising takes the square of their number."""
+    marks = 0
+    for one in characters:
+        marks = marks + 1 if unicodedata.combining(one) else 0
+        if marks <= _MAX_MARKS:
+            yield one
 
 
 def _cut_at_punctuation(part: str) -> Iterator[str]:

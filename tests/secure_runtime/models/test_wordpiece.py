@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.certificate.inputs import TextContent, WordPiece
+from secure_runtime.models import wordpiece
 from secure_runtime.models.tokenizers import tokens_of
 from secure_runtime.models.wordpiece import WordPieces
 
@@ -79,3 +82,21 @@ def test_words_that_fail_at_their_end_are_not_tried_in_every_length() -> None:
     numbers = words.numbers(("a" * 99 + "\u0416 ") * 256, length=256)
     assert numbers.count(1) == 256 * 64 // 101  # the last word is cut, and known
     assert words._numbers.asked < 6 * 256 * 64
+
+
+def test_marks_without_end_are_not_sorted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Normalising puts the marks of one letter in order, in time that grows with the square of their number."""
+    lengths = []
+    normalize = unicodedata.normalize
+
+    def measured(form: str, text: str) -> str:
+        runs = re.findall("[\u0301\u0327\U0001d165\U0001d16d]+", text)
+        lengths.append(max(map(len, runs), default=0))
+        return normalize(form, text)
+
+    monkeypatch.setattr(wordpiece.unicodedata, "normalize", measured)
+    words = WordPieces(VOCABULARY)
+    for marks in ("\u0301\u0327", "\U0001d165\U0001d16d"):
+        words.numbers("a" + marks * 8000, length=256)
+    assert words.numbers("cat" + "\u0301\u0327" * 8000, length=256) == words.numbers("cat", length=256)
+    assert max(lengths) <= 30
