@@ -1,9 +1,9 @@
 """What is computed of the private rows before training: planned and paid for before they are read, then released once.
 
 A configuration with `[preprocessing]` has blanks: scales, categories, words. `spending_of` says what filling them
-costs, and what is left for the mechanism; until then placeholders of the same sizes stand there (`sections`), so that model,
-plan and audit are settled before the rows are read; `fill` puts private releases in their places. All rows count, those
-that are held out, too.
+costs, and what is left for the mechanism; until then placeholders of the same sizes stand there (`sections`), so that
+model, plan and audit are settled before the rows are read; `fill` puts private releases in their places. All rows count,
+those that are held out, too.
 
 Trusts: that masking and reading treat each row by itself. Never: uses a count of rows, or a value that has no noise.
 """
