@@ -42,7 +42,8 @@ ROOM = 2.0**-10  # of the noise, in front of everything that floating point does
 GRID_BITS = 16  # rounding moves the sum by 2^-16 clip norms at most
 SMOOTHING = 6  # grid units, far above the smoothing parameter of the integers
 _SHIFT = 1.5 * 2.0 ** (52 - ROUNDED_BITS)
-SUMMATION = 2.0**-30  # of the clip norm: what float64 may lose in adding up to a million clipped gradients
+SUMMED_UNITS = 2**18  # of one step, for which the next line holds whatever the order of the sum
+SUMMATION = SUMMED_UNITS**2 * 2.0**-52  # of the clip norm: what float64 may lose, in either of two neighbouring sums
 
 
 class Noise(ABC):

@@ -83,6 +83,17 @@ def test_sums_come_out_on_the_grid_and_the_grid_keeps_its_promises():
     assert abs(float(summed[0].mean()) - 0.123456789) < 0.05
 
 
+def test_what_summation_may_lose_is_counted_for_any_order_of_a_large_step():
+    """A running sum of n terms of size C is off by up to half a rounding of each partial sum; two sums are compared."""
+    units, value = 200_000, 0.1
+    terms = np.full(units, value)
+    running = float(np.cumsum(terms)[-1])
+    off = abs(running - math.fsum(terms.tolist())) / value
+    assert off > 2.0**-30  # what used to be counted
+    assert 2 * off < SUMMATION
+    assert units**2 * 2.0**-53 < SUMMATION < 2.0**-15
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_noisy_sums_lie_on_the_grid_whatever_the_sum_was(dtype):
     deviation = 0.25
