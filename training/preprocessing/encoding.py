@@ -71,6 +71,8 @@ def text_columns(configuration: Configuration) -> list[str]:
 
 def texts_of(name: str, values: NDArray[Any]) -> list[str]:
     """The column as texts; raises ConfigurationError for a row without a value."""
+    if values.dtype.kind == "M":  # times of a Parquet file, which Python has to the second
+        values = values.astype("datetime64[s]")
     texts = [_text(value) for value in values.tolist()]
     for row, text in enumerate(texts, start=1):
         if not text.strip():

@@ -2,8 +2,8 @@
 
 A configuration with `[preprocessing]` has blanks: scales, categories, words. `spending_of` says what filling them
 costs, and what is left for the mechanism; until then placeholders of the same sizes stand there (`sections`), so that
-model, plan and audit are settled before the rows are read; `fill` puts private releases in their places. All rows count,
-those that are held out, too.
+model, plan and audit are settled before the rows are read; `fill` puts private releases in their places. All rows
+count, those that are held out, too.
 
 Trusts: that masking and reading treat each row by itself. Never: uses a count of rows, or a value that has no noise.
 """
@@ -14,7 +14,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ from training.preprocessing.sections import (
 from training.randomness import Keystream
 
 _LEAST_SCALE = Decimal("0.001")  # of half a column's range: what is nearly constant is not blown up
+_SIGNIFICANT = Context(prec=12)
 _DIGITS = 6  # of a center or scale, in half ranges
 
 
@@ -110,7 +111,13 @@ def _standardised(
     variance = min(max(float(square + Fraction(1, 2) - mean * mean), 0.0), 1.0)
     spread = max(round(Decimal(max(math.sqrt(variance), min(least, 1.0))), _DIGITS), _LEAST_SCALE)
     center = round(Decimal(mean.numerator) / mean.denominator, _DIGITS)
-    return low, high, middle + half * center, half * spread
+    found = (_SIGNIFICANT.create_decimal(middle + half * center), _SIGNIFICANT.create_decimal(half * spread))
+    try:
+        for number in found:
+            decimal_text(number)
+    except DecodeError as error:
+        raise ConfigurationError(f"[columns] the range [{low}, {high}] is too fine to be standardised") from error
+    return low, high, *found
 
 
 @dataclass(frozen=True, kw_only=True)

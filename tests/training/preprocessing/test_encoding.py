@@ -92,3 +92,17 @@ def test_a_column_that_its_range_makes_constant(tmp_path):
     columns = with_more(age=np.full(30, 200.0))
     with pytest.raises(ConfigurationError, match="column 'age': the same in every row from row 1"):
         examples(tmp_path, columns)
+
+
+def test_times_of_a_parquet_file(tmp_path):
+    times = np.array(["2020-01-02", "2025-12-31T08:00", "2023-05-06"] * 10, dtype="datetime64[ns]")
+    texts = examples(tmp_path, with_more())[2].inputs[0]
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {name: pyarrow.array(values.tolist()) for name, values in with_more().items() if name != "admitted"}
+    parquet.write_table(pyarrow.table({**columns, "admitted": times}), tmp_path / "times.parquet")
+    (tmp_path / "config.toml").write_text(configuration_text("times.parquet") + ENCODED)
+    configuration = load_configuration(tmp_path / "config.toml")
+    found = form_of(configuration).read_examples(configuration, folder=tmp_path)
+    np.testing.assert_array_equal(found.inputs[0][:, 3], texts[:, 3])

@@ -100,6 +100,20 @@ def test_a_spread_below_the_noise_is_not_blown_up(tmp_path):
     assert Decimal(30_000) < filled.columns["dose"][3] < Decimal(300_000)  # the data spread by 3
 
 
+def test_ranges_of_many_digits(tmp_path):
+    configuration = load_configuration(configured(tmp_path))
+    for low, high, fine in (("0.123456789012345", "80.5", False), ("0", "0.00000000000000001", True)):
+        odd = {**configuration.columns, "age": (Decimal(low), Decimal(high))}
+        changed = msgspec.structs.replace(configuration, columns=odd)
+        columns = read_columns("data.csv", tmp_path)
+        if fine:
+            with pytest.raises(ConfigurationError, match="too fine"):
+                spending_of(changed).fill(changed, columns, entropy=random_bytes)
+        else:
+            center = spending_of(changed).fill(changed, columns, entropy=random_bytes).columns["age"][2]
+            assert len(str(center)) <= 14
+
+
 def test_what_is_left_for_the_mechanism(tmp_path):
     configuration = load_configuration(configured(tmp_path))
     spending = spending_of(configuration)
