@@ -39,6 +39,8 @@ def recomputation_lines(certificate: Certificate) -> Iterator[Line]:
     yield "delta", f"{certificate.delta}, below 1 / {population} = {1 / population:.3g}"
     for part in certificate.preprocessing.parts:
         how = f"{part.mechanism} noise of {micro_text(part.multiplier_micro)} sensitivities"
+        if part.threshold:
+            how += f", names of which one row counts for {part.contributions} told from {part.threshold} on"
         how = how if part.multiplier_micro else "as the publisher states it"
         yield "statistic", f"{part.what}: {how}; epsilon {micro_text(part.epsilon_micro)} at delta {part.delta}"
     yield "to be accounted", account.words()
