@@ -161,7 +161,7 @@ def _receipt(arguments: argparse.Namespace) -> int:
     beside = arguments.leaf or arguments.receipt.with_name(arguments.receipt.name + ".leaf")
     leaf = read_bounded(beside, MAX_LEAF)
     proven = verify_cose_receipt(data, leaf, load_trust(arguments.trust).log_keys)
-    where = f"in {proven.origin}, under a root of {proven.size} records that the log signed (COSE Receipt)"
+    where = f"in {proven.origin}, as its signed root proves (COSE Receipt: its number is not covered by the signature)"
     return print_record(arguments, proven.index, leaf, where)
 
 
