@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from sealgate.ambient import Entropy
 from sealgate.certificate.accounting.account import Account, WithStatistics
@@ -80,15 +81,20 @@ class Standardise:
         )
         return cls(names=names, release=release)
 
-    def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration:
-        """Columns with private centers and scales."""
-        sums = [len(columns[self.names[0]]) * UNITS]
+    def sums(self, configuration: Configuration, columns: Columns) -> NDArray[np.int64]:
+        """The count of rows, and for each column two sums, all in 1/UNITS: [1 + 2 columns]. Private, without noise."""
+        found = [len(columns[self.names[0]]) * UNITS]
         for name in self.names:
             low, high = map(float, configuration.columns[name][:2])
             values = np.clip((numbers_of(name, columns[name]) - (low + high) / 2) / ((high - low) / 2), -1.0, 1.0)
             # Rounded towards zero: no row adds more than its bound.
-            sums += [int(np.trunc(one * UNITS).astype(np.int64).sum()) for one in (values, values**2 - 0.5)]
-        noisy = self.release.noisy(np.array(sums, dtype=np.int64), units=UNITS, stream=stream).tolist()
+            found += [int(np.trunc(one * UNITS).astype(np.int64).sum()) for one in (values, values**2 - 0.5)]
+        return np.array(found, dtype=np.int64)
+
+    def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration:
+        """Columns with private centers and scales."""
+        sums = self.sums(configuration, columns)
+        noisy = self.release.noisy(sums, units=UNITS, stream=stream).tolist()
         count = max(noisy[0], UNITS)
         least = math.sqrt(self.release.deviation * UNITS / count)
         scaled = dict(configuration.columns)

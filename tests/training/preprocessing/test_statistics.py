@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sealgate.ambient import random_bytes
 from sealgate.certificate.bundle import verify_bundle
@@ -19,8 +21,9 @@ from tests.training.conftest import configuration_text, tiny, write_data
 from training.columns import read_columns
 from training.configuration import load_configuration
 from training.experiment import run_experiment
+from training.preprocessing.counting import UNITS
 from training.preprocessing.sections import with_placeholders
-from training.preprocessing.statistics import spending_of
+from training.preprocessing.statistics import Standardise, spending_of
 
 PRIVATE = """
 [preprocessing.standardise]
@@ -90,6 +93,22 @@ def test_statistics_are_drawn_anew_and_never_exact(tmp_path):
     assert filled[0].columns["age"] != filled[1].columns["age"]
     assert filled[0].categories["ward"] == filled[1].categories["ward"]
     assert len(with_placeholders(configuration).categories["ward"]) == len(filled[0].categories["ward"]) == 5
+
+
+@given(row=st.tuples(*[st.floats(-1e9, 1e9)] * 2), units=st.sampled_from([0.1, 1.0, 50.0]))
+@settings(max_examples=60, deadline=None)
+def test_no_row_adds_more_than_its_bound(tmp_path_factory, row, units):
+    path = tmp_path_factory.getbasetemp() / "bounds.toml"
+    path.write_text(configuration_text("data.csv") + PRIVATE)
+    configuration = load_configuration(path)
+    step = spending_of(configuration).steps[0]
+    assert isinstance(step, Standardise)
+    generator = np.random.default_rng(1)
+    many = {"age": generator.uniform(0, 100, 50) * units, "dose": generator.uniform(0, 10, 50) * units}
+    more = {name: np.append(many[name], value) for name, value in zip(("age", "dose"), row, strict=True)}
+    added = (step.sums(configuration, more) - step.sums(configuration, many)) / UNITS
+    assert np.linalg.norm(added) <= step.release.norm_l2
+    assert np.abs(added).sum() <= step.release.norm_l1
 
 
 def test_a_spread_below_the_noise_is_not_blown_up(tmp_path):
