@@ -8,17 +8,20 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from sealgate.certificate.bundle import verify_bundle
 from sealgate.certificate.measured import wilson
 from sealgate.certificate.publishers import publishers_of
+from sealgate.certificate.recompute import epsilon_micro
 from sealgate.errors import ConfigurationError
 from secure_runtime.models.bundle import load_bundle
 from tests.training.conftest import configuration_text, tiny, write_data
 from training.configuration import load_configuration
 from training.experiment import run_experiment
 from training.measure import Quality, _explained
-from training.report import Quiet
+from training.mechanisms.plans import plan_of
+from training.report import Quiet, Terminal
 from training.sweep import Sweep
 
 
@@ -101,6 +104,21 @@ def test_the_loss_of_public_rows_is_shown_and_is_that_of_the_weights(tmp_path, k
     assert listener.losses[-1] == pytest.approx(float(loss), abs=1e-4)
     (release,) = [one for one in published.bundle.certificate.releases if "public rows" in one.what]
     assert release.covered
+
+
+def test_the_bar_shows_epsilon_and_the_loss_of_public_rows_only(config, tmp_path):
+    configuration = load_configuration(config)
+    plan = plan_of(configuration, classes=2)
+    with (tmp_path / "shown.txt").open("w") as shown:
+        terminal = Terminal(Console(file=shown, width=120))
+        with terminal.progress(plan) as on_step:
+            on_step(20)
+            terminal.public_loss(0.51234)
+            on_step(40)
+    text = (tmp_path / "shown.txt").read_text()
+    assert "40/40" in text
+    assert "loss of public rows 0.5123" in text
+    assert f"epsilon {epsilon_micro(plan.account, discretisation='0.001') / 1e6:.2f}" in text
 
 
 def test_public_rows_with_a_fault_are_named_as_such(tmp_path, key):
