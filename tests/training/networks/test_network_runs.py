@@ -15,15 +15,16 @@ from sealgate.ambient import random_bytes
 from sealgate.certificate.accounting.described import account_of
 from sealgate.certificate.agreement import check_agreement
 from sealgate.certificate.gaussian import gaussian_epsilon
-from sealgate.certificate.inputs import TokensContent
 from sealgate.certificate.mechanisms import GapAggregation
 from sealgate.errors import CertificateError
+from tests.sealgate.certificate.conftest import a_certificate
 from tests.training.networks.conftest import configured
 from training.accountant import second_figure
 from training.auditing import repeated
 from training.auditing.networks import audit_aggregates, made_up_network
 from training.errors import TrainingError
 from training.experiment import run_experiment
+from training.manifests import manifest_of
 from training.mechanisms.aggregation import neighbour_sums, normalised
 from training.mechanisms.gap import GapPlan
 from training.mechanisms.plans import plan_of
@@ -40,7 +41,7 @@ def node_plan(tmp_path_factory) -> GapPlan:
     return plan_for(tmp_path_factory.mktemp("node"), "node")
 
 
-@pytest.mark.parametrize("hops", [1, 3])
+@pytest.mark.parametrize("hops", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_account_of_edges_is_the_closed_form_of_its_own_sensitivity(tmp_path, hops):
     plan = plan_for(tmp_path, "edge", ("nodes = 120", f"nodes = 120\nhops = {hops}"))
     found = plan.account.epsilon().add_remove_micro / 1e6
@@ -106,20 +107,20 @@ def test_the_noise_has_the_declared_size(tmp_path):
     assert across.std() == pytest.approx(0.001, rel=0.06)  # four standard errors
 
 
-@pytest.mark.parametrize("changes", [{"length": 2}, {}])
-def test_no_other_model_can_be_what_noised_aggregates_made(tmp_path, key, changes):
-    configured(tmp_path, "codes")
-    bundle = run_experiment(tmp_path / "config.toml", models_dir=tmp_path / "models", key=key, audit=False).bundle
-    check_agreement(bundle.manifest, bundle.certificate)
-    if changes:
-        architecture = msgspec.structs.replace(bundle.manifest.architecture, **changes)
-        shaped = msgspec.structs.replace(
-            bundle.manifest.inputs[0], shape=(-1, 2), content=TokensContent(size=architecture.tokens)
-        )
-        manifest = msgspec.structs.replace(bundle.manifest, architecture=architecture, inputs=(shaped,))
-        with pytest.raises(CertificateError) as caught:
-            check_agreement(manifest, bundle.certificate)
-        assert caught.value.code == "mechanism"
+def test_no_other_model_can_be_what_noised_aggregates_made(tmp_path):
+    plan, manifest = plan_for(tmp_path, "codes"), manifest_of(configured(tmp_path, "codes"))
+    certificate = msgspec.structs.replace(
+        a_certificate(),
+        model=manifest.name,
+        version=manifest.version,
+        unit="edge",
+        mechanism=plan.part(coordinates=1, steps_executed=1, fresh=True),
+    )
+    check_agreement(manifest, certificate)
+    architecture = msgspec.structs.replace(manifest.architecture, length=2)
+    with pytest.raises(CertificateError) as caught:
+        check_agreement(msgspec.structs.replace(manifest, architecture=architecture), certificate)
+    assert caught.value.code == "mechanism"
 
 
 # The attack ------------------------------------------------------------------------------------------------------
@@ -136,8 +137,8 @@ def held(findings) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("unit", ["edge", "node"])
-def test_the_mechanism_as_it_is_is_not_accused(tmp_path, fewer_runs, node_plan, unit):
-    plan = node_plan if unit == "node" else plan_for(tmp_path, "edge")
+def test_the_mechanism_as_it_is_is_not_accused(tmp_path, fewer_runs, request, unit):
+    plan = request.getfixturevalue("node_plan") if unit == "node" else plan_for(tmp_path, "edge")
     _, without, edges = made_up_network(plan, 1.0)
     assert len(edges) - len(without) == (8 if unit == "node" else 1)
     findings = audit_aggregates(plan)
