@@ -1,12 +1,12 @@
 """What a private step costs: our engine and every mode of plain Opacus, as multiples of a step without privacy.
 
 A step is all of it: gradients, clipping, noise, the optimizer's move. Each model and way runs in a process of its own
-on one thread, so that its peak memory is its own, and CPU time is taken, because others use the machine; ways take turns. The LSTM
-without privacy is torch's fused one; Opacus has its own (DPLSTM); ours is the family that is served. Opacus draws its
-noise from torch's generator, we from a keystream.
+on one thread, so that its peak memory is its own, and CPU time is taken, because others use the machine; ways take
+turns. The LSTM without privacy is torch's fused one; Opacus has its own (DPLSTM); ours is the family that is served.
+Opacus draws its noise from torch's generator, we from a keystream.
 
-`python -m benchmarks.training_steps [--batch 256] [--rounds 20] [--passes 3] [--models mlp,cnn] [--float64]`. Prints a table and
-writes nothing.
+`python -m benchmarks.training_steps [--batch 256] [--rounds 20] [--passes 3] [--models mlp,cnn] [--float64]`.
+Prints a table and writes nothing.
 """
 
 from __future__ import annotations

@@ -78,6 +78,12 @@ def not_protected(plan: Plan) -> tuple[str, ...]:
     return (*NOT_PROTECTED, _PER_UNIT[plan.unit], *(() if discrete else (weakness,)))
 
 
+def _gradients(plan: Plan) -> str:
+    """How per-example gradients were computed in the runs of this plan; empty where there were none."""
+    chosen = [] if plan.audited is None else plan.audited.chosen
+    return ", ".join(sorted({one.mode for one in chosen}))
+
+
 def certificate_of(
     configuration: Configuration,
     *,
@@ -147,7 +153,7 @@ def certificate_of(
             *((sweep_release(measured[1:], delta=configuration.delta),) if measured[1:] else ()),
         ),
         audit=None,
-        environment=environment(),
+        environment=environment(gradients=_gradients(plan)),
         weights_digest=sha256_hex(weights),
         manifest_digest=sha256_hex(manifest),
         not_protected=not_protected(plan),

@@ -28,10 +28,11 @@ def code_digest() -> str:
     return hashlib.sha256(canonical_json(found)).hexdigest()
 
 
-def environment() -> Environment:
+def environment(*, gradients: str = "") -> Environment:
     """The environment part of the certificate."""
     return Environment(
         code_digest=code_digest(),
         packages={name: version(name) for name in _PACKAGES},
         python=platform.python_version(),
+        gradients=gradients,
     )

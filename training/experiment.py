@@ -35,7 +35,7 @@ from training.auditing.plans import audit_plan
 from training.card import card_of
 from training.configuration import Configuration, load_configuration
 from training.documents import certificate_of
-from training.dp_sgd.checkpoint import identity_of
+from training.dp_sgd.checkpoint import identity_of, require_checkpoint
 from training.examples import Examples
 from training.fixed_features import fixed_first
 from training.forms import form_of
@@ -136,6 +136,8 @@ def run_experiment(
             "--sweep: a run that is resumed would not know of the sweep before it; leave [engine] checkpoint_every out"
         )
     require_free(models_dir / configuration.model.name, replace=replace)
+    unfinished = models_dir / f".{configuration.model.name}.checkpoint"
+    require_checkpoint(unfinished, every=configuration.engine.checkpoint_every, resume=resume)
     outputs = Outputs(heldout_csv=_heldout_path(heldout_csv, configuration, path.parent), commitment_key=commitment_key)
     check_outputs(
         outputs,
@@ -185,7 +187,7 @@ def run_experiment(
     plan, checkpoints = with_checkpoints(
         plan,
         configuration,
-        path=models_dir / f".{configuration.model.name}.checkpoint",
+        path=unfinished,
         resume=resume,
         identity=lambda: identity_of(
             *(repr(plan).encode(), encoded, own.encode()), inputs=(*inputs, *people), targets=targets
@@ -201,6 +203,8 @@ def run_experiment(
         if mark is not None and isinstance(plan, SgdPlan):
             on_step = mark.around(on_step, learner)
         executed = plan.train(learner, inputs, targets, groups=groups, entropy=entropy, on_step=on_step)
+    if isinstance(plan, SgdPlan) and plan.chosen:
+        narrator.gradients(plan.chosen[-1])
     if own:
         transfer(learner, trained)
     if mark is not None:

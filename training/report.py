@@ -25,6 +25,7 @@ from sealgate.certificate.schema import Measured
 from training.accountant import Cost, RunningEpsilon
 from training.auditing.gate import Findings
 from training.configuration import Configuration
+from training.dp_sgd.choice import Choice
 from training.fingerprint.evidence import Evidence
 from training.measure import Quality
 from training.mechanisms.plan import Plan
@@ -51,6 +52,8 @@ class Narrator(Protocol):
     def progress(self, plan: Plan) -> contextlib.AbstractContextManager[OnStep]: ...
 
     def public_loss(self, loss: float) -> None: ...
+
+    def gradients(self, choice: Choice) -> None: ...
 
     def compare(self, private: Quality, plain: Quality) -> None: ...
 
@@ -84,6 +87,9 @@ class Quiet:
         """Nothing."""
 
     def public_loss(self, loss: float) -> None:
+        """Nothing."""
+
+    def gradients(self, choice: Choice) -> None:
         """Nothing."""
 
     def compare(self, private: Quality, plain: Quality) -> None:
@@ -139,6 +145,10 @@ class Terminal:
         """What masking found: counts that epsilon does not cover, which stay on this terminal."""
         for line in lines:
             self._say(f"  masking     {line}")
+
+    def gradients(self, choice: Choice) -> None:
+        """How per-example gradients were computed, and why so."""
+        self._say(f"  gradients   {choice}")
 
     def marked(self, evidence: Evidence) -> None:
         """The owner's fingerprint, which follows from a key and the weights."""

@@ -151,11 +151,15 @@ class Audit(Part, frozen=True):
 
 
 class Environment(Part, frozen=True):
-    """What ran: digest of the training code, and the versions of the packages that did the arithmetic."""
+    """What ran: digest of the training code, and the versions of the packages that did the arithmetic.
+
+    `gradients` names how per-example gradients of DP-SGD were computed; all ways give the same numbers.
+    """
 
     code_digest: str
     packages: dict[str, str]
     python: str
+    gradients: str = ""
 
 
 class Certificate(Part, frozen=True):

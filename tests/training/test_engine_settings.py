@@ -153,3 +153,39 @@ def test_what_cannot_be_resumed_says_so(tmp_path, key):
     path = written(tmp_path, "")
     with pytest.raises(ConfigurationError, match="checkpoint_every"):
         run_experiment(path, models_dir=tmp_path / "models", key=key, audit=False, resume=True)
+
+
+class Unasked(Quiet):
+    """Nothing may begin: neither the announcement nor the audit."""
+
+    def announce(self, configuration, plan, cost):
+        raise AssertionError("the checkpoint is looked for first")
+
+
+def test_a_checkpoint_is_looked_for_before_anything_else(tmp_path, key):
+    path = written(tmp_path, "\n[engine]\ncheckpoint_every = 5\n")
+    (tmp_path / "data.csv").unlink()
+    models = tmp_path / "models"
+    with pytest.raises(ConfigurationError, match="there is no checkpoint"):
+        run_experiment(path, models_dir=models, key=key, resume=True, narrator=Unasked())
+    models.mkdir()
+    (models / ".tiny.checkpoint").write_bytes(b"half a file")
+    for resume, words in ((True, "cannot be read"), (False, "unfinished run")):
+        with pytest.raises(ConfigurationError, match=words):
+            run_experiment(path, models_dir=models, key=key, resume=resume, narrator=Unasked())
+
+
+class Listener(Quiet):
+    choice = None
+
+    def gradients(self, choice):
+        self.choice = choice
+
+
+def test_the_way_to_gradients_is_told_and_certified(tmp_path, key):
+    path = written(tmp_path, '\n[engine]\ngradients = "vmap"\n')
+    listener = Listener()
+    published = run_experiment(path, models_dir=tmp_path / "models", key=key, audit=False, narrator=listener)
+    assert published.bundle.certificate.environment.gradients == "vmap"
+    assert listener.choice.mode == "vmap"
+    assert str(listener.choice).startswith("vmap (milliseconds for")

@@ -48,17 +48,8 @@ class Checkpoints:
         if not self._path.exists():
             return 0
         if not self._resume:
-            raise ConfigurationError(
-                f"{self._path} is the checkpoint of an unfinished run; say --resume to go on with it, or delete it"
-            )
-        try:
-            with safe_open(self._path, framework="pt") as file:
-                facts = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        except (OSError, SafetensorError) as error:
-            raise ConfigurationError(
-                f"{self._path} cannot be read as a checkpoint; delete it to begin again"
-            ) from error
+            raise _in_the_way(self._path)
+        facts, tensors = _read(self._path)
         if facts.get("format") != FORMAT or facts.get("identity") != self._identity:
             raise ConfigurationError(
                 f"{self._path} belongs to another run: rows, constants or architecture differ; delete it to begin again"
@@ -92,6 +83,41 @@ class Checkpoints:
     def discard(self) -> None:
         """The run's result is published: nothing is to be resumed any more."""
         self._path.unlink(missing_ok=True)
+
+
+def require_checkpoint(path: Path, *, every: int, resume: bool) -> None:
+    """Before anything is done: what `--resume` goes on with must be there and whole, and without it nothing may be.
+
+    Whether it belongs to this run shows when the rows are read. Raises ConfigurationError.
+    """
+    if not every:
+        if resume:
+            raise ConfigurationError("--resume needs [engine] checkpoint_every = N (steps) in the run that is resumed")
+        return
+    if not path.exists():
+        if resume:
+            raise ConfigurationError(f"--resume: there is no checkpoint {path}; leave it out to begin a run")
+        return
+    if not resume:
+        raise _in_the_way(path)
+    facts, _ = _read(path)
+    if facts.get("format") != FORMAT:
+        raise ConfigurationError(f"{path} is no checkpoint of this version; delete it to begin again")
+
+
+def _in_the_way(path: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} is the checkpoint of an unfinished run; say --resume to go on with it, or delete it"
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """What a checkpoint says of itself, and its tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(f"{path} cannot be read as a checkpoint; delete it to begin again") from error
 
 
 def identity_of(*parts: bytes, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor) -> str:

@@ -217,7 +217,9 @@ class Ghost(Mode):
 
         def summed(factors: torch.Tensor) -> list[torch.Tensor]:
             wrapped.disable_hooks()
-            return list(torch.autograd.grad((losses * factors).sum(), self.parameters))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                return list(torch.autograd.grad((losses * factors).sum(), self.parameters))
 
         return wrapped.get_norm_sample().double().square(), summed
 

@@ -161,8 +161,6 @@ def with_checkpoints(
     """The plan with its checkpoints, if `[engine] checkpoint_every` asks for them; raises ConfigurationError."""
     every = configuration.engine.checkpoint_every
     if not every:
-        if resume:
-            raise ConfigurationError("--resume needs [engine] checkpoint_every = N (steps) in the run that is resumed")
         return plan, None
     if not isinstance(plan, SgdPlan) or configuration.center:
         raise ConfigurationError(
@@ -237,6 +235,10 @@ def _grid(configuration: Configuration) -> list[dict[str, Decimal]]:
         raise ConfigurationError(f"[selection.grid] needs lists of numbers for some of: {', '.join(_CHOICES)}")
     if not 1 < math.prod(map(len, grid.values())) <= _MAX_CHOICES:
         raise ConfigurationError(f"[selection.grid] must make between 2 and {_MAX_CHOICES} choices")
+    if "momentum" in grid and configuration.optimizer.kind not in ("sgd", "momentum"):
+        raise ConfigurationError(
+            f"[selection.grid] momentum: {configuration.optimizer.kind} has none, so all choices would be the same"
+        )
     return [dict(zip(grid, numbers, strict=True)) for numbers in product(*grid.values())]
 
 

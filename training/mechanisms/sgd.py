@@ -6,7 +6,7 @@ Trusts: public constants. Never: takes a step itself; that is `training.private_
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from sealgate.certificate.mechanisms import Clipping, DpSgd, Noise, Rate, Sampli
 from sealgate.certificate.recompute import GaussianSteps
 from sealgate.certificate.schema import Search
 from training.dp_sgd.checkpoint import Checkpoints
+from training.dp_sgd.choice import Choice
 from training.dp_sgd.noise import DISCRETE, ROUNDED_BITS, Grid
 from training.losses import Loss
 from training.mechanisms.plan import OnStep
@@ -35,6 +36,7 @@ class SgdPlan:
     divisor_micro: int
     clip_norm_micro: int
     checkpoints: Checkpoints | None = None
+    chosen: list[Choice] = field(default_factory=list, repr=False, compare=False)  # filled by `train`
 
     @property
     def steps(self) -> int:
@@ -106,4 +108,5 @@ class SgdPlan:
             entropy=entropy,
             on_step=on_step,
             checkpoints=self.checkpoints,
+            on_choice=self.chosen.append,
         )
