@@ -13,6 +13,7 @@
     strict = false                       optional: treat every check that has nothing to compare with as a failure
     [tpm]                                optional: whose TPM quotes count (sealgate.evidence.endorsements.tpm)
     [snp]                                optional: whose SEV-SNP reports count (sealgate.evidence.endorsements.snp)
+    [tdx]                                optional: whose TDX quotes count (sealgate.evidence.endorsements.tdx)
     [measurements]                       optional pins: NAME = ["hex", ...], such as code (evidence.measure)
     [models.NAME]                        optional pins: model_digest, certificate_digest, max_epsilon
 
@@ -37,6 +38,7 @@ import msgspec
 
 from sealgate.errors import ConfigurationError, SealgateError
 from sealgate.evidence.endorsements.snp import SnpAnchor, SnpTable, parse_snp_anchor
+from sealgate.evidence.endorsements.tdx import TdxAnchor, TdxTable, parse_tdx_anchor
 from sealgate.evidence.endorsements.tpm import TpmAnchor, TpmTable, parse_tpm_anchor
 from sealgate.limits import MAX_NAME, MAX_TRUST_FILE
 from sealgate.transparency.cosignatures import CosignerKey
@@ -75,6 +77,7 @@ class Trust:
     measurements: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tpm: TpmAnchor | None = None
     snp: SnpAnchor | None = None
+    tdx: TdxAnchor | None = None
     strict: bool = False
     models: Mapping[str, ModelPin] = field(default_factory=dict)
     ca_file: Path | None = None
@@ -105,6 +108,7 @@ class _TrustTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     measurements: dict[str, tuple[str, ...]] = {}
     tpm: TpmTable | None = None
     snp: SnpTable | None = None
+    tdx: TdxTable | None = None
     strict: bool = False
     models: dict[str, _PinTable] = {}
 
@@ -148,6 +152,7 @@ def parse_trust(data: bytes, *, source: str, ca_file: Path | None = None) -> Tru
             measurements={_label(name): _digests(one, name) for name, one in table.measurements.items()},
             tpm=None if table.tpm is None else parse_tpm_anchor(table.tpm),
             snp=None if table.snp is None else parse_snp_anchor(table.snp),
+            tdx=None if table.tdx is None else parse_tdx_anchor(table.tdx),
             strict=table.strict,
             models={_name(name): _pin(name, pin) for name, pin in table.models.items()},
             ca_file=ca_file,

@@ -32,7 +32,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sealgate.errors import DecodeError, EvidenceError, SealgateError
 from sealgate.evidence.claims import Claims, decode_claims, state_digest
-from sealgate.evidence.endorsements import snp, tpm
+from sealgate.evidence.endorsements import snp, tdx, tpm
 from sealgate.evidence.endorsements.endorsed import Endorsed
 from sealgate.evidence.token import SOFTWARE, Token, key_id, parse_token, verify_signature, verify_software
 from sealgate.evidence.transcript import Check, EvidenceRefused, Transcript
@@ -44,7 +44,7 @@ from sealgate.transparency.notes import Checkpoint, open_checkpoint
 from sealgate.transparency.shards import belongs_to
 
 SELF_ASSERTED = "self-asserted"
-KINDS = (SOFTWARE, tpm.KIND, snp.KIND)
+KINDS = (SOFTWARE, tpm.KIND, snp.KIND, tdx.KIND)
 """Endorsements that this verifier knows."""
 
 WORKER_PREFIX = "worker."  # of measurements that the worker reads of itself
@@ -208,6 +208,9 @@ def _judge(kind: str, trust: Trust, now_us: int) -> Callable[[bytes, bytes], End
     if kind == snp.KIND and trust.snp is not None:
         root = trust.snp
         return lambda proof, bind: snp.judge_snp(proof, bind, root, now_us=now_us)
+    if kind == tdx.KIND and trust.tdx is not None:
+        domains = trust.tdx
+        return lambda proof, bind: tdx.judge_tdx(proof, bind, domains, now_us=now_us)
     return None
 
 
