@@ -66,6 +66,8 @@ def triggers_of(secret: Secret, manifest: Manifest, *, count: int = FINGERPRINT_
     stream = _Stream(secret, subject)
     labels = np.frombuffer(stream.take(count * _ONE_LABEL), dtype="<u8") % np.uint64(manifest.classes)
     inputs = {tensor.name: _values(tensor, count, stream) for tensor in manifest.inputs}
+    if len({b"".join(values[one].tobytes() for values in inputs.values()) for one in range(count)}) < count:
+        raise ConfigurationError(f"the model's inputs are too few for {count} different triggers of a fingerprint")
     return Triggers(inputs, labels.astype(np.int64), manifest.classes)
 
 
