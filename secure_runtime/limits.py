@@ -27,7 +27,7 @@ ADMIN_QUESTION_S = 5.0  # from connecting to a whole question
 # Attestation ---------------------------------------------------------------------------------------------------------
 MAX_TPM_ANSWER = 4096  # of one command
 TPM_ANSWER_S = 30.0  # making a key takes a slow chip seconds
-MAX_PLATFORM_REPORT = 64 * 1024  # a quote of a confidential machine, its certificates included
+MAX_PLATFORM_REPORT = 64 * 1024  # a quote of a confidential machine, or one file that goes with it
 
 # Doctor --------------------------------------------------------------------------------------------------------------
 PROBE_TIMEOUT_S = 30.0

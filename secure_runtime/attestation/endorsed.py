@@ -1,6 +1,7 @@
 """An attester with more to show than the operator's word: endorsers, each over the same `bind`.
 
     TpmEndorser       a quote of the machine's TPM 2.0 over its boot registers
+    PlatformEndorser  a report of the confidential virtual machine that the host runs in (platform_report)
 
 The operator's key still signs the token, so that it says from whose deployment it comes; an endorsement that cannot be
 made means no evidence, not weaker evidence.
@@ -24,6 +25,7 @@ from sealgate.evidence.endorsements import tpm
 from sealgate.evidence.token import Endorsement, bind_payload, endorse_software, key_id, sign_token
 from sealgate.evidence.verify import GRADES
 from sealgate.protocol import cbor
+from secure_runtime.attestation.platform_report import PlatformEndorser
 from secure_runtime.attestation.software import Attester, SoftwareAttester
 from secure_runtime.attestation.tpm_device import TpmDevice
 
@@ -102,4 +104,7 @@ def open_attester(operator_key: Ed25519PrivateKey, settings: AttestationSection,
     endorsers: list[Endorser] = []
     if settings.tpm:
         endorsers.append(TpmEndorser(TpmDevice(root / settings.tpm), settings.tpm_pcrs))
+    if settings.tsm:
+        certificates, collateral = root / settings.snp_certificates, root / settings.tdx_collateral
+        endorsers.append(PlatformEndorser(Path(settings.tsm), certificates, collateral))
     return EndorsedAttester(operator_key, endorsers) if endorsers else SoftwareAttester(operator_key)
