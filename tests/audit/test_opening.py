@@ -30,16 +30,18 @@ def test_two_writers_in_one_process_and_in_two(bench, log, monkeypatch: Any) -> 
     with pytest.raises(LogInUse):
         bench.open()
     script = (
-        "import sys\nfrom audit import postgresql\npostgresql.WRITER_LOCK_WAIT_S = 1.0\n"
+        "import sys\nfrom pathlib import Path\nfrom audit import postgresql\npostgresql.WRITER_LOCK_WAIT_S = 1.0\n"
         "from audit.log import AuditLog\nfrom sealgate.transparency.notes import NoteSigner\n"
         "signer = NoteSigner.from_seed('example.com/log', b'\\x01' * 32)\n"
-        "AuditLog.open(sys.argv[1], signer=signer, subjects_key=b'\\x02' * 32, origin='example.com/log')\n"
+        "AuditLog.open(sys.argv[1], signer=signer, subjects_key=b'\\x02' * 32, origin='example.com/log', "
+        "person_keys=Path(sys.argv[2]))\n"
     )
-    other = subprocess.run([sys.executable, "-c", script, bench.url], capture_output=True, text=True)
+    other = subprocess.run([sys.executable, "-c", script, bench.url, str(bench.people)], capture_output=True, text=True)
     assert "LogInUse" in other.stderr
     assert log.append(bench.draft()).result().index == 1
     log.close()
-    subprocess.run([sys.executable, "-c", script + "import os; os._exit(0)", bench.url], check=True)
+    again = [sys.executable, "-c", script + "import os; os._exit(0)", bench.url, str(bench.people)]
+    subprocess.run(again, check=True)
     bench.open()
 
 
