@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -91,6 +92,17 @@ def test_nodes_cost_more_than_edges_and_need_private_training():
     assert code_of(stated(msgspec.structs.replace(GAP, encoder=None), unit="node")) == "mechanism"
     served = msgspec.structs.replace(GAP, serving="nothing")
     assert figures(stated(served, unit="node")).add_remove_micro < node.add_remove_micro
+
+
+def test_sums_of_bounded_norm_cost_a_node_less_and_an_edge_the_same():
+    def bounded(norm_micro: int, unit: str):
+        return stated(msgspec.structs.replace(GAP, sum_norm_micro=norm_micro), unit=unit)
+
+    assert check_claims(bounded(3_000_000, "node")).mu_squared == 2 * (10 + 9) / Fraction(30) ** 2
+    assert check_claims(bounded(0, "node")).mu_squared == 2 * (10 + 100) / Fraction(30) ** 2
+    assert check_claims(bounded(11_000_000, "node")).mu_squared == check_claims(bounded(0, "node")).mu_squared
+    assert check_claims(bounded(3_000_000, "edge")).mu_squared == 2 * 2 / Fraction(30) ** 2
+    assert code_of(bounded(-1, "node")) == "parameters-out-of-range"
 
 
 def test_persons_are_clipped_as_persons():
