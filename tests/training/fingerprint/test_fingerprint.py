@@ -200,7 +200,7 @@ def test_models_without_the_key_agree_as_often_as_chance_says() -> None:
 
 def small() -> Manifest:
     return manifest_with(
-        table(24), classes=3, architecture=MlpSpec(inputs=64, hidden=(4,), activation="relu", classes=3)
+        table(64), classes=3, architecture=MlpSpec(inputs=64, hidden=(4,), activation="relu", classes=3)
     )
 
 
@@ -406,3 +406,29 @@ def test_from_the_key_to_the_proof(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "does NOT commit" in capsys.readouterr().out
     encrypt_bundle(own, publishers_of({"us": key.public_key()}), write_new_key(tmp_path / "models.key"))
     assert run("check", own, "--fingerprint", tmp_path / "mark.key", "--key", f"file:{tmp_path}/models.key") == 0
+
+
+def test_a_model_behind_a_gateway_is_asked_by_the_names_of_its_classes() -> None:
+    """The session is a double; the real one is tested with the client."""
+    from types import SimpleNamespace
+
+    from training.fingerprint.asking import Claim, ask_session
+
+    triggers = triggers_of(KEY, DIGITS)
+    claim = Claim(SimpleNamespace(manifest=DIGITS), triggers, committed=True)
+    right = tuple(str(one) for one in triggers.labels)
+    asked = []
+
+    def session(labels: tuple[str, ...] | None) -> SimpleNamespace:
+        def infer(model: str, inputs: dict[str, np.ndarray]) -> SimpleNamespace:
+            asked.append((model, inputs["x"].shape))
+            return SimpleNamespace(labels=labels)
+
+        return SimpleNamespace(infer=infer)
+
+    assert ask_session(claim, session(right), "theirs").matches == 32
+    assert ask_session(claim, session(("no such class",) * 32), "theirs").matches == 0
+    assert asked[0] == ("theirs", (32, 64))
+    for wrong in (None, right[:-1]):
+        with pytest.raises(ConfigurationError, match="cannot be asked"):
+            ask_session(claim, session(wrong), "theirs")
