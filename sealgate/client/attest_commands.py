@@ -114,11 +114,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> int:
-    """Print the digest of Sealgate's code as it is installed on this machine: what `code` under [measurements] of a
-    trust file pins. Make it from a copy that you trust, of the version that the service runs."""
-    from sealgate.evidence.measure import measure_code
+    """Print the digest of Sealgate's code as it is installed on this machine: what [measurements] of a trust
+    file can pin. Make it from a copy that you trust, of the version that the service runs."""
+    from sealgate.evidence.measure import HOST_PACKAGES, measure_code
 
-    print(f'[measurements]\ncode = ["{measure_code()}"]')
+    print(f'[measurements]\ncode = ["{measure_code()}"]\nhost-code = ["{measure_code(HOST_PACKAGES)}"]')
     return 0
 
 

@@ -2,7 +2,8 @@
 
 Each value is the SHA-256, lowercase hex, of a list of lines that anybody can make again from an installation:
 
-    code           every source and data file of Sealgate's packages that run in the host or its worker
+    code           every source and data file of the packages that a worker runs from, which are all that it can see
+    host-code      the same of the packages that only the host needs: policy and log
     packages       for each installed distribution that they stand on: its name, version, and the digest of its RECORD,
                    the installer's own list of files with their digests
     interpreter    the version of Python and the bytes of its executable
@@ -31,7 +32,8 @@ import msgspec
 from sealgate.protocol.canonical import canonical_json
 from sealgate.protocol.frames import BootPlan, ModelFacts
 
-CODE_PACKAGES = ("sealgate", "secure_runtime", "policy", "audit")
+CODE_PACKAGES = ("sealgate", "secure_runtime")
+HOST_PACKAGES = ("policy", "audit")
 DISTRIBUTIONS = (
     "torch",
     "numpy",
@@ -104,6 +106,7 @@ def measure_host(plan: BootPlan, *, environment: Mapping[str, str]) -> dict[str,
     publishers = Path(plan.publishers_file)
     return {
         "code": measure_code(),
+        "host-code": measure_code(HOST_PACKAGES),
         "packages": measure_packages(),
         "interpreter": measure_interpreter(),
         "configuration": measure_configuration(plan),

@@ -35,7 +35,7 @@ def listed_by_shell() -> str:
     """The code's digest by find, sha256sum and sort, over the same list of lines."""
     names = " -o ".join(f"-name '*{suffix}'" for suffix in (".py", ".sql", ".cedar", ".cedarschema", ".toml", ".txt"))
     script = (
-        f"for p in sealgate secure_runtime policy audit; do find $p -type f \\( {names} \\) -not -path '*__pycache__*' "
+        f"for p in sealgate secure_runtime; do find $p -type f \\( {names} \\) -not -path '*__pycache__*' "
         "-exec sha256sum {} +; done | awk '{print $2 \" \" $1}' | LC_ALL=C sort | sha256sum | cut -d' ' -f1"
     )
     done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -156,5 +156,5 @@ def test_everything_of_a_host_is_stated(tmp_path: Path) -> None:
     without = measure.measure_host(plan, environment={})
     publishers.write_text("keys")
     found = measure.measure_host(plan, environment={})
-    assert set(found) == {"code", "packages", "interpreter", "configuration", "environment", "publishers"}
+    assert set(found) == {"code", "host-code", "packages", "interpreter", "configuration", "environment", "publishers"}
     assert found["publishers"] == hashlib.sha256(b"keys").hexdigest() != without["publishers"]
