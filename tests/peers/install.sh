@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The foreign programs that the tests meet: HAProxy, nginx, OpenSSL, PostgreSQL, Chromium, Go and Fashion-MNIST from Debian, an OpenID
+# The foreign programs that the tests meet: HAProxy, nginx, OpenSSL, PostgreSQL, Chromium, Go, swtpm with tpm2-tools and Fashion-MNIST from Debian, an OpenID
 # provider, an accessibility checker and Sigstore's verifier from npm, aics-tlog from PyPI (where there is a Python of 3.12
 # or newer: Debian 12 has none, Debian 13 and most CI images do).
 # What is there already is left alone. What cannot be had is named, and the exit status is 1: the tests that need it
