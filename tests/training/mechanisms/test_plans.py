@@ -98,6 +98,14 @@ def test_a_search_that_cannot_be_run(tmp_path, grid, says):
         plan_of(load_configuration(path), classes=2)
 
 
+def test_a_search_over_a_momentum_that_the_optimizer_does_not_have(tmp_path):
+    path = tmp_path / "config.toml"
+    text = configuration_text("data.csv", how='how = "dp-selected"').replace("\nmomentum = 0.9\n", '\nkind = "adam"\n')
+    path.write_text(text.replace("[columns]", "[selection.grid]\nmomentum = [0.1, 0.9]\n[columns]"))
+    with pytest.raises(ConfigurationError, match="momentum: adam has none"):
+        plan_of(load_configuration(path), classes=2)
+
+
 def test_the_norm_of_rows_follows_from_the_public_ranges(tmp_path):
     path = configured(tmp_path, family="linear-regression", mechanism="adassp")
     plan = plan_of(load_configuration(path), classes=0)
