@@ -174,7 +174,7 @@ def measure(name: str, way: str, *, batch: int, rounds: int, dtype: torch.dtype)
 
 def table(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
     """A line for each model and way: medians over passes, each of which runs every way once."""
-    lines = [("model", "way", "ms a step", "times no privacy", "peak MB")]
+    lines: list[tuple[str, ...]] = [("model", "way", "ms a step", "times no privacy", "peak MB")]
     ways = (PLAIN, *OURS, *OPACUS)
     for name in arguments.models.split(","):
         found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
