@@ -6,6 +6,7 @@ drawn again and subtracted. Trusts: nothing. Never: leaves torch's or numpy's ge
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 
 from sealgate.ambient import Entropy
 from training.auditing.lanes import Canaries, watch
-from training.auditing.probes import Probe
+from training.auditing.probes import FALSE_ALARM, Probe, binomial_tail
 from training.auditing.subject import Subject
+from training.dp_sgd.noise import ROUNDED_BITS
 from training.limits import AUDIT_CANARY_SIZE, AUDIT_CONSTANT_LANES
 
 
@@ -36,8 +38,10 @@ def randomness_is_fresh(subject: Subject, entropy: Entropy) -> Probe:
         random.setstate(python_state)
     steps = np.concatenate(runs)  # [4, lanes]
     alike = sum(int((steps[i] == steps[j]).sum()) for i in range(4) for j in range(i))
+    # Noise is rounded to a grid: independent normal values fall on the same point with this chance.
+    chance = 2.0**-ROUNDED_BITS / math.sqrt(4.0 * math.pi)
     return Probe(
         name="freshness",
-        held=alike == 0,
+        held=alike == 0 or binomial_tail(alike, 6 * lanes, rate=chance) > FALSE_ALARM,
         found=f"{alike} of {6 * lanes} movements were the same in two runs or steps with all generators seeded alike",
     )
