@@ -26,17 +26,19 @@ from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.certificate.architectures import FrozenEncoderSpec
 from sealgate.certificate.bundle import VerifiedBundle
 from sealgate.certificate.manifest import Manifest, manifest_bytes
-from sealgate.certificate.schema import Measured
+from sealgate.certificate.schema import Certificate, Masked, Measured
 from sealgate.errors import ConfigurationError
 from secure_runtime.models.architectures import build, parts_of
 from secure_runtime.models.predictor import Predictor
 from training.accountant import Cost, cost_of
+from training.auditing.gate import Findings
 from training.auditing.plans import audit_plan
 from training.card import card_of
 from training.configuration import Configuration, load_configuration
 from training.documents import certificate_of
-from training.dp_sgd.checkpoint import identity_of, require_checkpoint
+from training.dp_sgd.checkpoint import Checkpoints, identity_of, require_checkpoint
 from training.examples import Examples
+from training.fingerprint.embedding import Mark
 from training.fixed_features import fixed_first
 from training.forms import form_of
 from training.initialisation import initialise
@@ -98,6 +100,73 @@ def fresh_module(configuration: Configuration, manifest: Manifest, entropy: Entr
     return module
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The arguments of `run_experiment`, which explains them."""
+
+    path: Path
+    models_dir: Path
+    key: Ed25519PrivateKey
+    heldout_csv: Path | None
+    commitment_key: Path | None
+    protected: tuple[Path, ...]
+    replace: bool
+    audit: bool
+    resume: bool
+    sweep: Sweep | None
+    owner: Owner
+    narrator: Narrator
+    clock: Clock
+    entropy: Entropy
+
+    @property
+    def folder(self) -> Path:
+        """Where the configuration lies: its paths are relative to it."""
+        return self.path.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settled:
+    """Steps 1 and 2: all that is decided before anything looks at the data."""
+
+    configuration: Configuration
+    manifest: Manifest
+    spending: Spending
+    masked: tuple[Masked, ...]
+    plan: Plan
+    cost: Cost
+    outputs: Outputs
+    unfinished: Path  # where a run that is cut off is kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Step 4: the rows as the model sees them; configuration and manifest with what was released of them filled in."""
+
+    configuration: Configuration
+    manifest: Manifest
+    plan: Plan
+    kept: Examples
+    held: Examples
+    opening: bytes
+    inputs: tuple[torch.Tensor, ...]
+    targets: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """Step 5: the module with its weights, and how it came to them."""
+
+    module: nn.Module
+    part: nn.Module  # of the module: what was trained
+    inputs: tuple[torch.Tensor, ...]  # of that part
+    plan: Plan
+    executed: int
+    others: tuple[Measured, ...]
+    mark: Mark | None
+    checkpoints: Checkpoints | None
+
+
 def run_experiment(
     path: Path,
     *,
@@ -125,142 +194,243 @@ def run_experiment(
     `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
     every verifier refuses.
     """
-    narrator = narrator or Quiet()
-    if resume and sweep is not None:
+    asked = _Asked(
+        path=path,
+        models_dir=models_dir,
+        key=key,
+        heldout_csv=heldout_csv,
+        commitment_key=commitment_key,
+        protected=protected,
+        replace=replace,
+        audit=audit,
+        resume=resume,
+        sweep=sweep,
+        owner=owner,
+        narrator=narrator or Quiet(),
+        clock=clock,
+        entropy=entropy,
+    )
+    settled = _plan(asked)  # 1, 2
+    findings = _audit(asked, settled)  # 3
+    rows = _read_rows(asked, settled)  # 4
+    trained = _train(asked, settled, rows)  # 5
+    quality, plain = _measure(asked, rows, trained)  # 6
+    return _publish(asked, settled, rows, trained, findings=findings, quality=quality, plain=plain)  # 7
+
+
+def _plan(asked: _Asked) -> _Settled:
+    if asked.resume and asked.sweep is not None:
         raise ConfigurationError(
             "--resume goes on with one run, and a --sweep would be run anew; leave one of them out"
         )
-    configuration = load_configuration(path)  # 1
-    if sweep is not None and configuration.engine.checkpoint_every:
+    configuration = load_configuration(asked.path)
+    if asked.sweep is not None and configuration.engine.checkpoint_every:
         raise ConfigurationError(
             "--sweep: a run that is resumed would not know of the sweep before it; leave [engine] checkpoint_every out"
         )
-    require_free(models_dir / configuration.model.name, replace=replace)
-    unfinished = models_dir / f".{configuration.model.name}.checkpoint"
-    require_checkpoint(unfinished, every=configuration.engine.checkpoint_every, resume=resume)
-    outputs = Outputs(heldout_csv=_heldout_path(heldout_csv, configuration, path.parent), commitment_key=commitment_key)
+    require_free(asked.models_dir / configuration.model.name, replace=asked.replace)
+    unfinished = asked.models_dir / f".{configuration.model.name}.checkpoint"
+    require_checkpoint(unfinished, every=configuration.engine.checkpoint_every, resume=asked.resume)
+    heldout_csv = _heldout_path(asked.heldout_csv, configuration, asked.folder)
+    outputs = Outputs(heldout_csv=heldout_csv, commitment_key=asked.commitment_key)
     check_outputs(
         outputs,
-        models_dir=models_dir,
-        inputs=(path, *_read(configuration, path.parent), *protected),
-        replace=replace,
+        models_dir=asked.models_dir,
+        inputs=(asked.path, *_read(configuration, asked.folder), *asked.protected),
+        replace=asked.replace,
     )
     manifest = manifest_of(configuration)
-    encoded = manifest_bytes(manifest)
-    spending, plan, cost = planned(configuration, manifest)  # 2
+    manifest_bytes(manifest)  # what no verifier would accept is refused now
+    spending, plan, cost = planned(configuration, manifest)
     masked = masked_of(configuration)
     require_watchable(configuration, plan)
-    owner.check(manifest)
-    narrator.announce(configuration, plan, cost)
+    asked.owner.check(manifest)
+    asked.narrator.announce(configuration, plan, cost)
+    return _Settled(
+        configuration=configuration,
+        manifest=manifest,
+        spending=spending,
+        masked=masked,
+        plan=plan,
+        cost=cost,
+        outputs=outputs,
+        unfinished=unfinished,
+    )
+
+
+def _audit(asked: _Asked, settled: _Settled) -> Findings | None:
     findings = None
-    if audit:  # 3
-        _, audited = parts_of(fresh_module(configuration, manifest, entropy))
-        spec = manifest.architecture.trained_part()
-        findings = audit_plan(plan, spec, audited, delta=configuration.delta, entropy=entropy)
-        findings.require(epsilon_micro=cost.epsilon_micro)
-    narrator.audited(findings)
-    form = form_of(configuration)
-    filled = ready(configuration, spending, folder=path.parent, entropy=entropy)  # 4
+    if asked.audit:
+        _, part = parts_of(fresh_module(settled.configuration, settled.manifest, asked.entropy))
+        spec = settled.manifest.architecture.trained_part()
+        findings = audit_plan(settled.plan, spec, part, delta=settled.configuration.delta, entropy=asked.entropy)
+        findings.require(epsilon_micro=settled.cost.epsilon_micro)
+    asked.narrator.audited(findings)
+    return findings
+
+
+def _read_rows(asked: _Asked, settled: _Settled) -> _Rows:
+    filled = ready(settled.configuration, settled.spending, folder=asked.folder, entropy=asked.entropy)
     configuration, manifest = filled.configuration, manifest_of(filled.configuration)
-    encoded = manifest_bytes(manifest)
-    narrator.remarks(filled.remarks)
-    examples = form.read_examples(configuration, folder=path.parent)
+    asked.narrator.remarks(filled.remarks)
+    examples = form_of(configuration).read_examples(configuration, folder=asked.folder)
     kept, held = hold_out(examples, fraction=Fraction(configuration.data.held_out), word=configuration.data.split)
-    plan = on_network(plan, configuration, kept)
-    narrator.rows(trained=len(kept), held_out=len(held))
-    opening = entropy(32)
-    commitment = commit(kept, key=opening)
+    plan = on_network(settled.plan, configuration, kept)
+    asked.narrator.rows(trained=len(kept), held_out=len(held))
+    opening = asked.entropy(32)
     inputs, targets = model_space(manifest, kept)
-    module = fresh_module(configuration, manifest, entropy)  # 5
-    trained, inputs = fixed_first(module, inputs)
-    others: tuple[Measured, ...] = ()
-    if sweep is not None:
+    return _Rows(
+        configuration=configuration,
+        manifest=manifest,
+        plan=plan,
+        kept=kept,
+        held=held,
+        opening=opening,
+        inputs=inputs,
+        targets=targets,
+    )
 
-        def again(other: Configuration) -> Measured:
-            return _thrown_away(other, manifest, inputs, targets, kept=kept, held=held, entropy=entropy)
 
-        others = sweep.measured(configuration, again, told=narrator.swept)
-    if spending.centering:
+def _train(asked: _Asked, settled: _Settled, rows: _Rows) -> _Trained:
+    configuration, manifest, groups = rows.configuration, rows.manifest, rows.kept.groups()
+    module = fresh_module(configuration, manifest, asked.entropy)
+    part, inputs = fixed_first(module, rows.inputs)
+    others = _swept(asked, rows, inputs)
+    if settled.spending.centering:
         population = configuration.data.public_population
-        inputs = (spending.centering.centre(module, *inputs, population=population, entropy=entropy),)
-    own, people = configuration.model.module, () if (groups := kept.groups()) is None else (groups,)
+        centre = settled.spending.centering.centre
+        inputs = (centre(module, *inputs, population=population, entropy=asked.entropy),)
+    own, people = configuration.model.module, () if groups is None else (groups,)
     plan, checkpoints = with_checkpoints(
-        plan,
+        rows.plan,
         configuration,
-        path=unfinished,
-        resume=resume,
+        path=settled.unfinished,
+        resume=asked.resume,
         identity=lambda: identity_of(
-            *(repr(plan).encode(), encoded, own.encode()), inputs=(*inputs, *people), targets=targets
+            *(repr(rows.plan).encode(), manifest_bytes(manifest), own.encode()),
+            inputs=(*inputs, *people),
+            targets=rows.targets,
         ),
     )
     loss = Loss.usual(manifest.classes)
-    learner = own_module(own, trained, inputs, loss=loss) if own else trained
-    mark = owner.mark(manifest, module)
-    public = _public_loss(configuration, manifest, module, learner, loss=loss, folder=path.parent)
-    with narrator.progress(plan) as on_step:
+    learner = own_module(own, part, inputs, loss=loss) if own else part
+    mark = asked.owner.mark(manifest, module)
+    public = _public_loss(configuration, manifest, module, learner, loss=loss, folder=asked.folder)
+    with asked.narrator.progress(plan) as on_step:
         if public is not None:
-            on_step = public.around(on_step, steps=plan.steps, told=narrator.public_loss)
+            on_step = public.around(on_step, steps=plan.steps, told=asked.narrator.public_loss)
         if mark is not None and isinstance(plan, SgdPlan):
             on_step = mark.around(on_step, learner)
-        executed = plan.train(learner, inputs, targets, groups=groups, entropy=entropy, on_step=on_step)
+        executed = plan.train(learner, inputs, rows.targets, groups=groups, entropy=asked.entropy, on_step=on_step)
     if isinstance(plan, SgdPlan) and plan.chosen:
-        narrator.gradients(plan.chosen[-1])
+        asked.narrator.gradients(plan.chosen[-1])
     if own:
-        transfer(learner, trained)
+        transfer(learner, part)
     if mark is not None:
-        narrator.marked(mark.finish(trained))
-    quality = measure(manifest, module, held)  # 6
-    if isinstance(plan, GapPlan):
-        compared = plan.train_openly(fresh_module(configuration, manifest, entropy), inputs, targets, entropy=entropy)
-    else:
-        compared = train_plainly(manifest, inputs, targets, fixed=parts_of(module)[0])
-    plain = measure(manifest, compared, held)
-    narrator.compare(quality, plain)
-    weights = weights_bytes(module)  # 7
-    certificate = certificate_of(
-        configuration,
+        asked.narrator.marked(mark.finish(part))
+    return _Trained(
+        module=module,
+        part=part,
+        inputs=inputs,
         plan=plan,
-        cost=cost,
-        coordinates=sum(one.numel() for one in trained.parameters() if one.requires_grad),
-        steps_executed=executed,
-        fresh=entropy is random_bytes,
-        commitment=commitment,
-        weights=weights,
-        manifest=encoded,
-        issued_us=clock(),
-        measured=(quality.measured(epsilon_micro=cost.epsilon_micro), *others),
+        executed=executed,
+        others=others,
+        mark=mark,
+        checkpoints=checkpoints,
     )
-    certificate = msgspec.structs.replace(certificate, preprocessing=spending.preprocessing(masked))
-    if mark is not None:
-        certificate = msgspec.structs.replace(certificate, releases=(*certificate.releases, mark.release()))
-    if findings is not None:
-        part = findings.certified(code_digest=certificate.environment.code_digest)
-        certificate = msgspec.structs.replace(certificate, audit=part)
+
+
+def _measure(asked: _Asked, rows: _Rows, trained: _Trained) -> tuple[Quality, Quality]:
+    """Of the private model, and of the same model without privacy."""
+    configuration, manifest, plan = rows.configuration, rows.manifest, trained.plan
+    quality = measure(manifest, trained.module, rows.held)
+    if isinstance(plan, GapPlan):
+        fresh = fresh_module(configuration, manifest, asked.entropy)
+        compared = plan.train_openly(fresh, trained.inputs, rows.targets, entropy=asked.entropy)
+    else:
+        compared = train_plainly(manifest, trained.inputs, rows.targets, fixed=parts_of(trained.module)[0])
+    plain = measure(manifest, compared, rows.held)
+    asked.narrator.compare(quality, plain)
+    return quality, plain
+
+
+def _certified(
+    asked: _Asked,
+    settled: _Settled,
+    rows: _Rows,
+    trained: _Trained,
+    *,
+    weights: bytes,
+    findings: Findings | None,
+    quality: Quality,
+) -> Certificate:
+    certificate = certificate_of(
+        rows.configuration,
+        plan=trained.plan,
+        cost=settled.cost,
+        coordinates=sum(one.numel() for one in trained.part.parameters() if one.requires_grad),
+        steps_executed=trained.executed,
+        fresh=asked.entropy is random_bytes,
+        commitment=commit(rows.kept, key=rows.opening),
+        weights=weights,
+        manifest=manifest_bytes(rows.manifest),
+        issued_us=asked.clock(),
+        measured=(quality.measured(epsilon_micro=settled.cost.epsilon_micro), *trained.others),
+    )
+    preprocessing = settled.spending.preprocessing(settled.masked)
+    releases = certificate.releases if trained.mark is None else (*certificate.releases, trained.mark.release())
+    audit = None if findings is None else findings.certified(code_digest=certificate.environment.code_digest)
+    return msgspec.structs.replace(certificate, preprocessing=preprocessing, releases=releases, audit=audit)
+
+
+def _publish(
+    asked: _Asked,
+    settled: _Settled,
+    rows: _Rows,
+    trained: _Trained,
+    *,
+    findings: Findings | None,
+    quality: Quality,
+    plain: Quality,
+) -> Published:
+    weights, outputs = weights_bytes(trained.module), settled.outputs
+    certificate = _certified(asked, settled, rows, trained, weights=weights, findings=findings, quality=quality)
     bundle = write_bundle(
-        models_dir,
-        key=key,
+        asked.models_dir,
+        key=asked.key,
         weights=weights,
-        manifest=encoded,
+        manifest=manifest_bytes(rows.manifest),
         certificate=certificate,
-        card=card_of(manifest, certificate, quality),
-        replace=replace,
-        owner=owner,
+        card=card_of(rows.manifest, certificate, quality),
+        replace=asked.replace,
+        owner=asked.owner,
     )
-    if checkpoints is not None:
-        checkpoints.discard()
+    if trained.checkpoints is not None:
+        trained.checkpoints.discard()
     if outputs.commitment_key is not None:
-        write_private(outputs.commitment_key, opening.hex() + "\n")
+        write_private(outputs.commitment_key, rows.opening.hex() + "\n")
     if outputs.heldout_csv is not None:
-        form.write_heldout(outputs.heldout_csv, held, configuration)
-    narrator.published(bundle, outputs.heldout_csv)
+        form_of(rows.configuration).write_heldout(outputs.heldout_csv, rows.held, rows.configuration)
+    asked.narrator.published(bundle, outputs.heldout_csv)
     return Published(
         bundle=bundle,
         quality=quality,
         quality_without_privacy=plain,
-        rows_trained=len(kept),
-        rows_held_out=len(held),
+        rows_trained=len(rows.kept),
+        rows_held_out=len(rows.held),
         heldout_csv=outputs.heldout_csv,
     )
+
+
+def _swept(asked: _Asked, rows: _Rows, features: tuple[torch.Tensor, ...]) -> tuple[Measured, ...]:
+    """What the runs of a sweep came to, if one was asked for. features: of the part that is trained, not centred."""
+    if asked.sweep is None:
+        return ()
+
+    def again(other: Configuration) -> Measured:
+        return _thrown_away(other, rows, features, entropy=asked.entropy)
+
+    return asked.sweep.measured(rows.configuration, again, told=asked.narrator.swept)
 
 
 def planned(configuration: Configuration, manifest: Manifest) -> tuple[Spending, Plan, Cost]:
@@ -275,29 +445,23 @@ def planned(configuration: Configuration, manifest: Manifest) -> tuple[Spending,
 
 
 def _thrown_away(
-    configuration: Configuration,
-    manifest: Manifest,
-    features: tuple[torch.Tensor, ...],
-    targets: torch.Tensor,
-    *,
-    kept: Examples,
-    held: Examples,
-    entropy: Entropy,
+    configuration: Configuration, rows: _Rows, features: tuple[torch.Tensor, ...], *, entropy: Entropy
 ) -> Measured:
-    """One run of a sweep, measured on the same held-out rows. features: of the part that is trained, not centred."""
+    """One run of a sweep, measured on the same held-out rows."""
+    manifest = rows.manifest
     spending, plan, cost = planned(configuration, manifest)
-    plan = on_network(plan, configuration, kept)
+    plan = on_network(plan, configuration, rows.kept)
     module = fresh_module(configuration, manifest, entropy)
-    _, trained = parts_of(module)
+    _, part = parts_of(module)
     if spending.centering:
         population = configuration.data.public_population
         features = (spending.centering.centre(module, *features, population=population, entropy=entropy),)
     own = configuration.model.module
-    learner = own_module(own, trained, features, loss=Loss.usual(manifest.classes)) if own else trained
-    plan.train(learner, features, targets, groups=kept.groups(), entropy=entropy, on_step=lambda _step: None)
+    learner = own_module(own, part, features, loss=Loss.usual(manifest.classes)) if own else part
+    plan.train(learner, features, rows.targets, groups=rows.kept.groups(), entropy=entropy, on_step=lambda _step: None)
     if own:
-        transfer(learner, trained)
-    return measure(manifest, module, held).measured(epsilon_micro=cost.epsilon_micro)
+        transfer(learner, part)
+    return measure(manifest, module, rows.held).measured(epsilon_micro=cost.epsilon_micro)
 
 
 def _public_loss(
