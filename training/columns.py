@@ -101,9 +101,7 @@ def _read_csv(path: Path, *, texts: Sequence[str]) -> Columns:
     try:
         # Texts stay texts: a gap is then an empty text that `numbers_of` can point at.
         kinds = dict.fromkeys(texts, pyarrow.string())
-        options = csv.ConvertOptions(
-            strings_can_be_null=False, null_values=[], check_utf8=True, column_types=kinds
-        )
+        options = csv.ConvertOptions(strings_can_be_null=False, null_values=[], check_utf8=True, column_types=kinds)
         # A text may hold line ends between quotes, and be long: a row must fit into one block.
         parsing, reading = csv.ParseOptions(newlines_in_values=True), csv.ReadOptions(block_size=MAX_CSV_ROW)
         table = csv.read_csv(path, parse_options=parsing, read_options=reading, convert_options=options)

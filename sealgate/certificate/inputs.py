@@ -179,9 +179,7 @@ class WordPiece(
             yield "its texts have no room for [CLS], a piece and [SEP]"
 
 
-class Words(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="tokenizer", tag="words", kw_only=True
-):
+class Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="tokenizer", tag="words", kw_only=True):
     """Lower-cased words of a list that is public, or that was a private release of its own; all others are one."""
 
     vocabulary: tuple[str, ...]

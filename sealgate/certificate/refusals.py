@@ -41,7 +41,8 @@ REFUSALS: dict[str, str] = {
     "weights-shape": "the tensors are not those of the declared architecture",
     "certificate-malformed": "the certificate is not canonical JSON of the known shape",
     # The privacy claim
-    "mechanism": "the mechanism, unit or adjacency is not one that this verifier can recompute, or cannot have made this model",
+    "mechanism": "the mechanism, unit or adjacency is not one that this verifier can recompute, or cannot "
+    "have made this model",
     "sampler": "the sampler is not the one that the accounting assumes",
     "sampler-constants": "a sampling constant depends on the private data",
     "fixed-seed": "noise or sampling did not come from fresh operating-system randomness",
@@ -52,7 +53,8 @@ REFUSALS: dict[str, str] = {
     "delta": "delta is not below one over the public population",
     "accountant": "epsilon comes from an accountant that is not accepted",
     "accountants-disagree": "the second accountant's figure does not fit the first",
-    "audit-contradicts": "the empirical audit found more leakage than the claim allows, or was one of other code than trained the model",
+    "audit-contradicts": "the empirical audit found more leakage than the claim allows, or was one of other code "
+    "than trained the model",
     "audit-missing": "the deployment demands an audit of the training, and the certificate states none",
     "parameters-out-of-range": "a privacy parameter lies outside what can be recomputed",
     "epsilon-out-of-range": "epsilon is too large to mean anything",

@@ -81,9 +81,7 @@ def test_parts_of_bounded_memory_give_the_same_sum(spec):
     features, targets = data(spec)
     sums = []
     for numbers in (10**9, 100):
-        gradient_sum = GradientSum(
-            module_for(spec), loss=Loss.usual(spec.classes), clip_norm=1.0, part_numbers=numbers
-        )
+        gradient_sum = GradientSum(module_for(spec), loss=Loss.usual(spec.classes), clip_norm=1.0, part_numbers=numbers)
         sums.append(gradient_sum.over((features,), targets))
         gradient_sum.close()
     for whole, parts in zip(*sums, strict=True):
