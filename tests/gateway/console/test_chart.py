@@ -58,7 +58,7 @@ def test_the_picture_holds_every_figure(span: int, counts: list[tuple[int, str, 
 
 def test_one_kind_is_drawn_alone_and_in_its_own_colour() -> None:
     assert series_of("inference.aborted") == (("failed", "Cut off", ("inference.aborted",)),)
-    assert series_of("key.rotate") == (("other", "key.rotate", ("key.rotate",)),)
+    assert series_of("key.rotate") == (("change", "Request keys published", ("key.rotate",)),)
     assert series_of("") == REQUESTS
 
 
