@@ -36,7 +36,8 @@ class Loss:
         return cls(kind="cross-entropy" if classes else "mse", classes=classes)
 
     def each(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The loss of each example: [n, logits], [n] -> [n]."""
+        """The loss of each example, in the arithmetic of the logits: [n, logits], [n] -> [n]."""
+        targets = targets.to(logits.dtype)
         if self.kind == "mse":
             return 0.5 * (logits[:, 0] - targets) ** 2
         if self.kind == "huber":
