@@ -170,6 +170,8 @@ def test_every_shape_of_right_edge_opens_again(bench, count: int) -> None:
 
 def crash(bench: Any, log: Any) -> None:
     """As SIGKILL leaves it: the file as it is, nobody's lock. (Real kills: test_crash.py.)"""
+    log._subjects.close()
+    log._reader.dispose()
     log._hold.release()
     bench.logs.remove(log)
 

@@ -129,7 +129,7 @@ class Engine:
 def _parse(index: int, admitted: Admitted, model: LoadedModel, clock: Clock) -> _Job:
     def go_on() -> None:
         if clock() >= admitted.grant.expires_us:
-            raise BadInput(str(_TOO_SLOW), status=_TOO_SLOW.status, code=_TOO_SLOW.code)  # a shared one keeps traces
+            raise BadInput(str(_TOO_SLOW), status=_TOO_SLOW.status, code="model-error")  # a shared one keeps traces
 
     try:
         request, wants_binary = inference.decode_infer_request(admitted.request.fields, admitted.request.body)

@@ -163,10 +163,12 @@ def test_every_code_in_the_table_is_raised_somewhere_and_described():
     from pathlib import Path
 
     import sealgate.certificate
+    import secure_runtime.models
 
     source = "".join(
         path.read_text()
-        for path in Path(sealgate.certificate.__file__).parent.rglob("*.py")
+        for package in (sealgate.certificate, secure_runtime.models)
+        for path in Path(package.__path__[0]).rglob("*.py")
         if path.name != "refusals.py"
     )
     for code, meaning in REFUSALS.items():
