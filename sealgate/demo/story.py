@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def tell_story(*, state: Path | None, keep: bool) -> int:
     """Tell it; returns 0, or raises SealgateError where it does not hold."""
     chosen = Path(tempfile.mkdtemp(prefix="sealgate-demo-")) if state is None else state
     stage = _Stage(chosen.absolute() / "deployment", Narrator())
+    # torch makes a folder of this name for compiled code wherever it is imported: not beside the demo's own.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(chosen.absolute() / "deployment" / "run" / "torch")
     try:
         _deployment(stage)
         _training(stage)
