@@ -12,7 +12,7 @@
     5. the requests that were under way when the last writer stopped are found
 
 Trusts: nothing on disk beyond what it recomputes. Never: repairs; a contradiction raises LogDamaged for a person.
-It does not re-read the whole log: the offline verifier does that.
+It does not re-read the whole log: the offline verifier does that. Long, because the five checks are read together.
 """
 
 from __future__ import annotations

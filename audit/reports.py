@@ -13,6 +13,7 @@ the newest if none is named.
 One snapshot for all of a report. What is not evidence says so: the answer is the database's word, a bundle's is proven.
 Trusts: the database; a leaf that is not of the kind under which its index row stood is an error. Never: scans `record`
 or `leaf`, reads more than MAX_REPORT_RECORDS leaves, or answers for part of what was asked without saying so.
+Long, because every report asks the same snapshot in its own way, and how each does stands side by side.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ grade: who vouches for it. Sandbox layers, measurements and privacy figures are 
 file says that what a quote pins covers the code that states them.
 
 Trusts: the trust file and the caller's clock. Never: returns a verdict that can be ignored.
+Long, because the fourteen steps stand on one page, in the order in which they run.
 """
 
 from __future__ import annotations
