@@ -51,17 +51,20 @@ function addKey(alg) {
   return kid;
 }
 
-// The provider reads its keys once, so another set of keys is another provider at the same address.
+// The provider reads its keys once, so another set of keys is another provider at the same address. A request that the
+// one before is still answering is signed with a key which that one knows.
 function remake() {
+  const keys = [...state.keys];
+  const signer = () => keys.find(({ kid }) => kid === state.signer) ?? keys[0];
   provider = new Provider(issuer, {
     clients: configuration.clients.map(({ metadata }) => ({
       redirect_uris: [],
       response_types: [],
       grant_types: ['client_credentials'],
-      id_token_signed_response_alg: state.keys[0].alg, // none is ever made, but a client must name one
+      id_token_signed_response_alg: keys[0].alg, // none is ever made, but a client must name one
       ...metadata,
     })),
-    jwks: { keys: state.keys },
+    jwks: { keys },
     extraTokenClaims: (ctx, token) => claimsOf(token.clientId),
     ttl: {
       ClientCredentials: configuration.ttl_s,
@@ -100,7 +103,7 @@ function remake() {
             scope: 'openid infer audit',
             accessTokenFormat: 'jwt',
             accessTokenTTL: configuration.ttl_s,
-            jwt: { sign: { alg: state.keys.find(({ kid }) => kid === state.signer).alg, kid: state.signer } },
+            jwt: { sign: { alg: signer().alg, kid: signer().kid } },
           };
         },
       },
