@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import msgspec
 import torch
 
-from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.ambient import Clock, Entropy, monotonic_ns, now_us, process_cpu_ns, random_bytes
 from sealgate.certificate.inputs import Content
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_FIELD_SECTION, MAX_INNER_MESSAGE
@@ -27,6 +27,7 @@ from sealgate.protocol.obligations import FIELD, encode_obligations
 from secure_runtime.errors import BadInput
 from secure_runtime.limits import SLICE_ROWS
 from secure_runtime.models.bundle import LoadedModel
+from secure_runtime.worker.engine.lookup import LoadedModels, Lookup
 from secure_runtime.worker.engine.noise import noised, require_few_rows
 from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_values
 from secure_runtime.worker.engine.tensors import from_torch, to_model
@@ -69,49 +70,71 @@ class _Job:
     rows: int
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one request had of a batch: its rows of how many, the batch's time, and its part of the batch's processor
+    time, by rows."""
+
+    rows: int
+    batch_rows: int
+    run_us: int
+    cpu_us: int
+
+
 class Engine:
     """All loaded models. Owned by the worker's only thread; after the seal it opens no file."""
 
     def __init__(
         self,
-        models: Mapping[str, LoadedModel],
+        models: Mapping[str, LoadedModel] | Lookup,
         *,
         max_batch_rows: int,
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
-        self._models = dict(models)
+        self._models: Lookup = LoadedModels(models) if isinstance(models, Mapping) else models
         self._max_batch_rows = max_batch_rows
         self._clock = clock
         self._entropy = entropy
+        self.shares: dict[int, Share] = {}  # of the newest `run`, by the place of an answer; none where nothing ran
 
     def run(self, admitted: Sequence[Admitted]) -> list[EngineAnswer]:
         """One answer for each request, in order. Errors become sealed error answers, never exceptions."""
         answers: list[EngineAnswer | None] = [None] * len(admitted)
-        by_model: dict[str, list[_Job]] = {}
+        self.shares = {}
+        by_model: dict[tuple[str, str], list[_Job]] = {}
         for index, one in enumerate(admitted):
-            model = self._models.get(one.target.model)
+            model = self._models.find(one.target.model, one.target.version)
             try:
-                if model is None or one.target.version not in ("", model.facts.version):
+                if model is None:
                     raise BadInput(
                         f"model '{one.target.model}' version '{one.target.version or 'any'}' is not loaded",
                         status=404,
                         code="model-not-loaded",
                     )
                 if one.target.operation == "read-model":
-                    answers[index] = _described(one, model)
+                    answers[index] = _described(one, model, self._models.versions(model.facts.name))
                 else:
-                    by_model.setdefault(model.facts.name, []).append(_parse(index, one, model, self._clock))
+                    known = (model.facts.name, model.facts.version)
+                    by_model.setdefault(known, []).append(_parse(index, one, model, self._clock))
             except BadInput as error:
                 answers[index] = _failed(error, model)
             except Exception:  # memory, above all: a document of 16 MiB can be many times that as objects
                 answers[index] = _failed(_MODEL_ERROR, model)
         for jobs in by_model.values():
             for batch in self._batches(jobs):
+                began_ns, cpu_ns = monotonic_ns(), process_cpu_ns()
                 for job, answer in zip(batch, _run_batch(batch, self._clock, self._entropy), strict=True):
                     answers[job.index] = answer
+                self._share_out(batch, run_ns=monotonic_ns() - began_ns, cpu_ns=process_cpu_ns() - cpu_ns)
         given = [answer for answer in answers if answer is not None]
         return [_stated(answer, one) for answer, one in zip(given, admitted, strict=True)]
+
+    def _share_out(self, batch: Sequence[_Job], *, run_ns: int, cpu_ns: int) -> None:
+        rows = sum(job.rows for job in batch)
+        for job in batch:
+            cpu_us = cpu_ns * job.rows // max(rows, 1) // 1000
+            self.shares[job.index] = Share(job.rows, rows, run_us=run_ns // 1000, cpu_us=cpu_us)
 
     def _batches(self, jobs: Sequence[_Job]) -> list[list[_Job]]:
         """Cut into batches of at most `max_batch_rows` rows; a larger single request is a batch of its own."""
@@ -276,7 +299,7 @@ def _stated(answer: EngineAnswer, admitted: Admitted) -> EngineAnswer:
     return replace(answer, response=response)
 
 
-def _described(admitted: Admitted, model: LoadedModel) -> EngineAnswer:
+def _described(admitted: Admitted, model: LoadedModel, versions: tuple[str, ...]) -> EngineAnswer:
     facts, manifest = model.facts, model.manifest
     body: dict[str, object]
     if admitted.target.what == "ready":
@@ -284,7 +307,7 @@ def _described(admitted: Admitted, model: LoadedModel) -> EngineAnswer:
     else:
         body = {
             "name": facts.name,
-            "versions": [facts.version],
+            "versions": versions,
             "platform": "sealgate_torch",
             "inputs": [{"name": i.name, "datatype": i.datatype, "shape": list(i.shape)} for i in manifest.inputs],
             "outputs": [{"name": o.name, "datatype": o.datatype, "shape": list(o.shape)} for o in manifest.outputs],
