@@ -26,6 +26,11 @@ def monotonic_ns() -> int:
     return time.monotonic_ns()
 
 
+def process_cpu_ns() -> int:
+    """Nanoseconds that all threads of this process have had a processor for; for differences only."""
+    return time.process_time_ns()
+
+
 def random_bytes(count: int) -> bytes:
     """`count` bytes from the operating system's CSPRNG."""
     return os.urandom(count)

@@ -11,7 +11,7 @@ Long, because every frame stands here: this page is the whole contract between t
 from __future__ import annotations
 
 import struct
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -67,7 +67,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     id: str
     model: str
-    operation: str  # "infer", "read-model"
+    operation: str  # "infer", "explain", "read-model"
     purpose: str
     actor: str
     credential_binding: str
@@ -118,6 +118,35 @@ class WorkerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     device: str
     measurements: dict[str, str]  # name to lowercase hex SHA-256 (code, environment)
     single_use: bool = False  # it can answer a request in a process of its own
+
+
+Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+
+
+class Took(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """What one grant took in the worker, by the worker's own clocks: its word, which nothing signs. Microseconds.
+
+    What was done for several requests at once is shared out: opening and sealing evenly, a batch by its rows.
+    """
+
+    open_us: Amount = 0  # steps 7: time
+    run_us: Amount = 0  # step 8: time of the batch that it was in
+    seal_us: Amount = 0  # step 9: time
+    cpu_us: Amount = 0  # of all its processors and threads: its share
+    rows: Amount = 0
+    batch_rows: Amount = 0
+
+
+class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
+    """One step of a traced request, for OpenTelemetry; the gateway exports it for the host, which has no network."""
+
+    process: Literal["host", "worker"]
+    name: str  # of a fixed list; see sealgate.protocol.tracing
+    span_id: bytes  # 8 bytes
+    parent_id: bytes
+    start_us: Amount
+    end_us: Amount
+    facts: dict[str, str | int] = {}  # none of them from a payload
 
 
 class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -171,6 +200,7 @@ class Submit(Frame, frozen=True, kw_only=True, tag="submit"):
     caller: Caller
     decision: Decision
     cose: bool = False
+    trace: str = ""  # W3C traceparent of the gateway's span; "" for a request that is not traced
 
 
 class Deny(Frame, frozen=True, kw_only=True, tag="deny"):
@@ -228,6 +258,7 @@ class Answer(Frame, frozen=True, kw_only=True, tag="answer"):
     record: int
     receipt: bytes
     cose_receipt: bytes = b""  # RFC 9942; only where it was asked for
+    spans: tuple[Span, ...] = ()  # only where the request is traced
 
 
 class Refused(Frame, frozen=True, kw_only=True, tag="refused"):
@@ -242,6 +273,7 @@ class Refused(Frame, frozen=True, kw_only=True, tag="refused"):
     retry_after_s: int = 0
     budget: str = ""  # the budget that was exhausted, and when it renews (0: never)
     renews_us: int = 0
+    spans: tuple[Span, ...] = ()  # only where the request is traced
 
 
 class Recorded(Frame, frozen=True, kw_only=True, tag="recorded"):
@@ -324,6 +356,7 @@ class Done(Frame, frozen=True, kw_only=True, tag="done"):
     completion: Completion
     problem: str = ""
     media_type: str = ""
+    took: Took | None = None
 
 
 GatewayToHost: TypeAlias = Submit | Deny | AuthFailed | AuditRead | EvidenceWanted | Cancel

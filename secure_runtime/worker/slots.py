@@ -17,7 +17,7 @@ import msgspec
 
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_FRAME_HEADER, MAX_SEALED_REQUEST
-from sealgate.protocol.frames import Grant
+from sealgate.protocol.frames import Grant, Took
 
 _PREFIX = struct.Struct(">II")
 _BODY = MAX_SEALED_REQUEST  # also of an answer: what the engine makes fits an inner message
@@ -47,6 +47,7 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     eps_micro: int = 0
     model_digest: str = ""
     certificate_digest: str = ""
+    took: Took | None = None
 
 
 _Header = TypeVar("_Header", Job, Result)

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,6 +34,7 @@ from sealgate.protocol.frames import (
     KeysChanged,
     Rotate,
     Shutdown,
+    Took,
     Work,
 )
 from sealgate.protocol.ohttp import commitment
@@ -41,6 +43,7 @@ from secure_runtime.limits import RECEIVE_BYTES
 from secure_runtime.worker.engine.serving import Engine, EngineAnswer
 from secure_runtime.worker.gatekeeper import Admitted, accept, admit
 from secure_runtime.worker.keys import KeyRing
+from secure_runtime.worker.meter import SweepMeter
 from secure_runtime.worker.single_use import Ended, SingleUse
 
 
@@ -101,6 +104,7 @@ class Worker:
     def sweep(self, works: list[tuple[Work, bytes, bool]]) -> None:
         """Bring every work item `(frame, sealed request, cancelled)` to its one signed end; those that a process of
         their own runs come to theirs by `advance`."""
+        meter = SweepMeter()
         places: list[Admitted | _Turned | None] = []
         for work, raw, cancelled in works:
             try:
@@ -109,13 +113,16 @@ class Worker:
                 places.append(self._admit(work, raw))
             except TurnedAway as why:
                 places.append(_Turned(work.grant, why))
+        meter.opened(len(works))
         self.advance()  # the processes run beside the batch
-        answers = iter(self._engine.run([place for place in places if isinstance(place, Admitted)]))
+        answers = iter(enumerate(self._engine.run([place for place in places if isinstance(place, Admitted)])))
         for (work, raw, _), place in zip(works, places, strict=True):
             if isinstance(place, _Turned):
-                self._refuse(work, raw, reason=place.why.code, problem=place.why.problem)
+                self._refuse(work, raw, reason=place.why.code, problem=place.why.problem, took=meter.refused())
             elif place is not None:
-                self._answer(work, raw, place, next(answers))
+                index, answer = next(answers)
+                meter.seals()
+                self._answer(work, raw, place, answer, partial(meter.took, self._engine.shares.get(index)))
 
     @property
     def channel(self) -> socket.socket | None:
@@ -154,7 +161,8 @@ class Worker:
                 eps_micro=result.eps_micro,
                 resp_commit=commitment(end.sealed),
             )
-            self._send(Done(id=end.work.id, completion=completion, media_type=result.media_type), end.sealed)
+            done = Done(id=end.work.id, completion=completion, media_type=result.media_type, took=result.took)
+            self._send(done, end.sealed)
 
     def _admit(self, work: Work, raw: bytes) -> Admitted | None:
         """None for a request that was given to a process of its own: nothing of it is opened here."""
@@ -174,7 +182,9 @@ class Worker:
             date_window_s=self._plan.date_window_s,
         )
 
-    def _answer(self, work: Work, raw: bytes, admitted: Admitted, answer: EngineAnswer) -> None:
+    def _answer(
+        self, work: Work, raw: bytes, admitted: Admitted, answer: EngineAnswer, took: Callable[[], Took]
+    ) -> None:
         """Seal the answer, forget the question, sign what was done."""
         sealed, media_type = admitted.sealer.seal(bhttp.encode_response(answer.response))
         admitted.plaintext.wipe()
@@ -189,11 +199,11 @@ class Worker:
             eps_micro=answer.eps_micro,
             resp_commit=commitment(sealed),
         )
-        self._send(Done(id=work.id, completion=completion, media_type=media_type), sealed)
+        self._send(Done(id=work.id, completion=completion, media_type=media_type, took=took()), sealed)
 
-    def _refuse(self, work: Work, raw: bytes, *, reason: str, problem: str) -> None:
+    def _refuse(self, work: Work, raw: bytes, *, reason: str, problem: str, took: Took | None = None) -> None:
         completion = self._sign(work.grant, raw, outcome="refused", reason=reason)
-        self._send(Done(id=work.id, completion=completion, problem=problem), b"")
+        self._send(Done(id=work.id, completion=completion, problem=problem, took=took), b"")
 
     def _sign(self, grant: Grant, raw: bytes, *, outcome: str, reason: str, **rest: Any) -> Any:
         self._seq += 1

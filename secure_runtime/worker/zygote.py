@@ -30,6 +30,7 @@ from secure_runtime.errors import SandboxRefused, TurnedAway
 from secure_runtime.limits import MAX_SINGLE_USE, ZYGOTE_START_S
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.gatekeeper import inspect, unseal
+from secure_runtime.worker.meter import SweepMeter
 from secure_runtime.worker.sandbox import offspring
 from secure_runtime.worker.slots import Job, Result, Slot
 
@@ -51,6 +52,7 @@ def answerer(plan: BootPlan, engine: Engine, *, clock: Clock = now_us) -> Answer
 
     def answer(job: Job, raw: bytes) -> tuple[Result, bytes]:
         opened = False
+        meter = SweepMeter()
         try:
             sealed = SealedRequest.parse(raw, job.media_type)
             unsealed = unseal(sealed, OneSecret(sealed.kem, sealed.enc, job.secret))
@@ -60,7 +62,9 @@ def answerer(plan: BootPlan, engine: Engine, *, clock: Clock = now_us) -> Answer
             )
         except TurnedAway as why:
             return Result(opened=opened, outcome="refused", reason=why.code, problem=why.problem), b""
+        meter.opened(1)
         (made,) = engine.run([admitted])
+        meter.seals()
         response, media_type = admitted.sealer.seal(bhttp.encode_response(made.response))
         admitted.plaintext.wipe()
         result = Result(
@@ -72,6 +76,7 @@ def answerer(plan: BootPlan, engine: Engine, *, clock: Clock = now_us) -> Answer
             eps_micro=made.eps_micro,
             model_digest=made.model_digest,
             certificate_digest=made.certificate_digest,
+            took=meter.took(engine.shares.get(0)),
         )
         return result, response
 
