@@ -49,7 +49,10 @@ DISTRIBUTIONS = (
 """What answers, opens, accounts or decides; those that are not installed are passed over."""
 
 _SUFFIXES = frozenset({".py", ".sql", ".cedar", ".cedarschema", ".toml", ".txt"})
-_NOT_CONFIGURED = frozenset({"models_dir", "publishers_file", "sys_path", "model_keys", "avoid_key_ids"})
+_NOT_CONFIGURED = frozenset(
+    {"models_dir", "publishers_file", "sys_path", "model_keys", "avoid_key_ids", "bundles", "memory_limits", "number"}
+)
+"""Paths and secrets; and what is loaded, which `bundles` states."""
 _ABSENT = hashlib.sha256(b"absent").hexdigest()
 
 

@@ -73,6 +73,7 @@ class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     credential_binding: str
     obligations: Obligations
     expires_us: int
+    version: str = ""  # of the model, if the request names none; "": the newest that the worker has
 
 
 class ModelFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -118,6 +119,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     device: str
     measurements: dict[str, str]  # name to lowercase hex SHA-256 (code, environment)
     single_use: bool = False  # it can answer a request in a process of its own
+    memory: dict[str, int] = {}  # bytes that loading and warming up took, by the bundle's place
 
 
 Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
@@ -177,7 +179,10 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     require_model_signature: bool = False  # models whose model.sig was not checked are not loaded
     require_encryption: bool = False  # models whose weights lie on the disk in plain are not loaded
     model_keys: dict[str, str] = {}  # base64 of the data keys of encrypted bundles, by directory name
-    avoid_key_ids: tuple[int, ...] = ()  # identifiers of earlier workers' keys: a stale request must not hit a new key
+    avoid_key_ids: tuple[int, ...] = ()  # of earlier and other workers' keys: a stale request must not hit a new key
+    bundles: tuple[str, ...] | None = None  # places below models_dir to load, "NAME" or "NAME/VERSION"; None: all
+    memory_limits: dict[str, int] = {}  # bytes that loading a model may take, by its name
+    number: int = 0  # of this worker among those that run side by side, for the choice of a device
 
     def without_keys(self) -> BootPlan:
         """The plan once the models are loaded."""
@@ -201,6 +206,7 @@ class Submit(Frame, frozen=True, kw_only=True, tag="submit"):
     decision: Decision
     cose: bool = False
     trace: str = ""  # W3C traceparent of the gateway's span; "" for a request that is not traced
+    judged: tuple[str, ...] = ()  # certificate digests of the model's versions that the policy was asked about
 
 
 class Deny(Frame, frozen=True, kw_only=True, tag="deny"):
@@ -238,9 +244,11 @@ class AuditRead(Frame, frozen=True, kw_only=True, tag="audit-read"):
 
 
 class EvidenceWanted(Frame, frozen=True, kw_only=True, tag="evidence-wanted"):
-    """Evidence over the client's nonce (may be empty); answered with `EvidenceGiven`."""
+    """Evidence over the client's nonce (may be empty); answered with `EvidenceGiven`. With `model`, evidence of a
+    worker that serves it."""
 
     nonce: bytes
+    model: str = ""
 
 
 class Cancel(Frame, frozen=True, kw_only=True, tag="cancel"):
@@ -289,8 +297,21 @@ class EvidenceGiven(Frame, frozen=True, kw_only=True, tag="evidence-given"):
     """Body: the evidence (media type application/eat+cwt)."""
 
 
+class PublishedWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One of the workers whose keys are published: which keys, and the names of the models that it serves."""
+
+    instance: str
+    key_configs: bytes
+    models: tuple[str, ...]
+    device: str = ""
+    memory: dict[str, int] = {}  # see WorkerFacts
+
+
 class RuntimeState(Frame, frozen=True, kw_only=True, tag="state"):
-    """Pushed on connect and at every change. `ready` is false with a plain-words `detail` when inference is refused."""
+    """Pushed on connect and at every change. `ready` is false with a plain-words `detail` when inference is refused.
+
+    `key_configs` are those of all workers together, and `models` every version that any of them may still answer with.
+    """
 
     ready: bool
     detail: str
@@ -304,6 +325,8 @@ class RuntimeState(Frame, frozen=True, kw_only=True, tag="state"):
     degraded: bool
     single_use: bool = False  # a permit that demands a single-use worker can be met
     witnesses: str = ""  # what keeps witnesses from cosigning; "": nothing that is known
+    workers: tuple[PublishedWorker, ...] = ()
+    routes: dict[str, str] = {}  # by model, which version answers if none is named, in words
 
 
 # Host to worker ------------------------------------------------------------------------------------------------------
@@ -317,7 +340,9 @@ class Work(Frame, frozen=True, kw_only=True, tag="work"):
 
 
 class Rotate(Frame, frozen=True, kw_only=True, tag="rotate"):
-    """Make a new active key now; the worker answers with `KeysChanged`."""
+    """Make a new active key now; the worker answers with `KeysChanged`. No key takes a number in `avoid`."""
+
+    avoid: tuple[int, ...] = ()
 
 
 class Shutdown(Frame, frozen=True, kw_only=True, tag="shutdown"):
