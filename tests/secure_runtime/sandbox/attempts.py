@@ -311,7 +311,7 @@ def thread_bomb(context):
 
 def stray_descriptors(context):
     poller = select.poll()
-    for descriptor in range(4, 64):
+    for descriptor in range(4, 4096):
         poller.register(descriptor, 0)
         if not dict(poller.poll(0)).get(descriptor, 0) & select.POLLNVAL:
             return f"descriptor {descriptor} is open"
