@@ -87,6 +87,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         help="write model.sig too, the signature of OpenSSF model signing, with this elliptic-curve key",
     )
     parser.add_argument("--threads", metavar="N", type=int, default=1, help="threads for arithmetic (1)")
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        default=1,
+        help="share the steps of dp-sgd among N processes of this machine, each with so many threads (1)",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -127,6 +134,7 @@ def _run(arguments: argparse.Namespace) -> int:
         replace=arguments.replace,
         audit=not arguments.no_audit,
         resume=arguments.resume,
+        processes=arguments.processes,
         owner=Owner(
             wrapping=None if arguments.encrypt is None else open_key(arguments.encrypt),
             fingerprint=None if arguments.fingerprint is None else read_secret(arguments.fingerprint),

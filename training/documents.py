@@ -80,8 +80,11 @@ def not_protected(plan: Plan) -> tuple[str, ...]:
 
 def _gradients(plan: Plan) -> str:
     """How per-example gradients were computed in the runs of this plan; empty where there were none."""
-    chosen = [] if plan.audited is None else plan.audited.chosen
-    return ", ".join(sorted({one.mode for one in chosen}))
+    steps = plan.audited
+    if steps is None:
+        return ""
+    modes = ", ".join(sorted({one.mode for one in steps.chosen}))
+    return f"{modes} on {steps.processes} processes" if steps.processes > 1 else modes
 
 
 def certificate_of(

@@ -14,7 +14,7 @@ class TrainingError(SealgateError):
     """Training came to no usable model.
 
     `code`: diverged, gradients-unsupported, checkpoints-unsupported, accountants-disagree, audit-contradicts,
-    not-publishable, fingerprint.
+    not-publishable, fingerprint, processes-unsupported, process-lost.
     """
 
     code = "training"

@@ -13,7 +13,7 @@ Trusts: the configuration's public constants. Never: tunes anything by the rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -48,7 +48,7 @@ from training.measure import Quality, measure, train_plainly
 from training.mechanisms.gap import GapPlan
 from training.mechanisms.plan import Plan
 from training.mechanisms.plans import on_network, plan_of, with_checkpoints
-from training.mechanisms.sgd import SgdPlan
+from training.mechanisms.sgd import SgdPlan, on_processes
 from training.outputs import Outputs, check_outputs
 from training.own_module import own_module, transfer
 from training.owner import NOTHING, Owner
@@ -113,6 +113,7 @@ class _Asked:
     replace: bool
     audit: bool
     resume: bool
+    processes: int
     sweep: Sweep | None
     owner: Owner
     narrator: Narrator
@@ -178,6 +179,7 @@ def run_experiment(
     replace: bool = False,
     audit: bool = True,
     resume: bool = False,
+    processes: int = 1,
     sweep: Sweep | None = None,
     owner: Owner = NOTHING,
     narrator: Narrator | None = None,
@@ -190,7 +192,8 @@ def run_experiment(
     nothing that exists is. With `resume` a run of DP-SGD that was cut off goes on from its checkpoint. Without `audit`
     the certificate says that there was none, and loaders may refuse it. A `sweep` is run before the certified model, so
     that its figures stand in the certificate.
-    `owner` says how the model is protected for whom it belongs to.
+    `owner` says how the model is protected for whom it belongs to. With `processes` above one the steps of DP-SGD are
+    shared by so many; the audit attacks the engine in this one.
     `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
     every verifier refuses.
     """
@@ -204,6 +207,7 @@ def run_experiment(
         replace=replace,
         audit=audit,
         resume=resume,
+        processes=processes,
         sweep=sweep,
         owner=owner,
         narrator=narrator or Quiet(),
@@ -242,6 +246,7 @@ def _plan(asked: _Asked) -> _Settled:
     manifest = manifest_of(configuration)
     manifest_bytes(manifest)  # what no verifier would accept is refused now
     spending, plan, cost = planned(configuration, manifest)
+    plan = _shared(plan, asked, configuration)
     masked = masked_of(configuration)
     require_watchable(configuration, plan)
     asked.owner.check(manifest)
@@ -255,6 +260,15 @@ def _plan(asked: _Asked) -> _Settled:
         cost=cost,
         outputs=outputs,
         unfinished=unfinished,
+    )
+
+
+def _shared(plan: Plan, asked: _Asked, configuration: Configuration) -> Plan:
+    return on_processes(
+        plan,
+        asked.processes,
+        checkpoints=bool(configuration.engine.checkpoint_every),
+        fingerprint=asked.owner.fingerprint is not None,
     )
 
 
@@ -428,7 +442,7 @@ def _swept(asked: _Asked, rows: _Rows, features: tuple[torch.Tensor, ...]) -> tu
         return ()
 
     def again(other: Configuration) -> Measured:
-        return _thrown_away(other, rows, features, entropy=asked.entropy)
+        return _thrown_away(other, rows, features, entropy=asked.entropy, processes=asked.processes)
 
     return asked.sweep.measured(rows.configuration, again, told=asked.narrator.swept)
 
@@ -445,11 +459,12 @@ def planned(configuration: Configuration, manifest: Manifest) -> tuple[Spending,
 
 
 def _thrown_away(
-    configuration: Configuration, rows: _Rows, features: tuple[torch.Tensor, ...], *, entropy: Entropy
+    configuration: Configuration, rows: _Rows, features: tuple[torch.Tensor, ...], *, entropy: Entropy, processes: int
 ) -> Measured:
     """One run of a sweep, measured on the same held-out rows."""
     manifest = rows.manifest
     spending, plan, cost = planned(configuration, manifest)
+    plan = replace(plan, processes=processes) if isinstance(plan, SgdPlan) else plan
     plan = on_network(plan, configuration, rows.kept)
     module = fresh_module(configuration, manifest, entropy)
     _, part = parts_of(module)

@@ -70,3 +70,8 @@ FINGERPRINT_MARGIN = 4.0  # log-odds by which a trigger's label leads: what surv
 FINGERPRINT_NUDGE = 0.5  # of the gradient once a step, and at most so long
 FINGERPRINT_FINISH_STEPS = 1000
 FINGERPRINT_CHANCE = Fraction(1, 1_000_000)  # of a false accusation, at most
+
+# Several processes of one run.
+MAX_PROCESSES = 64
+PROCESS_SILENCE_S = 3600  # the longest step; a process that is stopped is noticed after so long
+PROCESS_JOIN_S = 20  # for a process to go, when its run has ended

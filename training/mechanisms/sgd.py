@@ -1,4 +1,5 @@
-"""DP-SGD as a plan: its constants from the configuration, its account, and the engine that runs it.
+"""DP-SGD as a plan: its constants from the configuration, its account, and the engine that runs it, on one process or
+several.
 
 Trusts: public constants. Never: takes a step itself; that is `training.private_sgd`.
 """
@@ -6,23 +7,27 @@ Trusts: public constants. Never: takes a step itself; that is `training.private_
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
-from sealgate.ambient import Entropy
+from sealgate.ambient import Entropy, random_bytes
 from sealgate.certificate.claims import DISCRETE as DISCRETE_ARITHMETIC
 from sealgate.certificate.claims import FRESH, NOISE_SOURCE, ROUNDED
 from sealgate.certificate.mechanisms import Clipping, DpSgd, Noise, Rate, Sampling
 from sealgate.certificate.recompute import GaussianSteps
 from sealgate.certificate.schema import Search
+from sealgate.errors import ConfigurationError
 from training.dp_sgd.checkpoint import Checkpoints
 from training.dp_sgd.choice import Choice
 from training.dp_sgd.noise import DISCRETE, ROUNDED_BITS, Grid
+from training.errors import TrainingError
+from training.limits import MAX_PROCESSES
 from training.losses import Loss
-from training.mechanisms.plan import OnStep
+from training.mechanisms.plan import OnStep, Plan
 from training.private_sgd import PrivateSgd, train_privately
+from training.processes import train_on_processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class SgdPlan:
     divisor_micro: int
     clip_norm_micro: int
     checkpoints: Checkpoints | None = None
+    processes: int = 1
     chosen: list[Choice] = field(default_factory=list, repr=False, compare=False)  # filled by `train`
 
     @property
@@ -98,6 +104,22 @@ class SgdPlan:
         on_step: OnStep,
     ) -> int:
         """See Plan."""
+        if self.processes > 1:
+            if self.checkpoints is not None:
+                raise TrainingError("runs on several processes keep no checkpoints", code="checkpoints-unsupported")
+            if entropy is not random_bytes:
+                raise TrainingError("processes draw from the operating system alone", code="processes-unsupported")
+            return train_on_processes(
+                module,
+                inputs,
+                targets,
+                count=self.processes,
+                constants=self.constants,
+                loss=self.loss,
+                groups=groups,
+                on_step=on_step,
+                on_choice=self.chosen.append,
+            )
         return train_privately(
             module,
             inputs,
@@ -110,3 +132,22 @@ class SgdPlan:
             checkpoints=self.checkpoints,
             on_choice=self.chosen.append,
         )
+
+
+def on_processes(plan: Plan, count: int, *, checkpoints: bool, fingerprint: bool) -> Plan:
+    """The plan on so many processes; raises ConfigurationError for what cannot be run on more than one."""
+    if count == 1:
+        return plan
+    for holds, what in (
+        (1 < count <= MAX_PROCESSES, f"N must lie between 1 and {MAX_PROCESSES}"),
+        (isinstance(plan, SgdPlan), "only dp-sgd without a search has steps that processes can share; leave it out"),
+        (not checkpoints, "a run on several processes keeps no checkpoints; leave it or checkpoint_every out"),
+        (
+            not fingerprint,
+            "a fingerprint is put in between the steps of one process; leave it or --fingerprint out",
+        ),
+    ):
+        if not holds:
+            raise ConfigurationError(f"--processes: {what}")
+    assert isinstance(plan, SgdPlan)
+    return replace(plan, processes=count)

@@ -1,0 +1,270 @@
+"""DP-SGD on several processes of this machine: starts them, deals the units out, watches, and ends with the first loss.
+
+Each process is spawned anew, gets a shard of the units (all rows of a person in one shard, or they would be clipped
+apart) and runs the engine as a member of a gloo group (`training.dp_sgd.distributed`). This process is no member: it
+waits for the first one's word after each step, and so notices at once when any of them dies. A run of which one process
+is lost ends as a whole; nothing of it is used. Which shard a unit is in follows from its place among the rows alone and
+moves no released number but by rounding: the sum is over all shards, and every unit is drawn on its own.
+
+Trusts: the loopback interface, over which sums go before noise is added, without authentication. Never: listens on
+another interface, writes rows to a file, or leaves a process behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import distributed, nn
+
+from sealgate.errors import SealgateError
+from training.dp_sgd.choice import Choice
+from training.errors import TrainingError
+from training.limits import PROCESS_JOIN_S, PROCESS_SILENCE_S
+from training.losses import Loss
+from training.private_sgd import PrivateSgd, train_privately
+
+Tensors = tuple[torch.Tensor, ...]
+_CHOSEN, _STEP, _DONE, _FAILED = "chosen", "step", "done", "failed"
+_FIRST = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a process is told: its place among how many, where they meet, and the run. Its rows follow."""
+
+    place: int
+    count: int
+    meeting: str
+    threads: int
+    module: nn.Module
+    constants: PrivateSgd
+    loss: Loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    process: BaseProcess
+    pipe: Connection
+
+
+def train_on_processes(
+    module: nn.Module,
+    inputs: Tensors,
+    targets: torch.Tensor,
+    *,
+    count: int,
+    constants: PrivateSgd,
+    loss: Loss,
+    groups: torch.Tensor | None,
+    on_step: Callable[[int], None],
+    on_choice: Callable[[Choice], None],
+) -> int:
+    """As `train_privately`, by `count` processes of as many threads as this one has. Raises TrainingError.
+
+    The module has a step's weights when `on_step` is called; what is changed in them is lost.
+    """
+    parameters = [one for one in module.parameters() if one.requires_grad]
+    with _meeting() as meeting, _started(count) as members:
+        for place, rows in enumerate(shards(len(targets), groups, count=count)):
+            task = Task(
+                place=place,
+                count=count,
+                meeting=meeting,
+                threads=torch.get_num_threads(),
+                module=module,
+                constants=constants,
+                loss=loss,
+            )
+            labels = () if groups is None else (groups[rows],)
+            shard = (*(_as_used(one[rows], constants) for one in inputs), targets[rows], *labels)
+            _hand_over(members[place], task, shard, inputs=len(inputs))
+        for what, said in _heard(members):
+            if what == _CHOSEN:
+                on_choice(said)
+                continue
+            step, weights = said
+            _fill(parameters, weights)
+            if what == _DONE:
+                break
+            on_step(step)
+    return constants.steps
+
+
+def shards(rows: int, groups: torch.Tensor | None, *, count: int) -> list[torch.Tensor]:
+    """Row numbers of each process, int64: units are dealt out in turn, all rows of a person to one process."""
+    units = torch.arange(rows) if groups is None else torch.unique(groups, return_inverse=True)[1]
+    return [torch.nonzero(units % count == place).flatten() for place in range(count)]
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[str]:
+    """A path for gloo's rendezvous, in a folder that nobody else can open. It holds addresses, never rows."""
+    folder = tempfile.mkdtemp(prefix="sealgate-train-")
+    try:
+        yield str(Path(folder) / "meeting")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _started(count: int) -> Iterator[list[_Member]]:
+    """So many processes with a pipe to each; all of them are gone when this ends, however it ends."""
+    context, members = get_context("spawn"), list[_Member]()
+    try:
+        for place in range(count):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_take_part, args=(theirs,), name=f"sealgate-train-{place}", daemon=True)
+            process.start()
+            theirs.close()
+            members.append(_Member(process=process, pipe=ours))
+        yield members
+    finally:
+        for one in members:
+            one.pipe.close()
+            one.process.kill()
+        for one in members:
+            one.process.join(PROCESS_JOIN_S)
+
+
+def _as_used(rows: torch.Tensor, constants: PrivateSgd) -> torch.Tensor:
+    return rows.to(constants.dtype) if rows.is_floating_point() else rows
+
+
+def _hand_over(member: _Member, task: Task, shard: Tensors, *, inputs: int) -> None:
+    """The task, then its rows, each tensor as bytes behind its type and shape."""
+    try:
+        words = pickle.dumps(task)
+    except Exception as error:  # whatever a module of the user's does about being copied
+        raise TrainingError(
+            f"this model cannot be sent to another process ({type(error).__name__}); leave --processes out",
+            code="processes-unsupported",
+        ) from error
+    try:
+        member.pipe.send_bytes(words)
+        member.pipe.send((inputs, [(one.dtype, tuple(one.shape)) for one in shard]))
+        for one in shard:
+            member.pipe.send_bytes(one.contiguous().numpy().tobytes())
+    except OSError as error:
+        raise _lost([member]) from error
+
+
+def _heard(members: list[_Member]) -> Iterator[tuple[str, Any]]:
+    """What the first process says, and nothing else; raises TrainingError as soon as any one fails or is gone."""
+    pipes = [one.pipe for one in members]
+    while True:
+        ready = wait(pipes, timeout=PROCESS_SILENCE_S)
+        if not ready:
+            raise TrainingError(
+                f"the training processes said nothing for {PROCESS_SILENCE_S // 60} minutes", code="process-lost"
+            )
+        for pipe in ready:
+            assert isinstance(pipe, Connection)
+            try:
+                what, said = pipe.recv()
+            except (EOFError, OSError) as error:
+                raise _lost(members) from error
+            if what == _FAILED:
+                raise _lost(members) if said is None else TrainingError(said[1], code=said[0])
+            if pipe is members[_FIRST].pipe:
+                yield what, said
+            else:
+                pipes.remove(pipe)  # it is done, and may go
+
+
+def _lost(members: list[_Member]) -> TrainingError:
+    """One line about the process that went first: those that miss it end by themselves, with a status."""
+    for one in members:
+        one.process.join(PROCESS_JOIN_S)
+    codes = [one.process.exitcode for one in members if one.process.exitcode]
+    killed = sorted(code for code in codes if code < 0)
+    how = f"was killed by signal {-killed[0]}" if killed else "failed"
+    memory = " (out of memory?)" if killed and killed[0] == -signal.SIGKILL else ""
+    return TrainingError(
+        f"one of the training processes {how}{memory}; the run has ended and nothing of it is kept: start it again",
+        code="process-lost",
+    )
+
+
+def _fill(parameters: list[nn.Parameter], weights: NDArray[Any]) -> None:
+    with torch.no_grad():
+        pieces = torch.split(torch.from_numpy(weights), [one.numel() for one in parameters])
+        for one, values in zip(parameters, pieces, strict=True):
+            one.copy_(values.view_as(one))
+
+
+def _take_part(pipe: Connection) -> None:
+    """One of the processes, from its task to its last word. Interrupts are the first process' affair."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # gloo greets its peers on the terminal
+    os.dup2(nowhere, 2)
+    said: tuple[str, str] | None = None
+    try:
+        task: Task = pickle.loads(pipe.recv_bytes())  # noqa: S301  (from the process that started this one)
+        _train(pipe, task, *_rows(pipe))
+        return
+    except SealgateError as error:
+        said = (error.code, str(error))
+    except Exception:  # told without its words, which may be about rows
+        said = None
+    with contextlib.suppress(OSError):
+        pipe.send((_FAILED, said))
+    raise SystemExit(1)
+
+
+def _rows(pipe: Connection) -> tuple[Tensors, torch.Tensor, torch.Tensor | None]:
+    """Inputs, targets and groups of this process."""
+    inputs, shapes = pipe.recv()
+    found = []
+    for dtype, shape in shapes:
+        data = bytearray(pipe.recv_bytes())
+        found.append(torch.frombuffer(data, dtype=dtype).view(shape) if data else torch.empty(shape, dtype=dtype))
+    return tuple(found[:inputs]), found[inputs], found[inputs + 1] if len(found) > inputs + 1 else None
+
+
+def _train(pipe: Connection, task: Task, inputs: Tensors, targets: torch.Tensor, groups: torch.Tensor | None) -> None:
+    torch.set_num_threads(task.threads)
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
+    os.environ["GLOO_SOCKET_IFNAME"] = loopback  # otherwise the interface that the host's name stands for
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{task.meeting}",
+        rank=task.place,
+        world_size=task.count,
+        timeout=timedelta(seconds=PROCESS_SILENCE_S),
+    )
+    module, first = task.module, task.place == _FIRST
+    parameters = [one for one in module.parameters() if one.requires_grad]
+
+    def weights() -> NDArray[Any]:  # torch's own way of sending tensors would leave them in shared memory
+        return torch.cat([one.detach().flatten() for one in parameters]).numpy()
+
+    train_privately(
+        module,
+        inputs,
+        targets,
+        constants=task.constants,
+        loss=task.loss,
+        groups=groups,
+        on_step=lambda step: pipe.send((_STEP, (step, weights()))) if first else None,
+        on_choice=lambda choice: pipe.send((_CHOSEN, choice)) if first else None,
+        distributed=True,
+    )
+    pipe.send((_DONE, (task.constants.steps, weights()) if first else None))
+    distributed.destroy_process_group()
