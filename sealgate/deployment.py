@@ -20,11 +20,13 @@ Trusts: whoever may write the directory. Private files are 0600. Never: holds se
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -124,6 +126,20 @@ class AttestationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tdx_collateral: str = "evidence/tdx-collateral.json"
 
 
+class TelemetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[telemetry]`: metrics, traces, and what requests cost (docs/operations.md). All of it stays off unless set, but
+    what a request took, which its record says."""
+
+    metrics: str = ""  # ADDRESS:PORT of this machine where GET /metrics is answered in clear; "": nowhere
+    metrics_token_file: str = ""  # scrapers must show its content as Bearer token; "": none is asked
+    traces: str = ""  # OTLP/HTTP endpoint, as "http://127.0.0.1:4318/v1/traces"; "": nothing is traced
+    traces_ca: str = ""  # the only authority for its TLS; "": those of the system
+    trace_ratio: float = 0.01  # of the requests that are traced
+    traceparent: bool = False  # go on with a caller's trace (W3C Trace Context)
+    meter: bool = True  # rows, processor time and energy of each request in its record
+    watts_per_cpu: float = 0.0  # of a busy processor, where no counter of energy can be read; 0: not known
+
+
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The whole of `deployment.toml`."""
 
@@ -134,6 +150,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     runtime: RuntimeSection = RuntimeSection()
     models: ModelsSection = ModelsSection()
     attestation: AttestationSection = AttestationSection()
+    telemetry: TelemetrySection = TelemetrySection()
 
 
 @dataclass(frozen=True)
@@ -289,4 +306,37 @@ def open_deployment(root: Path) -> Deployment:
     pcrs = settings.attestation.tpm_pcrs
     if not pcrs or not all(0 <= number <= 23 for number in pcrs):
         raise ConfigurationError(f"{path}: attestation.tpm_pcrs must name registers, 0 to 23")
+    _require_telemetry(path, settings.telemetry)
     return Deployment(root.resolve(), settings)
+
+
+def _require_telemetry(path: Path, telemetry: TelemetrySection) -> None:
+    """Figures are served to this machine alone, and traces leave it over TLS; raises ConfigurationError."""
+    if telemetry.metrics and metrics_address(telemetry.metrics) is None:
+        raise ConfigurationError(
+            f"{path}: telemetry.metrics must be a loopback address with its port, such as 127.0.0.1:9464; "
+            "to let others scrape, put a proxy that authenticates them in front"
+        )
+    url = urlsplit(telemetry.traces)
+    if telemetry.traces and not (url.scheme == "https" or (url.scheme == "http" and _is_loopback(url.hostname or ""))):
+        raise ConfigurationError(f"{path}: telemetry.traces must be https://..., or http:// to this machine")
+    if not 0 <= telemetry.trace_ratio <= 1:
+        raise ConfigurationError(f"{path}: telemetry.trace_ratio must be from 0 to 1")
+    if not 0 <= telemetry.watts_per_cpu <= 10_000:
+        raise ConfigurationError(f"{path}: telemetry.watts_per_cpu must be from 0 to 10000")
+
+
+def metrics_address(text: str) -> tuple[str, int] | None:
+    """The address and port of `telemetry.metrics`; None if it is not one of this machine alone."""
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not _is_loopback(host) or not (port.isascii() and port.isdecimal()) or not 0 <= int(port) < 2**16:
+        return None
+    return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -47,6 +47,16 @@ EVIDENCE_NONCE = 32  # what our client sends
 MAX_ENDORSEMENTS = 8
 MAX_KEPT_EVIDENCE = 1024 * 1024  # a file that `sealgate attest verify` wrote
 MAX_TRUST_FILE = 256 * 1024
+MAX_CHAIN = 8  # certificates from a maker's root to what signed a report
+MAX_GPUS = 16  # of one machine
+MAX_GPU_REPORT = 16 * 1024
+MAX_SPDM_FIELDS = 64  # in the opaque data of one report
+MAX_RIMS = 16  # reference integrity manifests in one endorsement
+MAX_RIM = 64 * 1024
+MAX_RIM_RESOURCES = 255  # measurements that one manifest names
+MAX_RIM_ALTERNATIVES = 64  # values of one of them
+MAX_XML_DEPTH = 16
+MAX_XML_NODES = 4096
 
 # Log -----------------------------------------------------------------------------------------------------------------
 MAX_LEAF = 8 * 1024
@@ -138,3 +148,7 @@ MAX_MASKED = 1024  # columns whose masking one certificate tells
 MAX_MASKED_WORDS = 300  # characters about one of them
 MAX_MEASURED = 257  # models that one certificate says the quality of: its own and those of a sweep
 MAX_ROWS_MEASURED = 1_000_000_000
+
+# Figures and traces --------------------------------------------------------------------------------------------------
+MAX_SERIES = 256  # of one metric: what would be more is counted as "other"
+MAX_FIGURES = 1024 * 1024  # all of one process

@@ -122,7 +122,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     memory: dict[str, int] = {}  # bytes that loading and warming up took, by the bundle's place
 
 
-Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 class Took(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):
@@ -251,6 +251,14 @@ class EvidenceWanted(Frame, frozen=True, kw_only=True, tag="evidence-wanted"):
     model: str = ""
 
 
+class FiguresTold(Frame, frozen=True, kw_only=True, tag="figures-told"):
+    """Body: what this gateway process has counted (sealgate.protocol.figures). Not answered; the newest counts."""
+
+
+class FiguresWanted(Frame, frozen=True, kw_only=True, tag="figures-wanted"):
+    """The figures of the whole deployment; answered with `FiguresGiven`."""
+
+
 class Cancel(Frame, frozen=True, kw_only=True, tag="cancel"):
     """The caller went away. Records stay; work that has not started is dropped. Also host to worker."""
 
@@ -305,6 +313,10 @@ class PublishedWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     models: tuple[str, ...]
     device: str = ""
     memory: dict[str, int] = {}  # see WorkerFacts
+
+
+class FiguresGiven(Frame, frozen=True, kw_only=True, tag="figures-given"):
+    """Body: the figures of the host, its workers and all gateway processes, added up."""
 
 
 class RuntimeState(Frame, frozen=True, kw_only=True, tag="state"):
@@ -384,8 +396,10 @@ class Done(Frame, frozen=True, kw_only=True, tag="done"):
     took: Took | None = None
 
 
-GatewayToHost: TypeAlias = Submit | Deny | AuthFailed | AuditRead | EvidenceWanted | Cancel
-HostToGateway: TypeAlias = Answer | Refused | Recorded | EvidenceGiven | RuntimeState
+GatewayToHost: TypeAlias = (
+    Submit | Deny | AuthFailed | AuditRead | EvidenceWanted | FiguresTold | FiguresWanted | Cancel
+)
+HostToGateway: TypeAlias = Answer | Refused | Recorded | EvidenceGiven | FiguresGiven | RuntimeState
 HostToWorker: TypeAlias = Work | Cancel | Rotate | Shutdown
 WorkerToHost: TypeAlias = Hello | BootFailed | KeysChanged | Done
 
