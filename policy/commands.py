@@ -57,7 +57,8 @@ def configure(parser: argparse.ArgumentParser) -> Commands:
 def _configure_explain(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--tenant", required=True, help="the caller's tenant")
     explain.add_argument("--role", required=True, action="append", help="client, auditor or operator; may be repeated")
-    explain.add_argument("--action", default="infer", help="infer (default), read-model, query-audit or export-audit")
+    actions = "infer (default), explain, read-model, query-audit or export-audit"
+    explain.add_argument("--action", default="infer", help=actions)
     explain.add_argument("--model", help="a model in STATE/models")
     explain.add_argument("--purpose", default="", help="the purpose that is asked for")
     explain.add_argument("--subject", default="somebody", help="what the credential calls the caller")

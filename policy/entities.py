@@ -22,6 +22,7 @@ class Action(Enum):
     """What can be asked for. Values are the Cedar action ids and the `operation` field of records."""
 
     INFER = "infer"
+    EXPLAIN = "explain"
     READ_MODEL = "read-model"
     QUERY_AUDIT = "query-audit"
     EXPORT_AUDIT = "export-audit"

@@ -58,6 +58,7 @@ def _question(arguments: argparse.Namespace, action: Action, verb: str) -> str:
     roles = " and ".join(arguments.role)
     deed = {
         "infer": f"get an answer of the model '{arguments.model}'",
+        "explain": f"get an explanation of answers of the model '{arguments.model}'",
         "read-model": f"read what the model '{arguments.model}' states of itself",
         "query-audit": "read audit records",
         "export-audit": "export audit records",

@@ -29,6 +29,8 @@ from sealgate.limits import MAX_ADMIN_NOTE, MAX_NAME
 from sealgate.protocol.ohttp import MEDIA_CHUNKED_REQUEST, MEDIA_REQUEST
 from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
+_OPERATIONS = ["infer", "explain", "read-model"]
+
 
 class ProblemDocument(msgspec.Struct, frozen=True):
     """RFC 9457. `type` is `urn:sealgate:problem:CODE`, or the registered URI for a key that is not held."""
@@ -96,9 +98,7 @@ class SealedOperation(Operation):
             required=True,
         )
         fields = [_text_field("Purpose", "What the answer is used for; must equal the one inside", required=True)]
-        fields.append(
-            _text_field("Sealed-Operation", "Must fit the request inside", required=False, enum=["infer", "read-model"])
-        )
+        fields.append(_text_field("Sealed-Operation", "Must fit the request inside", required=False, enum=_OPERATIONS))
         cose = "Ask for the receipt as COSE Receipt (RFC 9942) too: it comes in Audit-Cose-Receipt, base64url"
         fields.append(_text_field("Accept-Receipt", cose, required=False, enum=[MEDIA_COSE]))
         if not self.parameters:

@@ -30,7 +30,7 @@ from sealgate.protocol.ohttp import MEDIA_RESPONSE, SealedRequest
 from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
-_OPERATIONS = {"infer": Action.INFER, "read-model": Action.READ_MODEL}
+_OPERATIONS = {"infer": Action.INFER, "explain": Action.EXPLAIN, "read-model": Action.READ_MODEL}
 _PROBLEM_OF = {
     "unsupported-media-type": "unsupported-media-type",
     "too-large": "too-large",
@@ -87,7 +87,7 @@ def _asked(request: Request[Any, Any, Any], model: str) -> Asked:
         raise Problem(
             "malformed-request",
             detail="Name the model in the path or in Sealed-Model, and the purpose in Purpose; "
-            "Sealed-Operation is infer or read-model.",
+            "Sealed-Operation is infer, explain or read-model.",
         )
     receipt = _field(request, b"accept-receipt")
     if receipt not in ("", MEDIA_COSE):

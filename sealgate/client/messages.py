@@ -18,7 +18,9 @@ from sealgate.client.errors import UsageError
 from sealgate.limits import MAX_NAME, MAX_SEALED_RESPONSE
 from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
-_TARGET = re.compile(r"/v2/models/([^/?#]+)(?:/versions/[^/?#]+)?(/infer|/ready)?\Z")
+_TARGET = re.compile(r"/v2/models/([^/?#]+)(?:/versions/[^/?#]+)?(/infer|/explain|/ready|/stats)?\Z")
+_SERVER = frozenset({"/v2", "/v2/health/live", "/v2/health/ready"})
+_POSTED = ("/infer", "/explain")
 _FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
 _OURS = frozenset({"date", "purpose", "credential-binding"})
 _OUTSIDE = frozenset(
@@ -33,6 +35,7 @@ _OUTSIDE = frozenset(
         "keep-alive",
         "proxy-authorization",
         "proxy-connection",
+        "sealed-model",
         "te",
         "traceparent",
         "trailer",
@@ -81,26 +84,32 @@ class InnerRequest:
 
 @dataclass(frozen=True)
 class Target:
-    """Which operation on which model an inner request means: `infer` or `read-model`."""
+    """Which operation on which model an inner request means: `infer`, `explain` or `read-model`."""
 
     model: str
     operation: str
 
 
 def read_target(request: InnerRequest) -> Target:
-    """What the request asks for; raises UsageError for anything that cannot be sealed."""
+    """What the request asks for; raises UsageError for anything that cannot be sealed.
+
+    A question about the server names no model; the policy decides about models, so the field Sealed-Model names one.
+    """
     match = _TARGET.match(request.path)
-    infer = match is not None and match[2] == "/infer"
-    if match is None or request.method != ("POST" if infer else "GET"):
+    action = (match[2] or "") if match is not None else ""
+    if (match is None and request.path not in _SERVER) or request.method != ("POST" if action in _POSTED else "GET"):
         raise UsageError(
-            f"{request.method} {request.path[:80]} cannot be sealed; use POST /v2/models/MODEL/infer, "
-            "GET /v2/models/MODEL or GET /v2/models/MODEL/ready"
+            f"{request.method} {request.path[:80]} cannot be sealed; use POST /v2/models/MODEL/infer or explain, "
+            "GET /v2/models/MODEL, GET /v2/models/MODEL/ready or stats, GET /v2, or GET /v2/health/live or ready"
         )
-    model = unquote(match[1])
+    named = [value for name, value in request.fields if name.lower() == "sealed-model"]
+    if match is None and len(named) != 1:
+        raise UsageError(f"{request.path} names no model; name one that you may read in one field Sealed-Model")
+    model = unquote(match[1]) if match is not None else named[0]
     if not model or len(model) > MAX_NAME or not _FIELD_VALUE.match(model):
         raise UsageError("the model's name is not one that a service can have")
     check_purpose(request.purpose)
-    return Target(model, "infer" if infer else "read-model")
+    return Target(model, action[1:] if action in _POSTED else "read-model")
 
 
 def check_purpose(purpose: str) -> None:

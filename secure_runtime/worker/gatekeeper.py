@@ -36,16 +36,19 @@ from sealgate.protocol.secrets import Plaintext
 from secure_runtime.errors import TurnedAway
 from secure_runtime.worker.keys import HeldKey, KeyRing
 
-_TARGET = re.compile(r"/v2/models/([^/?#]{1,384})(?:/versions/([^/?#]{1,384}))?(/infer|/ready)?\Z")
+_TARGET = re.compile(r"/v2/models/([^/?#]{1,384})(?:/versions/([^/?#]{1,384}))?(/infer|/explain|/ready|/stats)?\Z")
+_SERVER = {"/v2": "server", "/v2/health/live": "live", "/v2/health/ready": "server-ready"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """What an inner request asks for: operation `infer` or `read-model` (`what` is "metadata" or "ready")."""
+    """What an inner request asks for: operation `infer`, `explain` or `read-model`. What of a model can be read is its
+    "metadata", "ready" and "stats"; "server", "live" and "server-ready" name none: a grant to read any model will do.
+    """
 
     operation: str
     what: str
-    model: str
+    model: str  # "" for a question about the server
     version: str  # "" when the request does not say
 
 
@@ -67,14 +70,16 @@ class Admitted:
 
 def parse_target(method: str, path: str) -> Target:
     """Which operation on which model a request line means. Raises TurnedAway for anything that is not served."""
+    if method == "GET" and path in _SERVER:
+        return Target("read-model", _SERVER[path], "", "")
     match = _TARGET.match(path)
     if match is None:
         raise TurnedAway("target-unknown")
     name, version, action = unquote(match[1]), unquote(match[2] or ""), match[3] or ""
-    if method == "POST" and action == "/infer":
-        return Target("infer", "infer", name, version)
-    if method == "GET" and action in ("", "/ready"):
-        return Target("read-model", "ready" if action else "metadata", name, version)
+    if method == "POST" and action in ("/infer", "/explain"):
+        return Target(action[1:], action[1:], name, version)
+    if method == "GET" and action in ("", "/ready", "/stats"):
+        return Target("read-model", action[1:] or "metadata", name, version)
     raise TurnedAway("target-unknown")
 
 
@@ -156,14 +161,7 @@ def inspect(
 
 
 def admit(
-    grant: Grant,
-    raw: bytes,
-    media_type: str,
-    *,
-    keys: KeyRing,
-    audience: str,
-    now_us: int,
-    date_window_s: int,
+    grant: Grant, raw: bytes, media_type: str, *, keys: KeyRing, audience: str, now_us: int, date_window_s: int
 ) -> Admitted:
     """Run the ten checks in order; raises TurnedAway with the reason for the record."""
     accepted = accept(grant, raw, media_type, keys=keys, now_us=now_us)
@@ -178,7 +176,7 @@ def _judge(request: bhttp.Request, grant: Grant, *, audience: str, now_us: int, 
     if request.scheme != "https" or request.authority != audience:  # 8
         raise TurnedAway("audience-mismatch")
     target = parse_target(request.method, request.path)  # 9
-    if target.model != grant.model:
+    if target.model not in ("", grant.model):
         raise TurnedAway("model-mismatch")
     if target.operation != grant.operation:
         raise TurnedAway("operation-mismatch")

@@ -52,7 +52,7 @@ def bump(state: Path, version: str) -> None:
 def test_scenarios_of_a_deployment_and_of_any_directory(state: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("test", state) == 0
     table = capsys.readouterr().out
-    assert "18 scenarios, none failed" in table
+    assert "19 scenarios, none failed" in table
     assert "FAILED" not in table
     assert run("test", state / "policy") == 0
     assert capsys.readouterr().out == table
@@ -96,7 +96,7 @@ def test_an_apply_without_a_host_is_kept_for_the_next_start(
     assert "from the next start on" in said
     stated = history.current()
     assert isinstance(stated, InForce)
-    assert (stated.note, stated.scenarios) == ("why", 18)
+    assert (stated.note, stated.scenarios) == ("why", 19)
     assert history.scenarios(stated.scenarios_digest).keys() == {"requests.toml", "oversight.toml"}
     assert run("history", state) == 0
     assert f"{stated.digest[:16]} is in force from the next start on." in capsys.readouterr().out

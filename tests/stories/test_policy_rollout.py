@@ -141,7 +141,7 @@ def test_a_policy_applied_while_nobody_serves_is_in_force_and_on_record_from_the
         before,
         "quiet hours",
     )
-    assert (change.detail["by"], change.detail["scenarios"]) == (_us(), "18")
+    assert (change.detail["by"], change.detail["scenarios"]) == (_us(), "19")
     assert "the working copy cannot be read" in live.said("runtime") or "differs" in live.said("runtime")
     live.stop()
 

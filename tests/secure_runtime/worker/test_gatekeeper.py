@@ -130,6 +130,13 @@ def test_a_truncated_stream_is_refused(bench: Any) -> None:
         ("GET", "/v2/models/m/versions/3", "read-model", "metadata", "m", "3"),
         ("GET", "/v2/models/m/ready", "read-model", "ready", "m", ""),
         ("GET", "/v2/models/a%20b/ready", "read-model", "ready", "a b", ""),
+        ("POST", "/v2/models/m/explain", "explain", "explain", "m", ""),
+        ("POST", "/v2/models/m/versions/2/explain", "explain", "explain", "m", "2"),
+        ("GET", "/v2/models/m/stats", "read-model", "stats", "m", ""),
+        ("GET", "/v2/models/m/versions/2/stats", "read-model", "stats", "m", "2"),
+        ("GET", "/v2", "read-model", "server", "", ""),
+        ("GET", "/v2/health/live", "read-model", "live", "", ""),
+        ("GET", "/v2/health/ready", "read-model", "server-ready", "", ""),
     ],
 )
 def test_targets(method: str, path: str, operation: str, what: str, model: str, version: str) -> None:
