@@ -50,7 +50,7 @@ DISTRIBUTIONS = (
 
 _SUFFIXES = frozenset({".py", ".sql", ".cedar", ".cedarschema", ".toml", ".txt"})
 _NOT_CONFIGURED = frozenset(
-    {"models_dir", "publishers_file", "sys_path", "model_keys", "avoid_key_ids", "bundles", "memory_limits", "number"}
+    {"models_dir", "publishers_file", "sys_path", "model_keys", "avoid_key_ids", "bundles", "number"}
 )
 """Paths and secrets; and what is loaded, which `bundles` states."""
 _ABSENT = hashlib.sha256(b"absent").hexdigest()

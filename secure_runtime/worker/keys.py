@@ -70,8 +70,10 @@ class KeyRing:
         self._avoid.clear()  # every identifier is taken: only those of keys really held stay excluded
         return self._take_id()
 
-    def rotate(self) -> None:
-        """Make a new active key per suite; the keys that were active become stale now."""
+    def rotate(self, avoid_ids: Sequence[int] = ()) -> None:
+        """Make a new active key per suite; the keys that were active become stale now. None takes a number of
+        `avoid_ids`, now or later, while there are others."""
+        self._avoid.update(avoid_ids)
         now = self._clock()
         made: list[HeldKey] = []
         for kem in self._kems:

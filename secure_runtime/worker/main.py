@@ -19,6 +19,7 @@ import os
 import platform
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ import cryptography
 import msgspec
 import torch
 
-from sealgate.certificate.publishers import load_publishers
+from sealgate.certificate.publishers import Publishers, load_publishers
+from sealgate.certificate.repository import Place, places_of
 from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
 from sealgate.errors import CertificateError
 from sealgate.evidence.measure import measure_code, measure_environment
@@ -45,7 +47,9 @@ from sealgate.protocol.secrets import Secret
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.limits import MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
+from secure_runtime.worker.engine.lookup import LoadedModels
 from secure_runtime.worker.engine.serving import Engine
+from secure_runtime.worker.memory import memory_used
 from secure_runtime.worker.rehearsal import rehearse, rehearse_single_use
 from secure_runtime.worker.single_use import SingleUse
 from secure_runtime.worker.sweeps import Worker, flush, serve
@@ -53,37 +57,57 @@ from secure_runtime.worker.zygote import answerer, start
 
 
 def _load_models(plan: BootPlan, device: str) -> tuple[dict[str, LoadedModel], tuple[ModelRefusal, ...]]:
-    """Step 1. Whatever is wrong with a bundle concerns that bundle alone: the others are served."""
+    """Step 1. By the bundle's place. Whatever is wrong with a bundle concerns that bundle alone: the others are
+    served."""
     publishers = load_publishers(Path(plan.publishers_file))
     loaded: dict[str, LoadedModel] = {}
     refused: list[ModelRefusal] = []
     room = MAX_FACTS_BYTES
-    directories = sorted(path for path in Path(plan.models_dir).iterdir() if not path.name.startswith("."))
-    for number, directory in enumerate(directories):
+    places = [one for one in places_of(Path(plan.models_dir)) if plan.bundles is None or one.called in plan.bundles]
+    for number, place in enumerate(places):
         try:
             if number >= MAX_BUNDLES:
                 raise CertificateError("there are too many bundles", code="too-many-bundles")
-            model = load_bundle(
-                directory,
-                publishers,
-                device=device,
-                require_audit=plan.require_audit,
-                require_model_signature=plan.require_model_signature,
-                require_encryption=plan.require_encryption,
-                data_key=_data_key(plan, directory.name),
-            )
-            if model.facts.name in loaded:
-                raise CertificateError("two bundles have one name", code="name-taken")
-            warm_up(model)
+            model = _load(plan, place, publishers, device=device, beside=loaded)
             room -= len(msgspec.msgpack.encode(model.facts))
             if room < 0:  # what Hello, evidence and the gateways' view of the runtime can hold
                 raise CertificateError("the bundles say too much of themselves", code="too-many-bundles")
-            loaded[model.facts.name] = model
+            loaded[place.called] = model
         except CertificateError as error:
-            refused.append(_refusal(directory, error.code))
+            refused.append(_refusal(place.called, error.code))
         except Exception:  # memory, or a library that gave up on strange figures
-            refused.append(_refusal(directory, "load-failed"))
+            refused.append(_refusal(place.called, "load-failed"))
     return loaded, tuple(refused[:MAX_REFUSALS])
+
+
+def _load(
+    plan: BootPlan, place: Place, publishers: Publishers, *, device: str, beside: Mapping[str, LoadedModel]
+) -> LoadedModel:
+    """One bundle, warmed up; raises CertificateError."""
+    before = memory_used()
+    model = load_bundle(
+        place.path,
+        publishers,
+        device=device,
+        require_audit=plan.require_audit,
+        require_model_signature=plan.require_model_signature,
+        require_encryption=plan.require_encryption,
+        data_key=_data_key(plan, place.called),
+    )
+    facts = model.facts
+    if place.version and (place.model, place.version) != (facts.name, facts.version):
+        raise CertificateError("the folders are named otherwise than the manifest says", code="folder-mismatch")
+    for called, other in beside.items():
+        # Versions side by side are meant where the layout says so; elsewhere one of two is a copy that was left there.
+        several = place.version and "/" in called and facts.version != other.facts.version
+        if other.facts.name == facts.name and not several:
+            raise CertificateError("two bundles have one name", code="name-taken")
+    warm_up(model)
+    took = memory_used().since(before)
+    limit = plan.memory_limits.get(facts.name, 0)
+    if limit and took > limit:
+        raise CertificateError("the model took more memory than it may", code="memory-limit")
+    return replace(model, memory_bytes=took)
 
 
 def _data_key(plan: BootPlan, name: str) -> DataKeyOf:
@@ -94,9 +118,9 @@ def _data_key(plan: BootPlan, name: str) -> DataKeyOf:
     return lambda _envelope: Secret(bytearray(base64.b64decode(given)))
 
 
-def _refusal(directory: Path, reason: str) -> ModelRefusal:
+def _refusal(called: str, reason: str) -> ModelRefusal:
     # A folder's name is any bytes; those that are no text must not end the worker that tells of them.
-    name = os.fsencode(directory.name).decode("utf-8", "replace")
+    name = os.fsencode(called).decode("utf-8", "replace")
     return ModelRefusal(name=name[:MAX_NAME], reason=reason)
 
 
@@ -113,10 +137,11 @@ def _measure() -> dict[str, str]:
     }
 
 
-def _choose_device(wanted: str) -> str:
+def _choose_device(wanted: str, number: int = 0) -> str:
+    """`number` is this worker's among those that run side by side: each takes a device of its own while there are."""
     if wanted != "auto":
         return wanted
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def _seal(
@@ -148,13 +173,13 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
 
     torch.set_num_threads(plan.torch_threads)
     torch.set_grad_enabled(False)
-    device = _choose_device(plan.device)
+    device = _choose_device(plan.device, plan.number)
     loaded, refused = _load_models(plan, device)
     # What opened the weights is let go of, here and in the plan as it was read: no request has arrived yet.
     plan = plan.without_keys()
     plan_values.pop("model_keys", None)
     measurements = _measure()
-    engine = Engine(loaded, max_batch_rows=plan.max_batch_rows)
+    engine = Engine(LoadedModels(loaded), max_batch_rows=plan.max_batch_rows)
     rehearse(plan, engine, loaded)
     try:
         single_use = _seal(plan, engine, loaded, report, device=device)
@@ -175,6 +200,7 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
         device=device,
         measurements=measurements,
         single_use=single_use is not None,
+        memory={called: model.memory_bytes for called, model in loaded.items()},
     )
     send(Hello(facts=facts), b"")
     flush(sock, outgoing)

@@ -110,10 +110,11 @@ def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[s
     """Operation, model, inner request and duties: JSON and binary, one row and many, noised, and documents that are
     wrong."""
     made: list[tuple[str, str, bytes, Obligations]] = []
-    for name, model in models.items():
+    for model in models.values():
+        name = model.facts.name
         specs = model.manifest.inputs
         largest = max(1, min(_ROWS_LARGE, _NUMBERS_LARGE // sum(math.prod(spec.model_shape) for spec in specs)))
-        path = f"/v2/models/{name}/infer"
+        path = f"/v2/models/{name}/versions/{model.facts.version}/infer"
         for rows in (1, largest):
             tensors = tuple(_zeros(spec, rows) for spec in specs)
             for binary in (True, False):

@@ -152,11 +152,11 @@ class SingleUse:
         """Whether the worker may sign this."""
         if result.outcome == "refused":
             return not sealed and result.reason in GATEKEEPER_REASONS and result.problem in _PROBLEMS
-        facts = self._models.get(task.work.grant.model)
         digests = (result.model_digest, result.certificate_digest)
         allowed = {("", "")} if result.outcome == "failed" else set()
-        if facts is not None:
-            allowed.add((facts.model_digest, facts.certificate_digest))
+        for facts in self._models.values():
+            if facts.name == task.work.grant.model:
+                allowed.add((facts.model_digest, facts.certificate_digest))
         reasons = {"completed": frozenset({""}), "failed": ENGINE_REASONS}.get(result.outcome, frozenset())
         return (
             result.opened

@@ -104,7 +104,7 @@ class Engine:
         self.shares = {}
         by_model: dict[tuple[str, str], list[_Job]] = {}
         for index, one in enumerate(admitted):
-            model = self._models.find(one.target.model, one.target.version)
+            model = self._models.find(one.target.model, one.target.version or one.grant.version)
             try:
                 if model is None:
                     raise BadInput(
