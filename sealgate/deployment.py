@@ -8,9 +8,10 @@
     policy-history/                 every version that was in force, and which one is (see policy.history)
     retention.toml                  how long records are kept (see audit.retention)
     publishers.toml                 keys whose signature on a model bundle counts
-    models/NAME/                    bundles
+    models/NAME/                    bundles, or folders of versions (see sealgate.certificate.repository)
     evidence/operator.key           signs software evidence
     log/log.key, log/mldsa.key, log/subjects.key, log/people.sqlite, log/audit.sqlite
+    log/models-withheld.json        bundles that an operator unloaded (see secure_runtime.host.choice)
     run/runtime.sock, run/admin.sock
     client/trust.toml, client/ca.pem   what a client needs: hand these out
 
@@ -106,14 +107,37 @@ class RuntimeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     single_use: bool = False  # be able to answer a request in a process of its own
     require_audit: bool = False  # load no model whose certificate states no audit of its training
     socket_group: str = ""  # name or number of the group whose members may connect; "": the owner alone
+    workers: int = 1  # side by side, each with every model; with placement "per-model" it stays 1
+    placement: str = "together"  # all models in each worker; or "per-model": a worker for each model
+    drain_s: float = 60.0  # how long a worker that was replaced still takes what was sealed to its keys
+
+
+class Canary(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`canary` in `[models.NAME]`: so many of a hundred requests that name no version are answered by this one."""
+
+    version: str
+    percent: int
+
+
+class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`[models.NAME]`: one model, by the name that its manifests state. 0 means: no limit of its own."""
+
+    default: str = ""  # the version that answers if a request names none; "": the newest that is loaded
+    canary: Canary | None = None
+    max_concurrent: int = 0  # requests in flight; beyond, a caller is told to come again
+    memory_limit_mb: int = 0  # what loading and warming up may take; with a worker of its own, that worker's limit
 
 
 class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[models]`: keys of encrypted bundles (see sealgate.certificate.wrapping_keys), and what is demanded of all."""
+    """`[models]`: keys of encrypted bundles (see sealgate.certificate.wrapping_keys), and what is demanded of all.
+
+    A table in it, `[models.NAME]`, is about the model of that name; `named` has them.
+    """
 
     keys: tuple[str, ...] = ()  # "file:PATH", relative to the state directory, or "environment"
     require_encryption: bool = False  # load no model whose weights lie here in plain
     require_model_signature: bool = False  # load no model without a model.sig that holds
+    named: dict[str, ModelSection] = {}
 
 
 class AttestationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -216,6 +240,11 @@ class Deployment:
         return self.root / "models"
 
     @property
+    def withheld(self) -> Path:
+        """Which bundles an operator unloaded; the runtime host writes it."""
+        return self.root / "log" / "models-withheld.json"
+
+    @property
     def operator_key(self) -> Path:
         return self.root / "evidence" / "operator.key"
 
@@ -285,7 +314,7 @@ def open_deployment(root: Path) -> Deployment:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        settings = msgspec.convert(tomllib.loads(text.decode()), Settings)
+        settings = msgspec.convert(_with_named_models(tomllib.loads(text.decode())), Settings)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
     for name, value, allowed in (
@@ -293,6 +322,7 @@ def open_deployment(root: Path) -> Deployment:
         ("gateway.crl", settings.gateway.crl, ("off", "if-present", "required")),
         ("log.shard", settings.log.shard, ("half-year", "never")),
         ("runtime.profile", settings.runtime.profile, ("strict", "container", "dev")),
+        ("runtime.placement", settings.runtime.placement, ("together", "per-model")),
     ):
         if value not in allowed:
             raise ConfigurationError(f"{path}: {name} is '{value}', must be one of: {', '.join(allowed)}")
@@ -301,6 +331,7 @@ def open_deployment(root: Path) -> Deployment:
     origins = [settings.deployment.origin, *(other.origin for other in settings.log.others)]
     if len(set(origins)) != len(origins) or not all(other.origin and other.database for other in settings.log.others):
         raise ConfigurationError(f"{path}: each of [[log.others]] needs a database and an origin that is no other's")
+    _check_models(path, settings)
     if settings.runtime.single_use and settings.runtime.torch_threads != 1:
         raise ConfigurationError(f"{path}: runtime.single_use needs runtime.torch_threads = 1")
     pcrs = settings.attestation.tpm_pcrs
@@ -340,3 +371,32 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _with_named_models(table: dict[str, Any]) -> dict[str, Any]:
+    """`[models.NAME]` moved to where `ModelsSection.named` is read from."""
+    models = table.get("models")
+    if not isinstance(models, dict):
+        return table
+    named = {name: value for name, value in models.items() if isinstance(value, dict)}
+    others = {name: value for name, value in models.items() if name not in named}
+    return {**table, "models": {**others, "named": named}}
+
+
+def _check_models(path: Path, settings: Settings) -> None:
+    """Raise ConfigurationError for numbers of workers and models that make no sense."""
+    runtime = settings.runtime
+    if not 1 <= runtime.workers <= MAX_WORKERS:
+        raise ConfigurationError(f"{path}: runtime.workers must be from 1 to {MAX_WORKERS}")
+    if runtime.placement == "per-model" and runtime.workers != 1:
+        raise ConfigurationError(f'{path}: with runtime.placement = "per-model" runtime.workers stays 1')
+    if not 0 <= runtime.drain_s <= MAX_DRAIN_S:
+        raise ConfigurationError(f"{path}: runtime.drain_s must be from 0 to {MAX_DRAIN_S}")
+    for name, model in settings.models.named.items():
+        where = f"{path}: models.{name}"
+        if not 0 <= model.max_concurrent <= MAX_SETTING or not 0 <= model.memory_limit_mb <= MAX_SETTING:
+            raise ConfigurationError(f"{where}: max_concurrent and memory_limit_mb are from 0 to {MAX_SETTING}")
+        if model.canary is not None and not 0 <= model.canary.percent <= 100:
+            raise ConfigurationError(f"{where}.canary: percent is from 0 to 100")
+        if model.canary is not None and not (model.default and model.canary.version):
+            raise ConfigurationError(f"{where}: a canary needs its own version, and a default for the other requests")

@@ -32,6 +32,9 @@ MAX_FRAME_BODY = 64 * 1024 * 1024
 MAX_SUBJECT_NAME = 1024  # characters of what a caller is called
 MAX_ADMIN_NOTE = 300  # characters of an operator's words in a record
 ADMIN_ANSWER_S = 60.0  # how long a command waits for the host
+MAX_WORKERS = 8  # side by side: the published list holds two keys of each
+MAX_DRAIN_S = 86_400
+MAX_SETTING = 1_000_000  # of a whole number in deployment.toml
 MAX_SOCKET_PATH = 107  # of a UNIX socket's address on Linux (sun_path)
 
 # Freshness and keys --------------------------------------------------------------------------------------------------
