@@ -49,6 +49,7 @@ def _init(arguments: argparse.Namespace) -> int:
         audience=arguments.audience,
         origin=origin,
         profile=_profile(arguments.profile),
+        require_audit=True,
         overwrite=arguments.overwrite,
     )
     settings = deployment.settings.gateway

@@ -62,6 +62,7 @@ def provision(
     audience: str,
     origin: str,
     profile: str,
+    require_audit: bool = False,
     overwrite: bool = False,
     clock: Clock = now_us,
     entropy: Entropy = random_bytes,
@@ -70,6 +71,7 @@ def provision(
 
     `audience` is the authority that clients will use ("localhost:8443"), `origin` the name of the log. With `overwrite`
     a deployment that is already there is renamed to "ROOT.replaced-TIME"; anything else that is in the way is refused.
+    With `require_audit` it will load no model whose certificate states no audit of its training.
     """
     host, port = _parse_audience(audience)
     if not _ORIGIN.fullmatch(origin):
@@ -86,7 +88,8 @@ def provision(
     _plan_issuer(plan, audience)
     _plan_keys(plan, audience=audience, origin=origin, profile=profile, entropy=entropy)
     _plan_policy(plan)
-    plan.public["deployment.toml"] = _settings(audience=audience, origin=origin, profile=profile, port=port).encode()
+    settings = _settings(audience=audience, origin=origin, profile=profile, port=port, require_audit=require_audit)
+    plan.public["deployment.toml"] = settings.encode()
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
@@ -282,7 +285,7 @@ def _data_files(folder: Traversable) -> Iterable[Traversable]:
     return (item for item in folder.iterdir() if item.name.endswith((".cedar", ".cedarschema", ".toml")))
 
 
-def _settings(*, audience: str, origin: str, profile: str, port: int) -> str:
+def _settings(*, audience: str, origin: str, profile: str, port: int, require_audit: bool) -> str:
     return f"""\
 # The settings of this deployment. Every setting and its default: docs/operations.md.
 
@@ -296,6 +299,7 @@ port = {port}
 
 [runtime]
 profile = "{profile}"  # "strict", "container" or "dev": which isolation layers must hold (`sealgate doctor` shows them)
+require_audit = {str(require_audit).lower()}  # load no model whose certificate states no audit of its training
 """
 
 

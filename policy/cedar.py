@@ -58,6 +58,14 @@ class Rule:
     obligations: Obligations
 
 
+_LATER = {
+    "audited": 'permit (principal, action == Action::"infer", resource) '
+    'when { resource has audited && resource.audited like "x" };'
+}
+"""Facts of models that schemas of older deployments do not declare, each with a policy of a wrong type, which passes
+only where what stands behind `has` can never be reached."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The engine's answer to one question. `ids` determined it; with errors, they are the policies that erred."""
@@ -76,9 +84,12 @@ class Engine:
         document = {"staticPolicies": policies, "templates": {}, "templateLinks": []}
         self._policies = cedarpy.PolicySet.from_json_str(json.dumps(document))
         self._entities = cedarpy.Entities.from_json_str(json.dumps(entities), self._schema)
+        self._undeclared = frozenset(name for name, ask in _LATER.items() if _validates(ask, self._schema))
 
     def ask(self, requests: list[dict[str, Any]], entities: list[Entity]) -> list[Verdict]:
         """One verdict for each request, with `entities` known beside the standing ones. Never raises Exception."""
+        if self._undeclared:
+            entities = [_without(entity, self._undeclared) for entity in entities]
         try:
             known = self._entities.with_added_json_str(json.dumps(entities), self._schema)
             results = cedarpy.is_authorized_batch(requests, self._policies, known, self._schema)
@@ -88,6 +99,17 @@ class Engine:
         except Exception as error:  # whatever the engine throws, the answer is no
             return [Verdict(allowed=False, errors=(f"{type(error).__name__}: {error}",))] * len(requests)
         return verdicts
+
+
+def _validates(text: str, schema: cedarpy.Schema) -> bool:
+    return bool(cedarpy.validate_policies(text, schema).validation_passed)
+
+
+def _without(entity: Entity, names: frozenset[str]) -> Entity:
+    """The entity without these facts, if it is a model. No policy under such a schema can ask for them."""
+    if entity["uid"]["type"] != "Model":
+        return entity
+    return {**entity, "attrs": {name: one for name, one in entity["attrs"].items() if name not in names}}
 
 
 def _verdict(result: cedarpy.AuthzResult) -> Verdict:

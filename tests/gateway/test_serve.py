@@ -286,6 +286,7 @@ def test_init_and_token_on_the_command_line(tmp_path, capsys):
     assert "localhost/sealgate" in said
     assert str(state / "client") in said
     assert "127.0.0.1 port 9443" in said
+    assert open_deployment(state).settings.runtime.require_audit
     assert main(["init", str(state)]) == 1
     assert "--overwrite" in capsys.readouterr().err
     assert main(["init", str(state), "--profile", "dev", "--overwrite"]) == 0

@@ -103,6 +103,23 @@ def test_a_schema_that_nests_too_deeply_is_refused(policy_dir):
     assert "schema.cedarschema: a policy or type nests too deeply" in loaded_elsewhere(policy_dir)
 
 
+def test_a_schema_from_before_a_fact_loads_and_decides_without_it(policy_dir):
+    path = policy_dir / "schema.cedarschema"
+    line = next(line for line in path.read_text().splitlines() if "audited: Bool" in line)
+    path.write_text(path.read_text().replace(line + "\n", ""))
+    load_policy(policy_dir)  # asks every question once
+    (policy_dir / "own.cedar").write_text(f"{GOOD[:-1]} when {{ resource.audited }};")
+    assert "audited" in loaded_elsewhere(policy_dir)
+
+
+@pytest.mark.parametrize("kind", ["audited: String", "audited: Set<Bool>"])
+def test_a_fact_of_another_type_is_no_fact_from_later(policy_dir, kind):
+    path = policy_dir / "schema.cedarschema"
+    path.write_text(path.read_text().replace("audited: Bool", kind))
+    with pytest.raises(PolicyFileError, match="asking whether"):
+        load_policy(policy_dir)
+
+
 def test_policies_as_large_as_people_write_them_load(policy_dir):
     terms = " || ".join(f'principal.subject == "caller-{number}"' for number in range(59))
     names = ", ".join(f'"caller.{number} (a && b)"' for number in range(5000))
