@@ -22,7 +22,7 @@ from sealgate.limits import MAX_FIGURES, MAX_SERIES
 
 MICRO = 1_000_000
 OTHER = "other"
-_LABEL = re.compile(r"[A-Za-z0-9/._{}:-]{1,128}\Z")
+_LABEL = re.compile(r"[A-Za-z0-9/._{}:+-]{1,128}\Z")
 _TIMES_US = (100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1_024, 4_096)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,7 +25,7 @@ from policy.limits import MAX_ROUND_DIGITS, MAX_TOP_K
 from sealgate.ambient import Clock, now_us, uuid7
 from sealgate.errors import DecodeError, VerificationError
 from sealgate.limits import MAX_LEAF
-from sealgate.protocol.completion import verify_completion
+from sealgate.protocol.completion import CompletionVerifier
 from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Obligations, Recorded, Refused, Submit
 from sealgate.protocol.ohttp import (
     MEDIA_CHUNKED_REQUEST,
@@ -38,6 +38,8 @@ from sealgate.transparency.record import Record
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
 from secure_runtime.host.link_server import Reply
+from secure_runtime.host.metering import Metering
+from secure_runtime.host.watching import Journey, Watcher
 from secure_runtime.host.worker_link import Outcome, WorkerLink
 from secure_runtime.limits import MAX_BINDING, MAX_IN_FLIGHT_BYTES, MAX_UNITS, ROOM_FOR_END, WORKER_GRACE_S
 
@@ -63,6 +65,10 @@ class LiveWorker:
     evidence_digest: str
     models: dict[str, tuple[str, str]]  # name to digests of weights and certificate
     single_use: bool = False  # it can answer a request in a process of its own
+    completions: CompletionVerifier = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "completions", CompletionVerifier(self.completion_key))
 
     def digests(self, model: str, outcome: str) -> tuple[tuple[str, str], ...]:
         """What a completion about `model` may name: its digests, or none where no model was reached."""
@@ -89,8 +95,12 @@ class Admission:
         policy_digest: str,
         max_in_flight: int,
         timeout_s: float,
+        metering: Metering | None = None,
+        watcher: Watcher | None = None,
         clock: Clock = now_us,
     ) -> None:
+        self._metering = metering or Metering(None)
+        self._watcher = watcher or Watcher(None, traced=False)
         self._log = log
         self._budgets = budgets
         self._worker = worker
@@ -102,6 +112,11 @@ class Admission:
         self._in_flight = 0
         self._in_flight_bytes = 0
 
+    @property
+    def in_flight(self) -> tuple[int, int]:
+        """Requests being worked on, and the bytes of them."""
+        return self._in_flight, self._in_flight_bytes
+
     def put_in_force(self, policy_digest: str, budgets: BudgetBook) -> None:
         """From here on another policy decides. Call it in the moment in which its `policy.change` is queued."""
         self._policy_digest, self._budgets = policy_digest, budgets
@@ -110,6 +125,13 @@ class Admission:
 
     async def submit(self, frame: Submit, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
         """One permitted sealed request, from grant to recorded end."""
+        journey = self._watcher.begin(frame)
+        reply, sealed = await self._submit(frame, body, gone, journey)
+        return journey.told(reply), sealed
+
+    async def _submit(
+        self, frame: Submit, body: bytes, gone: asyncio.Event, journey: Journey
+    ) -> tuple[Reply, bytes]:
         if frame.decision.policy_digest != self._policy_digest:
             return _POLICY_CHANGED, b""
         draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
@@ -125,6 +147,7 @@ class Admission:
         self._in_flight_bytes += len(body)
         try:
             intent = await self._append(draft, spending.reserve(self._budgets, frame, clock=self._clock))
+            journey.authorised(intent.record)
             if intent.record.kind != "inference.authorized":
                 if (exhausted := self._exhaustions.first(intent.record)) is not None:
                     self._log.append(
@@ -132,7 +155,7 @@ class Admission:
                     )  # its denial is durable: nobody waits for this, and a failing log says so
                 return spending.refusal(intent), b""
             try:
-                return await self._run(frame, body, gone, intent, worker)
+                return await self._run(frame, body, gone, intent, worker, journey)
             except LogUnavailable:
                 raise
             except Exception:  # a fault of ours; what was authorised still comes to its one end
@@ -154,7 +177,13 @@ class Admission:
     # Steps 7 to 10 ---------------------------------------------------------------------------------------------------
 
     async def _run(
-        self, frame: Submit, body: bytes, gone: asyncio.Event, intent: Appended, worker: LiveWorker
+        self,
+        frame: Submit,
+        body: bytes,
+        gone: asyncio.Event,
+        intent: Appended,
+        worker: LiveWorker,
+        journey: Journey,
     ) -> tuple[Reply, bytes]:
         granted = intent.record
         end = _end_of(intent)
@@ -175,10 +204,14 @@ class Admission:
             self._require_honest(outcome, grant, end.req_commit, worker, media_type=_ANSWERED_AS.get(frame.media_type))
         except WorkerGone as error:
             ended = await self._fail(intent, error.code)
+            journey.ended(ended.record)
             status, code = (504, "timed-out") if error.code == "worker-hung" else (503, "unavailable")
             return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
-        ended = await self._append(_ended(end, outcome), spending.settle(self._budgets, granted, clock=self._clock))
         done = outcome.done
+        journey.ran(done)
+        draft = _ended(end, outcome, detail=self._metering.detail(done.took))
+        ended = await self._append(draft, spending.settle(self._budgets, granted, clock=self._clock))
+        journey.ended(ended.record)
         if done.problem:
             return _refused(ended, status=_STATUS[done.problem], code=done.problem, retry_after_s=_retry(done.problem))
         reply = Answer(media_type=done.media_type, log=ended.record.log, record=ended.index, receipt=ended.receipt)
@@ -193,7 +226,7 @@ class Admission:
         The answer's media type is the one that belongs to the request's: it becomes the gateway's Content-Type.
         """
         try:
-            statement = verify_completion(outcome.done.completion, worker.completion_key)
+            statement = worker.completions.verify(outcome.done.completion)
         except VerificationError:
             worker.link.abort(WorkerGone("the worker's signature does not hold", code="worker-protocol"))
             raise WorkerGone("the worker's signature does not hold", code="worker-protocol") from None
@@ -249,11 +282,13 @@ class Admission:
 
     async def _record(self, draft: Record) -> tuple[Reply, bytes]:
         ended = await self._append(draft, None)
+        self._watcher.denied(ended.record)
         return Recorded(log=ended.record.log, record=ended.index, receipt=ended.receipt), b""
 
     async def _refuse(self, draft: Record, *, reason: str, code: str, status: int) -> tuple[Reply, bytes]:
         """Refuse before any grant, on record if the log still writes."""
         ended = await self._append(_with(draft, kind="inference.denied", reason=reason), None)
+        self._watcher.denied(ended.record)
         return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
 
     async def _append(self, draft: Record, effect: Effect | None) -> Appended:
@@ -302,8 +337,8 @@ def _end_of(intent: Appended) -> Record:
     return _with(begun, id="", ts_us=0, salt="", grant=begun.id, intent_seq=intent.index, detail={}, **spent)
 
 
-def _ended(end: Record, outcome: Outcome) -> Record:
-    """The end's record: the worker's statement, field by field, unchanged."""
+def _ended(end: Record, outcome: Outcome, *, detail: dict[str, str]) -> Record:
+    """The end's record: the worker's statement, field by field, unchanged; and in the detail what it cost."""
     statement = outcome.done.completion.statement
     return _with(
         end,
@@ -321,6 +356,7 @@ def _ended(end: Record, outcome: Outcome) -> Record:
         eps_micro=statement.eps_micro,
         req_commit=statement.req_commit,
         resp_commit=statement.resp_commit,
+        detail=detail,
     )
 
 
