@@ -1,0 +1,82 @@
+"""Sealed requests made before they are sent, and their answers verified and opened after: by the client's own code.
+
+`SealedChannel.exchange` is a generator that stops where a request is to be sent. Driving it to there seals; handing it
+the answer later verifies receipt, log and worker, and opens. So the load generator sends what a real client would send,
+and what it times is the service alone.
+
+Trusts: the trust file. Never: accepts an answer whose receipt, evidence or seal does not hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import httpx
+
+from sealgate.bench.load import Answer, LoadFailed, http_request
+from sealgate.client.credentials import Credential
+from sealgate.client.exchange import Flow, SealedAnswer, SealedChannel
+from sealgate.client.messages import InnerRequest, OuterRequest, OuterResponse
+from sealgate.evidence.trust import Trust
+
+
+@dataclass
+class _Waiting:
+    """A request that is sealed, and the flow that waits for its answer."""
+
+    flow: Flow
+    raw: bytes
+
+
+class Sealer:
+    """Makes sealed requests of one caller. `http` reaches the gateway, for evidence; `host` is the Host field."""
+
+    def __init__(self, trust: Trust, token: str, *, http: httpx.Client, purpose: str, host: str) -> None:
+        self._channel = SealedChannel(trust)
+        self._credential = Credential(token=token, certificate=None)
+        self._http = http
+        self._purpose = purpose
+        self._host = host
+        self._waiting: list[_Waiting] = []
+
+    def renew(self) -> None:
+        """Fetch and verify evidence now, outside any measured time."""
+        flow = self._channel.renew()
+        asked: OuterRequest = next(flow)
+        while True:
+            answer = self._http.request(asked.method, asked.path, headers=list(asked.headers))
+            response = OuterResponse(status=answer.status_code, headers=dict(answer.headers), body=answer.content)
+            try:
+                asked = flow.send(response)
+            except StopIteration:
+                return
+
+    def seal(self, path: str, fields: Sequence[tuple[str, str]], body: bytes, *, count: int) -> None:
+        """Seal `count` times the same inner request, in place of those that were sealed before."""
+        if self._channel.evidence is None:
+            self.renew()
+        self._waiting = [self._one(path, tuple(fields), body) for _ in range(count)]
+
+    def _one(self, path: str, fields: tuple[tuple[str, str], ...], body: bytes) -> _Waiting:
+        method = "POST" if body else "GET"
+        inner = InnerRequest(method=method, path=path, fields=fields, body=body, purpose=self._purpose)
+        flow = self._channel.exchange(inner, self._credential)
+        outer = next(flow)
+        if outer.method != "POST":
+            raise LoadFailed("the evidence expired, or does not name the model, while requests were sealed")
+        return _Waiting(flow, http_request(outer.method, outer.path, dict(outer.headers), outer.body, host=self._host))
+
+    def requests(self) -> Iterator[bytes]:
+        """The sealed requests, in order."""
+        return (waiting.raw for waiting in self._waiting)
+
+    def open(self, answer: Answer) -> SealedAnswer:
+        """Verify the answer's receipt and open it; raises what a client raises."""
+        response = OuterResponse(status=answer.status, headers=answer.fields(), body=answer.body)
+        try:
+            self._waiting[answer.number].flow.send(response)
+        except StopIteration as done:
+            opened: SealedAnswer = done.value
+            return opened
+        raise LoadFailed("the service asks to be asked again: its keys changed")
