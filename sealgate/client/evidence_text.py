@@ -9,7 +9,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from sealgate.client.times import rfc3339
-from sealgate.evidence.endorsements import snp, tpm
+from sealgate.evidence.endorsements import nvidia_gpu, snp, tdx, tpm
 from sealgate.terminal import render_pairs, render_table
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _DESCRIBED: dict[str, Callable[[bytes], list[tuple[str, str]]]] = {
     tpm.KIND: tpm.describe_tpm,
     snp.KIND: snp.describe_snp,
+    tdx.KIND: tdx.describe_tdx,
+    nvidia_gpu.KIND: nvidia_gpu.describe_nvidia_gpu,
 }
 
 

@@ -14,6 +14,7 @@
     [tpm]                                optional: whose TPM quotes count (sealgate.evidence.endorsements.tpm)
     [snp]                                optional: whose SEV-SNP reports count (sealgate.evidence.endorsements.snp)
     [tdx]                                optional: whose TDX quotes count (sealgate.evidence.endorsements.tdx)
+    [nvidia-gpu]                         optional: whose GPUs count (sealgate.evidence.endorsements.nvidia_gpu)
     [measurements]                       optional pins: NAME = ["hex", ...], such as code (evidence.measure)
     [models.NAME]                        optional pins: model_digest, certificate_digest, max_epsilon
 
@@ -37,6 +38,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sealgate.errors import ConfigurationError, SealgateError
+from sealgate.evidence.endorsements.nvidia_gpu import GpuAnchor, GpuTable, parse_gpu_anchor
 from sealgate.evidence.endorsements.snp import SnpAnchor, SnpTable, parse_snp_anchor
 from sealgate.evidence.endorsements.tdx import TdxAnchor, TdxTable, parse_tdx_anchor
 from sealgate.evidence.endorsements.tpm import TpmAnchor, TpmTable, parse_tpm_anchor
@@ -78,6 +80,7 @@ class Trust:
     tpm: TpmAnchor | None = None
     snp: SnpAnchor | None = None
     tdx: TdxAnchor | None = None
+    nvidia_gpu: GpuAnchor | None = None
     strict: bool = False
     models: Mapping[str, ModelPin] = field(default_factory=dict)
     ca_file: Path | None = None
@@ -109,6 +112,7 @@ class _TrustTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tpm: TpmTable | None = None
     snp: SnpTable | None = None
     tdx: TdxTable | None = None
+    nvidia_gpu: GpuTable | None = msgspec.field(default=None, name="nvidia-gpu")
     strict: bool = False
     models: dict[str, _PinTable] = {}
 
@@ -153,6 +157,7 @@ def parse_trust(data: bytes, *, source: str, ca_file: Path | None = None) -> Tru
             tpm=None if table.tpm is None else parse_tpm_anchor(table.tpm),
             snp=None if table.snp is None else parse_snp_anchor(table.snp),
             tdx=None if table.tdx is None else parse_tdx_anchor(table.tdx),
+            nvidia_gpu=None if table.nvidia_gpu is None else parse_gpu_anchor(table.nvidia_gpu),
             strict=table.strict,
             models={_name(name): _pin(name, pin) for name, pin in table.models.items()},
             ca_file=ca_file,

@@ -1,7 +1,8 @@
 """Step 1 of a request's life: from evidence bytes to the key configurations that a client may seal to.
 
     1  signature       the envelope is signed by an operator key of the trust file
-    2  endorsements    somebody vouches for exactly this payload; that sets the grade
+    2  endorsements    somebody vouches for exactly this payload; that sets the grade. A GPU is vouched for only beside
+                       the machine that it is in, and must be where the trust file names GPUs
     3  grade           the grade is one that the trust file accepts, and the claims state no stronger one
     4  nonce           made for this asker, now
     5  time            issued, not expired, and not for longer than a lifetime
@@ -33,7 +34,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sealgate.errors import DecodeError, EvidenceError, SealgateError
 from sealgate.evidence.claims import Claims, decode_claims, state_digest
-from sealgate.evidence.endorsements import snp, tdx, tpm
+from sealgate.evidence.endorsements import nvidia_gpu, snp, tdx, tpm
 from sealgate.evidence.endorsements.endorsed import Endorsed
 from sealgate.evidence.token import SOFTWARE, Token, key_id, parse_token, verify_signature, verify_software
 from sealgate.evidence.transcript import Check, EvidenceRefused, Transcript
@@ -45,9 +46,10 @@ from sealgate.transparency.notes import Checkpoint, open_checkpoint
 from sealgate.transparency.shards import belongs_to
 
 SELF_ASSERTED = "self-asserted"
-KINDS = (SOFTWARE, tpm.KIND, snp.KIND, tdx.KIND)
+KINDS = (SOFTWARE, tpm.KIND, snp.KIND, tdx.KIND, nvidia_gpu.KIND)
 """Endorsements that this verifier knows."""
 
+_NO_DEVICE = "cpu"  # a worker that computes on no device beside the processor
 WORKER_PREFIX = "worker."  # of measurements that the worker reads of itself
 GRADES = (SELF_ASSERTED, SOFTWARE, "tpm", "hardware")
 """Who vouches for a claim, weakest first."""
@@ -118,6 +120,7 @@ def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, pub
     transcript.passed("form", f"{len(data)} bytes, profile known", anchor="RFC 9711")
     operator, anchor = _check_signature(token, trust, transcript)  # 1
     endorsements = _check_endorsements(token, operator, anchor, trust, now_us, transcript)  # 2
+    _check_devices(claims, endorsements, trust, transcript)
     grade, grades = _graded(endorsements)
     _check_grade(claims, grade, anchor, trust, transcript)  # 3
     transcript.require(
@@ -212,11 +215,27 @@ def _judge(kind: str, trust: Trust, now_us: int) -> Callable[[bytes, bytes], End
     if kind == tdx.KIND and trust.tdx is not None:
         domains = trust.tdx
         return lambda proof, bind: tdx.judge_tdx(proof, bind, domains, now_us=now_us)
+    if kind == nvidia_gpu.KIND and trust.nvidia_gpu is not None:
+        gpus = trust.nvidia_gpu
+        return lambda proof, bind: nvidia_gpu.judge_nvidia_gpu(proof, bind, gpus, now_us=now_us)
     return None
 
 
+def _check_devices(claims: Claims, endorsements: tuple[Endorsed, ...], trust: Trust, transcript: Transcript) -> None:
+    """No GPU without the machine that asked it; and none missing, for the list of endorsements is not signed."""
+    devices = [one for one in endorsements if one.device_only]
+    machines = [one for one in endorsements if one.grade == "hardware" and not one.device_only]
+    if devices and not machines:
+        why = "a GPU's report counts only beside the report of the confidential machine (snp, tdx) that asked for it"
+        transcript.fail("endorsement", why, anchor=trust.source)
+    if trust.nvidia_gpu is not None and not devices and claims.device != _NO_DEVICE:
+        why = f"the trust file names GPUs, and nothing vouches for the worker's device {claims.device[:20]}"
+        transcript.fail("endorsement", why, anchor=trust.source)
+
+
 def _graded(endorsements: tuple[Endorsed, ...]) -> tuple[str, dict[str, str]]:
-    """The grade of the whole, and of each claim: the strongest of those who vouch for it."""
+    """The grade of the whole, and of each claim: the strongest of those who vouch for it. A GPU vouches for none."""
+    endorsements = tuple(one for one in endorsements if not one.device_only)
     grade = max((one.grade for one in endorsements), key=GRADES.index, default=SELF_ASSERTED)
     covering = (one.grade for one in endorsements if one.covers_code)
     own = max(covering, key=GRADES.index, default=SELF_ASSERTED)

@@ -50,6 +50,10 @@ class Reader:
         """Bytes behind their length."""
         return self.take(self.number(width))
 
+    @property
+    def left(self) -> int:
+        return len(self._data) - self._at
+
     def end(self) -> None:
         if self._at != len(self._data):
             raise DecodeError("bytes follow a quote")

@@ -25,9 +25,7 @@ a report made for a less privileged level than 0, or one that the chip's own key
 
 from __future__ import annotations
 
-import datetime
 import hashlib
-from itertools import pairwise
 
 import msgspec
 from cryptography import x509
@@ -38,6 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.x509.oid import ObjectIdentifier
 
 from sealgate.errors import DecodeError, EvidenceError
+from sealgate.evidence.endorsements.certificate_chains import require_chain
 from sealgate.evidence.endorsements.endorsed import Endorsed, pinned_values, unpack
 from sealgate.protocol import cbor
 
@@ -108,9 +107,7 @@ def judge_snp(proof: bytes, bind: bytes, anchor: SnpAnchor, *, now_us: int) -> E
             raise DecodeError("an SNP endorsement is malformed")
     if len(report) != REPORT_BYTES:
         raise DecodeError("an SNP report is of another length")
-    if hashlib.sha256(root).digest() not in anchor.roots:
-        raise _refused("the report's root certificate is none that the trust file names")
-    certificate = _chained(chip, signer, root, now_us=now_us)
+    certificate = require_chain([chip, signer, root], anchor.roots, of="report", now_us=now_us)
     _verify_report(report, certificate)
     if report[0x50:0x90] != bind + bytes(32):
         raise _refused("the report is about other claims")
@@ -136,22 +133,6 @@ def describe_snp(proof: bytes) -> list[tuple[str, str]]:
             measured = ("launch measurement", report[0x90:0xC0].hex())
             return [measured, ("root certificate", hashlib.sha256(root).hexdigest()), *tcb]
     raise DecodeError("an SNP endorsement is malformed")
-
-
-def _chained(chip: bytes, signer: bytes, root: bytes, *, now_us: int) -> x509.Certificate:
-    """The chip's certificate, once root, signer and it are valid now and each signed the next."""
-    try:
-        chain = [x509.load_der_x509_certificate(der) for der in (root, root, signer, chip)]
-        now = datetime.datetime.fromtimestamp(now_us / 1e6, datetime.UTC)
-        for issuer, issued in pairwise(chain):
-            issued.verify_directly_issued_by(issuer)
-            if not issued.not_valid_before_utc <= now <= issued.not_valid_after_utc:
-                raise _refused("a certificate of the report's chain is not valid now")
-            if not issuer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-                raise _refused("a certificate of the report's chain may not sign others")
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, OverflowError) as error:
-        raise _refused("the report's certificates do not chain to their root") from error
-    return chain[-1]
 
 
 def _verify_report(report: bytes, certificate: x509.Certificate) -> None:

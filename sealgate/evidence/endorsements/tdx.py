@@ -39,6 +39,8 @@ KIND = "tdx"
 
 _STATUS = re.compile(r"[A-Za-z]{1,64}\Z")
 _DEBUG = 1  # of the first byte of TDATTRIBUTES
+_HEADER, _BODY_DESCRIPTOR = 48, 6  # bytes before the report in a quote, and more of them in version 5
+_MR_TD, _RTMR0, _REGISTER = 136, 328, 48  # places in the report
 _RTMRS = ("rt_mr0", "rt_mr1", "rt_mr2", "rt_mr3")
 
 
@@ -119,6 +121,23 @@ def judge_tdx(proof: bytes, bind: bytes, anchor: TdxAnchor, *, now_us: int) -> E
         anchor=f"root {hashlib.sha256(root).hexdigest()[:16]}...",
         covers_code=anchor.covers_code,
     )
+
+
+def describe_tdx(proof: bytes) -> list[tuple[str, str]]:
+    """What the endorsement says, not verified, as a trust file would pin it. Needs no library: the places of these
+    values are fixed (Intel TDX DCAP Quoting Library API, A.3)."""
+    quote, collateral = _parts(proof)
+    version = int.from_bytes(quote[:2], "little")
+    body = quote[_HEADER:] if version == 4 else quote[_HEADER + _BODY_DESCRIPTOR :]
+    if version not in (4, 5) or len(body) < _RTMR0 + len(_RTMRS) * _REGISTER:
+        raise DecodeError("it is no TDX quote")
+    registers = (body[_RTMR0 + number * _REGISTER :][:_REGISTER].hex() for number in range(len(_RTMRS)))
+    return [
+        ("quote version", str(version)),
+        ("MRTD", body[_MR_TD : _MR_TD + _REGISTER].hex()),
+        *((f"run-time register {number}", value) for number, value in enumerate(registers)),
+        ("collateral", f"{len(collateral)} bytes"),
+    ]
 
 
 def _parts(proof: bytes) -> tuple[bytes, str]:
