@@ -24,7 +24,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import msgspec
-from sqlalchemy import Connection, bindparam, insert, text, update
+from sqlalchemy import Connection, bindparam, text, update
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from audit.database import WriterHold
@@ -38,7 +38,6 @@ from audit.sealing import HeadSeal
 from audit.shards import Shard, add_shard
 from audit.subjects import Subjects
 from audit.tables import head as head_table
-from audit.tables import open_intent as intent_table
 from audit.tree import TileWriter
 from audit.turning import beginning, closing
 from sealgate.ambient import Clock, Entropy, uuid7
@@ -99,7 +98,6 @@ class Outcome:
 
 
 # Built once: building them costs as much as running them.
-_ADD_INTENTS = insert(intent_table)
 _STILL_THERE = text("SELECT 1")
 _MOVE_HEAD = (
     update(head_table)
@@ -360,9 +358,7 @@ class Committer:
         begun = [item for item in accepted if item.record.kind == "inference.authorized"]
         ended = [item.record.grant for item in accepted if item.record.kind in ENDS]
         if begun:
-            connection.execute(
-                _ADD_INTENTS, [{"grant_id": item.record.id, "idx": first + item.index} for item in begun]
-            )
+            self._rows.begin_intents(connection, [(item.record.id, first + item.index) for item in begun])
         if ended:
             self._rows.end_intents(connection, ended)
         self._tiles.append([item.hashed for item in accepted], connection)

@@ -24,6 +24,9 @@ _RECORDS = (
 )
 _RECORD_TYPES = ("int8", "text", "int8", *["text"] * 8)  # in the order of `index_row`
 _TAKEN = text("SELECT id FROM record WHERE id = ANY(:given)")
+_BEGIN_INTENTS = text(
+    "INSERT INTO open_intent (grant_id, idx) SELECT * FROM unnest(CAST(:grants AS text[]), CAST(:places AS int8[]))"
+)
 _END_INTENTS = text("DELETE FROM open_intent WHERE grant_id = ANY(:ended)")
 
 
@@ -46,6 +49,9 @@ class CopiedRows(Rows):
             _raw(connection).execute(statement, prepare=False)
         except psycopg.Error as error:
             raise OperationalError(statement.decode(), None, error) from error
+
+    def begin_intents(self, connection: Connection, begun: Sequence[tuple[str, int]]) -> None:
+        connection.execute(_BEGIN_INTENTS, {"grants": [name for name, _ in begun], "places": [at for _, at in begun]})
 
     def end_intents(self, connection: Connection, ended: Sequence[str]) -> None:
         connection.execute(_END_INTENTS, {"ended": list(ended)})

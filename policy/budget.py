@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text
 
 from policy.budgets import Budget, PrivacyBudget
 from policy.epsilon import Ended, EpsilonBook, Left, add_tables
 from policy.errors import BudgetExhausted, NoPrivacyBudget, PolicyError, PrivacyBudgetExhausted
 from policy.limits import MAX_AMOUNT
+from policy.statements import Statement
 from policy.windows import window_of
 
 __all__ = [
@@ -64,7 +65,7 @@ Table(
 add_tables(_TABLES)
 
 # The same text for SQLite 3.35 and PostgreSQL. No row comes back exactly if the budget has too little left.
-_TAKE = text("""
+_TAKE = Statement("""
     INSERT INTO budget_use AS ledger (budget, period, starts_us, requests_used, units_used, units_held)
     VALUES (:budget, :period, :starts_us, 1, 0, :hold)
     ON CONFLICT (budget, period) DO UPDATE SET
@@ -76,17 +77,17 @@ _TAKE = text("""
        OR (ledger.requests_used < :requests AND ledger.units_used + ledger.units_held <= :units - :hold)
     RETURNING starts_us, requests_used, units_used + units_held
 """)
-_BEGAN = text("SELECT starts_us FROM budget_use WHERE budget = :budget AND period = :period")
-_GIVE_BACK = text("""
+_BEGAN = Statement("SELECT starts_us FROM budget_use WHERE budget = :budget AND period = :period")
+_GIVE_BACK = Statement("""
     UPDATE budget_use SET requests_used = requests_used - 1, units_held = units_held - :hold
     WHERE budget = :budget AND period = :period AND starts_us = :starts_us
 """)
-_HOLD = text("""
+_HOLD = Statement("""
     INSERT INTO budget_hold (grant_id, budget, period, starts_us, units)
     VALUES (:grant, :budget, :period, :starts_us, :hold)
 """)
-_RELEASE = text("DELETE FROM budget_hold WHERE grant_id = :grant RETURNING budget, period, starts_us, units")
-_CHARGE = text(f"""
+_RELEASE = Statement("DELETE FROM budget_hold WHERE grant_id = :grant RETURNING budget, period, starts_us, units")
+_CHARGE = Statement(f"""
     UPDATE budget_use SET
         units_held = units_held - :hold,
         units_used = CASE WHEN units_used > {MAX_AMOUNT} - :units THEN {MAX_AMOUNT} ELSE units_used + :units END
@@ -146,11 +147,11 @@ class BudgetBook:
                 )
         except PolicyError:
             if taken:
-                conn.execute(_GIVE_BACK, taken)
+                _GIVE_BACK.run(conn, taken)
             raise
         holds = [entry for entry in taken if entry["hold"]]
         if holds:
-            conn.execute(_HOLD, holds)
+            _HOLD.run(conn, holds)
         return Reserved(left, privacy)
 
     def settle(
@@ -166,14 +167,14 @@ class BudgetBook:
         """
         if not 0 <= units <= MAX_AMOUNT or now_us < 0:
             raise PolicyError("units and times are whole numbers of at least 0", code="budget-amount")
-        for entry in _release(conn, grant):
-            conn.execute(_CHARGE, {**entry, "units": units})
+        if held := _release(conn, grant):
+            _CHARGE.run(conn, [{**entry, "units": units} for entry in held])
         return None if eps_micro is None else self._epsilon.settle(conn, grant=grant, micro=eps_micro)
 
     def abandon(self, conn: Connection, *, grant: str) -> Ended | None:
         """The request ended without anybody knowing what it cost: all that was held counts as spent."""
-        for entry in _release(conn, grant):
-            conn.execute(_CHARGE, {**entry, "units": entry["hold"]})
+        if held := _release(conn, grant):
+            _CHARGE.run(conn, [{**entry, "units": entry["hold"]} for entry in held])
         return self._epsilon.settle(conn, grant=grant, micro=None)
 
     def balances(self, conn: Connection) -> dict[str, tuple[int, int]]:
@@ -190,9 +191,10 @@ def _take(conn: Connection, budget: Budget, *, grant: str, now_us: int) -> tuple
     entry = {"grant": grant, "budget": budget.name, "period": budget.window.value, "starts_us": starts_us, "hold": hold}
     row = None
     if requests >= 1 and units >= hold:  # the statement checks a row that exists; a first request must fit too
-        row = conn.execute(_TAKE, {**entry, "requests": requests, "units": units}).one_or_none()
+        row = _TAKE.row(conn, {**entry, "requests": requests, "units": units})
     if row is None:
-        began_us = conn.execute(_BEGAN, entry).scalar_one_or_none() or 0
+        began = _BEGAN.row(conn, entry)
+        began_us = began[0] if began else 0
         if began_us > starts_us:  # the clock has gone back: what counts is still the later window, until it ends
             renews_us = window_of(budget.window, began_us)[1]
         raise BudgetExhausted(budget.name, renews_us=renews_us)
@@ -204,5 +206,5 @@ def _take(conn: Connection, budget: Budget, *, grant: str, now_us: int) -> tuple
 
 
 def _release(conn: Connection, grant: str) -> list[dict[str, Any]]:
-    rows = conn.execute(_RELEASE, {"grant": grant}).all()
+    rows = _RELEASE.rows(conn, {"grant": grant})
     return [{"budget": row[0], "period": row[1], "starts_us": row[2], "hold": row[3]} for row in rows]

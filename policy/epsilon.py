@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text
 
 from policy.budgets import PrivacyBudget
 from policy.errors import NoPrivacyBudget, PolicyError, PrivacyBudgetExhausted, PrivacyBudgetHeld
 from policy.limits import MAX_AMOUNT
+from policy.statements import Statement
 from policy.windows import window_of
 
 _Big = BigInteger().with_variant(Integer(), "sqlite")
@@ -51,7 +52,7 @@ def add_tables(metadata: MetaData) -> None:
 
 
 # The same text for SQLite 3.35 and PostgreSQL. No row comes back exactly if the budget has too little left.
-_TAKE = text("""
+_TAKE = Statement("""
     INSERT INTO privacy_use AS ledger (budget, period, starts_us, spent_micro, held_micro)
     VALUES (:budget, :period, :starts_us, 0, :hold)
     ON CONFLICT (budget, period) DO UPDATE SET
@@ -61,18 +62,20 @@ _TAKE = text("""
     WHERE ledger.starts_us < excluded.starts_us OR ledger.spent_micro + ledger.held_micro <= :total - :hold
     RETURNING starts_us, spent_micro + held_micro
 """)
-_SPENT = text("SELECT spent_micro, starts_us FROM privacy_use WHERE budget = :budget AND period = :period")
-_TAKEN = text("SELECT budget, period, starts_us, spent_micro + held_micro FROM privacy_use ORDER BY budget, period")
-_HOLD = text("""
+_SPENT = Statement("SELECT spent_micro, starts_us FROM privacy_use WHERE budget = :budget AND period = :period")
+_TAKEN = Statement(
+    "SELECT budget, period, starts_us, spent_micro + held_micro FROM privacy_use ORDER BY budget, period"
+)
+_HOLD = Statement("""
     INSERT INTO privacy_hold (grant_id, budget, period, starts_us, held_micro)
     VALUES (:grant, :budget, :period, :starts_us, :hold)
 """)
-_GIVE_BACK = text("""
+_GIVE_BACK = Statement("""
     UPDATE privacy_use SET held_micro = held_micro - :hold
     WHERE budget = :budget AND period = :period AND starts_us = :starts_us
 """)
-_RELEASE = text("DELETE FROM privacy_hold WHERE grant_id = :grant RETURNING budget, period, starts_us, held_micro")
-_CHARGE = text("""
+_RELEASE = Statement("DELETE FROM privacy_hold WHERE grant_id = :grant RETURNING budget, period, starts_us, held_micro")
+_CHARGE = Statement("""
     UPDATE privacy_use SET held_micro = held_micro - :hold, spent_micro = spent_micro + :spent
     WHERE budget = :budget AND period = :period AND starts_us = :starts_us
     RETURNING spent_micro + held_micro
@@ -134,11 +137,11 @@ class EpsilonBook:
                 "hold": micro,
             }
             total = budget.epsilon_micro
-            row = conn.execute(_TAKE, {**entry, "total": total}).one_or_none() if micro <= total else None
+            row = _TAKE.row(conn, {**entry, "total": total}) if micro <= total else None
             if row is None:
                 if taken:
-                    conn.execute(_GIVE_BACK, taken)
-                spent, began_us = conn.execute(_SPENT, entry).one_or_none() or (0, 0)
+                    _GIVE_BACK.run(conn, taken)
+                spent, began_us = _SPENT.row(conn, entry) or (0, 0)
                 if began_us > starts_us:  # the clock has gone back: what counts is still the later window
                     renews_us = window_of(budget.window, began_us)[1]
                 refusal = PrivacyBudgetHeld if spent + micro <= total else PrivacyBudgetExhausted
@@ -146,7 +149,7 @@ class EpsilonBook:
             entry["starts_us"] = row[0]
             taken.append(entry)
             least = _least(least, Left(budget.name, total - row[1]))
-        conn.execute(_HOLD, taken)
+        _HOLD.run(conn, taken)
         assert least is not None
         return least
 
@@ -157,16 +160,16 @@ class EpsilonBook:
         what was promised to the budget would not have been kept.
         """
         ended: Ended | None = None
-        for name, period, starts_us, hold in conn.execute(_RELEASE, {"grant": grant}).all():
+        for name, period, starts_us, hold in _RELEASE.rows(conn, {"grant": grant}):
             spent = hold if micro is None else micro
             if not 0 <= spent <= hold:
                 raise PolicyError("a request spent more epsilon than was held for it", code="budget-amount")
             entry = {"budget": name, "period": period, "starts_us": starts_us, "hold": hold, "spent": spent}
-            used = conn.execute(_CHARGE, entry).scalar_one_or_none()
+            charged = _CHARGE.row(conn, entry)
             total = self._totals.get((name, period))
             left = ended.left if ended else None
-            if used is not None and total is not None:
-                left = _least(left, Left(name, max(0, total - used)))
+            if charged is not None and total is not None:
+                left = _least(left, Left(name, max(0, total - charged[0])))
             ended = Ended(spent, left)
         if ended is None and micro:
             raise PolicyError("a request spent epsilon, and none was held for it", code="budget-amount")
@@ -176,7 +179,7 @@ class EpsilonBook:
         """What is left of each budget of which something was ever taken (millionths), and since when the window runs
         that it was taken in (microseconds)."""
         found = {}
-        for name, period, starts_us, taken in conn.execute(_TAKEN):
+        for name, period, starts_us, taken in _TAKEN.rows(conn, {}):
             total = self._totals.get((name, period))
             if total is not None:
                 found[name] = (max(0, total - taken), starts_us)
