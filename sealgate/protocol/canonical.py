@@ -36,8 +36,31 @@ def _check(value: Any, depth: int = 0) -> None:
         raise DecodeError("value has no canonical JSON form")
 
 
+def _is_plain(value: msgspec.Struct) -> bool:
+    """Whether a Struct can be written as it is, which is many times faster: every field is a text, a truth value, an
+    exact integer, or a flat list or object of texts. What each field really holds is looked at, not how it is declared.
+    """
+    for field in msgspec.structs.astuple(value):
+        kind = type(field)
+        if kind is str or kind is bool:
+            continue
+        if kind is int:
+            if abs(field) > _MAX_SAFE_INTEGER:
+                return False
+        elif kind is tuple:
+            if any(type(item) is not str for item in field):
+                return False
+        elif kind is not dict or any(
+            type(key) is not str or not key.isascii() or type(item) is not str for key, item in field.items()
+        ):
+            return False
+    return True
+
+
 def canonical_json(value: Any) -> bytes:
     """The canonical bytes of a JSON value (dicts, lists, str, int, bool, None; or a msgspec Struct of these)."""
+    if isinstance(value, msgspec.Struct) and _is_plain(value):
+        return _encoder.encode(value)
     builtin = msgspec.to_builtins(value)
     _check(builtin)
     return _encoder.encode(builtin)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +28,32 @@ def test_agrees_with_a_second_writer_and_reads_back(value: object) -> None:
     second = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     assert written == second.replace(b"\\u007f", b"\x7f")
     assert parse_canonical_json(written, limit=len(written)) == value
+
+
+class Flat(msgspec.Struct, omit_defaults=True):
+    """As records and statements are."""
+
+    zeta: Any = ""
+    alpha: Any = 0
+    middle: Any = ()
+    beta: Any = {}
+    truth: Any = False
+
+
+FIELDS = TEXTS | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.tuples(TEXTS, TEXTS)
+FIELDS = FIELDS | st.dictionaries(KEYS, TEXTS, max_size=3) | st.none() | st.lists(st.integers(0, 9), max_size=2)
+
+
+@settings(max_examples=150)
+@given(st.builds(Flat, zeta=FIELDS, alpha=FIELDS, middle=FIELDS, beta=FIELDS, truth=FIELDS))
+def test_a_struct_is_written_as_its_fields_are(flat: Flat) -> None:
+    assert canonical_json(flat) == canonical_json(msgspec.to_builtins(flat))
+
+
+@pytest.mark.parametrize("value", [2**53, -(2**53), 0.5, {"\xe4": "a"}, (1.5,), {"a": 0.5}, [[0.5]]])
+def test_a_struct_may_hold_no_more_than_json_may(value: object) -> None:
+    with pytest.raises(DecodeError):
+        canonical_json(Flat(middle=value))
 
 
 @pytest.mark.parametrize(
