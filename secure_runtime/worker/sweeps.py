@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.protocol import bhttp
-from sealgate.protocol.completion import Statement, sign_completion
+from sealgate.protocol.completion import Completion, Statement, sign_completions
 from sealgate.protocol.frames import (
     BootPlan,
     Cancel,
@@ -85,6 +85,7 @@ class Worker:
             entropy=entropy,
         )
         self._seq = 0
+        self._ends: list[tuple[Statement, Callable[[Completion], Done], bytes]] = []  # not signed yet
 
     @property
     def completion_key(self) -> bytes:
@@ -96,9 +97,9 @@ class Worker:
         if self.keys.tick():
             self._send(KeysChanged(key_configs=self.keys.published()), b"")
 
-    def rotate(self) -> None:
-        """Rotate now."""
-        self.keys.rotate()
+    def rotate(self, avoid_ids: tuple[int, ...] = ()) -> None:
+        """Rotate now, to keys without these numbers."""
+        self.keys.rotate(avoid_ids)
         self._send(KeysChanged(key_configs=self.keys.published()), b"")
 
     def sweep(self, works: list[tuple[Work, bytes, bool]]) -> None:
@@ -123,6 +124,7 @@ class Worker:
                 index, answer = next(answers)
                 meter.seals()
                 self._answer(work, raw, place, answer, partial(meter.took, self._engine.shares.get(index)))
+        self._sign_and_send()
 
     @property
     def channel(self) -> socket.socket | None:
@@ -150,7 +152,7 @@ class Worker:
             if result.outcome == "refused":
                 self._refuse(end.work, end.raw, reason=result.reason, problem=result.problem)
                 continue
-            completion = self._sign(
+            statement = self._statement(
                 end.work.grant,
                 end.raw,
                 outcome=result.outcome,
@@ -161,8 +163,9 @@ class Worker:
                 eps_micro=result.eps_micro,
                 resp_commit=commitment(end.sealed),
             )
-            done = Done(id=end.work.id, completion=completion, media_type=result.media_type, took=result.took)
-            self._send(done, end.sealed)
+            done = partial(_done, id=end.work.id, media_type=result.media_type, took=result.took)
+            self._ends.append((statement, done, end.sealed))
+        self._sign_and_send()
 
     def _admit(self, work: Work, raw: bytes) -> Admitted | None:
         """None for a request that was given to a process of its own: nothing of it is opened here."""
@@ -188,7 +191,7 @@ class Worker:
         """Seal the answer, forget the question, sign what was done."""
         sealed, media_type = admitted.sealer.seal(bhttp.encode_response(answer.response))
         admitted.plaintext.wipe()
-        completion = self._sign(
+        statement = self._statement(
             work.grant,
             raw,
             outcome=answer.outcome,
@@ -199,16 +202,16 @@ class Worker:
             eps_micro=answer.eps_micro,
             resp_commit=commitment(sealed),
         )
-        self._send(Done(id=work.id, completion=completion, media_type=media_type, took=took()), sealed)
+        self._ends.append((statement, partial(_done, id=work.id, media_type=media_type, took=took()), sealed))
 
     def _refuse(self, work: Work, raw: bytes, *, reason: str, problem: str, took: Took | None = None) -> None:
-        completion = self._sign(work.grant, raw, outcome="refused", reason=reason)
-        self._send(Done(id=work.id, completion=completion, problem=problem, took=took), b"")
+        statement = self._statement(work.grant, raw, outcome="refused", reason=reason)
+        self._ends.append((statement, partial(_done, id=work.id, problem=problem, took=took), b""))
 
-    def _sign(self, grant: Grant, raw: bytes, *, outcome: str, reason: str, **rest: Any) -> Any:
+    def _statement(self, grant: Grant, raw: bytes, *, outcome: str, reason: str, **rest: Any) -> Statement:
         self._seq += 1
         values = {"model_digest": "", "certificate_digest": "", "units": 0, "resp_commit": "", **rest}
-        statement = Statement(
+        return Statement(
             instance=self.instance,
             seq=self._seq,
             grant=grant.id,
@@ -218,7 +221,17 @@ class Worker:
             req_commit=commitment(raw),
             **values,
         )
-        return sign_completion(statement, self._signer)
+
+    def _sign_and_send(self) -> None:
+        """All ends since the last time, in the order of their numbers, under one signature."""
+        ends, self._ends = self._ends, []
+        completions = sign_completions([statement for statement, _, _ in ends], self._signer)
+        for completion, (_, done, sealed) in zip(completions, ends, strict=True):
+            self._send(done(completion), sealed)
+
+
+def _done(completion: Completion, **rest: Any) -> Done:
+    return Done(completion=completion, **rest)
 
 
 def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
@@ -236,8 +249,8 @@ def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview
         open_still = _drain(sock, reader, waiting)
         cancelled = {frame.id for frame, _ in waiting if isinstance(frame, Cancel)}
         works = [(frame, body, frame.id in cancelled) for frame, body in waiting if isinstance(frame, Work)]
-        if any(isinstance(frame, Rotate) for frame, _ in waiting):
-            worker.rotate()
+        if rotations := [frame.avoid for frame, _ in waiting if isinstance(frame, Rotate)]:
+            worker.rotate(tuple(number for avoid in rotations for number in avoid))
         leave = leave or any(isinstance(frame, Shutdown) for frame, _ in waiting)
         waiting.clear()
         worker.cancel(cancelled)

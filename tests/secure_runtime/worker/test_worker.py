@@ -217,13 +217,13 @@ def test_the_rehearsal_reaches_every_path(model: LoadedModel, monkeypatch: Any) 
     from secure_runtime.worker import rehearsal
 
     outcomes: set[tuple[str, str]] = set()
-    true_worker = Worker._sign
+    true_worker = Worker._statement
 
     def watch(self: Worker, grant: Any, raw: bytes, *, outcome: str, reason: str, **rest: Any) -> Any:
         outcomes.add((outcome, reason))
         return true_worker(self, grant, raw, outcome=outcome, reason=reason, **rest)
 
-    monkeypatch.setattr(Worker, "_sign", watch)
+    monkeypatch.setattr(Worker, "_statement", watch)
     rehearse(boot_plan(), Engine({MODEL: model}, max_batch_rows=256), {MODEL: model})
     assert rehearsal.__doc__
     assert {("completed", ""), ("failed", "bad-input"), ("failed", "model-not-loaded")} <= outcomes
