@@ -6,6 +6,9 @@
     card.md                  the same for people
     bundle.sig               a signed list of the four files above
 
+Compressed weights (compression.py) have the certificate of what they were made from; then `original.dsse.json` and
+`original.json` lie beside it and are signed with the rest (derivation.py).
+
 In an encrypted bundle `model.safetensors.sealed` and `model.key` stand for the first; everything signed names the
 plain weights. `model.sig` may stand beside them, for tools that know OpenSSF model signing; it is checked where
 publishers.toml has a key for it, together with the third step.
@@ -16,9 +19,9 @@ publishers.toml has a key for it, together with the third step.
     2  bundle.sig is signed by an accepted publisher
     3  manifest, card and certificate are the signed ones
     4  the certificate is signed by the same publisher and names these weights and this manifest
-    5  the manifest is well-formed and agrees with the certificate
+    5  the manifest is well-formed and agrees with the certificate, and both with the original, if there is one
     6  the certificate's claims can carry an epsilon (claims.py)
-    7  the weights, decrypted if need be, are the signed ones, and are exactly the tensors of the declared architecture
+    7  the weights, decrypted if need be, are the signed ones, and are exactly the tensors that the manifest declares
     8  epsilon, recomputed, is not above the stated one
 
 `verify_statements` leaves out the seventh, for those who must not hold the key of the weights.
@@ -40,17 +43,18 @@ from sealgate.certificate.architectures.frozen_encoder import FROZEN_PREFIX, Fro
 from sealgate.certificate.audits import audit_words
 from sealgate.certificate.claims import check_claims
 from sealgate.certificate.decimals import micro_text
+from sealgate.certificate.derivation import check_derivation, derivation_words
 from sealgate.certificate.dsse import SignedPayload, open_envelope
 from sealgate.certificate.files import (
     CARD,
     CERTIFICATE,
-    FILE_LIMITS,
     KEY,
     MANIFEST,
     MODEL_SIGNATURE,
+    ORIGINAL_CERTIFICATE,
+    ORIGINAL_MANIFEST,
     SEALED_WEIGHTS,
     SIGNATURE,
-    SIGNED,
     WEIGHTS,
     BundleFolder,
     Listing,
@@ -65,7 +69,7 @@ from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate
 from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key, sealed_size, unseal_weights
 from sealgate.certificate.statement import BundleFiles, parse_bundle_statement, parse_certificate_statement
-from sealgate.certificate.weights import frozen_digest, parse_weights_header
+from sealgate.certificate.weights import COMPRESSED, PLAIN, frozen_digest, parse_weights_header
 from sealgate.limits import MAX_CERTIFICATE
 from sealgate.protocol.frames import ModelFacts
 
@@ -74,7 +78,11 @@ _DIGEST_CODES = {
     MANIFEST: "manifest-digest",
     CERTIFICATE: "certificate-digest",
     CARD: "file-digest",
+    ORIGINAL_CERTIFICATE: "file-digest",
+    ORIGINAL_MANIFEST: "file-digest",
 }
+
+_COUNTS = {5: "five", 6: "six", 7: "seven", 8: "eight"}
 
 Told = Callable[[str, str], None]
 """Is told each step that held: its name and, in plain words, what was found."""
@@ -156,9 +164,10 @@ class _Checked:
 
 
 def _check_statements(folder: BundleFolder, listing: Listing, publishers: Publishers, told: Told) -> _Checked:
-    files = {name: folder.read(name) for name in FILE_LIMITS if name != WEIGHTS}
-    told("files", f"exactly the {'six' if listing.encrypted else 'five'} files of a bundle, no pickle, no link")
-    signed, bundle, digests = _check_signature(files, publishers)  # 2
+    files = {name: folder.read(name) for name in listing.plain}
+    count = len(files) + (2 if listing.encrypted else 1)
+    told("files", f"exactly the {_COUNTS[count]} files of a bundle, no pickle, no link")
+    signed, bundle, digests = _check_signature(files, listing, publishers)  # 2
     told("bundle signature", f"publisher '{signed.publisher.name}', key {signed.publisher.keyid[:16]}")
     _check_small_files(files, digests)  # 3
     told("files signed", "manifest, certificate and card are the signed ones")
@@ -175,6 +184,9 @@ def _check_statements(folder: BundleFolder, listing: Listing, publishers: Publis
     manifest = parse_manifest(files[MANIFEST])  # 5
     _check_agreement(manifest, certificate, bundle)
     told("manifest", f"{manifest.name} {manifest.version}: {manifest.family}")
+    derived = check_derivation(manifest, certificate, files, publisher=signed.publisher, publishers=publishers)
+    if derived is not None:
+        told("made from", f"{derivation_words(derived)}; its certificate, by the same publisher, claims the same")
     account = check_claims(certificate)  # 6
     told("claims", "sampling as accounted, public constants, fresh randomness, steps within the declared")
     envelope = parse_envelope(folder.read(KEY)) if listing.encrypted else None
@@ -227,18 +239,18 @@ def _finish(directory: Path, checked: _Checked, told: Told) -> VerifiedStatement
 
 
 def _check_signature(
-    files: dict[str, bytes], publishers: Publishers
+    files: dict[str, bytes], listing: Listing, publishers: Publishers
 ) -> tuple[SignedPayload, BundleFiles, dict[str, str]]:
     signed = open_envelope(files[SIGNATURE], publishers, limit=MAX_CERTIFICATE, signature_code="bundle-signature")
     bundle, digests = parse_bundle_statement(signed.payload)
-    if set(digests) != set(SIGNED):
+    if set(digests) != set(listing.signed):
         raise refusal("statement-subject", "the bundle's signature does not list exactly the files of the bundle")
     return signed, bundle, digests
 
 
 def _check_small_files(files: dict[str, bytes], digests: dict[str, str]) -> None:
-    for name in SIGNED:
-        if name != WEIGHTS and sha256_hex(files[name]) != digests[name]:
+    for name, digest in digests.items():
+        if name != WEIGHTS and sha256_hex(files[name]) != digest:
             raise refusal(_DIGEST_CODES[name], f"{name!r} is not the file that was signed")
 
 
@@ -266,12 +278,15 @@ def _check_agreement(manifest: Manifest, certificate: Certificate, bundle: Bundl
 def _check_weights(weights: bytes, digest: str, manifest: Manifest) -> None:
     if sha256_hex(weights) != digest:
         raise refusal("weights-digest", "the weights are not the ones that were signed")
-    found = {name: place.shape for name, place in parse_weights_header(weights).items()}
-    if found != manifest.architecture.tensors():
+    compression = manifest.compressed
+    dtypes = COMPRESSED if compression else PLAIN
+    found = {name: (place.dtype, place.shape) for name, place in parse_weights_header(weights, dtypes=dtypes).items()}
+    if found != manifest.tensors():
         raise refusal("weights-shape", "the tensors are not those of the declared architecture")
     architecture = manifest.architecture
     if isinstance(architecture, FrozenEncoderSpec) and (
-        frozen_digest(weights, prefix=FROZEN_PREFIX) != architecture.frozen_digest
+        frozen_digest(weights, prefix=FROZEN_PREFIX, dtypes=dtypes)
+        != (compression.frozen_digest if compression else architecture.frozen_digest)
     ):
         raise refusal("weights-digest", "the frozen weights are not the public ones that the manifest names")
 

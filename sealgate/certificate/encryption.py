@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
-from sealgate.certificate.files import FILE_LIMITS, KEY, MODEL_SIGNATURE, SEALED_WEIGHTS, WEIGHTS, open_folder
+from sealgate.certificate.files import KEY, MODEL_SIGNATURE, SEALED_WEIGHTS, WEIGHTS, open_folder
 from sealgate.certificate.key_envelope import describe_weights, parse_envelope
 from sealgate.certificate.placing import place_bundle, place_file
 from sealgate.certificate.publishers import Publishers
@@ -74,7 +74,6 @@ def _placed(
 def _small_files(directory: Path) -> dict[str, Iterable[bytes]]:
     """What stays. Signatures decide whether it is still what was verified: the new bundle is verified as well."""
     with open_folder(directory) as folder:
-        kept = [name for name in FILE_LIMITS if name != WEIGHTS]
-        if folder.check_listing().model_signature:
-            kept.append(MODEL_SIGNATURE)
+        listing = folder.check_listing()
+        kept = [*listing.plain, *((MODEL_SIGNATURE,) if listing.model_signature else ())]
         return {name: (folder.read(name),) for name in kept}

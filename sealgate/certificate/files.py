@@ -1,6 +1,7 @@
 """Reading a bundle's directory: exactly its plain files, none a pickle, each bounded, no link followed.
 
-There are five; in an encrypted bundle the weights are two others. One more is optional: a signature for other tools.
+There are five; in an encrypted bundle the weights are two others. A bundle that was made from another one has that
+one's certificate and manifest, too. One more is optional: a signature for other tools.
 
 Where the system allows it (everywhere but Windows) all is read relative to one open directory, so that swapping the
 directory meanwhile changes nothing. Trusts: nothing. Never: trusts a size that it saw earlier; opens what is no plain
@@ -36,6 +37,9 @@ SIGNATURE = "bundle.sig"
 SEALED_WEIGHTS = "model.safetensors.sealed"  # with KEY in the place of WEIGHTS
 KEY = "model.key"
 MODEL_SIGNATURE = "model.sig"  # OpenSSF model signing; optional
+ORIGINAL_CERTIFICATE = "original.dsse.json"  # of the bundle that this one was made from, with its manifest
+ORIGINAL_MANIFEST = "original.json"
+ORIGINAL = (ORIGINAL_CERTIFICATE, ORIGINAL_MANIFEST)
 SIGNED = (WEIGHTS, MANIFEST, CERTIFICATE, CARD)
 FILE_LIMITS = {
     WEIGHTS: MAX_WEIGHTS,
@@ -45,7 +49,8 @@ FILE_LIMITS = {
     SIGNATURE: MAX_CERTIFICATE,
 }
 _ENCRYPTED_LIMITS = {SEALED_WEIGHTS: MAX_WEIGHTS + MAX_WEIGHTS // 1024, KEY: MAX_KEY_ENVELOPE}
-_LIMITS = {**FILE_LIMITS, **_ENCRYPTED_LIMITS, MODEL_SIGNATURE: MAX_MODEL_SIGNATURE}
+_ORIGINAL_LIMITS = {ORIGINAL_CERTIFICATE: MAX_CERTIFICATE, ORIGINAL_MANIFEST: MAX_MANIFEST}
+_LIMITS = {**FILE_LIMITS, **_ENCRYPTED_LIMITS, **_ORIGINAL_LIMITS, MODEL_SIGNATURE: MAX_MODEL_SIGNATURE}
 _PICKLE_SUFFIXES = frozenset(
     (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib", ".npy", ".npz", ".dill", ".h5")
 )
@@ -81,6 +86,17 @@ class Listing:
 
     encrypted: bool
     model_signature: bool
+    derived: bool = False
+
+    @property
+    def signed(self) -> tuple[str, ...]:
+        """The files that `bundle.sig` must list: exactly these."""
+        return (*SIGNED, *ORIGINAL) if self.derived else SIGNED
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """The files that are read whole, in the clear, whatever became of the weights."""
+        return (*(name for name in self.signed if name != WEIGHTS), SIGNATURE)
 
 
 @dataclass(frozen=True)
@@ -103,13 +119,15 @@ class BundleFolder:
         encrypted = any(name in names for name in _ENCRYPTED_LIMITS)
         if encrypted and WEIGHTS in names:
             raise refusal("unexpected-file", f"{self.path} holds its weights twice: encrypted, and in plain")
-        for name in (
-            *(_ENCRYPTED_LIMITS if encrypted else (WEIGHTS,)),
-            *(one for one in FILE_LIMITS if one != WEIGHTS),
-        ):
+        found = Listing(
+            encrypted=encrypted,
+            model_signature=MODEL_SIGNATURE in names,
+            derived=any(name in names for name in ORIGINAL),
+        )
+        for name in (*(_ENCRYPTED_LIMITS if encrypted else (WEIGHTS,)), *found.plain):
             if name not in names:
                 raise refusal("missing-file", f"{self.path} lacks {name!r}")
-        return Listing(encrypted=encrypted, model_signature=MODEL_SIGNATURE in names)
+        return found
 
     def _check_entry(self, entry: os.DirEntry[str]) -> None:
         if Path(entry.name).suffix.lower() in _PICKLE_SUFFIXES:

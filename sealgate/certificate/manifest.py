@@ -13,22 +13,37 @@ import re
 import msgspec
 
 from sealgate.certificate.architectures import Architecture
+from sealgate.certificate.architectures.frozen_encoder import FrozenEncoderSpec
+from sealgate.certificate.compression import Compression, Tensors, expected_tensors
 from sealgate.certificate.decimals import parse_decimal
 from sealgate.certificate.inputs import InputTensor
 from sealgate.certificate.refusals import refusal
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_EXAMPLE_NUMBERS, MAX_INPUTS, MAX_MANIFEST, MAX_NAME
+from sealgate.limits import (
+    MAX_EXAMPLE_NUMBERS,
+    MAX_INPUTS,
+    MAX_MANIFEST,
+    MAX_NAME,
+    MAX_WARM_UP_ROWS,
+    MAX_WARM_UPS,
+)
 from sealgate.protocol.canonical import canonical_json, parse_canonical_json
 
 ARITHMETICS = ("float64", "float32")
 SENSITIVITIES = ("public", "personal", "special-category")
+OUTPUT_DATATYPES = {
+    "scores": ("FP32", "FP64", "FP16", "BF16"),
+    "value": ("FP32", "FP64", "FP16", "BF16"),
+    "label": ("INT64", "INT32", "INT16", "UINT16", "UINT32", "UINT64", "BYTES"),  # each holds every index
+}
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}\Z")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}\Z")
 
 
 class OutputTensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`role` is "scores" (FP32 [-1, classes], probabilities), "label" (INT64 [-1], an index into `labels`) or "value"
-    (FP32 [-1]). `labels` are the class names, empty for a value."""
+    """`role` is "scores" ([-1, classes], probabilities), "label" ([-1], an index into `labels`, or as BYTES the class
+    name itself) or "value" ([-1]). `labels` are the class names, empty for a value. Scores and values are computed as
+    FP32 and given in the declared datatype."""
 
     name: str
     datatype: str
@@ -59,6 +74,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     purposes: tuple[str, ...]
     units_per_row: int
     arithmetic: str = "float64"  # of the model: in float64 an answer does not depend on who shared its batch
+    compression: Compression | msgspec.UnsetType = msgspec.UNSET  # of the weights; left out where there is none
+    warm_up: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # rows of requests to expect: run once at each start
 
     @property
     def family(self) -> str:
@@ -69,6 +86,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def classes(self) -> int:
         """Number of classes; 0 for regression."""
         return self.architecture.classes
+
+    @property
+    def warm_up_sizes(self) -> tuple[int, ...]:
+        """How many rows a worker runs the model on, beside its own sizes, before it serves it."""
+        return self.warm_up or ()
+
+    @property
+    def compressed(self) -> Compression | None:
+        """How the weights are compressed; None for weights as they were trained."""
+        return self.compression or None
+
+    def tensors(self) -> Tensors:
+        """Names, datatypes and shapes of the weights: the whole file, no more and no less."""
+        return expected_tensors(self.architecture.tensors(), self.compressed)
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -100,11 +131,16 @@ def check_manifest(manifest: Manifest) -> None:
         (len(set(manifest.purposes)) == len(manifest.purposes), "a purpose stands twice"),
         (0 < manifest.units_per_row <= 1_000_000, "its units per row are out of range"),
         (manifest.arithmetic in ARITHMETICS, "its arithmetic is unknown"),
+        (len(manifest.warm_up_sizes) <= MAX_WARM_UPS, "it names too many sizes to warm up with"),
+        (all(0 < rows <= MAX_WARM_UP_ROWS for rows in manifest.warm_up_sizes), "a size to warm up with is out of range"),
     ):
         if not holds:
             raise refusal("manifest-inconsistent", f"the manifest is refused: {what}")
     for reason in manifest.architecture.refusals():
         raise refusal("manifest-inconsistent", f"the architecture is refused: {reason}")
+    if manifest.compressed is not None:
+        for reason in manifest.compressed.refusals(frozen=isinstance(manifest.architecture, FrozenEncoderSpec)):
+            raise refusal("manifest-inconsistent", f"the manifest is refused: {reason}")
     _check_inputs(manifest)
     _check_outputs(manifest)
 
@@ -126,13 +162,11 @@ def _check_inputs(manifest: Manifest) -> None:
 
 def _check_outputs(manifest: Manifest) -> None:
     classes = manifest.classes
-    if classes:
-        wanted = {"scores": ("FP32", (-1, classes)), "label": ("INT64", (-1,))}
-    else:
-        wanted = {"value": ("FP32", (-1,))}
-    found = {output.role: (output.datatype, output.shape) for output in manifest.outputs}
+    wanted = {"scores": (-1, classes), "label": (-1,)} if classes else {"value": (-1,)}
+    found = {output.role: output.shape for output in manifest.outputs}
     names = {output.name for output in manifest.outputs}
-    if found != wanted or len(manifest.outputs) != len(wanted) or len(names) != len(wanted):
+    fit = all(output.datatype in OUTPUT_DATATYPES.get(output.role, ()) for output in manifest.outputs)
+    if not fit or found != wanted or len(manifest.outputs) != len(wanted) or len(names) != len(wanted):
         raise refusal("manifest-inconsistent", "the manifest is refused: its outputs do not fit the architecture")
     if not all(0 < len(name) <= MAX_NAME for name in names):
         raise refusal("manifest-inconsistent", "the manifest is refused: an output has no proper name")

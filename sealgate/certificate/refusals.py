@@ -34,6 +34,7 @@ REFUSALS: dict[str, str] = {
     "manifest-digest": "the manifest is not the one that was signed",
     "weights-digest": "the weights are not the ones that were signed, or their frozen part is not the public one",
     "certificate-digest": "the certificate is not the one that the bundle was signed with",
+    "derivation": "the bundle says that it was made from another model, and does not fit that one's certificate",
     # Contents
     "manifest-malformed": "the manifest is not canonical JSON of the known shape",
     "manifest-inconsistent": "the manifest contradicts itself or the certificate",

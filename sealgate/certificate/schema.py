@@ -6,6 +6,8 @@ makes it worth something is that `claims.py` and `recompute.py` check it and tha
 
 from __future__ import annotations
 
+import msgspec
+
 from sealgate.certificate.mechanisms import Mechanism, Noise, Part
 
 
@@ -162,6 +164,23 @@ class Environment(Part, frozen=True):
     gradients: str = ""
 
 
+class Derivation(Part, frozen=True):
+    """That this model was made from another's weights alone, by a computation without data: post-processing.
+
+    `how` is "int8" or "bf16". The digests are those of the original's weights, manifest and signed certificate, of
+    which the latter two lie in the bundle. `original` is how well the original did on the rows that the first of
+    `measured` was measured on, if any; sizes are bytes of the two files of weights.
+    """
+
+    how: str
+    weights_digest: str
+    manifest_digest: str
+    certificate_digest: str
+    bytes_before: int
+    bytes_after: int
+    original: Measured | None = None
+
+
 class Certificate(Part, frozen=True):
     """The predicate of the signed statement."""
 
@@ -187,3 +206,9 @@ class Certificate(Part, frozen=True):
     manifest_digest: str
     not_protected: tuple[str, ...]
     measured: tuple[Measured, ...] = ()  # this model; then others of a sweep over epsilon, whose weights are gone
+    derivation: Derivation | msgspec.UnsetType = msgspec.UNSET  # left out where the model is as it was trained
+
+    @property
+    def derived(self) -> Derivation | None:
+        """How the model was made from another one; None for a model as it was trained."""
+        return self.derivation or None

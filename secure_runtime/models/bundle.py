@@ -12,58 +12,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from sealgate.certificate.architectures import Architecture
 from sealgate.certificate.audits import demand_audit
 from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.manifest import Manifest
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
-from sealgate.certificate.weights import parse_weights_header
 from sealgate.protocol.frames import ModelFacts
 from secure_runtime.errors import BadInput
-from secure_runtime.models.architectures import build
+from secure_runtime.limits import SLICE_ROWS
 from secure_runtime.models.predictor import Predictor
+from secure_runtime.models.weights import module_from_weights as module_from_weights
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A verified model, ready to answer. `facts` is what evidence and records say about it."""
+    """A verified model, ready to answer. `facts` is what evidence and records say about it, `memory_bytes` what it took
+    to load it and to warm it up, where that was measured."""
 
     facts: ModelFacts
     manifest: Manifest
     predictor: Predictor = field(repr=False)
+    memory_bytes: int = 0
 
     def predict(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Raw inputs by manifest name, [n, ...] each -> outputs by manifest name. Raises BadInput."""
         return self.predictor.predict(inputs)
 
 
-def module_from_weights(architecture: Architecture, weights: bytes) -> nn.Module:
-    """Build the module and fill it from the bytes of a safetensors file; raises CertificateError if they do not fit."""
-    module = build(architecture)
-    parameters = dict(module.state_dict(keep_vars=True))
-    places = parse_weights_header(weights)
-    if {name: place.shape for name, place in places.items()} != {
-        name: tuple(parameter.shape) for name, parameter in parameters.items()
-    }:
-        raise refusal("weights-shape", "the tensors are not those of the declared architecture")
-    with torch.no_grad():
-        for name, place in places.items():
-            # A bytearray, because torch warns about memory that it must not write to.
-            values = torch.frombuffer(bytearray(weights[place.start : place.end]), dtype=torch.float32)
-            if not bool(torch.isfinite(values).all()):
-                raise refusal("weights-shape", "a weight is not a finite number")
-            parameters[name].copy_(values.reshape(place.shape))
-    return module
-
-
 def load_verified(bundle: VerifiedBundle, *, device: str = "cpu") -> LoadedModel:
     """The model of a verified bundle."""
-    module = module_from_weights(bundle.manifest.architecture, bundle.weights)
-    return LoadedModel(bundle.facts, bundle.manifest, Predictor(bundle.manifest, module, device=device))
+    manifest = bundle.manifest
+    module = module_from_weights(manifest.architecture, bundle.weights, compression=manifest.compressed)
+    return LoadedModel(bundle.facts, manifest, Predictor(manifest, module, device=device))
 
 
 def load_bundle(
@@ -97,11 +79,13 @@ def load_bundle(
 def warm_up(model: LoadedModel, *, max_rows: int = 256) -> None:
     """Run every path of `predict` once, refusals included, so that nothing is imported or allocated lazily later.
 
-    Batch sizes: one row, a few, a full batch; torch picks other kernels for each.
+    Batch sizes: one row, a few, a full batch, and those that the manifest names; torch picks other kernels for each.
     """
     prepared = model.predictor.inputs
     most = model.manifest.architecture.rows_at_once(max_rows)
-    for rows in sorted({min(rows, most) for rows in (1, 2, 7, 64, max_rows)}):
+    sizes = {min(rows, most) for rows in (1, 2, 7, 64, max_rows)}
+    at_once = model.manifest.architecture.rows_at_once(SLICE_ROWS)
+    for rows in sorted(sizes | {min(rows, at_once) for rows in model.manifest.warm_up_sizes}):
         for output in model.predict({one.spec.name: one.zeros(rows) for one in prepared}).values():
             output.tolist()
     first = prepared[0]
