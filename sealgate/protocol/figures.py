@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgspec
 
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_FIGURES, MAX_SERIES
+from sealgate.protocol.frames import Amount
 
 MICRO = 1_000_000
 OTHER = "other"
@@ -157,6 +158,14 @@ class Figures:
             if series
         }
 
+    def take(self) -> Snapshot:
+        """What came since this was called last, and how things stand: for who adds it up."""
+        snapshot = self.snapshot()
+        for name, series in self._series.items():
+            if not _stands(FAMILIES[name]):
+                series.clear()
+        return snapshot
+
 
 def _width(family: Family) -> int:
     return len(family.bounds) + 2 if family.kind == "histogram" else 1
@@ -173,7 +182,7 @@ def decode(data: bytes) -> Snapshot:
     if len(data) > MAX_FIGURES:
         raise DecodeError("too many figures", code="too-large")
     try:
-        rows = msgspec.msgpack.decode(data, type=list[tuple[str, tuple[str, ...], tuple[int, ...]]])
+        rows = msgspec.msgpack.decode(data, type=list[tuple[str, tuple[str, ...], tuple[Amount, ...]]])
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise DecodeError("these are no figures") from error
     snapshot: Snapshot = {}
@@ -202,11 +211,15 @@ def add_up(snapshots: Iterable[Snapshot]) -> Snapshot:
     return total
 
 
-def lasting(snapshot: Mapping[str, dict[tuple[str, ...], tuple[int, ...]]]) -> Snapshot:
-    """What is still true of a process that has ended: what it counted, not how it stood. Its own processor time ended
-    with it."""
-    return {
-        name: series
-        for name, series in snapshot.items()
-        if FAMILIES[name].kind != "gauge" and FAMILIES[name].labels != ("process",)
-    }
+def parted(snapshot: Snapshot) -> tuple[Snapshot, Snapshot]:
+    """What was counted, which can be added to what was counted before; and how things stand, which takes its place."""
+    counts: Snapshot = {}
+    standing: Snapshot = {}
+    for name, series in snapshot.items():
+        (standing if _stands(FAMILIES[name]) else counts)[name] = series
+    return counts, standing
+
+
+def _stands(family: Family) -> bool:
+    """The kernel counts a process's own time, from that process's beginning."""
+    return family.kind == "gauge" or family.labels == ("process",)

@@ -129,9 +129,7 @@ class Admission:
         reply, sealed = await self._submit(frame, body, gone, journey)
         return journey.told(reply), sealed
 
-    async def _submit(
-        self, frame: Submit, body: bytes, gone: asyncio.Event, journey: Journey
-    ) -> tuple[Reply, bytes]:
+    async def _submit(self, frame: Submit, body: bytes, gone: asyncio.Event, journey: Journey) -> tuple[Reply, bytes]:
         if frame.decision.policy_digest != self._policy_digest:
             return _POLICY_CHANGED, b""
         draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)

@@ -22,6 +22,9 @@ from sealgate.protocol.frames import (
     Deny,
     EvidenceGiven,
     EvidenceWanted,
+    FiguresGiven,
+    FiguresTold,
+    FiguresWanted,
     FrameReader,
     GatewayToHost,
     HostToGateway,
@@ -31,10 +34,11 @@ from sealgate.protocol.frames import (
     Submit,
     encode_frame,
 )
+from secure_runtime.host.metrics import HostMetrics
 from secure_runtime.limits import MAX_IN_FLIGHT_PER_GATEWAY, MAX_UNREAD_BYTES
 
-Asked = Submit | Deny | AuditRead | EvidenceWanted
-Reply = Answer | Refused | Recorded | EvidenceGiven
+Asked = Submit | Deny | AuditRead | EvidenceWanted | FiguresWanted
+Reply = Answer | Refused | Recorded | EvidenceGiven | FiguresGiven
 
 
 class Service(Protocol):
@@ -81,9 +85,12 @@ class _GatewayConnection(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()
 
-    def _take(self, frame: Asked | AuthFailed | Cancel, body: bytes) -> None:
+    def _take(self, frame: Asked | AuthFailed | FiguresTold | Cancel, body: bytes) -> None:
         if isinstance(frame, AuthFailed):
             self._server.service.auth_failed(frame)
+        elif isinstance(frame, FiguresTold):
+            if self._server.metrics is not None:
+                self._server.metrics.told(self, body)
         elif isinstance(frame, Cancel):
             # Authorised work still comes to a recorded end; work that has not begun is dropped on the way there.
             if frame.id in self._gone:
@@ -117,6 +124,8 @@ class _GatewayConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._server.connections.discard(self)
+        if self._server.metrics is not None:
+            self._server.metrics.gone(self)
         for gone in self._gone.values():
             gone.set()
 
@@ -129,8 +138,9 @@ class _GatewayConnection(asyncio.Protocol):
 class LinkServer:
     """Listens, and tells every connected gateway about changes. Owned by the host's event loop."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, metrics: HostMetrics | None = None) -> None:
         self.service = service
+        self.metrics = metrics
         self.connections: set[_GatewayConnection] = set()
         self.running: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None

@@ -33,11 +33,14 @@ from sealgate.protocol.frames import (
     Deny,
     EvidenceGiven,
     EvidenceWanted,
+    FiguresGiven,
+    FiguresWanted,
     Recorded,
     Refused,
     RuntimeState,
     Submit,
 )
+from sealgate.protocol.ohttp import decode_key_configs
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
 from secure_runtime.attestation.endorsed import open_attester
@@ -48,11 +51,14 @@ from secure_runtime.host.admission import Admission
 from secure_runtime.host.cose_receipts import with_cose_receipt
 from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
+from secure_runtime.host.metering import open_metering
+from secure_runtime.host.metrics import HostMetrics, Standing
 from secure_runtime.host.model_keys import data_keys, wrapping_keys
 from secure_runtime.host.policies import Deciding, HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.spawn import python_paths, worker_environment
 from secure_runtime.host.supervisor import Published, Supervisor
+from secure_runtime.host.watching import Watcher
 from secure_runtime.host.witnesses import witnessed
 from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS, MAX_TOLD
 
@@ -95,6 +101,13 @@ class RuntimeHost:
             used_key_ids=used_key_ids,
             assurance=self._attester.assurance,
         )
+        telemetry = deployment.settings.telemetry
+        self._metering = open_metering(
+            meter=telemetry.meter, watts_per_cpu=telemetry.watts_per_cpu, device=settings.device
+        )
+        self._metrics = HostMetrics(self._standing) if telemetry.metrics else None
+        self._keys_seen = (b"", clock())  # what is published, and since when
+        self._instance_seen = ""
         self._admission = Admission(
             log=log,
             budgets=policy.policy.budgets,
@@ -102,9 +115,13 @@ class RuntimeHost:
             policy_digest=policy.policy.digest,
             max_in_flight=settings.max_queue,
             timeout_s=settings.request_timeout_s,
+            metering=self._metering,
+            watcher=Watcher(
+                self._metrics.figures if self._metrics else None, traced=bool(telemetry.traces), clock=clock
+            ),
             clock=clock,
         )
-        self._server = LinkServer(self)
+        self._server = LinkServer(self, metrics=self._metrics)
         self._admin = AdminServer(self)
         self._witness_trouble = witness_trouble
         self._measured: dict[str, str] = {}  # of the worker that was started last; `_boot_plan` owns it
@@ -151,12 +168,40 @@ class RuntimeHost:
                 return await self._admission.deny(frame)
             if isinstance(frame, AuditRead):
                 return await self._admission.audit_read(frame)
+            if isinstance(frame, FiguresWanted):
+                return self._figures()
             return await self._evidence(frame)
         except LogUnavailable as error:
             return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
         finally:
             if not self._log.state.ok:
                 self._look_again()
+
+    def _figures(self) -> tuple[Reply, bytes]:
+        if self._metrics is None:
+            return Refused(status=503, code="unavailable"), b""
+        return FiguresGiven(), self._metrics.given()
+
+    def _standing(self) -> Standing:
+        state, published = self.state(), self._supervisor.published
+        in_flight, in_flight_bytes = self._admission.in_flight
+        log = self._log.state
+        return Standing(
+            ready=state.ready,
+            degraded=state.degraded,
+            workers=int(published is not None),
+            models=len(state.models),
+            models_refused=len(published.facts.refused) if published else 0,
+            keys=len(decode_key_configs(state.key_configs)) if state.key_configs else 0,
+            key_age_us=self._clock() - self._keys_seen[1],
+            layers=published.host_layers if published else {},
+            requests_in_flight=in_flight,
+            bytes_in_flight=in_flight_bytes,
+            log_records=log.size,
+            log_ok=log.ok,
+            log_allows_inference=self._log_refuses() is None,
+            witnesses_ok=not state.witnesses,
+        )
 
     async def _evidence(self, frame: EvidenceWanted) -> tuple[Reply, bytes]:
         published = self._supervisor.published
@@ -213,10 +258,9 @@ class RuntimeHost:
         published, log = self._supervisor.published, self._log.state
         detail = "" if published else self._supervisor.why_not
         ready = published is not None
-        try:
-            self._log.check_may_infer()
-        except LogUnavailable as error:
-            ready, detail = False, f"the audit log refuses inference: {error.code}"
+        refusal = self._log_refuses()
+        if refusal is not None:
+            ready, detail = False, f"the audit log refuses inference: {refusal}"
         return RuntimeState(
             ready=ready,
             detail=detail,
@@ -231,6 +275,14 @@ class RuntimeHost:
             single_use=bool(published and published.facts.single_use),
             witnesses=printable(self._witness_trouble(), limit=MAX_TOLD),
         )
+
+    def _log_refuses(self) -> str | None:
+        """Why the log takes no new inference; None while it does."""
+        try:
+            self._log.check_may_infer()
+        except LogUnavailable as error:
+            return error.code
+        return None
 
     # administration.Administered -------------------------------------------------------------------------------------
 
@@ -257,6 +309,12 @@ class RuntimeHost:
         """Tell gateways the state of now, and people when what they care about changed."""
         self._server.broadcast()
         state = self.state()
+        if state.key_configs != self._keys_seen[0]:
+            self._keys_seen = (state.key_configs, self._clock())
+        published = self._supervisor.published
+        if self._metrics is not None and published is not None and published.facts.instance != self._instance_seen:
+            self._instance_seen = published.facts.instance
+            self._metrics.figures.add("sealgate_worker_starts_total")
         told, self._told = self._told, _told(state)
         if self._told[:3] != told[:3] and not self._stopping:
             self._tell("runtime ready" if state.ready else f"runtime not ready: {state.detail}")
@@ -299,6 +357,7 @@ class RuntimeHost:
             await asyncio.sleep(1)
             with contextlib.suppress(LogUnavailable):
                 self._auth_failures.tick()
+            self._metering.tick()
             self._look_again()
 
     def _look_again(self) -> None:
