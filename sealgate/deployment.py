@@ -27,12 +27,13 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
 from sealgate.errors import ConfigurationError
-from sealgate.limits import MAX_SOCKET_PATH
+from sealgate.limits import MAX_DRAIN_S, MAX_SETTING, MAX_SOCKET_PATH, MAX_WORKERS
 
 
 class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
