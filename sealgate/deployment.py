@@ -149,6 +149,8 @@ class AttestationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tsm: str = ""  # the kernel's folder of reports in a confidential machine: /sys/kernel/config/tsm/report; "": none
     snp_certificates: str = "evidence/snp"  # folder with vcek.der, ask.der, ark.der
     tdx_collateral: str = "evidence/tdx-collateral.json"
+    gpus: bool = False  # endorse the machine's NVIDIA GPUs too; only beside `tsm`
+    gpu_manifests: str = "evidence/gpu"  # folder with the maker's reference manifests, *.swidtag
 
 
 class TelemetrySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -94,6 +94,6 @@ class RuntimeUnavailable(SealgateError):
 
 
 class EndorserFailed(SealgateError):
-    """What should vouch for evidence did not. `code` says which: tpm-failed, report-failed."""
+    """What should vouch for evidence did not. `code` says which: tpm-failed, report-failed, gpu-failed."""
 
     code = "endorser-failed"

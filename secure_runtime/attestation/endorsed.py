@@ -2,6 +2,7 @@
 
     TpmEndorser       a quote of the machine's TPM 2.0 over its boot registers
     PlatformEndorser  a report of the confidential virtual machine that the host runs in (platform_report)
+    GpuEndorser       reports of that machine's NVIDIA GPUs (gpu_reports); never alone
 
 The operator's key still signs the token, so that it says from whose deployment it comes; an endorsement that cannot be
 made means no evidence, not weaker evidence.
@@ -25,6 +26,7 @@ from sealgate.evidence.endorsements import tpm
 from sealgate.evidence.token import Endorsement, bind_payload, endorse_software, key_id, sign_token
 from sealgate.evidence.verify import GRADES
 from sealgate.protocol import cbor
+from secure_runtime.attestation.gpu_reports import open_gpus
 from secure_runtime.attestation.platform_report import PlatformEndorser
 from secure_runtime.attestation.software import Attester, SoftwareAttester
 from secure_runtime.attestation.tpm_device import TpmDevice
@@ -107,4 +109,8 @@ def open_attester(operator_key: Ed25519PrivateKey, settings: AttestationSection,
     if settings.tsm:
         certificates, collateral = root / settings.snp_certificates, root / settings.tdx_collateral
         endorsers.append(PlatformEndorser(Path(settings.tsm), certificates, collateral))
+    if settings.gpus:
+        if not settings.tsm:
+            raise ConfigurationError("attestation.gpus counts only beside a confidential machine: set attestation.tsm")
+        endorsers.append(open_gpus(root / settings.gpu_manifests))
     return EndorsedAttester(operator_key, endorsers) if endorsers else SoftwareAttester(operator_key)
