@@ -54,9 +54,8 @@ class GpuEndorser:
 
     def close(self) -> None:
         """Let go of the library."""
-        with self._lock:
-            with contextlib.suppress(self._library.NVMLError):  # the driver is gone
-                self._library.nvmlShutdown()
+        with self._lock, contextlib.suppress(self._library.NVMLError):  # the driver may be gone
+            self._library.nvmlShutdown()
 
     def _reports(self, bind: bytes) -> list[cbor.Value]:
         state = self._library.nvmlSystemGetConfComputeState()

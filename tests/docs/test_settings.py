@@ -103,7 +103,7 @@ def test_every_setting_is_described_where_it_belongs(
     operations: str, heading: str, struct: type[msgspec.Struct]
 ) -> None:
     part = section(operations, heading)
-    missing = [field.name for field in settings_of(struct) if not re.search(rf"`\[?{field.name}\]?`", part)]
+    missing = [field.encode_name for field in settings_of(struct) if not re.search(rf"`\[?{field.encode_name}\]?`", part)]
     assert not missing, f"{heading} says nothing of {missing}"
 
 
