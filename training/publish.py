@@ -15,39 +15,23 @@ from pathlib import Path
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from safetensors.torch import save
 from torch import nn
 
-from sealgate.certificate.bundle import VerifiedBundle, sha256_hex, verify_bundle
-from sealgate.certificate.dsse import sign_envelope
+from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.encryption import encrypted_files
-from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, MODEL_SIGNATURE, SIGNATURE, WEIGHTS
+from sealgate.certificate.files import MODEL_SIGNATURE, WEIGHTS
 from sealgate.certificate.model_signature import sign_model
 from sealgate.certificate.placing import place_bundle
 from sealgate.certificate.publishers import publishers_of
+from sealgate.certificate.publishing import digests_of, load_signing_key, signed_files
 from sealgate.certificate.schema import Certificate
-from sealgate.certificate.statement import BundleFiles, bundle_statement, certificate_statement
 from sealgate.certificate.wrapping_keys import KeyRing
 from sealgate.errors import CertificateError, ConfigurationError
 from training.errors import TrainingError
-from training.limits import MAX_KEY_FILE
 from training.owner import NOTHING, Owner
 
-
-def load_signing_key(path: Path) -> Ed25519PrivateKey:
-    """The publisher's key (PKCS#8 PEM, Ed25519); raises ConfigurationError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_KEY_FILE)
-        key = load_pem_private_key(data, password=None)
-    except OSError as error:
-        raise ConfigurationError(f"the publisher key {path} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"{path} is not an unencrypted PKCS#8 PEM private key") from error
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigurationError(f"{path} is not an Ed25519 key; `sealgate init` makes one")
-    return key
+__all__ = ["load_signing_key", "require_free", "weights_bytes", "write_bundle"]
 
 
 def weights_bytes(module: nn.Module) -> bytes:
@@ -79,15 +63,10 @@ def write_bundle(
     """
     target = models_dir / certificate.model
     require_free(target, replace=replace)
-    files = {WEIGHTS: weights, MANIFEST: manifest, CARD: card.encode()}
-    digests = {name: sha256_hex(files[name]) for name in (WEIGHTS, MANIFEST)}
-    files[CERTIFICATE] = sign_envelope(certificate_statement(certificate, digests), key)
-    digests = {name: sha256_hex(data) for name, data in files.items()}
-    names = BundleFiles(name=certificate.model, version=certificate.version)
-    files[SIGNATURE] = sign_envelope(bundle_statement(names, digests), key)
+    files = signed_files(key, weights=weights, manifest=manifest, certificate=certificate, card=card)
+    digests = digests_of(files)
     if owner.model_signing is not None:
-        every = {**digests, SIGNATURE: sha256_hex(files[SIGNATURE])}
-        files[MODEL_SIGNATURE] = sign_model(certificate.model, every, owner.model_signing)
+        files[MODEL_SIGNATURE] = sign_model(certificate.model, digests, owner.model_signing)
     pieces: dict[str, Iterable[bytes]] = {name: (data,) for name, data in files.items()}
     if owner.wrapping is not None:
         del pieces[WEIGHTS]
