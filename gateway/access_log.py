@@ -12,6 +12,7 @@ from typing import Any
 from gateway.gate import source_class
 from gateway.limits import PIECE
 from gateway.telemetry import Telemetry
+from gateway.watching import Watch
 from sealgate.ambient import monotonic_ns
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -21,15 +22,17 @@ _CALLER_GONE = 499
 class AccessLog:
     """Wraps the application. `health` routes are not logged: their callers ask every second."""
 
-    def __init__(self, app: Any, telemetry: Telemetry) -> None:
+    def __init__(self, app: Any, telemetry: Telemetry, watch: Watch | None = None) -> None:
         self._app = app
         self._telemetry = telemetry
+        self._watch = watch
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began_ns = monotonic_ns()
+        journey = self._watch.begin(scope, began_ns) if self._watch is not None else None
         seen = {"status": _CALLER_GONE, "received": 0, "sent": 0}
 
         async def counted_receive() -> Any:
@@ -53,6 +56,8 @@ class AccessLog:
             await self._app(scope, counted_receive, counted_send)
         finally:
             route = scope.get("path_template") or "unmatched"
+            if journey is not None and self._watch is not None:
+                self._watch.end(journey, scope, route=route, status=seen["status"])
             if not route.startswith("/health/"):
                 fields = {
                     "method": scope["method"] if scope["method"] in _METHODS else "other",

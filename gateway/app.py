@@ -5,6 +5,7 @@ Trusts: the state directory. Never: starts with a policy, an issuer file or a ce
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -24,6 +25,7 @@ from gateway.console.router import open_console
 from gateway.gate import Gate
 from gateway.intake import Intake
 from gateway.limits import AUDIT_ASKING, AUDIT_IN_FLIGHT, EVIDENCE_IN_FLIGHT
+from gateway.metrics import look_at_self, open_metrics
 from gateway.other_logs import open_logs
 from gateway.policy_in_force import open_policy_in_force
 from gateway.routes import audit, audit_exports, audit_holds, audit_reports, health, keys, sealed
@@ -31,9 +33,12 @@ from gateway.routes.openapi import openapi_config
 from gateway.routes.problems import exception_handlers
 from gateway.runtime_link import RuntimeLink
 from gateway.telemetry import Telemetry, quoted
+from gateway.tracing import open_traces
+from gateway.watching import Watch
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.limits import MAX_SEALED_REQUEST
+from sealgate.protocol.figures import Figures
 
 ROUTES = (
     sealed.send_sealed,
@@ -79,24 +84,33 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
     )
 
 
-def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clock: Clock = now_us) -> Litestar:
+def build_app(
+    deployment: Deployment, *, telemetry: Telemetry | None = None, watch: Watch | None = None, clock: Clock = now_us
+) -> Litestar:
     """The application of one gateway process."""
     telemetry = telemetry or Telemetry(clock=clock)
     gate = make_gate(deployment, telemetry=telemetry, clock=clock)
+    metrics = open_metrics(deployment, watch.figures if watch else None, gate.link, lambda own: _look(own, gate))
     console = open_console(deployment, gate)
 
     @asynccontextmanager
     async def linked(_: Litestar) -> AsyncIterator[None]:
         gate.link.start()
         gate.authenticator.start()
+        if metrics is not None:
+            await metrics.start()
         try:
             yield
         finally:
             await console.close()
             await gate.authenticator.close()
+            if metrics is not None:
+                await metrics.close()
             await gate.link.close()
             await gate.policies.close()
             gate.logs.close()
+            if watch is not None:
+                await asyncio.to_thread(watch.close)
 
     return Litestar(
         route_handlers=(*ROUTES, *console.routes),
@@ -113,4 +127,21 @@ def build_app(deployment: Deployment, *, telemetry: Telemetry | None = None, clo
 
 def build_server(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = now_us) -> AccessLog:
     """What the server runs: the application, and around it the access log."""
-    return AccessLog(build_app(deployment, telemetry=telemetry, clock=clock), telemetry)
+    watch = open_watch(deployment, clock=clock)
+    return AccessLog(build_app(deployment, telemetry=telemetry, watch=watch, clock=clock), telemetry, watch)
+
+
+def open_watch(deployment: Deployment, *, clock: Clock = now_us) -> Watch | None:
+    """Who watches requests, if metrics or traces are on."""
+    settings = deployment.settings.telemetry
+    figures, traces = Figures() if settings.metrics else None, open_traces(deployment)
+    if figures is None and traces is None:
+        return None
+    return Watch(figures, traces, ratio=settings.trace_ratio, go_on=settings.traceparent, clock=clock)
+
+
+def _look(own: Figures, gate: Gate) -> None:
+    """How this process stands now."""
+    own.put("sealgate_gateway_requests_in_flight", (), gate.sealed.requests)
+    own.put("sealgate_gateway_body_bytes", (), gate.sealed.bytes)
+    look_at_self(own)

@@ -23,9 +23,10 @@ from gateway.other_logs import ReadableLogs
 from gateway.policy_in_force import PolicyInForce
 from gateway.runtime_link import RuntimeLink
 from gateway.telemetry import Telemetry, quoted
+from gateway.watching import JOURNEY, Journey, stepped
 from policy.decide import Deny, Permit, PolicySet
 from policy.entities import Action, Context, Principal
-from sealgate.ambient import Clock
+from sealgate.ambient import Clock, monotonic_ns
 from sealgate.client.times import rfc3339
 from sealgate.protocol import frames
 from sealgate.protocol.dpop import to_base64url
@@ -76,12 +77,14 @@ class Gate:
 
         Whom a certificate stands for is part of the policy, so the principal belongs to the policy in force now.
         """
+        began_ns = monotonic_ns()
         request.scope[_POLICY] = await self.policies.now()  # type: ignore[literal-required]
         try:
             principal = await self.authenticator.authenticate(request.scope)  # type: ignore[arg-type]
         except Unauthenticated as error:
             raise self.turn_away(request, error) from None
         note(request, authn=principal.authn, tenant=quoted(principal.tenant))
+        stepped(request.scope, "authenticate", began_ns)
         return principal
 
     def turn_away(self, request: Asking, error: Unauthenticated) -> Problem:
@@ -108,6 +111,7 @@ class Gate:
 
         Raises PolicyChanged if the principal was made under another policy than the one in force.
         """
+        began_ns = monotonic_ns()
         policy: PolicySet = request.scope[_POLICY]  # type: ignore[literal-required]
         if not self.policies.still(policy):
             raise PolicyChanged
@@ -115,6 +119,7 @@ class Gate:
             decision = frames.Decision(policy_digest=policy.digest, reason="worker-not-ready")
             await self.refuse(request, decision, principal, asked, problem="unavailable")
         answer = policy.decide(principal, asked.action, self._facts(asked.model), self._context(asked))
+        stepped(request.scope, "decide", began_ns)
         if isinstance(answer, Deny):
             for text in answer.errors:
                 self.telemetry.event("policy-error", detail=quoted(text))
@@ -123,8 +128,14 @@ class Gate:
 
     async def submit(self, request: Asking, frame: frames.Submit, body: bytes) -> tuple[frames.Answer, bytes]:
         """Steps 6 to 10, on the other side of the socket."""
+        began_ns = monotonic_ns()
+        journey: Journey | None = request.scope.get(JOURNEY)  # type: ignore[assignment]
+        if journey is not None:
+            frame = journey.handed_over(frame)
         work = self.link.submit(frame, body)
         reply, sealed = await while_awaited(request.receive, work, timeout_s=self.request_timeout_s)
+        if journey is not None:
+            journey.came_back(reply, began_ns)
         if isinstance(reply, frames.Refused):
             raise _refusal(reply)
         note(request, log=reply.log, record=reply.record)

@@ -119,3 +119,10 @@ CONSOLE_ROWS = 500  # of one table of a report; the rest is counted, and to be h
 
 # Logs ----------------------------------------------------------------------------------------------------------------
 MAX_LOG_TEXT = 256
+
+# Metrics -------------------------------------------------------------------------------------------------------------
+FIGURES_EVERY_S = 5.0  # a gateway process tells the host what it counted; and whenever it is scraped
+MAX_METRICS_HEAD = 16 * 1024  # request line and fields of a scrape
+MAX_METRICS_CONNECTIONS = 8
+METRICS_ANSWER_S = 5.0  # from a scraper's connection to the end of its answer
+MAX_METRICS_TOKEN = 1024

@@ -37,6 +37,9 @@ from sealgate.protocol.frames import (
     Deny,
     EvidenceGiven,
     EvidenceWanted,
+    FiguresGiven,
+    FiguresTold,
+    FiguresWanted,
     Frame,
     FrameReader,
     HostToGateway,
@@ -164,6 +167,23 @@ class RuntimeLink:
         reply, body = await self._ask(EvidenceWanted(nonce=nonce), b"", expected=(EvidenceGiven, Refused))
         if isinstance(reply, Refused):
             raise RuntimeAway("the runtime has no evidence to give")
+        return body
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a host to tell."""
+        return self._connection is not None
+
+    def tell_figures(self, body: bytes) -> None:
+        """Tell the host what this process has counted since it told last."""
+        if self._connection is not None:
+            self._connection.send(FiguresTold(), body)
+
+    async def figures(self) -> bytes:
+        """The figures of the whole deployment. Raises RuntimeAway if the host keeps none."""
+        reply, body = await self._ask(FiguresWanted(), b"", expected=(FiguresGiven, Refused))
+        if isinstance(reply, Refused):
+            raise RuntimeAway("the runtime keeps no figures")
         return body
 
     def auth_failed(self, frame: AuthFailed) -> None:

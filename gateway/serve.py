@@ -21,9 +21,10 @@ import uvloop
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from gateway.app import build_server, make_gate
+from gateway.app import build_server, make_gate, open_watch
 from gateway.console.router import open_console
 from gateway.limits import GOODBYE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, SHUTDOWN_S
+from gateway.metrics import require_metrics
 from gateway.parent_death import end_with
 from gateway.telemetry import Telemetry, capture_libraries
 from gateway.tls_identity import SealedHttpProtocol, make_tls_context
@@ -137,6 +138,10 @@ def serve(deployment: Deployment) -> int:
     checked.audit.close()
     checked.authenticator.let_go()
     make_tls_context(deployment)
+    require_metrics(deployment)
+    checked_watch = open_watch(deployment)
+    if checked_watch is not None:
+        checked_watch.close()
     _allow_many_files()
     sock = listen(settings.host, settings.port)
     telemetry.event("listening", address=f"{settings.host}:{sock.getsockname()[1]}", count=settings.workers)

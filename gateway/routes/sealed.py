@@ -21,8 +21,10 @@ from litestar.params import FromPath
 from gateway.errors import Problem
 from gateway.gate import Asked, Gate, audit_headers, caller_of
 from gateway.routes.openapi import SealedOperation, answers
+from gateway.watching import stepped
 from policy.decide import Permit
 from policy.entities import Action, Principal
+from sealgate.ambient import monotonic_ns
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.frames import Answer, Submit
@@ -69,8 +71,10 @@ async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str | Non
     asked = _asked(request, _field(request, b"sealed-model") if model is None else model)
     media_type = _field(request, b"content-type").partition(";")[0].strip().lower()
     with gate.sealed.slot((principal.tenant, principal.subject)) as slot:
+        began_ns = monotonic_ns()
         raw = await slot.read_body(request.receive, declared=request.headers.get("content-length"))
         sealed = _sealed(raw, media_type)  # 4
+        stepped(request.scope, "parse", began_ns)
 
         async def ask(principal: Principal) -> tuple[Answer, bytes]:
             permit = await gate.authorise(request, principal, asked)  # 5
