@@ -103,7 +103,8 @@ def test_every_setting_is_described_where_it_belongs(
     operations: str, heading: str, struct: type[msgspec.Struct]
 ) -> None:
     part = section(operations, heading)
-    missing = [field.encode_name for field in settings_of(struct) if not re.search(rf"`\[?{field.encode_name}\]?`", part)]
+    names = [field.encode_name for field in settings_of(struct)]
+    missing = [name for name in names if not re.search(rf"`\[?{name}\]?`", part)]
     assert not missing, f"{heading} says nothing of {missing}"
 
 
