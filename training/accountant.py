@@ -190,17 +190,21 @@ def halting_probability(mean: float, shape: int) -> float:
 class RunningEpsilon:
     """Epsilon after so many steps, for the progress bar: coarse, and computed at a few points only.
 
-    Where the figure is not one of so many steps it is the whole from the beginning.
+    Where the figure is not one of so many steps it is the whole from the beginning. `before_micro` was spent before.
     """
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, *, before_micro: int = 0) -> None:
+        self._before = before_micro
         self._steps = account if isinstance(account, GaussianSteps) else None
         self._every = max(1, self._steps.steps // PROGRESS_POINTS) if self._steps else 1
-        self._text = "0" if self._steps else f"{account.epsilon().add_remove_micro / MICRO:.2f}"
+        self._text = self._words(0 if self._steps else account.epsilon().add_remove_micro)
 
     def after(self, step: int) -> str:
         """The text to show after `step` steps."""
         if self._steps and (step % self._every == 0 or step == self._steps.steps):
             found = epsilon_micro(replace(self._steps, steps=step), discretisation=COARSE)
-            self._text = f"{found / MICRO:.2f}"
+            self._text = self._words(found)
         return self._text
+
+    def _words(self, micro: int) -> str:
+        return f"{(micro + self._before) / MICRO:.2f}" if micro + self._before else "0"

@@ -105,6 +105,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return _audit_only(arguments)
     if arguments.plan:
         return _plan(arguments)
+    from training.configuration import load_configuration
+
+    load_configuration(arguments.config)  # what is wrong with it is said before anything is said of keys
     from sealgate.certificate.model_signature import load_model_signing_key
     from sealgate.certificate.page.document import require_page_path, write_page
     from sealgate.certificate.wrapping_keys import open_key, read_secret

@@ -322,6 +322,7 @@ def _train(asked: _Asked, settled: _Settled, rows: _Rows) -> _Trained:
         resume=asked.resume,
         identity=lambda: identity_of(
             *(repr(rows.plan).encode(), manifest_bytes(manifest), own.encode()),
+            *asked.owner.identity,
             inputs=(*inputs, *people),
             targets=rows.targets,
         ),

@@ -18,6 +18,7 @@ from sealgate.certificate.wrapping_keys import WrappingKey
 from sealgate.protocol.secrets import Secret
 from secure_runtime.models.architectures import build
 from training.fingerprint.embedding import Mark
+from training.fingerprint.triggers import commitment_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,11 @@ class Owner:
     wrapping: WrappingKey | None = None  # the weights are encrypted under it
     model_signing: EllipticCurvePrivateKey | None = field(default=None, repr=False)  # writes model.sig
     fingerprint: Secret | None = None  # its key
+
+    @property
+    def identity(self) -> tuple[bytes, ...]:
+        """What of it is in the weights while training, so that a run that is resumed must have the same."""
+        return () if self.fingerprint is None else (b"fingerprint " + commitment_of(self.fingerprint).encode(),)
 
     def check(self, manifest: Manifest) -> None:
         """Raise ConfigurationError, before anything is spent, for a model that cannot carry a fingerprint."""

@@ -29,6 +29,7 @@ from training.dp_sgd.choice import Choice
 from training.fingerprint.evidence import Evidence
 from training.measure import Quality
 from training.mechanisms.plan import Plan
+from training.preprocessing.statistics import spending_of
 
 OnStep = Callable[[int], None]
 _UNITS = {"example": "row", "user": "person", "graph": "graph", "edge": "edge", "node": "node"}
@@ -114,6 +115,7 @@ class Terminal:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._loss = ""
+        self._before_micro = 0  # epsilon of what was computed of the rows before the first step
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -126,6 +128,12 @@ class Terminal:
             f"  privacy     epsilon {micro_text(cost.epsilon_micro)} at delta {configuration.delta} for one "
             f"{_UNITS[plan.unit]} (second accountant: {micro_text(cost.second_epsilon_micro)})"
         )
+        if statistics := spending_of(configuration).parts:
+            self._before_micro = sum(part.epsilon_micro for part in statistics)
+            self._say(
+                f"              of that, epsilon {micro_text(self._before_micro)} for {len(statistics)} private "
+                f"statistic{'s' * (len(statistics) > 1)}, at their part of delta; the mechanism has the rest of both"
+            )
         self._say(
             f"  mechanism   {configuration.privacy.mechanism}: {plan.account.words()}; noise from the operating "
             "system's generator"
@@ -161,7 +169,7 @@ class Terminal:
     @contextlib.contextmanager
     def progress(self, plan: Plan) -> Iterator[OnStep]:
         """The bar, with what follows from public constants only."""
-        epsilon = RunningEpsilon(plan.account)
+        epsilon = RunningEpsilon(plan.account, before_micro=self._before_micro)
         columns = (
             TextColumn("  training"),
             BarColumn(bar_width=32),

@@ -43,6 +43,8 @@ def recomputation_lines(certificate: Certificate) -> Iterator[Line]:
             how += f", names of which one row counts for {part.contributions} told from {part.threshold} on"
         how = how if part.multiplier_micro else "as the publisher states it"
         yield "statistic", f"{part.what}: {how}; epsilon {micro_text(part.epsilon_micro)} at delta {part.delta}"
+    if certificate.environment.gradients:
+        yield "gradients", f"by {certificate.environment.gradients}; all ways give the same numbers"
     yield "to be accounted", account.words()
     yield from _figures(certificate, account)
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from sealgate.certificate.agreement import CENTRE
 from sealgate.certificate.bundle import verify_bundle
+from sealgate.certificate.decimals import micro_text
 from sealgate.certificate.gaussian import gaussian_epsilon
 from sealgate.certificate.publishers import publishers_of
 from sealgate.errors import ConfigurationError
@@ -22,6 +24,7 @@ from training.centering import Centering, centering_of
 from training.configuration import load_configuration
 from training.experiment import run_experiment
 from training.randomness import Keystream
+from training.report import Terminal
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "vision" / "digits.toml"
 SECTION = {"norm": Decimal(2), "multiplier": Decimal(10), "delta": Decimal("0.000001")}
@@ -96,9 +99,16 @@ def configured(folder: Path) -> Path:
 
 def test_a_run_counts_its_centre(tmp_path, key):
     path = configured(tmp_path)
-    published = run_experiment(path, models_dir=tmp_path / "models", key=key, audit=False)
+    with (tmp_path / "shown.txt").open("w") as file:
+        terminal = Terminal(Console(file=file, width=160))
+        published = run_experiment(path, models_dir=tmp_path / "models", key=key, audit=False, narrator=terminal)
     publishers = publishers_of({"hospital": key.public_key()})
     certificate = verify_bundle(published.bundle.directory, publishers).certificate
+    shown = (tmp_path / "shown.txt").read_text()
+    assert f"epsilon {micro_text(certificate.epsilon_micro)} at delta 0.00001 for one row" in shown
+    spent = micro_text(certificate.preprocessing.epsilon_micro)
+    assert f"of that, epsilon {spent} for 1 private statistic, at their part of delta" in shown
+    assert float(shown.split("epsilon ")[-1].split()[0]) == pytest.approx(certificate.epsilon_micro / 1e6, abs=0.02)
     centering = centering_of(load_configuration(path))
     assert centering is not None
     assert certificate.preprocessing == centering.preprocessing

@@ -19,6 +19,7 @@ from safetensors import safe_open
 
 from sealgate.certificate.bundle import verify_bundle
 from sealgate.certificate.publishers import publishers_of
+from sealgate.cli import main
 from sealgate.errors import ConfigurationError
 from secure_runtime.models.bundle import load_bundle
 from tests.training.conftest import COLUMNS, configuration_text, tiny, write_data
@@ -186,6 +187,14 @@ def test_the_example_is_accurate_and_quick(tmp_path, key):
     for part in ("epsilon 2.99", "150/150", "with privacy", "thrown away", "held out"):
         assert part in text
     assert "loss" not in text
+
+
+def test_a_configuration_that_is_not_there_is_what_is_missed_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "nowhere.toml"]) == 1
+    said = capsys.readouterr().err
+    assert "nowhere.toml cannot be read" in said
+    assert "key" not in said
 
 
 @pytest.fixture

@@ -52,7 +52,8 @@ class Checkpoints:
         facts, tensors = _read(self._path)
         if facts.get("format") != FORMAT or facts.get("identity") != self._identity:
             raise ConfigurationError(
-                f"{self._path} belongs to another run: rows, constants or architecture differ; delete it to begin again"
+                f"{self._path} belongs to another run: rows, constants, architecture or fingerprint differ; delete "
+                "it to begin again"
             )
         wanted = _tensors(module, update)
         if {name: (one.shape, one.dtype) for name, one in wanted.items()} != {

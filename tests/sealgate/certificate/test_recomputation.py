@@ -48,6 +48,13 @@ def test_every_constant_of_dp_sgd_has_its_line():
     assert lines["delta"] == "0.0001, below 1 / 1000 = 0.001"
 
 
+def test_how_gradients_were_computed_is_said_where_the_certificate_says_it():
+    assert "gradients" not in dict(recomputation_lines(a_certificate()))
+    environment = msgspec.structs.replace(a_certificate().environment, gradients="book-keeping on 2 processes")
+    lines = dict(recomputation_lines(msgspec.structs.replace(a_certificate(), environment=environment)))
+    assert lines["gradients"] == "by book-keeping on 2 processes; all ways give the same numbers"
+
+
 @pytest.mark.parametrize("mechanism", [None, ADASSP, OBJECTIVE], ids=["dp-sgd", "adassp", "objective"])
 def test_two_methods_come_close(mechanism):
     certificate = a_certificate()

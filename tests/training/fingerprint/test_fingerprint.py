@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import copy
 import hashlib
 import hmac
 import json
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +48,9 @@ from training.fingerprint.evidence import Evidence, compare, least_matches
 from training.fingerprint.triggers import Triggers, commitment_of, triggers_of
 from training.initialisation import initialise
 from training.losses import Loss
-from training.owner import Owner
+from training.owner import NOTHING, Owner
 from training.private_sgd import PrivateSgd, train_privately
+from training.report import Quiet
 
 COLUMN = Column(name="a", low="-1", high="3", center="1", scale="2")
 
@@ -375,6 +378,47 @@ note = "a test"
 [columns]
 {pixels}
 """
+
+
+class Cut(Exception):
+    pass
+
+
+class CutOff(Quiet):
+    """The process dies (as far as the run can tell) at step three."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    @contextlib.contextmanager
+    def progress(self, plan: object) -> Iterator[Callable[[int], None]]:
+        def on_step(step: int) -> None:
+            self.seen.append(step)
+            if step == 3:
+                raise Cut
+
+        yield on_step
+
+
+def test_a_run_is_resumed_with_the_same_fingerprint_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(digits_text() + "\n[engine]\ncheckpoint_every = 2\n")
+    key = Ed25519PrivateKey.generate()
+
+    def run(owner: Owner, *, narrator: Quiet | None = None, resume: bool = True) -> None:
+        run_experiment(
+            tmp_path / "c.toml", models_dir=tmp_path / "models", key=key, audit=False, owner=owner, narrator=narrator,
+            resume=resume,
+        )  # fmt: skip
+
+    with pytest.raises(Cut):
+        run(Owner(fingerprint=KEY), narrator=CutOff(), resume=False)
+    for other in (NOTHING, Owner(fingerprint=Secret(bytes(32)))):
+        with pytest.raises(ConfigurationError, match=r"another run: .*fingerprint"):
+            run(other)
+    again = CutOff()
+    with pytest.raises(Cut):
+        run(Owner(fingerprint=KEY), narrator=again)
+    assert again.seen == [3]
 
 
 def test_from_the_key_to_the_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
