@@ -24,11 +24,13 @@ Seen = tuple[int, Record, bytes]
 TOO_MANY = f"the answer takes more than {MAX_REPORT_RECORDS} records; narrow it, or export a range and ask the bundle"
 
 
-def listed(connection: Connection, kinds: Sequence[str], *, low: int, high: int) -> Iterator[Seen]:
-    """Records of these kinds between two indices, in the order of the log; at most MAX_REPORT_RECORDS."""
+def listed(
+    connection: Connection, kinds: Sequence[str], *, low: int, high: int, most: int = MAX_REPORT_RECORDS
+) -> Iterator[Seen]:
+    """Records of these kinds between two indices, in the order of the log; QueryRefused beyond `most`."""
     by_kind = [_of_kind(connection, kind, low=low, high=high) for kind in kinds]
     for number, (index, leaf, kind) in enumerate(heapq.merge(*by_kind)):
-        if number >= MAX_REPORT_RECORDS:
+        if number >= most:
             raise QueryRefused(TOO_MANY, code="range")
         yield index, checked_record(index, leaf, kind), leaf
 

@@ -12,6 +12,7 @@ Never: OFFSET, unbounded pages, unbounded statements.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,6 +145,11 @@ class AuditReader:
         """A report over the whole log, in one snapshot; DecodeError or QueryRefused for what cannot be asked."""
         with self._snapshot() as (connection, shards):
             return answer_report(connection, name=name, question=question, shards=shards)
+
+    def usage(self, question: Question) -> Report:
+        """The report on usage over however many ends there are: for who reads the database himself."""
+        with self._snapshot() as (connection, shards):
+            return answer_report(connection, name="usage", question=question, shards=shards, most=sys.maxsize)
 
     # Tree ------------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Reports over the database: the same folds as over a bundle, shown what the database's indexes find for them.
 
     counts     access, denials, the spending of budget: day roll-ups for whole days, leaves by kind for the edges
+    sums       usage: the ends between the days that were asked for, of all shards
     lists      break-glass, review: leaves by kind, between the indices of the days that were asked for
     moments    in-force: the newest policy and opening until then, and what followed the opening
     ranges     reconcile, completeness, the replay of budget: every leaf between two indices
@@ -48,14 +49,18 @@ from sealgate.transparency.reports.counting import DAY_US, Counted
 from sealgate.transparency.reports.form import Answer, Basis, Fold, Part, Report
 from sealgate.transparency.reports.oversight import ADMINISTRATIVE, READS, BreakGlass, Review
 from sealgate.transparency.reports.question import FILTERS, Question
+from sealgate.transparency.reports.usage import Usage
 
 _ROLLED_UP = "whole days were added up from the database's roll-ups, which are not evidence"
 _EACH_SHARD = "a table is of the shard that its title names, and its numbers of records are those of that shard's tree"
 _NAMES = (*FILTERS, "operation", "reason")
 
 
-def answer_report(connection: Connection, *, name: str, question: Question, shards: Shards) -> Report:
-    """The answer in the connection's snapshot. Raises DecodeError or QueryRefused for what cannot be asked."""
+def answer_report(
+    connection: Connection, *, name: str, question: Question, shards: Shards, most: int = MAX_REPORT_RECORDS
+) -> Report:
+    """The answer in the connection's snapshot. Raises DecodeError or QueryRefused for what cannot be asked. `most` is
+    how many ends a report on usage may read: an operator's own reading need not be as short as a service's."""
     kind = require_report(name, question)
     fold = kind.begin(question)
     if question.shard is not None:
@@ -78,6 +83,10 @@ def answer_report(connection: Connection, *, name: str, question: Question, shar
                 f"budgets were replayed over records {first} to {last} of {shard.origin}; policies and grants are "
                 "those of this shard, which says again what was in force when it began; spending is of the whole log",
             ]
+        elif isinstance(fold, Usage):
+            low, high = _indices(connection, question, size=shards.size)
+            for position, record, leaf in listed(connection, fold.kinds, low=low, high=high, most=most):
+                fold.see(position, record, leaf)
         elif isinstance(fold, Counts):
             _count(connection, fold, question)
             limits = [_ROLLED_UP]

@@ -16,6 +16,7 @@ from sealgate.transparency.reports.in_force import InForce
 from sealgate.transparency.reports.oversight import BreakGlass, Review
 from sealgate.transparency.reports.question import FILTERS, MOMENT, RANGE, SHARD, SPAN, Question
 from sealgate.transparency.reports.ranges import Completeness, Reconciled
+from sealgate.transparency.reports.usage import Usage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,12 @@ REPORTS: dict[str, Kind] = {
         summary="what was spent, what is left, what the policies granted, and whether it adds up",
         parameters=(*FILTERS, *SPAN, *SHARD),
         begin=Budget,
+    ),
+    "usage": Kind(
+        summary="what was used, for a bill: requests, rows, units, epsilon, processor time and energy",
+        parameters=(*FILTERS, *SPAN),
+        begin=Usage,
+        of_one_tenant=True,
     ),
     "in-force": Kind(
         summary="policy, worker, models, their epsilon and keys at a moment",
