@@ -1,12 +1,18 @@
-"""The command `sealgate models`: look at bundles, report on them, encrypt them. Light: work is imported when run."""
+"""The command `sealgate models`: look at bundles, report on them, encrypt them. Light: work is imported when run.
+
+What needs to run a model is above this package, which never imports upwards: such actions are found by entry points
+(`sealgate.models`), each a Command like those of `sealgate` itself.
+"""
 
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from sealgate.command import Command
 
+_ORIGINAL = "the bundle that this one was compressed from: its weights are compressed again, and must be the same"
 _SIGNING_KEY = "elliptic-curve private key: openssl ecparam -name prime256v1 -genkey -noout -out FILE.pem"
 _NEW_KEY = "32 random bytes in a new file. Whoever has it can open the models that were encrypted under it."
 
@@ -38,6 +44,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
             default=[],
             help="key of encrypted weights: file:PATH, or environment (SEALGATE_MODELS_KEY); may be repeated",
         )
+        if name == "verify":
+            action.add_argument("--original", metavar="DIR", type=Path, help=_ORIGINAL)
         if name == "sign":
             action.add_argument("--signing-key", metavar="FILE.pem", type=Path, required=True, help=_SIGNING_KEY)
         if name == "rewrap":
@@ -47,12 +55,22 @@ def _configure(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--replace", action="store_true", help="replace a page that is there")
     new_key = actions.add_parser("new-key", help="draw a key that models are encrypted under", description=_NEW_KEY)
     new_key.add_argument("file", metavar="FILE", type=Path, help="where it is written, mode 0600")
+    for point in sorted(entry_points(group="sealgate.models"), key=lambda one: one.name):
+        command = point.load()
+        if not isinstance(command, Command):
+            raise TypeError(f"entry point {point.name} is not a Command")
+        more = actions.add_parser(point.name, help=command.summary, description=command.description)
+        command.configure(more)
+        more.set_defaults(_models_action=command)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from sealgate.certificate import report
 
     action: str = arguments.action
+    found: Command | None = getattr(arguments, "_models_action", None)
+    if found is not None:
+        return found.run(arguments)
     if action in ("new-key", "encrypt", "decrypt", "rewrap", "sign"):
         return _protect(arguments)
     if action == "list":
@@ -63,7 +81,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return report.write_report(
             arguments.directory, arguments.publishers, arguments.key, out=arguments.out, replace=arguments.replace
         )
-    return report.verify_aloud(arguments.directory, arguments.publishers, arguments.key)
+    return report.verify_aloud(arguments.directory, arguments.publishers, arguments.key, original=arguments.original)
 
 
 def _protect(arguments: argparse.Namespace) -> int:

@@ -23,11 +23,10 @@ import msgspec
 
 from sealgate.certificate.agreement import check_agreement
 from sealgate.certificate.compressing import compress_weights
-from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.dsse import open_envelope
 from sealgate.certificate.files import MANIFEST, ORIGINAL_CERTIFICATE, ORIGINAL_MANIFEST, WEIGHTS
 from sealgate.certificate.manifest import Manifest, parse_manifest
-from sealgate.certificate.measured import check_measured
+from sealgate.certificate.measured import check_measured, interval_text
 from sealgate.certificate.publishers import Publisher, Publishers
 from sealgate.certificate.refusals import refusal
 from sealgate.certificate.schema import Certificate, Derivation
@@ -136,10 +135,15 @@ def require_compressed(
     return f"compressing the original's weights to {derived.how} again gives the same {len(weights)} bytes"
 
 
+def measured_words(derived: Derivation) -> list[str]:
+    """How the original did on the same rows, as a line; nothing where that was not measured."""
+    one = derived.original
+    return [] if one is None else [f"the original on the same {one.rows} rows: {one.measure} {interval_text(one)}"]
+
+
 def derivation_words(derived: Derivation) -> str:
     """One line for people."""
     return (
         f"{derived.how} of weights SHA-256 {derived.weights_digest[:16]}..., without data: "
-        f"{derived.bytes_before} bytes became {derived.bytes_after} "
-        f"({derived.bytes_after * 100 * MICRO // derived.bytes_before / MICRO:.0f} %)"
+        f"{derived.bytes_before} bytes became {derived.bytes_after} ({derived.bytes_after / derived.bytes_before:.0%})"
     )

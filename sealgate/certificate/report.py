@@ -12,8 +12,9 @@ from sealgate.certificate.accounting.curves import curve_of
 from sealgate.certificate.accounting.described import account_of
 from sealgate.certificate.attack_words import attack_lines, unit_word
 from sealgate.certificate.audits import audit_words
-from sealgate.certificate.bundle import VerifiedStatements, verify_bundle
+from sealgate.certificate.bundle import VerifiedBundle, VerifiedStatements, verify_bundle
 from sealgate.certificate.decimals import micro_text
+from sealgate.certificate.derivation import derivation_words, measured_words, require_compressed
 from sealgate.certificate.measured import interval_text
 from sealgate.certificate.mechanism_words import mechanism_lines
 from sealgate.certificate.mechanisms import name_of
@@ -80,8 +81,11 @@ def list_bundles(directory: Path, publishers_file: Path | None, keys: Sequence[s
     return code
 
 
-def verify_aloud(directory: Path, publishers_file: Path | None, keys: Sequence[str] = ()) -> int:
-    """Each step of the verification as it holds; the refusal, if any, is raised."""
+def verify_aloud(
+    directory: Path, publishers_file: Path | None, keys: Sequence[str] = (), *, original: Path | None = None
+) -> int:
+    """Each step of the verification as it holds; the refusal, if any, is raised. With `original`, which is verified
+    too, the bundle's weights must be what compressing that one gives."""
 
     def told(step: str, detail: str) -> None:
         print(printable(f"  ok  {step}: {detail}"), flush=True)
@@ -89,12 +93,23 @@ def verify_aloud(directory: Path, publishers_file: Path | None, keys: Sequence[s
     publishers = find_publishers(directory, publishers_file)
     print(f"verifying {directory}")
     bundle = verify_bundle(directory, publishers, told=told, data_key=open_key_ring(keys).unwrap)
+    if original is not None:
+        told("original", _made_again(bundle, verify_bundle(original, publishers, data_key=open_key_ring(keys).unwrap)))
     print("how epsilon follows from the certificate, recomputed on this machine:")
     for name, detail in recomputation_lines(bundle.certificate):
         print(printable(f"      {name}: {detail}"), flush=True)
     print(f"verified: {bundle.facts.name} {bundle.facts.version}, certificate SHA-256 {bundle.certificate_digest}")
     print("not shown by this: that the publisher trained the way it says, or anything about the requests to come")
     return 0
+
+
+def _made_again(bundle: VerifiedBundle, original: VerifiedBundle) -> str:
+    return require_compressed(
+        bundle.certificate,
+        bundle.weights,
+        original_certificate_digest=original.certificate_digest,
+        original_weights=original.weights,
+    )
 
 
 def show_bundle(directory: Path, publishers_file: Path | None, keys: Sequence[str] = ()) -> int:
@@ -154,6 +169,9 @@ def describe(bundle: VerifiedStatements) -> list[str]:
             f"  measured at epsilon {micro_text(one.epsilon_micro)}: {one.measure} {interval_text(one)} on {one.rows} "
             "held-out rows"
         )
+    if certificate.derived is not None:
+        lines.append(f"  made from another model: {derivation_words(certificate.derived)}")
+        lines += [f"  {line}" for line in measured_words(certificate.derived)]
     lines.append(f"  audit {audit_words(certificate.audit)}")
     lines += [f"  attacker {line}" for line in attack_lines(curve_of(account_of(certificate)), unit=certificate.unit)]
     for release in certificate.releases:
