@@ -157,3 +157,7 @@ MAX_ROWS_MEASURED = 1_000_000_000
 # Figures and traces --------------------------------------------------------------------------------------------------
 MAX_SERIES = 256  # of one metric: what would be more is counted as "other"
 MAX_FIGURES = 1024 * 1024  # all of one process
+
+# Prices --------------------------------------------------------------------------------------------------------------
+MAX_PRICE_LIST = 256 * 1024
+MAX_PRICES = 1000

@@ -75,8 +75,8 @@ async def report(
     asked: NamedDependency[Question],
     log: Log = None,
 ) -> Response[bytes]:
-    """access, denials, budget, in-force, reconcile, completeness, break-glass or review. The answer is the database's
-    word; over an evidence bundle the same report is proven (`sealgate audit report NAME --bundle FILE`)."""
+    """access, denials, budget, usage, in-force, reconcile, completeness, break-glass or review. The answer is the
+    database's word; over an evidence bundle the same report is proven (`sealgate audit report NAME --bundle FILE`)."""
     known = REPORTS.get(name)
     said = {"name": name, **asked.given()}
     too_wide = "" if known is None or known.of_one_tenant else _TOO_WIDE

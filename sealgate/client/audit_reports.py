@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _FILTERS = ("tenant", "actor", "model", "purpose")
 _TIMES = {"since": "from_us", "until": "to_us", "at": "at_us"}
-_NAMES = "access, denials, budget, in-force, reconcile, completeness, break-glass, review"
+_NAMES = "access, denials, budget, usage, in-force, reconcile, completeness, break-glass, review"
 _FINDINGS = ("nothing", "questions", "problems")
 MAX_REPORT = 64 * 1024 * 1024
 
