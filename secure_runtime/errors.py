@@ -6,6 +6,7 @@ SealgateError
 ├── BadInput                  an opened request that cannot be answered; the text goes back inside the seal
 ├── WorkerGone                the worker died, hung or said something it may not say
 ├── EndorserFailed            a TPM or the like did not vouch for evidence; no evidence is given then
+├── SwitchRefused             the workers that should take over cannot; those that serve go on
 └── RuntimeUnavailable        the host cannot serve now
 """
 
@@ -44,6 +45,8 @@ GATEKEEPER_REASONS = frozenset(
 ENGINE_REASONS = frozenset(
     {
         "bad-input",
+        "explain-not-offered",
+        "explain-not-permitted",
         "input-datatype",
         "input-not-finite",
         "input-range",
@@ -85,6 +88,12 @@ class WorkerGone(SealgateError):
     """The worker cannot be reached any more. `code` says why: worker-died, worker-hung, worker-protocol."""
 
     code = "worker-died"
+
+
+class SwitchRefused(SealgateError):
+    """Models were not changed; the text is one line for the operator. `code` is one of the administration socket's."""
+
+    code = "switch-failed"
 
 
 class RuntimeUnavailable(SealgateError):

@@ -19,6 +19,9 @@ from sealgate.errors import DecodeError
 from sealgate.limits import MAX_COLUMNS, MAX_EXAMPLE_NUMBERS, MAX_NAME, MAX_TOKENS, MAX_VOCABULARY
 
 _LEAST_PIECES = 3
+_INTEGERS = ("UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64")
+NUMBERS = ("BOOL", *_INTEGERS, "FP16", "BF16", "FP32", "FP64")
+"""Datatypes that a number may come in. It becomes one of the model's arithmetic, rounded to nearest where it must."""
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +68,11 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
         """How many different tokens there are; 0 for numbers."""
         return 0
 
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether its rows are pictures, which may come encoded too."""
+        return False
+
     def model_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """What one row of a wire tensor of this shape is to the model."""
         return shape[1:]
@@ -75,45 +83,50 @@ class _Content(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
 
 class TableContent(_Content, frozen=True, tag="table"):
-    """Rows of named columns: FP32 [-1, columns]."""
+    """Rows of named columns: numbers [-1, columns]."""
 
     columns: tuple[Column, ...]
 
     def refusals(self, datatype: str, shape: tuple[int, ...]) -> Iterator[str]:
-        if datatype != "FP32" or len(shape) != 2:
-            yield "a table is FP32 [-1, columns]"
+        if datatype not in NUMBERS or len(shape) != 2:
+            yield "a table is numbers [-1, columns]"
         else:
             yield from _column_refusals(self.columns, shape[1])
 
 
 class SequenceContent(_Content, frozen=True, tag="sequence"):
-    """Steps of named channels: FP32 [-1, steps, channels]. Each channel is clamped and scaled like a column."""
+    """Steps of named channels: numbers [-1, steps, channels]. Each channel is clamped and scaled like a column."""
 
     channels: tuple[Column, ...]
 
     def refusals(self, datatype: str, shape: tuple[int, ...]) -> Iterator[str]:
-        if datatype != "FP32" or len(shape) != 3:
-            yield "a sequence is FP32 [-1, steps, channels]"
+        if datatype not in NUMBERS or len(shape) != 3:
+            yield "a sequence is numbers [-1, steps, channels]"
         else:
             yield from _column_refusals(self.channels, shape[2])
 
 
 class ImageContent(_Content, frozen=True, tag="image"):
-    """Images: UINT8 or FP32 [-1, channels, height, width]; every pixel is clamped and scaled by the same constants."""
+    """Images: numbers [-1, channels, height, width], those of UINT8 also as PNG and JPEG. Every pixel is clamped and
+    scaled by the same constants."""
 
     low: str
     high: str
     center: str
     scale: str
 
+    @property
+    def takes_pictures(self) -> bool:
+        return True
+
     def refusals(self, datatype: str, shape: tuple[int, ...]) -> Iterator[str]:
-        if datatype not in ("UINT8", "FP32") or len(shape) != 4:
-            yield "images are UINT8 or FP32 [-1, channels, height, width]"
+        if datatype not in NUMBERS or len(shape) != 4:
+            yield "images are numbers [-1, channels, height, width]"
         yield from _scaling_refusals(self.low, self.high, self.center, self.scale)
 
 
 class TokensContent(_Content, frozen=True, tag="tokens"):
-    """Numbers of tokens: INT64 [-1, length], each in [0, size). Token 0 is padding."""
+    """Numbers of tokens: integers [-1, length], each in [0, size). Token 0 is padding."""
 
     size: int
 
@@ -122,8 +135,8 @@ class TokensContent(_Content, frozen=True, tag="tokens"):
         return self.size
 
     def refusals(self, datatype: str, shape: tuple[int, ...]) -> Iterator[str]:
-        if datatype != "INT64" or len(shape) != 2 or shape[1] > MAX_TOKENS:
-            yield f"tokens are INT64 [-1, length], at most {MAX_TOKENS} of them"
+        if datatype not in _INTEGERS or len(shape) != 2 or shape[1] > MAX_TOKENS:
+            yield f"tokens are integers [-1, length], at most {MAX_TOKENS} of them"
         if not 1 < self.size <= MAX_VOCABULARY:
             yield "its vocabulary is out of range"
 
@@ -223,23 +236,23 @@ class TextContent(_Content, frozen=True, tag="text"):
 
 
 class GraphNodesContent(_Content, frozen=True, tag="graph-nodes"):
-    """Node features of padded graphs: FP32 [-1, nodes, features]; a padding node is a row of zeros after scaling."""
+    """Node features of padded graphs: numbers [-1, nodes, features]; a padding node is a row of zeros after scaling."""
 
     columns: tuple[Column, ...]
 
     def refusals(self, datatype: str, shape: tuple[int, ...]) -> Iterator[str]:
-        if datatype != "FP32" or len(shape) != 3:
-            yield "node features are FP32 [-1, nodes, features]"
+        if datatype not in NUMBERS or len(shape) != 3:
+            yield "node features are numbers [-1, nodes, features]"
         else:
             yield from _column_refusals(self.columns, shape[2])
 
 
 class GraphEdgesContent(_Content, frozen=True, tag="graph-edges"):
-    """Adjacency of padded graphs: FP32 [-1, nodes, nodes], symmetric, ones and zeros."""
+    """Adjacency of padded graphs: numbers [-1, nodes, nodes], symmetric, ones and zeros."""
 
     def refusals(self, datatype: str, shape: tuple[int, ...]) -> Iterator[str]:
-        if datatype != "FP32" or len(shape) != 3 or shape[1] != shape[2]:
-            yield "edges are FP32 [-1, nodes, nodes]"
+        if datatype not in NUMBERS or len(shape) != 3 or shape[1] != shape[2]:
+            yield "edges are numbers [-1, nodes, nodes]"
 
 
 Content: TypeAlias = (

@@ -36,6 +36,7 @@ OUTPUT_DATATYPES = {
     "value": ("FP32", "FP64", "FP16", "BF16"),
     "label": ("INT64", "INT32", "INT16", "UINT16", "UINT32", "UINT64", "BYTES"),  # each holds every index
 }
+EXPLAIN_UNITS = 64  # an explanation asks the model about so many rows where it was asked about one, or more
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}\Z")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}\Z")
 
@@ -73,6 +74,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     sensitivity: str
     purposes: tuple[str, ...]
     units_per_row: int
+    explain_units_per_row: int | msgspec.UnsetType = msgspec.UNSET  # left out: EXPLAIN_UNITS times units_per_row
     arithmetic: str = "float64"  # of the model: in float64 an answer does not depend on who shared its batch
     compression: Compression | msgspec.UnsetType = msgspec.UNSET  # of the weights; left out where there is none
     warm_up: tuple[int, ...] | msgspec.UnsetType = msgspec.UNSET  # rows of requests to expect: run once at each start
@@ -81,6 +83,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def family(self) -> str:
         """The architecture's tag: "linear-regression", "mlp", "cnn", ..."""
         return self.architecture.family
+
+    @property
+    def explain_units(self) -> int:
+        """What explaining one row costs."""
+        return self.explain_units_per_row or EXPLAIN_UNITS * self.units_per_row
 
     @property
     def classes(self) -> int:
@@ -130,6 +137,7 @@ def check_manifest(manifest: Manifest) -> None:
         (all(0 < len(purpose) <= MAX_NAME for purpose in manifest.purposes), "a purpose is malformed"),
         (len(set(manifest.purposes)) == len(manifest.purposes), "a purpose stands twice"),
         (0 < manifest.units_per_row <= 1_000_000, "its units per row are out of range"),
+        (0 < manifest.explain_units <= EXPLAIN_UNITS * 1_000_000, "its price of explanations is out of range"),
         (manifest.arithmetic in ARITHMETICS, "its arithmetic is unknown"),
         (len(manifest.warm_up_sizes) <= MAX_WARM_UPS, "it names too many sizes to warm up with"),
         (all(0 < rows <= MAX_WARM_UP_ROWS for rows in manifest.warm_up_sizes), "a size to warm up with is out of range"),

@@ -56,6 +56,22 @@ class Predictor:
         scores = probabilities(self._architecture, logits).to(torch.float32).cpu()  # [n, classes]
         return {self._names["scores"]: scores, self._names["label"]: scores.argmax(dim=1)}  # label: int64 [n]
 
+    @property
+    def module(self) -> nn.Module:
+        """The model alone, on scaled inputs: for explanations, which need its gradients."""
+        return self._module
+
+    def margins(self, logits: torch.Tensor, target: int) -> torch.Tensor:
+        """On what scale contributions add up: [n, logits] -> [n]. A value in its own unit, before it is clamped; the
+        log-odds of class `target` of two; of more classes, its logit above their mean."""
+        classes = self._architecture.classes
+        if classes == 0:
+            low, high = self._span
+            return logits[:, 0] * ((high - low) / 2) + (high + low) / 2
+        if classes == 2:
+            return logits[:, 0] if target else -logits[:, 0]
+        return logits[:, target] - logits.mean(dim=1)
+
     def _values(self, outputs: torch.Tensor) -> torch.Tensor:
         """Back from [-1, 1] to the target's range, and never outside it. [n, 1] -> float32 [n]"""
         low, high = self._span

@@ -19,8 +19,7 @@ from sealgate.certificate.inputs import (
     TableContent,
 )
 from secure_runtime.errors import BadInput
-
-_WIRE_TO_TORCH = {"FP32": torch.float32, "UINT8": torch.uint8, "INT64": torch.int64, "BYTES": torch.int64}
+from secure_runtime.models.wire import HELD_AS
 
 
 class PreparedInput:
@@ -29,7 +28,7 @@ class PreparedInput:
     def __init__(self, spec: InputTensor, *, dtype: torch.dtype, device: torch.device) -> None:
         self.spec = spec
         self.shape = spec.model_shape
-        self.wire_dtype = _WIRE_TO_TORCH[spec.datatype]
+        self.wire_dtype = HELD_AS[spec.datatype]
         self._dtype = dtype
         self._device = device
         match spec.content:
@@ -66,12 +65,21 @@ class PreparedInput:
     def scaled(self, batch: torch.Tensor) -> torch.Tensor:
         """The batch as the model sees it: [n, ...] of the model's arithmetic; tokens stay int64."""
         if self.spec.content.vocabulary:
-            return batch.to(device=self._device)
+            return batch.to(device=self._device, dtype=torch.int64)
         rows = batch.to(device=self._device, dtype=self._dtype)
         if isinstance(self.spec.content, GraphEdgesContent):
             return rows
         low, high, center, scale = self._scales
         return (rows.clamp(low, high) - center) / scale
+
+    @property
+    def center(self) -> torch.Tensor:
+        """A row of nothing in particular, as `scaled` gives it: each number at its manifest's center, [...]; what the
+        center is of, where the column's range does not hold it, is clamped as rows are."""
+        if not self._scales[0].numel():
+            raise ValueError("tokens and edges have no center")
+        low, high, center, scale = self._scales
+        return ((center.clamp(low, high) - center) / scale).expand(self.shape)
 
     def zeros(self, rows: int) -> torch.Tensor:
         """A batch of zeros as it would arrive."""

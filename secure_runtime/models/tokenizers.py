@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -54,6 +54,30 @@ def _numbers(text: str, tokenizer: Tokenizer) -> list[int]:
         case Words(length=length, vocabulary=vocabulary):
             places = _places_of(vocabulary)
             return [places.get(word.group(), 1) for word in islice(_WORD.finditer(text.lower()), length)]
+
+
+NOWHERE = (-1, -1)
+"""Where a token stands that is of no word: padding, or a mark at the ends of a text."""
+
+
+def spans_of(text: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:
+    """Where in the text each of its `length` tokens stands: (first character, one past the last). A piece of a word
+    stands where the run of characters between two spaces does that the word is of."""
+    match tokenizer:
+        case Utf8Bytes(length=length):
+            spans = [(at, at + 1) for at, one in enumerate(text[:length]) for _ in one.encode()]
+        case WordPiece(length=length, vocabulary=vocabulary):
+            spans = [NOWHERE if one is None else one for one in _pieces_of(vocabulary).spans(text, length=length)]
+        case HashedWords(length=length) | Words(length=length):
+            spans = list(islice(_word_spans(text), length))
+    return [*spans[:length], *[NOWHERE] * (length - len(spans))]
+
+
+def _word_spans(text: str) -> Iterator[tuple[int, int]]:
+    """Words are those of the text in lower case, where some letters are two."""
+    places = [at for at, one in enumerate(text) for _ in one.lower()]
+    for word in _WORD.finditer(text.lower()):
+        yield places[word.start()], places[word.end() - 1] + 1
 
 
 def words_of(text: str, *, most: int) -> list[str]:

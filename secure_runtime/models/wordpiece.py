@@ -42,6 +42,15 @@ class WordPieces:
                 break
         return [*found[: length - 1], self._end]
 
+    def spans(self, text: str, *, length: int) -> list[tuple[int, int] | None]:
+        """For each of `numbers`, where in the text the run stands that it is a piece of; None for [CLS] and [SEP]."""
+        found: list[tuple[int, int] | None] = [None]
+        for run in _RUN.finditer(text[: length * _CHARACTERS_PER_TOKEN]):
+            found.extend(run.span() for word in _words(run.group()) for _ in self._pieces(word))
+            if len(found) >= length:
+                break
+        return [*found[: length - 1], None]
+
     def _pieces(self, word: str) -> list[int]:
         if len(word) > _MAX_WORD:
             return [self._unknown]

@@ -1,7 +1,7 @@
 """What each request of a sweep took, in time and in processor time: figures for metrics, traces and billing.
 
 Requests are opened and sealed one after the other by the one thread, so what that took is shared out evenly; a batch is
-shared by rows (see `engine.serving.Share`). Trusts: the kernel's clocks. Never: sees a request, or is signed for: who
+shared by rows (see `engine.answers.Share`). Trusts: the kernel's clocks. Never: sees a request, or is signed for: who
 wants to be paid by these figures trusts the worker's word for them.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from sealgate.ambient import monotonic_ns, process_cpu_ns
 from sealgate.protocol.frames import Took
-from secure_runtime.worker.engine.serving import Share
+from secure_runtime.worker.engine.answers import Share
 
 Ticks = Callable[[], int]
 """Nanoseconds, for differences."""

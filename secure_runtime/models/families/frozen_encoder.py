@@ -57,10 +57,11 @@ class Encoder(nn.Module):
         vectors = self.segment.weight.new_zeros(len(tokens), self.segment.weight.shape[1])
         # Texts of like length together, and no further than the longest of them: what stands behind is padding.
         for rows in torch.split(torch.argsort(lengths, stable=True), _TOGETHER):
-            vectors[rows] = self._vectors(tokens[rows, : max(1, int(lengths[rows].amax()))])
+            vectors[rows] = self.together(tokens[rows, : max(1, int(lengths[rows].amax()))])
         return vectors
 
-    def _vectors(self, tokens: torch.Tensor) -> torch.Tensor:  # int64 [n, L] -> [n, width]
+    def together(self, tokens: torch.Tensor) -> torch.Tensor:  # int64 [n, L] -> [n, width]
+        """All texts in one pass, in their order, however long."""
         present = tokens != 0
         steps = self.words(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         steps = self.norm(steps + self.segment.weight[0])

@@ -1,33 +1,28 @@
 """Open Inference Protocol tensors to torch and back, strictly as the manifest declares them.
 
+A tensor has the datatype that the manifest declares, or is what the declared content also comes in: texts as BYTES,
+images as PNG or JPEG (`pictures.py`), the columns of a table one by one (`columns.py`).
+
 Trusts: the decoded request's shapes and sizes (sealgate.protocol.inference checked them against each other). Never:
 converts silently: a wrong name, datatype or shape is an error that names the input and what was expected.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 
 import torch
 
-from sealgate.certificate.inputs import InputTensor, TextContent
+from sealgate.certificate.inputs import ImageContent, InputTensor, TextContent
 from sealgate.limits import MAX_TENSOR_ELEMENTS
 from sealgate.protocol.inference import Tensor, tensor_to_list
 from secure_runtime.errors import BadInput
 from secure_runtime.models.tokenizers import tokens_of
+from secure_runtime.models.wire import HELD_AS, READ_AS
+from secure_runtime.worker.engine.pictures import pixels_of
 
-_FROM_WIRE: dict[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "UINT8": torch.uint8,
-    "INT8": torch.int8,
-    "INT16": torch.int16,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-    "FP16": torch.float16,
-    "BF16": torch.bfloat16,
-    "FP32": torch.float32,
-    "FP64": torch.float64,
-}
+_BEYOND_INT64 = 1 << 63
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -44,11 +39,22 @@ def to_torch(tensor: Tensor, *, datatype: str, shape: Sequence[int]) -> torch.Te
     )
     if not fits:
         raise BadInput(f"input '{tensor.name}' has shape {list(tensor.shape)}, expected {shape_text(shape)}")
-    if tensor.shape and tensor.shape[0] == 0:
+    if 0 in tensor.shape:
         raise BadInput(f"input '{tensor.name}' has no rows")
-    values = torch.frombuffer(bytearray(tensor.data), dtype=_FROM_WIRE[datatype]).reshape(tensor.shape)
+    return numbers_of(tensor)
+
+
+def numbers_of(tensor: Tensor) -> torch.Tensor:
+    """The numbers of a tensor that has some, in the type of `HELD_AS`; raises BadInput for those no model takes."""
+    held = HELD_AS[tensor.datatype]
+    values = torch.frombuffer(bytearray(tensor.data), dtype=READ_AS[tensor.datatype]).reshape(tensor.shape)
     if values.is_floating_point() and not bool(torch.isfinite(values).all()):
         raise BadInput(f"input '{tensor.name}' contains NaN or infinity")
+    if values.dtype == held:
+        return values
+    values = values.to(held)
+    if tensor.datatype == "UINT64" and bool((values < 0).any()):
+        raise BadInput(f"input '{tensor.name}' has a number of {_BEYOND_INT64} or more", code="input-range")
     return values
 
 
@@ -57,13 +63,23 @@ def _go_on() -> None:
 
 
 def to_model(tensor: Tensor, spec: InputTensor, *, go_on: Callable[[], None] = _go_on) -> torch.Tensor:
-    """The tensor as a model's input takes it: numbers as they are, texts as tokens. Raises BadInput.
+    """The tensor as a model's input takes it: numbers, texts as tokens, pictures as pixels. Raises BadInput.
 
-    Tokens are many more numbers than empty texts are bytes, and cost time: their number is bounded before they are
-    made, and `go_on` is called before each text, to raise when nobody waits any more.
+    Tokens and pixels are many more numbers than texts and pictures are bytes, and cost time: their number is bounded
+    before they are made, and `go_on` is called before each, to raise when nobody waits any more.
     """
-    if not isinstance(spec.content, TextContent):
-        return to_torch(tensor, datatype=spec.datatype, shape=spec.shape)
+    match spec.content:
+        case TextContent():
+            return tokens_of(texts_of(tensor, spec), spec.content.tokenizer, go_on=go_on)
+        case ImageContent() if tensor.datatype == "BYTES":
+            return pixels_of(tensor, spec, go_on=go_on)
+        case _:
+            return to_torch(tensor, datatype=spec.datatype, shape=spec.shape)
+
+
+def texts_of(tensor: Tensor, spec: InputTensor) -> list[str]:
+    """The texts of a BYTES tensor, no more than tokens fit into memory; raises BadInput."""
+    assert isinstance(spec.content, TextContent)
     if tensor.datatype != "BYTES" or len(tensor.shape) != 1:
         raise BadInput(f"input '{tensor.name}' is {tensor.datatype} {list(tensor.shape)}, expected BYTES [rows]")
     if not tensor.shape[0]:
@@ -71,14 +87,18 @@ def to_model(tensor: Tensor, spec: InputTensor, *, go_on: Callable[[], None] = _
     if tensor.shape[0] * spec.content.tokenizer.length > MAX_TENSOR_ELEMENTS:
         raise BadInput(f"input '{tensor.name}' has too many texts; send fewer at once", status=413)
     try:
-        texts = [value.decode() for value in tensor_to_list(tensor)]
+        return [value.decode() for value in tensor_to_list(tensor)]
     except UnicodeDecodeError:
         raise BadInput(f"input '{tensor.name}' has a text that is not UTF-8") from None
-    return tokens_of(texts, spec.content.tokenizer, go_on=go_on)
 
 
-def from_torch(name: str, values: torch.Tensor, datatype: str) -> Tensor:
-    """A dense torch tensor as the protocol carries it, converted to the declared datatype."""
-    dense = values.to(dtype=_FROM_WIRE[datatype], device="cpu").contiguous()
+def from_torch(name: str, values: torch.Tensor, datatype: str, *, labels: Sequence[str] = ()) -> Tensor:
+    """A dense torch tensor as the protocol carries it, converted to the declared datatype: numbers rounded to nearest,
+    indices [n] as BYTES to the `labels` that they stand for."""
+    if datatype == "BYTES":
+        texts = [labels[index].encode() for index in values.tolist()]
+        data = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+        return Tensor(name=name, datatype=datatype, shape=tuple(values.shape), data=data)
+    dense = values.to(dtype=HELD_AS[datatype], device="cpu").to(READ_AS[datatype]).contiguous()
     data = dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
     return Tensor(name=name, datatype=datatype, shape=tuple(dense.shape), data=data)

@@ -1,0 +1,162 @@
+"""An `explain` request to its sealed answer: which class, which method, how much work, and what may be told.
+
+    request   as `infer`; parameters: `method` (metadata name those that the model has), `target` (a class by name or
+              index; left out: the class that the model gives, row by row)
+    answer    for each input `attribution.INPUT` FP64 in the input's model shape, and for texts `spans.INPUT` INT64
+              [rows, tokens, 2], where in the text each token stands (first character, one past the last; -1, -1: none);
+              `output` and `baseline` FP64 [rows], the explained number for the row and for the baseline; `target` INT64
+
+An explanation says more of a model than its answer does, so it has an action, a price and bounds of its own. A duty to
+noise an answer, or to keep scores back, is one that an explanation would undo: under such a permit there is none.
+Rounding applies to every number. Of the training data it says no more than the certificate's epsilon allows, because it
+is computed from the weights alone.
+
+Trusts: `Job`. Never: explains under a duty that it would break; does more work than its bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sealgate.ambient import Entropy
+from sealgate.certificate.inputs import TextContent
+from sealgate.limits import MAX_FIELD_SECTION, MAX_INNER_MESSAGE
+from sealgate.protocol import bhttp, inference
+from sealgate.protocol.frames import Obligations
+from secure_runtime.errors import BadInput
+from secure_runtime.limits import MAX_EXPLAIN_EVALUATIONS, MAX_EXPLAIN_WORK
+from secure_runtime.models.predictor import Predictor
+from secure_runtime.models.tokenizers import spans_of
+from secure_runtime.worker.engine.answers import EngineAnswer, completed
+from secure_runtime.worker.engine.attribution import METHODS, Attributions, Explainer, evaluations, methods_of
+from secure_runtime.worker.engine.obligations import apply_to_values
+from secure_runtime.worker.engine.parsing import Job, require_outputs
+from secure_runtime.worker.engine.tensors import from_torch, texts_of
+
+_MAX_BODY = MAX_INNER_MESSAGE - MAX_FIELD_SECTION
+_PARAMETERS = frozenset({"method", "target"})
+
+
+def explained(job: Job, *, go_on: Callable[[], None], entropy: Entropy) -> EngineAnswer:
+    """The answer to one request for explanations; raises BadInput. `go_on` is called before each row."""
+    _require_permitted(job.admitted.grant.obligations)
+    manifest, predictor = job.model.manifest, job.model.predictor
+    method = _method(job)
+    _require_bounded(job, method)
+    targets = _targets(job)
+    assert isinstance(predictor, Predictor)
+    explainer = Explainer(manifest, predictor, method, entropy=entropy)
+    rows: list[Attributions] = []
+    for row, target in enumerate(targets):
+        go_on()
+        one = explainer.explain({name: values[row : row + 1] for name, values in job.inputs.items()}, target)
+        if not all(bool(torch.isfinite(values).all()) for values in one.by_input.values()):
+            others = ", ".join(name for name in methods_of(manifest) if name != method)
+            raise BadInput(f"row {row + 1} has no {method}; try another method: {others}", code="explain-not-offered")
+        rows.append(one)
+    outputs = _outputs(job, rows, targets)
+    require_outputs(job.request, list(outputs), of="the explanation")
+    return _formed(job, outputs, method)
+
+
+def _require_permitted(obligations: Obligations) -> None:
+    if obligations.noise_epsilon_micro or obligations.top_k is not None or obligations.hide_scores:
+        raise BadInput(
+            "the permit demands noise or fewer scores, which an explanation would undo: there is none",
+            status=403,
+            code="explain-not-permitted",
+        )
+
+
+def _method(job: Job) -> str:
+    offered = methods_of(job.model.manifest) if isinstance(job.model.predictor, Predictor) else ()
+    if not offered:
+        raise BadInput("explanations of this model are not offered here", status=501, code="explain-not-offered")
+    unknown = sorted(set(job.request.parameters) - _PARAMETERS)
+    if unknown:
+        raise BadInput(f"unknown parameter '{unknown[0]}'; an explanation takes: {', '.join(sorted(_PARAMETERS))}")
+    asked = job.request.parameters.get("method", offered[0])
+    if asked not in offered:
+        known = "is no method" if asked not in METHODS else "does not suit this model"
+        raise BadInput(f"'{asked}' {known}; it can be explained by: {', '.join(offered)}", code="explain-not-offered")
+    return str(asked)
+
+
+def _require_bounded(job: Job, method: str) -> None:
+    """Raise BadInput for more work than one request may make."""
+    each = evaluations(job.model.manifest, method)
+    most = min(
+        MAX_EXPLAIN_EVALUATIONS // each,
+        MAX_EXPLAIN_WORK // max(1, each * job.model.manifest.architecture.row_work()),
+    )
+    if job.rows > most:
+        fewer = f"send at most {most} rows at once" if most else "take another method, or ask about a smaller model"
+        raise BadInput(f"explaining {job.rows} rows by {method} is too much work: {fewer}", status=413)
+
+
+def _targets(job: Job) -> list[int]:
+    """The class that is explained, row by row; 0 for values."""
+    manifest, asked = job.model.manifest, job.request.parameters.get("target")
+    labels = next((output.labels for output in manifest.outputs if output.role == "label"), ())
+    if not labels:
+        if asked is not None:
+            raise BadInput("the model gives a value: there is no target to choose")
+        return [0] * job.rows
+    if asked is None:
+        label = next(output.name for output in manifest.outputs if output.role == "label")
+        most = manifest.architecture.rows_at_once(max(1, job.rows))
+        parts = [
+            job.model.predict({name: values[at : at + most] for name, values in job.inputs.items()})[label]
+            for at in range(0, job.rows, most)
+        ]
+        return [int(index) for index in torch.cat(parts).tolist()]
+    if isinstance(asked, str) and asked in labels:
+        return [labels.index(asked)] * job.rows
+    if type(asked) is int and 0 <= asked < len(labels):
+        return [asked] * job.rows
+    raise BadInput(f"the target is neither a class of the model nor the index of one, 0 to {len(labels) - 1}")
+
+
+def _outputs(job: Job, rows: list[Attributions], targets: list[int]) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for spec in job.model.manifest.inputs:
+        if spec.name in rows[0].by_input:
+            found[f"attribution.{spec.name}"] = torch.stack([row.by_input[spec.name] for row in rows])
+        if isinstance(spec.content, TextContent):
+            sent = next(tensor for tensor in job.request.inputs if tensor.name == spec.name)
+            spans = [spans_of(text, spec.content.tokenizer) for text in texts_of(sent, spec)]
+            found[f"spans.{spec.name}"] = torch.tensor(spans, dtype=torch.int64)
+    found["output"] = torch.tensor([row.output for row in rows], dtype=torch.float64)
+    found["baseline"] = torch.tensor([row.baseline for row in rows], dtype=torch.float64)
+    found["target"] = torch.tensor(targets, dtype=torch.int64)
+    return found
+
+
+def _formed(job: Job, outputs: dict[str, torch.Tensor], method: str) -> EngineAnswer:
+    wanted = {output.name for output in job.request.outputs}
+    tensors: list[inference.Tensor] = []
+    for name, values in outputs.items():
+        if wanted and name not in wanted:
+            continue
+        if values.is_floating_point():
+            values = apply_to_values(values.to(torch.float64), job.admitted.grant.obligations)
+        tensors.append(from_torch(name, values, "FP64" if values.is_floating_point() else "INT64"))
+    if sum(len(tensor.data) for tensor in tensors) > _MAX_BODY:
+        raise BadInput("the explanation would be larger than a message may be; send fewer rows at once", status=413)
+    facts = job.model.facts
+    fields, body = inference.encode_infer_response(
+        inference.InferResponse(
+            model_name=facts.name,
+            model_version=facts.version,
+            outputs=tuple(tensors),
+            id=job.request.id,
+            parameters={"method": method},
+        ),
+        binary_outputs=job.wants_binary,
+    )
+    if len(body) > _MAX_BODY:
+        raise BadInput("the explanation would be larger than a message may be; send fewer rows at once", status=413)
+    response = bhttp.Response(status=200, fields=tuple(fields), body=body)
+    return completed(job.model, response, units=job.rows * job.model.manifest.explain_units)
