@@ -15,8 +15,8 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
-from sealgate.limits import MAX_ADMIN_NOTE, MAX_NAME, MAX_SUBJECT_NAME
-from sealgate.protocol.frames import Frame, Recorded, Refused
+from sealgate.limits import MAX_ADMIN_NOTE, MAX_BUNDLES, MAX_NAME, MAX_SUBJECT_NAME
+from sealgate.protocol.frames import Frame, PublishedWorker, Recorded, Refused
 
 Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 """SHA-256, lowercase hex."""
@@ -46,6 +46,15 @@ REFUSALS: dict[str, str] = {
     "pruning-under-way": "records are being deleted this very moment; try again",
     "names-person": "the note, or the hold's name, holds the person's name: a record of it could never be erased",
     "retention-unsound": "the runtime host cannot read retention.toml; run: sealgate privacy retention STATE",
+    "switch-under-way": "models are being changed this very moment; try again",
+    "switch-failed": "a new worker did not come to serve; the old ones go on",
+    "bundle-unknown": "there is no such bundle",
+    "bundle-refused": "a bundle that was asked for, or is served now, is refused",
+    "version-not-loaded": "a version that deployment.toml names would not be loaded",
+    "settings-unsound": "deployment.toml cannot be read",
+    "too-many-workers": "there are more models than workers may be",
+    "memory-short": "the machine has not the memory for new workers beside the old ones",
+    "choice-not-kept": "the runtime host's user cannot write which models are unloaded",
     "internal": "the runtime host failed; its own output says where",
 }
 """Every `Refused.code` on this socket, with what it means for whoever asked."""
@@ -139,6 +148,51 @@ class ForgetUnused(Frame, frozen=True, kw_only=True, tag="forget-unused"):
     note: Note = ""
 
 
+_Place = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f/]{1,255}(/[^\x00-\x1f\x7f-\x9f/]{1,255})?\Z")]
+
+
+class ChangeModels(Frame, frozen=True, kw_only=True, tag="change-models"):
+    """Load, unload or renew bundles, by new workers beside the old ones; or, "route": read anew which versions answer and
+    how many requests may be in flight, which needs no new worker. Answered by ModelsTold.
+
+    `places` are "NAME" (every version there) or "NAME/VERSION" below the folder of models; none for reload and route.
+    """
+
+    what: Literal["load", "unload", "reload", "route"]
+    places: Annotated[tuple[_Place, ...], msgspec.Meta(max_length=MAX_BUNDLES)] = ()
+    note: Note = ""
+
+
+class AskModels(Frame, frozen=True, kw_only=True, tag="ask-models"):
+    """What is served, by which workers? Answered by ModelsTold; not put on record: it tells no secret."""
+
+
+class ToldModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """One bundle. `state` is "loaded", "unloaded" by an operator, "new" (not asked for yet), or "refused" with a code."""
+
+    place: str
+    state: Literal["loaded", "unloaded", "new", "refused"]
+    reason: str = ""
+    name: str = ""
+    version: str = ""
+    answers: str = ""  # "default", "canary, 10 %", or nothing
+    model_digest: str = ""
+    certificate_digest: str = ""
+    epsilon_micro: int = 0
+    memory_bytes: int = 0
+
+
+class ModelsTold(Frame, frozen=True, kw_only=True, tag="models-told"):
+    """How it stands after what was asked. `code` is "" if it was done, else one of REFUSALS, and `why` one line of it."""
+
+    code: str = ""
+    why: str = ""
+    record: int = -1
+    models: tuple[ToldModel, ...] = ()
+    workers: tuple[PublishedWorker, ...] = ()
+    draining: int = 0
+
+
 class SubjectFound(Frame, frozen=True, kw_only=True, tag="subject-found"):
     """The person's pseudonym; the question is on record."""
 
@@ -181,5 +235,9 @@ AdminToHost: TypeAlias = (
     | ReleaseHold
     | PruneRecords
     | ForgetUnused
+    | ChangeModels
+    | AskModels
 )
-HostToAdmin: TypeAlias = Recorded | Refused | SubjectFound | SubjectErased | RecordsPruned | UnusedForgotten
+HostToAdmin: TypeAlias = (
+    Recorded | Refused | SubjectFound | SubjectErased | RecordsPruned | UnusedForgotten | ModelsTold
+)

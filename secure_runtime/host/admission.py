@@ -26,7 +26,7 @@ from sealgate.ambient import Clock, now_us, uuid7
 from sealgate.errors import DecodeError, VerificationError
 from sealgate.limits import MAX_LEAF
 from sealgate.protocol.completion import CompletionVerifier
-from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Obligations, Recorded, Refused, Submit
+from sealgate.protocol.frames import Answer, AuditRead, Caller, Deny, Grant, Recorded, Refused, Submit
 from sealgate.protocol.ohttp import (
     MEDIA_CHUNKED_REQUEST,
     MEDIA_CHUNKED_RESPONSE,
@@ -37,6 +37,7 @@ from sealgate.protocol.ohttp import (
 from sealgate.transparency.record import Record
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
+from secure_runtime.host.choice import ModelRules
 from secure_runtime.host.link_server import Reply
 from secure_runtime.host.metering import Metering
 from secure_runtime.host.watching import Journey, Watcher
@@ -53,6 +54,15 @@ _POLICY_CHANGED = Refused(status=503, code="policy-changed", retry_after_s=_RETR
 _REASONS = {"completed": frozenset({""}), "failed": ENGINE_REASONS, "refused": GATEKEEPER_REASONS}
 
 
+@dataclass
+class Footing:
+    """How a live worker stands: requests that it was chosen for and that have not come to their end, and whether
+    another one was published in its place."""
+
+    expected: int = 0
+    retired: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class LiveWorker:
     """A worker whose start is on record and whose keys may be published."""
@@ -63,8 +73,9 @@ class LiveWorker:
     degraded: bool
     assurance: str
     evidence_digest: str
-    models: dict[str, tuple[str, str]]  # name to digests of weights and certificate
+    models: dict[str, dict[str, tuple[str, str]]]  # name and version to digests of weights and certificate
     single_use: bool = False  # it can answer a request in a process of its own
+    footing: Footing = field(default_factory=Footing)
     completions: CompletionVerifier = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -72,16 +83,19 @@ class LiveWorker:
 
     def digests(self, model: str, outcome: str) -> tuple[tuple[str, str], ...]:
         """What a completion about `model` may name: its digests, or none where no model was reached."""
-        known = self.models.get(model)
         nothing = () if outcome == "completed" else (("", ""),)
-        return nothing if known is None else (*nothing, known)
+        return (*nothing, *self.models.get(model, {}).values())
+
+    def judged(self, model: str, certificates: tuple[str, ...]) -> bool:
+        """Whether the policy was asked about every version that it has, if the gateway says about which it was."""
+        return not certificates or all(digest in certificates for _, digest in self.models.get(model, {}).values())
 
 
 class Admission:
     """The bridge between what gateways ask and what workers do. Owned by the host's event loop.
 
-    `worker` returns the live worker or raises RuntimeUnavailable with the reason; `policy_digest` is the digest of the
-    policy in force, as recorded. What a gateway decided by another is refused without a record ("policy-changed"), and
+    `worker` returns the live worker for a model and the number of the key that a request was sealed to, or raises
+    RuntimeUnavailable with the reason; `policy_digest` is the digest of the policy in force, as recorded. What a gateway decided by another is refused without a record ("policy-changed"), and
     the gateway decides anew. Nothing is awaited between that check and the queueing of the record, so in the log every
     decision stands under the policy that made it.
     """
@@ -91,14 +105,16 @@ class Admission:
         *,
         log: AuditLog,
         budgets: BudgetBook,
-        worker: Callable[[], LiveWorker],
+        worker: Callable[[str, int], LiveWorker],
         policy_digest: str,
         max_in_flight: int,
         timeout_s: float,
+        rules: ModelRules | None = None,
         metering: Metering | None = None,
         watcher: Watcher | None = None,
         clock: Clock = now_us,
     ) -> None:
+        self._rules = rules or ModelRules()
         self._metering = metering or Metering(None)
         self._watcher = watcher or Watcher(None, traced=False)
         self._log = log
@@ -136,13 +152,18 @@ class Admission:
         draft = _with(draft, kind="inference.authorized", req_commit=commitment(body), id=uuid7(self._clock()))
         _require_room(draft, frame)
         try:
-            worker = self._require_serving(frame.decision.obligations, len(body))
+            worker = self._require_serving(frame, body)
         except (RuntimeUnavailable, LogUnavailable) as error:
-            return await self._refuse(draft, reason=error.code, code="unavailable", status=503)
+            code = "busy" if error.code == "model-busy" else "unavailable"
+            return await self._refuse(draft, reason=error.code, code=code, status=503)
+        if not worker.judged(frame.model, frame.judged):
+            return _POLICY_CHANGED, b""  # a version was loaded after the gateway had decided: it decides anew
         draft = _with(draft, runtime_instance=worker.instance, evidence_digest=worker.evidence_digest)
         draft = _with(draft, assurance=worker.assurance, degraded=worker.degraded)
         self._in_flight += 1
         self._in_flight_bytes += len(body)
+        worker.footing.expected += 1
+        self._rules.enter(frame.model)
         try:
             intent = await self._append(draft, spending.reserve(self._budgets, frame, clock=self._clock))
             journey.authorised(intent.record)
@@ -162,13 +183,17 @@ class Admission:
         finally:
             self._in_flight -= 1
             self._in_flight_bytes -= len(body)
+            worker.footing.expected -= 1
+            self._rules.leave(frame.model)
 
-    def _require_serving(self, obligations: Obligations, size: int) -> LiveWorker:
+    def _require_serving(self, frame: Submit, body: bytes) -> LiveWorker:
         self._log.check_may_infer()
-        if self._in_flight >= self._max_in_flight or self._in_flight_bytes + size > MAX_IN_FLIGHT_BYTES:
+        if self._in_flight >= self._max_in_flight or self._in_flight_bytes + len(body) > MAX_IN_FLIGHT_BYTES:
             raise RuntimeUnavailable("too many requests in flight", code="overloaded")
-        worker = self._worker()
-        if obligations.single_use and not worker.single_use:
+        if self._rules.full(frame.model):
+            raise RuntimeUnavailable("as many requests for this model in flight as may be", code="model-busy")
+        worker = self._worker(frame.model, body[0] if body else -1)
+        if frame.decision.obligations.single_use and not worker.single_use:
             raise RuntimeUnavailable("the worker has no process for one request alone", code="obligation-unmet")
         return worker
 
@@ -194,6 +219,9 @@ class Admission:
             credential_binding=frame.caller.credential_binding,
             obligations=frame.decision.obligations,
             expires_us=self._clock() + int(self._timeout_s * 1e6),
+            version=self._rules.version_for(
+                frame.model, worker.models.get(frame.model, {}), granted.id, retired=worker.footing.retired
+            ),
         )
         try:
             outcome = await worker.link.run(

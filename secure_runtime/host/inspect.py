@@ -95,3 +95,32 @@ def _filters(pid: int, threads: list[str]) -> tuple[bool, str]:
 
 def _layer(holds: bool, detail: str = "") -> Layer:
     return Layer(state="on" if holds else "failed", detail=detail)
+
+
+def resident_memory(pid: int) -> int:
+    """Bytes that a process and its children have in memory now; 0 for what is gone."""
+    return sum(_field_bytes(Path(f"/proc/{one}/status"), "VmRSS") for one in (pid, *_children(pid)))
+
+
+def free_memory() -> int | None:
+    """Bytes that could be taken now: what the machine has left, or this process's control group if that is less. None
+    if the kernel does not say."""
+    free = _field_bytes(Path("/proc/meminfo"), "MemAvailable") or None
+    try:
+        most = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        figures = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such group, or "max"
+        return free
+    left = max(0, most - used + int(figures.get("file", 0)))  # cached files make room
+    return left if free is None else min(free, left)
+
+
+def _field_bytes(path: Path, name: str) -> int:
+    try:
+        for line in path.read_text("ascii", "replace").splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return 0

@@ -25,7 +25,14 @@ from sealgate.evidence.claims import Claims, state_digest
 from sealgate.evidence.measure import measure_host, measure_models
 from sealgate.evidence.verify import WORKER_PREFIX
 from sealgate.limits import EVIDENCE_LIFETIME_S
-from sealgate.protocol.administration import AdminToHost, ApplyPolicy, CredentialRevoked, HostToAdmin
+from sealgate.protocol.administration import (
+    AdminToHost,
+    ApplyPolicy,
+    AskModels,
+    ChangeModels,
+    CredentialRevoked,
+    HostToAdmin,
+)
 from sealgate.protocol.frames import (
     AuditRead,
     AuthFailed,
@@ -48,7 +55,10 @@ from secure_runtime.errors import EndorserFailed, RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
 from secure_runtime.host.administration import AdminServer
 from secure_runtime.host.admission import Admission
+from secure_runtime.host.choice import Choice, ModelRules, first_choice
 from secure_runtime.host.cose_receipts import with_cose_receipt
+from secure_runtime.host.fleet import Fleet, Lane
+from secure_runtime.host.key_owners import KeyOwners
 from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_note_signer, load_subjects_key
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.metering import open_metering
@@ -57,9 +67,10 @@ from secure_runtime.host.model_keys import data_keys, wrapping_keys
 from secure_runtime.host.policies import Deciding, HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.spawn import python_paths, worker_environment
-from secure_runtime.host.supervisor import Published, Supervisor
+from secure_runtime.host.repository import ModelKeeper, route_words, workers_of
 from secure_runtime.host.watching import Watcher
 from secure_runtime.host.witnesses import witnessed
+from secure_runtime.host.worker_life import Around, Planned, Published
 from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS, MAX_TOLD
 
 
@@ -92,15 +103,26 @@ class RuntimeHost:
         self._policy_before = policy_before
         self._privacy = Privacy(log, url=deployment.log_url, retention=deployment.retention, clock=clock)
         self._auth_failures = AuthFailures(log, clock=clock)
-        self._supervisor = Supervisor(
+        choice = first_choice(deployment, tell=tell)
+        self._rules = ModelRules(choice.named)
+        around = Around(
             log=log,
-            plan=self._boot_plan,
+            owners=KeyOwners(used_key_ids, stale_s=settings.key_stale_s),
             evidence_digest=lambda published: state_digest(self._claims(published, b"")),
             on_change=self._changed,
             tell=tell,
-            used_key_ids=used_key_ids,
             assurance=self._attester.assurance,
         )
+        self._fleet = Fleet(
+            around,
+            self._boot_plan,
+            choice,
+            workers=settings.workers,
+            per_model=settings.placement == "per-model",
+            drain_s=settings.drain_s,
+            request_timeout_s=settings.request_timeout_s,
+        )
+        self._models = ModelKeeper(deployment, log, self._fleet, self._rules, tell=tell)
         telemetry = deployment.settings.telemetry
         self._metering = open_metering(
             meter=telemetry.meter, watts_per_cpu=telemetry.watts_per_cpu, device=settings.device
@@ -111,10 +133,11 @@ class RuntimeHost:
         self._admission = Admission(
             log=log,
             budgets=policy.policy.budgets,
-            worker=self._supervisor.require_live,
+            worker=self._fleet.worker,
             policy_digest=policy.policy.digest,
             max_in_flight=settings.max_queue,
             timeout_s=settings.request_timeout_s,
+            rules=self._rules,
             metering=self._metering,
             watcher=Watcher(
                 self._metrics.figures if self._metrics else None, traced=bool(telemetry.traces), clock=clock
@@ -124,12 +147,13 @@ class RuntimeHost:
         self._server = LinkServer(self, metrics=self._metrics)
         self._admin = AdminServer(self)
         self._witness_trouble = witness_trouble
-        self._measured: dict[str, str] = {}  # of the worker that was started last; `_boot_plan` owns it
         self._told = (False, "", "ok", "")
         self._stopping = False
 
-    def _boot_plan(self, avoid_key_ids: tuple[int, ...]) -> BootPlan:
+    def _boot_plan(self, lane: Lane, choice: Choice, avoid_key_ids: tuple[int, ...]) -> Planned:
+        """Called in a thread: it reads and hashes files."""
         deployment, settings = self._deployment, self._deployment.settings.runtime
+        own_limit_mb = choice.section(lane.model).memory_limit_mb if lane.model else 0
         plan = BootPlan(
             profile=settings.profile,
             audience=deployment.settings.deployment.audience,
@@ -139,7 +163,7 @@ class RuntimeHost:
             uid=settings.worker_uid,
             gid=settings.worker_uid,
             torch_threads=settings.torch_threads,
-            memory_limit_bytes=settings.memory_limit_mb * 1024 * 1024,
+            memory_limit_bytes=(own_limit_mb or settings.memory_limit_mb) * 1024 * 1024,
             key_active_s=settings.key_active_s,
             key_stale_s=settings.key_stale_s,
             device=settings.device,
@@ -149,9 +173,13 @@ class RuntimeHost:
             require_encryption=deployment.settings.models.require_encryption,
             model_keys=data_keys(deployment, tell=self._tell),
             avoid_key_ids=avoid_key_ids,
+            bundles=lane.places(choice),
+            memory_limits={
+                name: one.memory_limit_mb * 1024 * 1024 for name, one in choice.named.items() if one.memory_limit_mb
+            },
+            number=lane.number,
         )
-        self._measured = measure_host(plan, environment=worker_environment(plan))
-        return plan
+        return Planned(plan=plan, measured=measure_host(plan, environment=worker_environment(plan)))
 
     # link_server.Service ---------------------------------------------------------------------------------------------
 
@@ -183,15 +211,16 @@ class RuntimeHost:
         return FiguresGiven(), self._metrics.given()
 
     def _standing(self) -> Standing:
-        state, published = self.state(), self._supervisor.published
+        state, every = self.state(), self._fleet.published
+        published = every[0] if every else None
         in_flight, in_flight_bytes = self._admission.in_flight
         log = self._log.state
         return Standing(
             ready=state.ready,
             degraded=state.degraded,
-            workers=int(published is not None),
+            workers=len(every),
             models=len(state.models),
-            models_refused=len(published.facts.refused) if published else 0,
+            models_refused=max((len(one.facts.refused) for one in every), default=0),
             keys=len(decode_key_configs(state.key_configs)) if state.key_configs else 0,
             key_age_us=self._clock() - self._keys_seen[1],
             layers=published.host_layers if published else {},
@@ -204,7 +233,7 @@ class RuntimeHost:
         )
 
     async def _evidence(self, frame: EvidenceWanted) -> tuple[Reply, bytes]:
-        published = self._supervisor.published
+        published = self._fleet.next_published(frame.model)
         if published is None:
             return Refused(status=503, code="unavailable", retry_after_s=1), b""
         claims = self._claims(published, frame.nonce)
@@ -236,7 +265,7 @@ class RuntimeHost:
             log_checkpoint=self._log.checkpoint(),
             policy_digest=self._policies.in_force.digest,
             measurements={f"{WORKER_PREFIX}{name}": digest for name, digest in facts.measurements.items()}
-            | {**self._measured, "bundles": measure_models(facts.models)},
+            | {**published.measured, "bundles": measure_models(facts.models)},
             degraded=facts.profile == "dev",
         )
 
@@ -255,9 +284,9 @@ class RuntimeHost:
 
     def state(self) -> RuntimeState:
         """What gateways may know."""
-        published, log = self._supervisor.published, self._log.state
-        detail = "" if published else self._supervisor.why_not
-        ready = published is not None
+        published, log = self._fleet.published, self._log.state
+        ready = bool(published)
+        detail = "; ".join(self._fleet.missing) if published else self._fleet.why_not
         refusal = self._log_refuses()
         if refusal is not None:
             ready, detail = False, f"the audit log refuses inference: {refusal}"
@@ -266,14 +295,18 @@ class RuntimeHost:
             detail=detail,
             log_state="ok" if log.ok else f"failed: {log.reason}",
             log=self._deployment.settings.deployment.origin,
-            key_configs=published.key_configs if published else b"",
-            models=published.facts.models if published else (),
+            key_configs=b"".join(one.key_configs for one in published),
+            models=self._fleet.models,
             policy_digest=self._policies.in_force.digest,
             assurance=self._attester.assurance,
             profile=self._deployment.settings.runtime.profile,
-            degraded=bool(published and published.facts.profile == "dev"),
-            single_use=bool(published and published.facts.single_use),
+            degraded=any(one.facts.profile == "dev" for one in published),
+            single_use=bool(published) and all(one.facts.single_use for one in published),
             witnesses=printable(self._witness_trouble(), limit=MAX_TOLD),
+            workers=workers_of(published),
+            routes={
+                name: words for name in self._fleet.choice.named if (words := route_words(self._fleet.choice, name))
+            },
         )
 
     def _log_refuses(self) -> str | None:
@@ -291,6 +324,8 @@ class RuntimeHost:
         try:
             if isinstance(frame, ApplyPolicy):
                 return await self._policies.apply(frame, by=by)
+            if isinstance(frame, ChangeModels | AskModels):
+                return await self._models.answer(frame, by=by)
             if not isinstance(frame, CredentialRevoked):
                 return await self._privacy.answer(frame, by=by)
             actor = await asyncio.to_thread(self._log.actor, frame.tenant, frame.subject) if frame.subject else ""
@@ -311,7 +346,8 @@ class RuntimeHost:
         state = self.state()
         if state.key_configs != self._keys_seen[0]:
             self._keys_seen = (state.key_configs, self._clock())
-        published = self._supervisor.published
+        every = self._fleet.published
+        published = every[-1] if every else None
         if self._metrics is not None and published is not None and published.facts.instance != self._instance_seen:
             self._instance_seen = published.facts.instance
             self._metrics.figures.add("sealgate_worker_starts_total")
@@ -322,7 +358,7 @@ class RuntimeHost:
     def rotate_keys(self) -> None:
         """New request keys now; the old ones are opened for as long as stale keys are."""
         try:
-            self._supervisor.rotate()
+            self._fleet.rotate()
         except (RuntimeUnavailable, WorkerGone):
             self._tell("no worker is live: nothing to rotate")
 
@@ -334,7 +370,7 @@ class RuntimeHost:
         await self._policies.record_start(self._policy_before)
         await self._server.listen(self._deployment.socket, group=settings.socket_group)
         await self._admin.listen(self._deployment.admin_socket)
-        supervising = asyncio.create_task(self._supervisor.run())
+        supervising = asyncio.create_task(self._fleet.run())
         watching = asyncio.create_task(self._watch())
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((supervising, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -342,7 +378,7 @@ class RuntimeHost:
         watching.cancel()
         await self._admin.close(drain_s=DRAIN_S)
         await self._server.close(drain_s=DRAIN_S)
-        await self._supervisor.stop()
+        await self._fleet.stop()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(supervising, DRAIN_S)
         with contextlib.suppress(LogUnavailable):

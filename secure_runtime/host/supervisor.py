@@ -1,113 +1,140 @@
-"""Starts the worker, puts its start on record before its keys are published, and replaces it when it dies.
+"""Keeps one worker alive: starts it, replaces it when it dies, and lets another one take its place when models change.
 
-    spawn -> Hello -> `worker.start`, `model.load`/`model.refuse`, `key.rotate` durable -> live -> lost -> `worker.stop`
+Every worker has new keys and a new instance id. Restarts wait longer each time until a worker has been live for a while.
+A worker that is to take over (`prepare`) is started beside the live one and held before its records; if it fails, the
+live one never noticed. If the live one dies meanwhile, no third is started until it is clear what becomes of the second.
 
-Every worker has new keys and a new instance id. A worker that does not say Hello in time, or breaks the protocol, is
-killed. Restarts wait longer each time until a worker has been live for a while.
-
-Trusts: `spawn_worker` for the sandbox, its own plan and reading of the worker's process over the worker's word, the log
-for durability. Never: publishes a key that is not on record; lets a worker's words end the host.
+Trusts: `worker_life` for what one worker may do. Never: has two workers whose keys are published.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-from audit.errors import AppendRefused, LogUnavailable
-from audit.log import AuditLog
-from sealgate.errors import DecodeError
-from sealgate.protocol.frames import (
-    BootFailed,
-    BootPlan,
-    Hello,
-    KeysChanged,
-    Layer,
-    Rotate,
-    Shutdown,
-    WorkerFacts,
-)
-from sealgate.protocol.ohttp import decode_key_configs
-from sealgate.terminal import printable
-from sealgate.transparency.record import Record
-from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from sealgate.protocol.frames import ModelFacts, WorkerFacts
+from secure_runtime.errors import RuntimeUnavailable, SwitchRefused, WorkerGone
 from secure_runtime.host.admission import LiveWorker
-from secure_runtime.host.inspect import read_layers
-from secure_runtime.host.spawn import SpawnedWorker, spawn_worker
-from secure_runtime.host.worker_link import WorkerLink, connect
-from secure_runtime.limits import (
-    BOOT_TIMEOUT_S,
-    KEY_CHANGE_EVERY_S,
-    MAX_REMEMBERED_KEY_IDS,
-    MAX_WORKER_EVENTS,
-    MAX_WORKER_WORDS,
-    RESTART_DELAY_MAX_S,
-    RESTART_DELAY_MIN_S,
-    STABLE_AFTER_S,
-)
-
-_Event = Hello | BootFailed | KeysChanged | WorkerGone
-_CODE = re.compile(r"[a-z0-9][a-z0-9-]{0,63}\Z")
-_INSTANCE = re.compile(r"[0-9a-f]{32}\Z")
+from secure_runtime.host.worker_life import Around, Planned, Published, WorkerLife
+from secure_runtime.limits import RESTART_DELAY_MAX_S, RESTART_DELAY_MIN_S, STABLE_AFTER_S, WORKER_GRACE_S
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """What gateways and evidence may say of the live worker. `facts` is the worker's word; `host_layers` ours."""
+class Successor:
+    """A worker that was started to take over. Its steps are asked for from outside: `greet`, `record`, `publish`."""
 
-    facts: WorkerFacts
-    key_configs: bytes
-    host_layers: dict[str, Layer]
+    def __init__(self, around: Around, planned: Planned) -> None:
+        self.why = ""
+        loop = asyncio.get_running_loop()
+        self._greeted: asyncio.Future[WorkerFacts] = loop.create_future()
+        self._recorded: asyncio.Future[None] = loop.create_future()
+        self._may_record, self._may_publish = asyncio.Event(), asyncio.Event()
+        self.life = WorkerLife(around, planned, accept=self._accept, go_live=self._go_live, say_why=self._hear)
+        self.running = loop.create_task(self.life.run())
+        self.running.add_done_callback(self._ended)
+
+    def _hear(self, text: str) -> None:
+        self.why = self.why or text
+
+    async def _accept(self, facts: WorkerFacts) -> None:
+        self._greeted.set_result(facts)
+        await self._may_record.wait()
+
+    async def _go_live(self) -> None:
+        self._recorded.set_result(None)
+        await self._may_publish.wait()
+
+    def _ended(self, task: asyncio.Task[str]) -> None:
+        code = "stopped" if task.cancelled() else task.result() if task.exception() is None else "internal"
+        self._fail(SwitchRefused(self.why or f"the new worker ended ({code})", code="switch-failed"))
+
+    def _fail(self, error: SwitchRefused) -> None:
+        for step in (self._greeted, self._recorded):
+            if not step.done():
+                step.set_exception(error)
+                step.exception()  # whoever waits is told; where nobody does, nothing is missed
+
+    async def greet(self) -> WorkerFacts:
+        """What it says of itself, once it is sealed; raises SwitchRefused."""
+        return await asyncio.shield(self._greeted)
+
+    async def record(self) -> None:
+        """Put its start, its models and its keys on record; raises SwitchRefused."""
+        self._may_record.set()
+        await asyncio.shield(self._recorded)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return not self.running.done()
+
+    def publish(self) -> None:
+        """It takes over from this moment on."""
+        self.life.show()
+        self._may_publish.set()
+
+    async def give_up(self) -> None:
+        """End it; nothing is left of it but the record of its end, if it has one of its start."""
+        self.life.kill(WorkerGone("it is not wanted any more", code="switch-refused"))
+        await asyncio.wait((self.running,))
 
 
 class Supervisor:
-    """Owned by the host's event loop. `on_change` is called after every change of what is live."""
+    """One worker at a time, and those that were replaced and drain. Owned by the host's event loop.
+
+    `plan` makes the boot plan of the next worker, from the numbers of keys that it must avoid; it runs in a thread,
+    because it reads and hashes files, and may ask a key service.
+    """
 
     def __init__(
         self,
+        around: Around,
+        plan: Callable[[tuple[int, ...]], Planned],
         *,
-        log: AuditLog,
-        plan: Callable[[tuple[int, ...]], BootPlan],
-        evidence_digest: Callable[[Published], str],
-        on_change: Callable[[], None],
-        tell: Callable[[str], None],
-        used_key_ids: Sequence[int] = (),
-        assurance: str = "software",
+        drain_s: float = 60.0,
+        request_timeout_s: float = 30.0,
     ) -> None:
-        self._assurance = assurance
-        self._log = log
+        self._around = around
         self._plan = plan
-        self._evidence_digest = evidence_digest
-        self._on_change = on_change
-        self._tell = tell
-        self._live: LiveWorker | None = None
-        self._published: Published | None = None
+        self._drain_s = drain_s
+        self._grace_s = request_timeout_s + WORKER_GRACE_S
+        self._current: WorkerLife | None = None
+        self._lives: dict[WorkerLife, asyncio.Task[str]] = {}
+        self._ends: asyncio.Queue[tuple[WorkerLife, str]] = asyncio.Queue()
+        self._successor: Successor | None = None
         self._why_not = "the worker is starting"
-        self._used_key_ids = list(used_key_ids)
-        self._link: WorkerLink | None = None
-        self._keys_from = 0.0  # when the live worker's first keys were published
-        self._key_changes = 0  # since then
-        self._stopping = False
+        self._known: WorkerFacts | None = None  # of the worker before
+        self._stopping = asyncio.Event()
+        self._settled = asyncio.Event()  # no worker is being prepared
+        self._settled.set()
 
     # What others ask -------------------------------------------------------------------------------------------------
 
     def require_live(self) -> LiveWorker:
         """The live worker; raises RuntimeUnavailable."""
-        if self._live is None:
+        if self._current is None or self._current.live is None:
             raise RuntimeUnavailable(self._why_not, code="worker-not-ready")
-        return self._live
+        return self._current.live
 
     @property
     def published(self) -> Published | None:
         """What may be told about the live worker, or None."""
-        return self._published if self._live is not None else None
+        return self._current.published if self._current is not None else None
+
+    @property
+    def known(self) -> tuple[ModelFacts, ...]:
+        """The models of the worker that is live, or was last."""
+        facts = (self._current.facts if self._current is not None else None) or self._known
+        return facts.models if facts is not None else ()
+
+    @property
+    def lives(self) -> tuple[WorkerLife, ...]:
+        """Every worker of its that runs, replaced ones included."""
+        return tuple(self._lives)
+
+    @property
+    def pid(self) -> int:
+        """The process of the newest worker; 0 if there is none."""
+        return self._current.pid if self._current is not None else 0
 
     @property
     def why_not(self) -> str:
@@ -115,220 +142,109 @@ class Supervisor:
         return self._why_not
 
     def rotate(self) -> None:
-        """Ask the live worker for new keys."""
-        self.require_live().link.send(Rotate())
+        """Ask the live worker for new keys; raises RuntimeUnavailable or WorkerGone."""
+        self.require_live()
+        assert self._current is not None
+        self._current.rotate()
+
+    def _say_why(self, text: str) -> None:
+        if not (text.startswith("the worker ended") and self._why_not.startswith("the worker refused")):
+            self._why_not = text
 
     # The loop --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep one worker alive until `stop`; returns after an ordered stop."""
-        delay_s = RESTART_DELAY_MIN_S
-        loop = asyncio.get_running_loop()
-        while not self._stopping:
+        """Keep one worker alive until `stop`; returns when all of its workers are buried."""
+        delay_s, loop = RESTART_DELAY_MIN_S, asyncio.get_running_loop()
+        while not self._stopping.is_set():
             started = loop.time()
-            reason = await self._one_worker()
-            if self._stopping:
-                return
+            await self._settled.wait()
+            if self._current is None or self._current not in self._lives:
+                await self._begin()
+            reason = await self._until_none_is_left()
+            if self._stopping.is_set():
+                break
             delay_s = (
                 RESTART_DELAY_MIN_S if loop.time() - started > STABLE_AFTER_S else min(delay_s * 2, RESTART_DELAY_MAX_S)
             )
-            self._tell(f"worker ended ({reason}); a new one starts in {delay_s:.1f} s")
-            await asyncio.sleep(delay_s)
-
-    async def _one_worker(self) -> str:
-        """Spawn, serve until it is lost, put its end on record; returns the reason."""
-        events: asyncio.Queue[_Event] = asyncio.Queue()
-
-        def note(event: _Event) -> None:
-            if events.qsize() >= MAX_WORKER_EVENTS and not isinstance(event, WorkerGone):
-                raise DecodeError("the worker says more than there is to say")
-            events.put_nowait(event)
-
-        plan = self._plan(tuple(self._used_key_ids))
-        try:
-            spawned = spawn_worker(plan)
-        except OSError as error:
-            self._why_not = f"no worker process could be made: {error.strerror}"
-            return "spawn-failed"
-        self._link = link = WorkerLink(note, note)
-        instance = ""
-        reason = "worker-died"
-        await connect(link, spawned.sock)
-        watchdog = asyncio.get_running_loop().call_later(
-            BOOT_TIMEOUT_S, link.abort, WorkerGone("the worker did not start in time", code="worker-boot-timeout")
-        )
-        try:
-            while True:
-                event = await events.get()
-                if isinstance(event, Hello):
-                    watchdog.cancel()
-                    completion_key = _require_sound(event.facts, plan, known=bool(instance))
-                    instance = event.facts.instance
-                    await self._go_live(event.facts, completion_key, link, spawned)
-                elif isinstance(event, KeysChanged):
-                    await self._change_keys(event.key_configs)
-                elif isinstance(event, BootFailed):
-                    if instance or not _CODE.match(event.reason):
-                        raise WorkerGone("it says that it did not start, but not how", code="worker-protocol")
-                    reason = event.reason
-                    self._why_not = f"the worker refused to start: {printable(event.detail, limit=MAX_WORKER_WORDS)}"
-                    self._tell(self._why_not)
-                else:
-                    reason = "stopped" if self._stopping else (reason if reason != "worker-died" else event.code)
-                    return reason
-        except LogUnavailable:
-            reason = "log-unavailable"
-            return reason
-        except WorkerGone as error:
-            reason = error.code
-            self._tell(f"worker refused: {error}")
-            return reason
-        except (AppendRefused, DecodeError) as error:
-            reason = "worker-protocol"
-            self._tell(f"worker refused: {error}")
-            return reason
-        finally:
-            watchdog.cancel()
-            await self._bury(link, spawned, instance, reason)
-
-    async def _go_live(
-        self, facts: WorkerFacts, completion_key: Ed25519PublicKey, link: WorkerLink, spawned: SpawnedWorker
-    ) -> None:
-        published = Published(facts=facts, key_configs=facts.key_configs, host_layers=read_layers(spawned.sealed_pid()))
-        contradicted = _contradicted(published)
-        if facts.profile != "dev" and (contradicted or not published.host_layers):
-            otherwise = ", ".join(contradicted) or "there is no such process"
-            raise WorkerGone(f"the host reads otherwise: {otherwise}", code="worker-not-isolated")
-        evidence_digest = self._evidence_digest(published)
-        degraded = facts.profile == "dev"
-        stamp = {"instance": facts.instance, "assurance": self._assurance, "degraded": degraded}
-        await self._append(_started(facts, evidence_digest), stamp)
-        for model in facts.models:
-            detail = {"delta": model.delta, "privacy_unit": model.privacy_unit, "version": model.version}
-            record = Record(
-                kind="model.load",
-                model=model.name,
-                model_digest=model.model_digest,
-                certificate_digest=model.certificate_digest,
-                eps_micro=model.epsilon_micro,
-                detail=detail,
-            )
-            await self._append(record, stamp)
-        for refusal in facts.refused:
-            self._tell(f"model {printable(refusal.name, limit=MAX_WORKER_WORDS)} was refused: {refusal.reason}")
-            await self._append(Record(kind="model.refuse", model=refusal.name, reason=refusal.reason), stamp)
-        await self._record_keys(facts.key_configs, facts.instance)
-        self._published = published
-        self._why_not = "the worker is being replaced"
-        self._keys_from = asyncio.get_running_loop().time()
-        self._key_changes = 0
-        self._live = LiveWorker(
-            link=link,
-            instance=facts.instance,
-            completion_key=completion_key,
-            degraded=degraded,
-            assurance=self._assurance,
-            evidence_digest=evidence_digest,
-            models={model.name: (model.model_digest, model.certificate_digest) for model in facts.models},
-            single_use=facts.single_use,
-        )
-        self._on_change()
-
-    async def _change_keys(self, key_configs: bytes) -> None:
-        if self._published is None or self._live is None:
-            raise WorkerGone("keys changed before the worker was live", code="worker-protocol")
-        self._key_changes += 1
-        if self._key_changes > MAX_WORKER_EVENTS + self._age_s() / KEY_CHANGE_EVERY_S:
-            raise WorkerGone("its keys change too often: each change is a record", code="worker-protocol")
-        await self._record_keys(key_configs, self._live.instance)
-        facts = self._published.facts
-        self._published = Published(facts=facts, key_configs=key_configs, host_layers=self._published.host_layers)
-        self._on_change()
-
-    def _age_s(self) -> float:
-        return asyncio.get_running_loop().time() - self._keys_from
-
-    async def _record_keys(self, key_configs: bytes, instance: str) -> None:
-        configs = decode_key_configs(key_configs)
-        self._used_key_ids = (self._used_key_ids + [config.key_id for config in configs])[-MAX_REMEMBERED_KEY_IDS:]
-        detail = {
-            "key_ids": " ".join(str(config.key_id) for config in configs),
-            "kems": " ".join(config.kem.name for config in configs),
-            "key_configs_digest": hashlib.sha256(key_configs).hexdigest(),
-        }
-        await self._append(Record(kind="key.rotate", detail=detail), {"instance": instance})
-
-    async def _bury(self, link: WorkerLink, spawned: SpawnedWorker, instance: str, reason: str) -> None:
-        was_live, self._live, self._published = self._live is not None, None, None
-        if not self._why_not.startswith("the worker refused"):
-            self._why_not = f"the worker ended ({reason}) and is being replaced"
-        if was_live:
-            self._on_change()
-        link.abort(WorkerGone("the worker ended", code=reason))
-        spawned.kill()
-        await asyncio.to_thread(spawned.wait)
-        if instance and self._log.state.ok:
+            self._around.tell(f"worker ended ({reason}); a new one starts in {delay_s:.1f} s")
             try:
-                await self._append(Record(kind="worker.stop", reason=reason), {"instance": instance})
-            except LogUnavailable:
-                self._tell("the log failed before the worker's end could be recorded")
+                await asyncio.wait_for(self._stopping.wait(), delay_s)
+            except TimeoutError:
+                continue
+        if self._lives:
+            await asyncio.wait(self._lives.values())
 
-    async def _append(self, record: Record, stamp: dict[str, object]) -> None:
-        changes = {"runtime_instance" if key == "instance" else key: value for key, value in stamp.items()}
-        await asyncio.wrap_future(self._log.append(msgspec.structs.replace(record, **changes)))
+    async def _begin(self) -> None:
+        planned = await asyncio.to_thread(self._plan, self._around.owners.to_avoid())
+        life = WorkerLife(self._around, planned, say_why=self._say_why)
+        self._known = (self._current.facts if self._current is not None else None) or self._known
+        self._current = life
+        self._keep(life, asyncio.get_running_loop().create_task(life.run()))
+
+    def _keep(self, life: WorkerLife, task: asyncio.Task[str]) -> None:
+        self._lives[life] = task
+
+        def ended(task: asyncio.Task[str]) -> None:
+            del self._lives[life]
+            failed = task.cancelled() or task.exception() is not None
+            self._ends.put_nowait((life, "internal" if failed else task.result()))
+
+        task.add_done_callback(ended)
+
+    async def _until_none_is_left(self) -> str:
+        """The reason for which the newest worker ended. One that was replaced may end whenever it likes."""
+        while True:
+            life, reason = await self._ends.get()
+            await self._settled.wait()  # one that is being prepared may be about to take over
+            if life is self._current:
+                return reason
+
+    # Taking over -----------------------------------------------------------------------------------------------------
+
+    async def prepare(self, plan: Callable[[tuple[int, ...]], Planned]) -> Successor:
+        """Start a worker by another plan, which is to take over, and hold it before its records. One at a time; either
+        `take_over` or `give_up` must follow."""
+        assert self._successor is None
+        self._settled.clear()
+        planned = await asyncio.to_thread(plan, self._around.owners.to_avoid())
+        self._successor = Successor(self._around, planned)
+        return self._successor
+
+    @property
+    def prepared(self) -> bool:
+        """Whether a worker waits to take over, and still runs."""
+        return self._successor is not None and self._successor.alive
+
+    def take_over(self) -> None:
+        """The prepared worker is published, the one before drains."""
+        successor, before = self._successor, self._current
+        assert successor is not None
+        self._current, self._successor = successor.life, None
+        self._keep(successor.life, successor.running)
+        if before is not None:
+            before.retire(drain_s=self._drain_s, grace_s=self._grace_s)
+        successor.publish()
+        self._settled.set()
+
+    async def give_up(self) -> None:
+        """What was prepared is not wanted: all is as it was."""
+        successor = self._successor
+        if successor is not None:
+            await successor.give_up()
+            self._successor = None
+        self._settled.set()
+
+    def retire(self) -> None:
+        """No worker is wanted any more: the live one drains, and `run` returns when it is gone."""
+        self._stopping.set()
+        if self._current is not None:
+            self._current.retire(drain_s=self._drain_s, grace_s=self._grace_s)
 
     async def stop(self) -> None:
-        """Ask the worker to finish and leave; `run` returns once it is buried."""
-        self._stopping = True
-        if self._link is not None:
-            try:
-                self._link.send(Shutdown())
-            except WorkerGone:
-                return
-
-
-def _contradicted(published: Published) -> list[str]:
-    """What the host reads as missing. Profile `container` is for machines that forbid namespaces: there, one that the
-    worker itself says it has not is no contradiction."""
-    facts, missing = published.facts, []
-    for name, layer in published.host_layers.items():
-        said = facts.layers.get(name)
-        excused = (
-            facts.profile == "container" and name.endswith("-namespace") and said is not None and said.state != "on"
-        )
-        if layer.state == "failed" and not excused:
-            missing.append(name)
-    return sorted(missing)
-
-
-def _require_sound(facts: WorkerFacts, plan: BootPlan, *, known: bool) -> Ed25519PublicKey:
-    """The completion key of a Hello that can be put on record; raises WorkerGone. Nothing was written before."""
-    try:
-        decode_key_configs(facts.key_configs)
-        completion_key = Ed25519PublicKey.from_public_bytes(facts.completion_key)
-    except (DecodeError, ValueError):
-        raise WorkerGone("its keys are malformed", code="worker-protocol") from None
-    sound = (
-        not known  # one Hello in a life
-        and _INSTANCE.match(facts.instance)
-        and facts.profile == plan.profile  # the host's plan decides what is required, not the worker
-        and len({model.name for model in facts.models}) == len(facts.models)
-        and all(_CODE.match(refusal.reason) for refusal in facts.refused)
-    )
-    if not sound:
-        raise WorkerGone("what it says of itself does not fit its plan", code="worker-protocol")
-    return completion_key
-
-
-def _started(facts: WorkerFacts, evidence_digest: str) -> Record:
-    """`worker.start`: names the key that the instance's completions are signed with, and what isolates it."""
-    missing = sorted(name for name, layer in facts.layers.items() if layer.state in ("failed", "disabled", "off"))
-    broken = sorted(name for name, probe in facts.probes.items() if probe.state not in ("on", "not-needed"))
-    detail = {
-        "completion_key": base64.urlsafe_b64encode(facts.completion_key).rstrip(b"=").decode(),
-        "device": facts.device,
-        "profile": facts.profile,
-        "layers_missing": " ".join(missing),
-        "probes_failed": " ".join(broken),
-    }
-    return Record(kind="worker.start", evidence_digest=evidence_digest, detail=detail)
+        """Ask every worker to finish and leave; `run` returns once they are buried."""
+        self._stopping.set()
+        if self._successor is not None:
+            await self.give_up()
+        for life in self.lives:
+            life.stop()

@@ -108,7 +108,7 @@ class Desk:
         }
         return Admission(**values)
 
-    def worker(self) -> LiveWorker:
+    def worker(self, model: str = "m", key: int = -1) -> LiveWorker:
         if not self.alive:
             raise RuntimeUnavailable("no worker", code="worker-not-ready")
         return LiveWorker(
@@ -118,7 +118,7 @@ class Desk:
             degraded=False,
             assurance="software",
             evidence_digest="e" * 64,
-            models={"m": ("a" * 64, "b" * 64)},
+            models={"m": {"1": ("a" * 64, "b" * 64)}},
         )
 
     def submit(self, *, admission: Admission | None = None, policy: str = POLICY) -> tuple[Any, bytes]:

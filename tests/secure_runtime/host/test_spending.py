@@ -315,7 +315,7 @@ def test_a_single_use_worker_that_is_not_offered_is_refused_on_record(desk: Call
     assert (record_of(one, reply).kind, record_of(one, reply).reason) == ("inference.denied", "obligation-unmet")
     assert one.link.seq == 0
     plain = one.worker
-    one.admission = one.make(worker=lambda: _offering(plain()))
+    one.admission = one.make(worker=lambda *_: _offering(plain()))
     assert isinstance(one.ask(Obligations(single_use=True)), Answer)
 
 

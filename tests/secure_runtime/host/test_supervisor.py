@@ -31,8 +31,9 @@ from sealgate.protocol.frames import (
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import Record
 from secure_runtime.errors import RuntimeUnavailable
-from secure_runtime.host import supervisor as module
+from secure_runtime.host.key_owners import KeyOwners
 from secure_runtime.host.supervisor import Supervisor
+from secure_runtime.host.worker_life import Around, Planned
 from secure_runtime.limits import MAX_WORKER_EVENTS
 from secure_runtime.worker.keys import KeyRing
 
@@ -75,6 +76,7 @@ class Scripted:
     sock: socket.socket
     theirs: socket.socket
     killed: bool = False
+    pid: int = 1
 
     def sealed_pid(self) -> int:
         return 1
@@ -96,33 +98,39 @@ class Bench:
 
     log: AuditLog
     folder: Path
-    monkeypatch: pytest.MonkeyPatch
     workers: list[Scripted] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
     host_layers: dict[str, Layer] = field(default_factory=lambda: dict(ISOLATED))
     profile: str = "strict"
+    drain_s: float = 60.0
 
     def __post_init__(self) -> None:
-        self.monkeypatch.setattr(module, "spawn_worker", self.spawn)
-        self.monkeypatch.setattr(module, "read_layers", lambda pid: self.host_layers)
-        self.supervisor = Supervisor(
+        self.spawning: Callable[[BootPlan], Any] = self.spawn
+        around = Around(
             log=self.log,
-            plan=lambda avoid: BootPlan(
-                profile=self.profile,
-                audience="a",
-                models_dir="",
-                publishers_file="",
-                sys_path=(),
-                uid=0,
-                gid=0,
-                torch_threads=1,
-                memory_limit_bytes=0,
-                avoid_key_ids=avoid,
-            ),
+            owners=KeyOwners(),
             evidence_digest=lambda published: "e" * 64,
             on_change=lambda: None,
             tell=self.told.append,
+            spawn=lambda plan: self.spawning(plan),
+            read_layers=lambda pid: self.host_layers,
         )
+        self.supervisor = Supervisor(around, self.plan, drain_s=self.drain_s)
+
+    def plan(self, avoid: tuple[int, ...]) -> Planned:
+        plan = BootPlan(
+            profile=self.profile,
+            audience="a",
+            models_dir="",
+            publishers_file="",
+            sys_path=(),
+            uid=0,
+            gid=0,
+            torch_threads=1,
+            memory_limit_bytes=0,
+            avoid_key_ids=avoid,
+        )
+        return Planned(plan=plan)
 
     def spawn(self, plan: BootPlan) -> Scripted:
         ours, theirs = socket.socketpair()
@@ -169,7 +177,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+def bench(tmp_path: Path) -> Iterator[Bench]:
     log = AuditLog.open(
         f"sqlite:///{tmp_path}/audit.sqlite",
         signer=NoteSigner.from_seed(ORIGIN, b"s" * 32),
@@ -177,7 +185,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
         origin=ORIGIN,
         disk_reserve_bytes=0,
     )
-    yield Bench(log, tmp_path, monkeypatch)
+    yield Bench(log, tmp_path)
     log.close()
 
 
@@ -333,12 +341,12 @@ def test_a_failed_boot_is_told_without_the_workers_control_characters(bench: Ben
     assert bench.records() == []
 
 
-def test_a_process_that_cannot_be_made_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_be_made_is_tried_again(bench: Bench) -> None:
     def full(plan: BootPlan) -> Scripted:
-        monkeypatch.setattr(module, "spawn_worker", bench.spawn)
+        bench.spawning = bench.spawn
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(module, "spawn_worker", full)
+    bench.spawning = full
 
     async def act(bench: Bench) -> None:
         (await bench.worker(0)).say(Hello(facts=FACTS))

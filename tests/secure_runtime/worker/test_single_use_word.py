@@ -80,7 +80,7 @@ class Desk:
             degraded=True,
             assurance="software",
             evidence_digest="",
-            models={"tumour": DIGESTS},
+            models={"tumour": {"1": DIGESTS}},
             single_use=True,
         )
 

@@ -1,0 +1,184 @@
+"""What the workers are to serve: which of the bundles that lie in `models/`, and which version of each answers.
+
+A host serves at its start what lies there, but for what an operator unloaded: that is kept in a file, so that it stays
+unloaded. From then on a bundle is served only after somebody asked for it, also if a worker is replaced meanwhile.
+
+Which version answers a request that names none follows from the grant's id: the first 8 bytes of its SHA-256, as a number,
+modulo 100, below the canary's percent or not. So the log shows later which one was due.
+
+Trusts: the folder's names for nothing but where to look. Never: opens a bundle; forgets what was unloaded because of a
+crash (the file is written whole, synced, and only then renamed).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sealgate.certificate.repository import places_of, version_order
+from sealgate.deployment import Deployment, ModelSection
+from sealgate.errors import ConfigurationError
+from sealgate.terminal import printable
+from secure_runtime.errors import SwitchRefused
+from secure_runtime.limits import MAX_BUNDLES, MAX_WITHHELD_BYTES
+
+_NO_SECTION = ModelSection()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`places` are loaded by the next workers; `withheld` were unloaded; `named` are the settings of single models."""
+
+    places: tuple[str, ...] = ()
+    withheld: frozenset[str] = frozenset()
+    named: Mapping[str, ModelSection] = field(default_factory=dict)
+
+    def with_loaded(self, wanted: Sequence[str], there: Sequence[str]) -> Choice:
+        """This choice and these bundles too; raises SwitchRefused for what is not there."""
+        added = matching(wanted, there)
+        return replace(self, places=_sorted({*self.places, *added}), withheld=self.withheld - added)
+
+    def without(self, unwanted: Sequence[str], there: Sequence[str]) -> Choice:
+        """This choice without these bundles, which need not be there any more."""
+        gone = matching(unwanted, {*there, *self.places})
+        places = tuple(place for place in self.places if place not in gone)
+        return replace(self, places=places, withheld=self.withheld | gone)
+
+    def renewed(self, there: Sequence[str]) -> Choice:
+        """Everything that lies there now, but for what was unloaded."""
+        return replace(self, places=_sorted(set(there) - self.withheld))
+
+    def section(self, model: str) -> ModelSection:
+        """The settings of one model."""
+        return self.named.get(model, _NO_SECTION)
+
+
+def _sorted(places: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(places, key=lambda one: (one.partition("/")[0], version_order(one.partition("/")[2]))))
+
+
+def matching(wanted: Sequence[str], there: Collection[str]) -> frozenset[str]:
+    """The places that "NAME" (all of its versions) or "NAME/VERSION" mean; raises SwitchRefused for one that is none."""
+    found: set[str] = set()
+    for one in wanted:
+        meant = {place for place in there if place == one or place.startswith(f"{one}/")}
+        if not meant:
+            names = ", ".join(sorted(there)) or "none"
+            raise SwitchRefused(f"there is no bundle {one!r}; there are: {printable(names)}", code="bundle-unknown")
+        found |= meant
+    return frozenset(found)
+
+
+def places_there(deployment: Deployment, *, tell: Callable[[str], None] = lambda _text: None) -> tuple[str, ...]:
+    """Every bundle's place whose name is text; people hear of others."""
+    try:
+        found = [place.called for place in places_of(deployment.models)]
+    except OSError as error:
+        raise SwitchRefused(f"models/ cannot be listed: {error.strerror}", code="bundle-unknown") from error
+    named = [called for called in found if os.fsencode(called).decode("utf-8", "replace") == called]
+    if len(named) < len(found):
+        tell(f"{len(found) - len(named)} folders in models/ have names that are no text: they are passed over")
+    return tuple(named)
+
+
+def first_choice(deployment: Deployment, *, tell: Callable[[str], None]) -> Choice:
+    """What is served from the host's start on; raises ConfigurationError for a file of unloaded bundles that is none."""
+    withheld = read_withheld(deployment.withheld)
+    try:
+        there = places_there(deployment, tell=tell)
+    except SwitchRefused as error:
+        tell(str(error))
+        there = ()
+    if len(there) > MAX_BUNDLES:
+        tell(f"models/ holds {len(there)} bundles: only {MAX_BUNDLES} are served")
+    for place in sorted(withheld):
+        tell(f"model {printable(place)} stays unloaded (sealgate models load STATE {printable(place)})")
+    return Choice(withheld=withheld, named=deployment.settings.models.named).renewed(there)
+
+
+def read_withheld(path: Path) -> frozenset[str]:
+    """What was unloaded; raises ConfigurationError for a file that nobody wrote like that: what it kept out is unknown."""
+    try:
+        with path.open("rb") as file:
+            said = json.loads(file.read(MAX_WITHHELD_BYTES + 1))
+        if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
+            raise ValueError("not a list of names")
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{path} is unreadable: it says which models were unloaded; mend it, or delete it to serve all of them"
+        ) from error
+    return frozenset(said)
+
+
+def write_withheld(path: Path, withheld: Collection[str]) -> None:
+    """Replace the file, durably; raises SwitchRefused."""
+    fresh = path.with_suffix(".new")
+    try:
+        with fresh.open("w") as file:
+            file.write(json.dumps(sorted(withheld)))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise SwitchRefused(f"{path} cannot be written: {error.strerror}", code="choice-not-kept") from error
+
+
+class ModelRules:
+    """How requests for each model are treated now: which version is due, how many may be in flight. Owned by the host's
+    event loop."""
+
+    def __init__(self, named: Mapping[str, ModelSection] | None = None) -> None:
+        self._named: Mapping[str, ModelSection] = named or {}
+        self._in_flight: dict[str, int] = {}
+
+    def put_in_force(self, named: Mapping[str, ModelSection]) -> None:
+        """From here on these hold."""
+        self._named = named
+
+    def full(self, model: str) -> bool:
+        """Whether as many requests for it are in flight as may be."""
+        section = self._named.get(model)
+        return section is not None and 0 < section.max_concurrent <= self._in_flight.get(model, 0)
+
+    def enter(self, model: str) -> None:
+        """One more is in flight."""
+        if self._named:
+            self._in_flight[model] = self._in_flight.get(model, 0) + 1
+
+    def leave(self, model: str) -> None:
+        """One came to its end, or was there before anybody counted."""
+        count = self._in_flight.get(model, 0)
+        if count > 1:
+            self._in_flight[model] = count - 1
+        else:
+            self._in_flight.pop(model, None)
+
+    def version_for(self, model: str, versions: Collection[str], grant: str, *, retired: bool) -> str:
+        """The version that answers this grant if its request names none; "" for the newest that the worker has.
+
+        `versions` are those of the worker that will open it. A retired one that has not the default answers with its
+        newest, as it did; any other then says that it is not loaded: another version is not what the operator chose.
+        """
+        section = self._named.get(model)
+        if section is None or not section.default or (retired and section.default not in versions):
+            return ""
+        canary = section.canary
+        if canary is not None and canary.version in versions and is_canary(grant, canary.percent):
+            return canary.version
+        return section.default
+
+
+def is_canary(grant: str, percent: int) -> bool:
+    """Whether the grant of this id is among the `percent` of a hundred that a canary answers."""
+    return int.from_bytes(hashlib.sha256(grant.encode()).digest()[:8], "big") % 100 < percent
