@@ -152,8 +152,8 @@ _Place = Annotated[str, msgspec.Meta(pattern=r"^[^\x00-\x1f\x7f-\x9f/]{1,255}(/[
 
 
 class ChangeModels(Frame, frozen=True, kw_only=True, tag="change-models"):
-    """Load, unload or renew bundles, by new workers beside the old ones; or, "route": read anew which versions answer and
-    how many requests may be in flight, which needs no new worker. Answered by ModelsTold.
+    """Load, unload or renew bundles, by new workers beside the old ones; or, "route": read anew which versions answer
+    and how many requests may be in flight, which needs no new worker. Answered by ModelsTold.
 
     `places` are "NAME" (every version there) or "NAME/VERSION" below the folder of models; none for reload and route.
     """
@@ -168,7 +168,8 @@ class AskModels(Frame, frozen=True, kw_only=True, tag="ask-models"):
 
 
 class ToldModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """One bundle. `state` is "loaded", "unloaded" by an operator, "new" (not asked for yet), or "refused" with a code."""
+    """One bundle. `state` is "loaded", "unloaded" by an operator, "new" (not asked for yet), or "refused" with a
+    code."""
 
     place: str
     state: Literal["loaded", "unloaded", "new", "refused"]
@@ -183,7 +184,8 @@ class ToldModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class ModelsTold(Frame, frozen=True, kw_only=True, tag="models-told"):
-    """How it stands after what was asked. `code` is "" if it was done, else one of REFUSALS, and `why` one line of it."""
+    """How it stands after what was asked. `code` is "" if it was done, else one of REFUSALS, and `why` one line of
+    it."""
 
     code: str = ""
     why: str = ""

@@ -95,9 +95,10 @@ class Admission:
     """The bridge between what gateways ask and what workers do. Owned by the host's event loop.
 
     `worker` returns the live worker for a model and the number of the key that a request was sealed to, or raises
-    RuntimeUnavailable with the reason; `policy_digest` is the digest of the policy in force, as recorded. What a gateway decided by another is refused without a record ("policy-changed"), and
-    the gateway decides anew. Nothing is awaited between that check and the queueing of the record, so in the log every
-    decision stands under the policy that made it.
+    RuntimeUnavailable with the reason; `policy_digest` is the digest of the policy in force, as recorded. What a
+    gateway decided by another is refused without a record ("policy-changed"), and the gateway decides anew. Nothing is
+    awaited between that check and the queueing of the record, so in the log every decision stands under the policy that
+    made it.
     """
 
     def __init__(

@@ -3,8 +3,8 @@
 A host serves at its start what lies there, but for what an operator unloaded: that is kept in a file, so that it stays
 unloaded. From then on a bundle is served only after somebody asked for it, also if a worker is replaced meanwhile.
 
-Which version answers a request that names none follows from the grant's id: the first 8 bytes of its SHA-256, as a number,
-modulo 100, below the canary's percent or not. So the log shows later which one was due.
+Which version answers a request that names none follows from the grant's id: the first 8 bytes of its SHA-256, as a
+number, modulo 100, below the canary's percent or not. So the log shows later which one was due.
 
 Trusts: the folder's names for nothing but where to look. Never: opens a bundle; forgets what was unloaded because of a
 crash (the file is written whole, synced, and only then renamed).
@@ -62,7 +62,8 @@ def _sorted(places: Iterable[str]) -> tuple[str, ...]:
 
 
 def matching(wanted: Sequence[str], there: Collection[str]) -> frozenset[str]:
-    """The places that "NAME" (all of its versions) or "NAME/VERSION" mean; raises SwitchRefused for one that is none."""
+    """The places that "NAME" (all of its versions) or "NAME/VERSION" mean; raises SwitchRefused for one that is
+    none."""
     found: set[str] = set()
     for one in wanted:
         meant = {place for place in there if place == one or place.startswith(f"{one}/")}
@@ -86,7 +87,8 @@ def places_there(deployment: Deployment, *, tell: Callable[[str], None] = lambda
 
 
 def first_choice(deployment: Deployment, *, tell: Callable[[str], None]) -> Choice:
-    """What is served from the host's start on; raises ConfigurationError for a file of unloaded bundles that is none."""
+    """What is served from the host's start on; raises ConfigurationError for a file of unloaded bundles that is
+    none."""
     withheld = read_withheld(deployment.withheld)
     try:
         there = places_there(deployment, tell=tell)
@@ -101,7 +103,8 @@ def first_choice(deployment: Deployment, *, tell: Callable[[str], None]) -> Choi
 
 
 def read_withheld(path: Path) -> frozenset[str]:
-    """What was unloaded; raises ConfigurationError for a file that nobody wrote like that: what it kept out is unknown."""
+    """What was unloaded; raises ConfigurationError for a file that nobody wrote like that: what it kept out is
+    unknown."""
     try:
         with path.open("rb") as file:
             said = json.loads(file.read(MAX_WITHHELD_BYTES + 1))

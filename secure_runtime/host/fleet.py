@@ -1,12 +1,12 @@
 """All workers of a host: which one gets a request, whose keys are published, and how their models change.
 
-With placement "together" every worker has every model, so many of them as `workers` says; with "per-model" each model has
-a worker of its own. A request goes to the worker whose key it was sealed to. What is sealed to nobody's key goes to a
-worker that serves the model, which refuses it on record.
+With placement "together" every worker has every model, so many of them as `workers` says; with "per-model" each model
+has a worker of its own. A request goes to the worker whose key it was sealed to. What is sealed to nobody's key goes to
+a worker that serves the model, which refuses it on record.
 
-A change is all or nothing: `switch` starts every new worker beside the old ones, asks whether they have what was wanted,
-lets their starts be recorded, and publishes them in one turn of the event loop. Until then anything that fails leaves all
-as it was.
+A change is all or nothing: `switch` starts every new worker beside the old ones, asks whether they have what was
+wanted, lets their starts be recorded, and publishes them in one turn of the event loop. Until then anything that fails
+leaves all as it was.
 
 Trusts: `supervisor` for single workers. Never: runs two changes at once; looks into a request beyond the first byte.
 """
@@ -106,7 +106,8 @@ class Fleet:
     # What others ask -------------------------------------------------------------------------------------------------
 
     def worker(self, model: str = "", key: int = -1) -> LiveWorker:
-        """The worker that a request for `model`, sealed to the key of this number, goes to; raises RuntimeUnavailable."""
+        """The worker that a request for `model`, sealed to the key of this number, goes to; raises
+        RuntimeUnavailable."""
         owner = self._around.owners.owner(key)
         if isinstance(owner, WorkerLife) and owner.live is not None:
             return owner.live
@@ -138,8 +139,8 @@ class Fleet:
 
     @property
     def models(self) -> tuple[ModelFacts, ...]:
-        """What any of the workers may answer with, once, also what one has that is just being started anew; of each name
-        the newest version last. Nothing while no worker is live."""
+        """What any of the workers may answer with, once, also what one has that is just being started anew; of each
+        name the newest version last. Nothing while no worker is live."""
         live = self.published
         if not live:
             return ()

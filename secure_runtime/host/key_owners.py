@@ -4,8 +4,9 @@ The number is the first byte of a sealed request (RFC 9458 section 4.1). Workers
 those that they were told of; two may choose one at the same time. Then it stays with whom it was claimed by first, the
 other one's key is not published, and that worker is asked for others.
 
-A number is held while it is published, and as long after as a stale key is opened. Trusts: what workers say of their own
-keys, for routing only: whoever gets a request that it cannot open refuses it. Never: gives a held number to another.
+A number is held while it is published, and as long after as a stale key is opened. Trusts: what workers say of their
+own keys, for routing only: whoever gets a request that it cannot open refuses it. Never: gives a held number to
+another.
 """
 
 from __future__ import annotations

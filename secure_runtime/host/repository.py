@@ -1,11 +1,11 @@
 """What operators ask of the models that are served: load, unload, reload, route, list. Each change is a record.
 
-A change is made by new workers (`fleet`), after which `model.change` says what was done, by whom, and which workers came
-of it; one that failed is on record too, with its code. What is to be served is kept on the disk before the new workers'
-keys are published, so that a crash in between leaves either the old choice or the new one.
+A change is made by new workers (`fleet`), after which `model.change` says what was done, by whom, and which workers
+came of it; one that failed is on record too, with its code. What is to be served is kept on the disk before the new
+workers' keys are published, so that a crash in between leaves either the old choice or the new one.
 
-Trusts: who the kernel says is asking; the fleet. Never: drops a worker that serves before another one can take its place;
-opens a bundle.
+Trusts: who the kernel says is asking; the fleet. Never: drops a worker that serves before another one can take its
+place; opens a bundle.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class ModelKeeper:
         self._tell = tell
 
     async def answer(self, frame: ChangeModels | AskModels, *, by: str) -> ModelsTold:
-        """Do it and put it on record; raises LogUnavailable. What is refused is told, with a code, and on record too."""
+        """Do it and put it on record; raises LogUnavailable. What is refused is told, with a code, and on record
+        too."""
         if isinstance(frame, AskModels):
             return self._told(frame.id)
         before = [one.facts.instance for one in self._fleet.published]

@@ -58,16 +58,16 @@ from secure_runtime.host.admission import Admission
 from secure_runtime.host.choice import Choice, ModelRules, first_choice
 from secure_runtime.host.cose_receipts import with_cose_receipt
 from secure_runtime.host.fleet import Fleet, Lane
-from secure_runtime.host.key_owners import KeyOwners
 from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_note_signer, load_subjects_key
+from secure_runtime.host.key_owners import KeyOwners
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.metering import open_metering
 from secure_runtime.host.metrics import HostMetrics, Standing
 from secure_runtime.host.model_keys import data_keys, wrapping_keys
 from secure_runtime.host.policies import Deciding, HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.privacy import Privacy
-from secure_runtime.host.spawn import python_paths, worker_environment
 from secure_runtime.host.repository import ModelKeeper, route_words, workers_of
+from secure_runtime.host.spawn import python_paths, worker_environment
 from secure_runtime.host.watching import Watcher
 from secure_runtime.host.witnesses import witnessed
 from secure_runtime.host.worker_life import Around, Planned, Published

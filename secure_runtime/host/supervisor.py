@@ -1,8 +1,9 @@
 """Keeps one worker alive: starts it, replaces it when it dies, and lets another one take its place when models change.
 
-Every worker has new keys and a new instance id. Restarts wait longer each time until a worker has been live for a while.
-A worker that is to take over (`prepare`) is started beside the live one and held before its records; if it fails, the
-live one never noticed. If the live one dies meanwhile, no third is started until it is clear what becomes of the second.
+Every worker has new keys and a new instance id. Restarts wait longer each time until a worker has been live for a
+while. A worker that is to take over (`prepare`) is started beside the live one and held before its records; if it
+fails, the live one never noticed. If the live one dies meanwhile, no third is started until it is clear what becomes of
+the second.
 
 Trusts: `worker_life` for what one worker may do. Never: has two workers whose keys are published.
 """

@@ -3,8 +3,8 @@
     spawn -> Hello -> (may it go on?) -> `worker.start`, `model.load`/`model.refuse`, `key.rotate` durable
           -> (now?) -> published -> retired: served until the drain is over -> `worker.stop`
 
-Whoever started it may hold it at the two questions: so a worker is made ready beside another one, and takes its place in
-one moment. A worker that does not say Hello in time, or breaks the protocol, is killed.
+Whoever started it may hold it at the two questions: so a worker is made ready beside another one, and takes its place
+in one moment. A worker that does not say Hello in time, or breaks the protocol, is killed.
 
 Trusts: `spawn_worker` for the sandbox, its own plan and reading of the worker's process over the worker's word, the log
 for durability. Never: publishes a key that is not on record, or whose number is another worker's; lets a worker's words
@@ -114,8 +114,9 @@ class WorkerLife:
         go_live: Callable[[], Awaitable[None]] = _at_once,
         say_why: Callable[[str], None] = lambda _text: None,
     ) -> None:
-        """`accept` is awaited with the Hello, before any record of it, and may raise WorkerGone; `go_live` once it is on
-        record, and whoever waits there may call `show` first. `say_why` hears, in plain words, why it is not live."""
+        """`accept` is awaited with the Hello, before any record of it, and may raise WorkerGone; `go_live` once it is
+        on record, and whoever waits there may call `show` first. `say_why` hears, in plain words, why it is not
+        live."""
         self._around = around
         self._plan = planned.plan
         self._measured = planned.measured
@@ -315,8 +316,8 @@ class WorkerLife:
     # Its end ---------------------------------------------------------------------------------------------------------
 
     def retire(self, *, drain_s: float, grace_s: float) -> None:
-        """Another one is published in its place. What is sealed to its keys is still taken for `drain_s`; what was taken
-        may come to its end within `grace_s` more."""
+        """Another one is published in its place. What is sealed to its keys is still taken for `drain_s`; what was
+        taken may come to its end within `grace_s` more."""
         if self.live is not None:
             self.live.footing.retired = True
         if self._draining is None:
