@@ -79,7 +79,6 @@ PEERS = (
         env="litserve",
         command=("litserve_server.py", "{port}"),
         batching="up to 64 requests, 5 ms",
-        binary="raw",
     ),
     Peer(
         name="bentoml",
