@@ -118,7 +118,7 @@ class Gate:
         if asked.model and not self.link.state.key_configs:
             decision = frames.Decision(policy_digest=policy.digest, reason="worker-not-ready")
             await self.refuse(request, decision, principal, asked, problem="unavailable")
-        answer = policy.decide(principal, asked.action, self._facts(asked.model), self._context(asked))
+        answer = policy.decide_every(principal, asked.action, self.versions(asked.model), self._context(asked))
         stepped(request.scope, "decide", began_ns)
         if isinstance(answer, Deny):
             for text in answer.errors:
@@ -174,8 +174,9 @@ class Gate:
         note(request, reason=decision.reason, log=reply.log, record=reply.record)
         raise Problem(problem, headers=audit_headers(reply))
 
-    def _facts(self, model: str) -> frames.ModelFacts | None:
-        return next((facts for facts in self.link.state.models if facts.name == model), None) if model else None
+    def versions(self, model: str) -> tuple[frames.ModelFacts, ...]:
+        """Every version of a model that may answer now."""
+        return self.link.versions(model)
 
     def _context(self, asked: Asked) -> Context:
         assurance = self.link.state.assurance

@@ -43,6 +43,7 @@ from sealgate.protocol.frames import (
     Frame,
     FrameReader,
     HostToGateway,
+    ModelFacts,
     Recorded,
     Refused,
     RuntimeState,
@@ -80,6 +81,7 @@ class RuntimeLink:
         self._last_id = 0
         self._dropped = 0
         self._state: RuntimeState | None = None
+        self._versions: dict[str, tuple[ModelFacts, ...]] = {}  # of `_state`, by name
         self._keeper: asyncio.Task[None] | None = None
 
     # Life -------------------------------------------------------------------------------------------------------------
@@ -136,11 +138,19 @@ class RuntimeLink:
             raise RuntimeAway("the runtime cannot be reached")
         return self._state
 
+    def versions(self, model: str) -> tuple[ModelFacts, ...]:
+        """Every version of a model that the newest state has; raises RuntimeAway while there is none."""
+        return self._versions.get(model, ()) if self.state.models else ()
+
     def _take(self, connection: _Connection, frame: Any, body: bytes) -> None:
         if isinstance(frame, RuntimeState):
             if self._state is None or frame.ready != self._state.ready:
                 self._telemetry.event("runtime-state", ready=frame.ready, detail=quoted(frame.detail))
             self._connection, self._state = connection, frame
+            self._versions = {
+                name: tuple(one for one in frame.models if one.name == name)
+                for name in dict.fromkeys(one.name for one in frame.models)
+            }
             self._on_state(frame)
             return
         self._abandoned.discard(frame.id)
@@ -162,9 +172,11 @@ class RuntimeLink:
         """Record that an auditor is about to read; `Recorded` once it is durable."""
         return (await self._ask(frame, b"", expected=(Recorded, Refused)))[0]  # type: ignore[no-any-return]
 
-    async def evidence(self, nonce: bytes) -> bytes:
-        """The runtime's evidence over `nonce`. Raises RuntimeAway if it has none to give."""
-        reply, body = await self._ask(EvidenceWanted(nonce=nonce), b"", expected=(EvidenceGiven, Refused))
+    async def evidence(self, nonce: bytes, *, model: str = "") -> bytes:
+        """The runtime's evidence over `nonce`, of a worker that serves `model` where one is named. Raises RuntimeAway
+        if it has none to give."""
+        wanted = EvidenceWanted(nonce=nonce, model=model)
+        reply, body = await self._ask(wanted, b"", expected=(EvidenceGiven, Refused))
         if isinstance(reply, Refused):
             raise RuntimeAway("the runtime has no evidence to give")
         return body

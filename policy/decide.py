@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,12 @@ class Permit:
     in these circumstances, without any error. It does not prove that budget is left: the host reserves that.
 
     `records_of` is for the audit actions: the only tenant whose records may be read, or None for every tenant's.
+    `judged` are the certificate digests of the versions of the model that it is about.
     """
 
     decision: Decision
     records_of: str | None = None
+    judged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +122,27 @@ class PolicySet:
         except Exception as error:  # facts of a wrong type, a bug of ours: whatever it is, the answer is no
             return self._deny("policy-error", errors=(f"{type(error).__name__}: {error}",))
 
+    def decide_every(
+        self, principal: Principal, action: Action, models: Sequence[ModelFacts], context: Context
+    ) -> Permit | Deny:
+        """May `principal` do `action` on whichever of these versions of a model answers? The gateway cannot see which
+        one is asked for: every one must be permitted, and the strictest duties of all hold."""
+        if len(models) < 2:
+            return self.decide(principal, action, models[0] if models else None, context)
+        permits: list[Permit] = []
+        for model in models:
+            answer = self.decide(principal, action, model, context)
+            if isinstance(answer, Deny):
+                return answer
+            permits.append(answer)
+        decisions = [permit.decision for permit in permits]
+        ids = tuple(sorted({name for one in decisions for name in one.policy_ids}))
+        obligations = merge(one.obligations for one in decisions)
+        return Permit(
+            decision=Decision(policy_digest=self.digest, policy_ids=_bounded(ids), obligations=obligations),
+            judged=tuple(digest for permit in permits for digest in permit.judged),
+        )
+
     def _remembered(
         self, principal: Principal, action: Action, model: ModelFacts | None, context: Context
     ) -> Permit | Deny:
@@ -152,7 +175,8 @@ class PolicySet:
         if action in MODEL_ACTIONS:
             if model is None:
                 return self._deny("unknown-model")
-            return self._ask(principal, action, ("Model", model.name), context, [facts.model_entity(model)], None)
+            answer = self._ask(principal, action, ("Model", model.name), context, [facts.model_entity(model)], None)
+            return replace(answer, judged=(model.certificate_digest,)) if isinstance(answer, Permit) else answer
         everything = self._ask(principal, action, ("Log", "all"), context, [], None)
         if isinstance(everything, Permit) or everything.errors:
             return everything

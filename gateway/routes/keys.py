@@ -18,6 +18,7 @@ from gateway.gate import Gate
 from gateway.intake import while_awaited
 from gateway.limits import MAX_NONCE
 from gateway.routes.openapi import answers
+from sealgate.limits import MAX_NAME
 from sealgate.protocol.hpke import Kem
 from sealgate.protocol.ohttp import MEDIA_KEYS, decode_key_configs
 
@@ -26,6 +27,9 @@ MEDIA_EVIDENCE = "application/eat+cwt"
 Format = Annotated[
     str | None,
     QueryParameter(name="format", description="`single`: one bare configuration (X25519) instead of the list"),
+]
+Model = Annotated[
+    str | None, QueryParameter(name="model", description="of a worker that serves this model; else of any worker")
 ]
 Nonce = Annotated[
     str | None, QueryParameter(name="nonce", description="base64url, at most 64 bytes; the evidence repeats it")
@@ -37,9 +41,13 @@ Nonce = Annotated[
     responses=answers(MEDIA_KEYS, 400, 503),
     summary="The key configurations to seal to",
 )
-async def key_configurations(gate: NamedDependency[Gate], form: Format = None) -> Response[bytes]:
-    """`application/ohttp-keys` (RFC 9458 section 3), newest first. Verify the evidence before sealing to any."""
-    configs = gate.link.state.key_configs
+async def key_configurations(gate: NamedDependency[Gate], form: Format = None, model: Model = None) -> Response[bytes]:
+    """`application/ohttp-keys` (RFC 9458 section 3), each worker's newest first. Verify the evidence before sealing to
+    any."""
+    state = gate.link.state
+    configs = state.key_configs
+    if model is not None and state.workers:
+        configs = b"".join(one.key_configs for one in state.workers if model in one.models)
     if form not in (None, "list", "single"):
         raise Problem("malformed-request", detail="The parameter 'format' is 'list' or 'single'.")
     if not configs:
@@ -57,12 +65,13 @@ async def key_configurations(gate: NamedDependency[Gate], form: Format = None) -
     summary="Evidence about the runtime and its keys",
 )
 async def attestation(
-    request: Request[Any, Any, Any], gate: NamedDependency[Gate], nonce: Nonce = None
+    request: Request[Any, Any, Any], gate: NamedDependency[Gate], nonce: Nonce = None, model: Model = None
 ) -> Response[bytes]:
-    """A signed, self-contained token (RFC 9711) that names the keys, the models and the isolation of the runtime."""
-    raw = _nonce(nonce or "")
+    """A signed, self-contained token (RFC 9711) that names the keys, the models and the isolation of one worker."""
+    raw, wanted = _nonce(nonce or ""), (model or "")[:MAX_NAME]
     with gate.evidence.slot():
-        evidence = await while_awaited(request.receive, gate.link.evidence(raw), timeout_s=gate.request_timeout_s)
+        asked = gate.link.evidence(raw, model=wanted)
+        evidence = await while_awaited(request.receive, asked, timeout_s=gate.request_timeout_s)
     return Response(content=evidence, media_type=MEDIA_EVIDENCE, headers={"Cache-Control": "no-store"})
 
 

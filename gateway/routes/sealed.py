@@ -123,6 +123,7 @@ def _submission(principal: Principal, asked: Asked, permit: Permit, sealed: Seal
         caller=caller_of(principal),
         decision=permit.decision,
         cose=asked.cose,
+        judged=permit.judged,
     )
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sealgate.certificate.files import KEY, open_folder
 from sealgate.certificate.key_envelope import parse_envelope
+from sealgate.certificate.repository import Place, places_of
 from sealgate.certificate.wrapping_keys import KeyRing, open_key_ring
 from sealgate.deployment import Deployment
 from sealgate.errors import CertificateError, ConfigurationError
@@ -31,8 +32,11 @@ def wrapping_keys(deployment: Deployment) -> KeyRing:
     return open_key_ring(deployment.settings.models.keys, folder=deployment.root)
 
 
-def data_keys(deployment: Deployment, *, tell: Callable[[str], None]) -> dict[str, str]:
-    """Base64 of the data key by the bundle's directory name, of those that can be opened; people hear of the others.
+def data_keys(
+    deployment: Deployment, *, tell: Callable[[str], None], places: Collection[str] | None = None
+) -> dict[str, str]:
+    """Base64 of the data key by the bundle's place, of those that can be opened; people hear of the others. With
+    `places`, of those alone: a worker is given the keys of what it is to load.
 
     Keys are read anew for each worker, so that a change of keys needs no restart of the host.
     """
@@ -44,24 +48,26 @@ def data_keys(deployment: Deployment, *, tell: Callable[[str], None]) -> dict[st
         tell(f"encrypted models are not served: {error}")
         return {}
     found: dict[str, str] = {}
-    for directory in _directories(deployment.models):
+    for place in _encrypted(deployment.models):
+        if places is not None and place.called not in places:
+            continue
         try:
-            with open_folder(directory) as folder:
+            with open_folder(place.path) as folder:
                 key = ring.unwrap(parse_envelope(folder.read(KEY)))
         except CertificateError as error:
             # The worker refuses the bundle, and that is on record; here is why, for whoever can mend it.
-            tell(f"model {printable(directory.name, limit=MAX_WORKER_WORDS)}: {printable(str(error))}")
+            tell(f"model {printable(place.called, limit=MAX_WORKER_WORDS)}: {printable(str(error))}")
             continue
-        found[directory.name] = base64.b64encode(key.reveal()).decode()
+        found[place.called] = base64.b64encode(key.reveal()).decode()
         key.wipe()
     return found
 
 
-def _directories(models: Path) -> list[Path]:
+def _encrypted(models: Path) -> list[Place]:
     """Encrypted bundles whose names are text, as many as a worker takes."""
     try:
-        found = sorted(path for path in models.iterdir() if not path.name.startswith("."))
+        found = places_of(models)
     except OSError:
         return []  # the worker says what is wrong with it
-    named = [path for path in found if os.fsencode(path.name).decode("utf-8", "replace") == path.name]
-    return [path for path in named[:MAX_BUNDLES] if os.path.lexists(path / KEY)]
+    named = [place for place in found if os.fsencode(place.called).decode("utf-8", "replace") == place.called]
+    return [place for place in named[:MAX_BUNDLES] if os.path.lexists(place.path / KEY)]

@@ -171,7 +171,7 @@ class RuntimeHost:
             require_audit=settings.require_audit,
             require_model_signature=deployment.settings.models.require_model_signature,
             require_encryption=deployment.settings.models.require_encryption,
-            model_keys=data_keys(deployment, tell=self._tell),
+            model_keys=data_keys(deployment, tell=self._tell, places=lane.places(choice)),
             avoid_key_ids=avoid_key_ids,
             bundles=lane.places(choice),
             memory_limits={
