@@ -73,7 +73,9 @@ def _configure_explain(explain: argparse.ArgumentParser) -> None:
         help="what the caller's token is bound to (default: none)",
     )
     explain.add_argument("--not-sealed", action="store_true", help="the request is not encrypted for the runtime")
-    explain.add_argument("--assurance", choices=("software", "hardware"), default="software", help="of the evidence")
+    explain.add_argument(
+        "--assurance", choices=("software", "tpm", "hardware"), default="software", help="of the evidence"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

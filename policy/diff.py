@@ -33,6 +33,7 @@ _SHOWN = {  # what callers show, by the words that a difference is told in
 _AROUND = {
     "by day": Circumstances(),
     "on a Sunday night": Circumstances(hour=3, weekday=7),
+    "with evidence of a TPM": Circumstances(assurance="tpm"),
     "with hardware evidence": Circumstances(assurance="hardware"),
 }
 

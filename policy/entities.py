@@ -54,5 +54,5 @@ class Context:
 
     purpose: str
     sealed: bool
-    assurance: str  # of the runtime: "software", "hardware"
+    assurance: str  # of the runtime: "software", "tpm", "hardware"
     now_us: int

@@ -55,7 +55,7 @@ class Circumstances(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     hour: Annotated[int, msgspec.Meta(ge=0, le=23)] = 12
     weekday: Annotated[int, msgspec.Meta(ge=1, le=7)] = 3  # 1 is Monday
-    assurance: Literal["software", "hardware"] = "software"
+    assurance: Literal["software", "tpm", "hardware"] = "software"
     sealed: bool = True
 
 

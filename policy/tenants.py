@@ -32,7 +32,7 @@ class _Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     suspended: bool = False
     requires_mtls: bool = False
     token_binding: Annotated[str, msgspec.Meta(pattern=r"^(none|any|mtls|dpop)\Z")] = "none"  # noqa: S105  # no password
-    evidence_floor: Annotated[str, msgspec.Meta(pattern=r"^(software|hardware)\Z")] = "software"
+    evidence_floor: Annotated[str, msgspec.Meta(pattern=r"^(software|tpm|hardware)\Z")] = "software"
     audits_every_tenant: bool = False
     purpose: Annotated[tuple[_Purpose, ...], msgspec.Meta(max_length=MAX_PURPOSES)] = ()
 

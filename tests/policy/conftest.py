@@ -47,6 +47,13 @@ name = "treatment"
 max_epsilon = "8"
 
 [[tenant]]
+name = "measured"
+evidence_floor = "tpm"
+[[tenant.purpose]]
+name = "treatment"
+max_epsilon = "8"
+
+[[tenant]]
 name = "bound-any"
 token_binding = "any"
 [[tenant.purpose]]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import shutil
 from importlib import resources
+from typing import get_args, get_type_hints
 
+import msgspec
 import pytest
 
+from policy import tenants
 from policy.decide import Deny, Permit, load_policy
 from policy.entities import Action, Role
 from policy.errors import PolicyFileError
+from policy.scenarios import Circumstances
+from sealgate.evidence.verify import GRADES
 from sealgate.protocol.frames import Obligations
 
 A, R = Action, Role
@@ -75,6 +80,17 @@ DENIED = [
     ("no mTLS, auditor", [R.AUDITOR], {"tenant": "careful"}, A.QUERY_AUDIT, {}, {}, ["mtls-where-demanded"]),
     ("token not bound", [R.CLIENT], {"tenant": "bound-any"}, A.INFER, {}, {}, ["token-binding-where-demanded"]),
     ("software evidence", [R.CLIENT], {"tenant": "hardened"}, A.INFER, {}, {}, ["evidence-floor"]),
+    ("TPM is no hardware", [R.CLIENT], {"tenant": "hardened"}, A.INFER, {}, {"assurance": "tpm"}, ["evidence-floor"]),
+    ("software is no TPM", [R.CLIENT], {"tenant": "measured"}, A.INFER, {}, {}, ["evidence-floor"]),
+    (
+        "nobody vouches",
+        [R.CLIENT],
+        {"tenant": "measured"},
+        A.INFER,
+        {},
+        {"assurance": "self-asserted"},
+        ["evidence-floor"],
+    ),
     (
         "unknown assurance",
         [R.CLIENT],
@@ -120,6 +136,8 @@ ALLOWED = [
     ),
     ("mTLS where demanded", [R.CLIENT], {"tenant": "careful", "mtls": True}, A.INFER, {}, {}, ["clients-infer"]),
     ("hardware", [R.CLIENT], {"tenant": "hardened"}, A.INFER, {}, {"assurance": "hardware"}, ["clients-infer"]),
+    ("TPM", [R.CLIENT], {"tenant": "measured"}, A.INFER, {}, {"assurance": "tpm"}, ["clients-infer"]),
+    ("more than a TPM", [R.CLIENT], {"tenant": "measured"}, A.INFER, {}, {"assurance": "hardware"}, ["clients-infer"]),
     ("client reads a model", [R.CLIENT], {}, A.READ_MODEL, {}, {}, ["clients-read-models"]),
     ("read-model above epsilon", [R.CLIENT], {}, A.READ_MODEL, {"epsilon_micro": 9**12}, {}, ["clients-read-models"]),
     ("auditor reads a model", [R.AUDITOR], {"purposes": frozenset()}, A.READ_MODEL, {}, {}, ["overseers-read-models"]),
@@ -306,3 +324,13 @@ def test_strange_names_decide_nothing_they_should_not(policy_set, principal, mod
         assert isinstance(answer, Deny), strange
     # A lone surrogate has no UTF-8 form: the engine refuses it, so we do.
     assert isinstance(policy_set.decide(principal(subject="\ud800"), Action.INFER, model(), context()), Deny)
+
+
+def test_the_words_of_assurance_are_those_of_evidence() -> None:
+    """Who can vouch for evidence, and what policies, scenarios and tenants can ask for, are one list."""
+    words = GRADES[GRADES.index("software") :]
+    assert get_args(get_type_hints(Circumstances)["assurance"]) == words
+    for word in words:
+        assert msgspec.convert({"name": "t", "evidence_floor": word}, tenants._Tenant).evidence_floor == word
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"name": "t", "evidence_floor": GRADES[0]}, tenants._Tenant)
