@@ -48,6 +48,7 @@ MIN_NONCE = 8  # RFC 9711 section 4.1 allows 8 to 64 bytes
 MAX_NONCE = 64
 EVIDENCE_NONCE = 32  # what our client sends
 MAX_ENDORSEMENTS = 8
+MAX_HELD_EVIDENCE = 64  # models of which a client keeps the evidence of a worker
 MAX_KEPT_EVIDENCE = 1024 * 1024  # a file that `sealgate attest verify` wrote
 MAX_TRUST_FILE = 256 * 1024
 MAX_CHAIN = 8  # certificates from a maker's root to what signed a report

@@ -200,7 +200,8 @@ def _row_count(result: InferResult) -> int:
 def _summary(result: InferResult) -> str:
     from sealgate.terminal import render_pairs
 
-    facts = result.evidence.model(result.receipt.record.model)
+    record = result.receipt.record
+    facts = result.evidence.model(record.model, certificate_digest=record.certificate_digest)
     skipped = sum(check.outcome == "skipped" for check in result.evidence.transcript)
     unchecked = (
         f", {skipped} {'check' if skipped == 1 else 'checks'} had nothing to compare with (--explain)"

@@ -16,6 +16,7 @@ import base64
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
+from urllib.parse import quote
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.credentials import Credential
@@ -56,6 +57,7 @@ from sealgate.evidence.verify import VerifiedEvidence
 from sealgate.limits import (
     EVIDENCE_NONCE,
     MAX_EVIDENCE,
+    MAX_HELD_EVIDENCE,
     MAX_KEY_CONFIGS_BYTES,
     MAX_SEALED_REQUEST,
 )
@@ -112,6 +114,7 @@ class SealedChannel:
         self._clock = clock
         self._entropy = entropy
         self._evidence: VerifiedEvidence | None = None
+        self._by_model: dict[str, VerifiedEvidence] = {}  # replaced whole, too: of workers that serve one model each
 
     @property
     def evidence(self) -> VerifiedEvidence | None:
@@ -127,45 +130,50 @@ class SealedChannel:
         except ServiceRefused as refused:
             if refused.problem_type != OHTTP_KEY:
                 raise
-        evidence = yield from self.renew()
-        evidence.model(target.model)
+        evidence = yield from self.renew(target.model)
+        evidence.versions(target.model)
         return (yield from self._attempt(request, target, credential, evidence, retried=True))
 
     # Step 1 ----------------------------------------------------------------------------------------------------------
 
     def _current(self, model: str) -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
         """Unexpired evidence that names the model."""
-        held = self._evidence
-        if held is not None:
+        for held in (self._evidence, self._by_model.get(model)):
+            if held is None:
+                continue
             try:
                 held.require_current(self._clock())
-                held.model(model)
+                held.versions(model)
                 return held
             except EvidenceError:
                 pass  # Expired, or the model was loaded since: ask anew, and let the new evidence decide.
-        fresh = yield from self.renew()
-        fresh.model(model)
+        fresh = yield from self.renew(model)
+        fresh.versions(model)
         return fresh
 
-    def renew(self) -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
-        """Fetch and verify evidence. Asked a second time only if the keys changed between its two requests."""
+    def renew(self, model: str = "") -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
+        """Fetch and verify evidence, of a worker that serves `model` if there are several. Asked a second time only if
+        the keys changed between its two requests."""
         held = self._evidence
         try:
-            evidence = yield from self._fetch_evidence()
+            evidence = yield from self._fetch_evidence(model)
         except EvidenceRefused as refused:
             if refused.code != "key-configs":
                 raise
-            evidence = yield from self._fetch_evidence()
+            evidence = yield from self._fetch_evidence(model)
         newest = self._evidence  # Another than `held` if a request beside us fetched evidence meanwhile.
         grown = held is None or _continues(held, evidence)
         if not grown or not (newest is None or _continues(newest, evidence) or _continues(evidence, newest)):
             raise EvidenceError("the log went back, or split, since the last evidence", code="log-rolled-back")
         if newest is None or _continues(newest, evidence):
             self._evidence = evidence
+        if model:
+            others = list(self._by_model.items())[-MAX_HELD_EVIDENCE + 1 :]
+            self._by_model = {**{name: one for name, one in others if name != model}, model: evidence}
         return evidence
 
-    def _fetch_evidence(self) -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
-        asked = yield from ask_evidence(self._entropy)
+    def _fetch_evidence(self, model: str) -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
+        asked = yield from ask_evidence(self._entropy, model=model)
         return asked.verify(self.trust, now_us=self._clock())
 
     # Steps 2 and 12 --------------------------------------------------------------------------------------------------
@@ -205,6 +213,7 @@ class SealedChannel:
             req_commit=commitment(sealed),
             sent_us=sent_us,
             received_us=self._clock(),
+            version=target.version,
         )
         checked = self._require_sealed(answer, asked, evidence)
         cose_receipt = self._cose_receipt(answer, checked)
@@ -264,12 +273,13 @@ class SealedChannel:
         return check_cose(decode_receipt_header(text), checked, trust=self.trust) if text else b""
 
 
-def ask_evidence(entropy: Entropy) -> Generator[OuterRequest, OuterResponse, AskedEvidence]:
-    """What the service says of its runtime for a fresh nonce, and the keys that it publishes beside. Not verified."""
+def ask_evidence(entropy: Entropy, *, model: str = "") -> Generator[OuterRequest, OuterResponse, AskedEvidence]:
+    """What the service says of its runtime (of a worker that serves `model`) for a fresh nonce, and the keys that it
+    publishes beside. Not verified."""
     nonce = entropy(EVIDENCE_NONCE)
     text = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode()
     accept = (("accept", EVIDENCE_TYPE),)
-    path = f"/.well-known/attestation?nonce={text}"
+    path = f"/.well-known/attestation?nonce={text}" + (f"&model={quote(model, safe='')}" if model else "")
     data = _body_of((yield OuterRequest(method="GET", path=path, headers=accept, limit=MAX_EVIDENCE)), EVIDENCE_TYPE)
     accept = (("accept", MEDIA_KEYS),)
     path = "/.well-known/ohttp-gateway"

@@ -19,6 +19,7 @@ from sealgate.limits import MAX_NAME, MAX_SEALED_RESPONSE
 from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
 _TARGET = re.compile(r"/v2/models/([^/?#]+)(?:/versions/[^/?#]+)?(/infer|/explain|/ready|/stats)?\Z")
+_VERSION = re.compile(r"/v2/models/[^/?#]+/versions/([^/?#]+)")
 _SERVER = frozenset({"/v2", "/v2/health/live", "/v2/health/ready"})
 _POSTED = ("/infer", "/explain")
 _FIELD_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
@@ -88,6 +89,7 @@ class Target:
 
     model: str
     operation: str
+    version: str = ""
 
 
 def read_target(request: InnerRequest) -> Target:
@@ -109,7 +111,8 @@ def read_target(request: InnerRequest) -> Target:
     if not model or len(model) > MAX_NAME or not _FIELD_VALUE.match(model):
         raise UsageError("the model's name is not one that a service can have")
     check_purpose(request.purpose)
-    return Target(model, action[1:] if action in _POSTED else "read-model")
+    version = _VERSION.match(request.path) if match is not None else None
+    return Target(model, action[1:] if action in _POSTED else "read-model", unquote(version[1]) if version else "")
 
 
 def check_purpose(purpose: str) -> None:

@@ -52,6 +52,7 @@ class Asked:
     req_commit: str
     sent_us: int
     received_us: int
+    version: str = ""  # of the model, if the request named one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +211,13 @@ def _check_worker(record: Record, evidence: VerifiedEvidence, transcript: Transc
 
 
 def _check_model(record: Record, asked: Asked, evidence: VerifiedEvidence, transcript: Transcript) -> None:
-    facts = evidence.model(asked.model)
     seen = (record.model, record.model_digest, record.certificate_digest)
-    expected = (facts.name, facts.model_digest, facts.certificate_digest)
-    if seen != expected:
-        transcript.fail("model", "another model, or other weights, answered than the evidence names", anchor="evidence")
-    transcript.passed("model", f"{facts.name}, weights {facts.model_digest[:16]}...", anchor="evidence")
+    for facts in evidence.versions(asked.model, asked.version):
+        if seen == (facts.name, facts.model_digest, facts.certificate_digest):
+            detail = f"{facts.name} {facts.version}, weights {facts.model_digest[:16]}..."
+            transcript.passed("model", detail, anchor="evidence")
+            return
+    transcript.fail("model", "another model, or other weights, answered than the evidence names", anchor="evidence")
 
 
 def _check_purpose(record: Record, asked: Asked, transcript: Transcript) -> None:

@@ -260,7 +260,8 @@ def _cached(
 ) -> ModelMetadata | None:
     """Metadata that were read from the very weights that the current evidence names."""
     served: Any = () if evidence is None else evidence.claims.models
-    return next((metadata.get(facts.model_digest) for facts in served if facts.name == model), None)
+    known = (metadata.get(facts.model_digest) for facts in served if facts.name == model)
+    return next((one for one in known if one is not None), None)
 
 
 def _says_ready(response: httpx.Response) -> bool:

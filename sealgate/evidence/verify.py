@@ -95,13 +95,21 @@ class VerifiedEvidence:
         if now_us >= self.expires_us:
             raise EvidenceError("the evidence has expired", code="evidence-expired")
 
-    def model(self, name: str) -> ModelFacts:
-        """What the evidence says of a model; raises EvidenceError if it is not served."""
-        for facts in self.claims.models:
-            if facts.name == name:
-                return facts
-        served = ", ".join(facts.name for facts in self.claims.models) or "none"
-        raise EvidenceError(f"no model '{name}' is served here; served: {served}", code="model-not-served")
+    def versions(self, name: str, version: str = "") -> tuple[ModelFacts, ...]:
+        """What the evidence says of each version of a model, or of the one that is named; raises EvidenceError if it is
+        not served. Which of them answers is the operator's choice, where a request names none."""
+        found = tuple(one for one in self.claims.models if one.name == name and version in ("", one.version))
+        if not found:
+            served = ", ".join(dict.fromkeys(facts.name for facts in self.claims.models)) or "none"
+            wanted = f"model '{name}'" + (f" of version '{version}'" if version else "")
+            raise EvidenceError(f"no {wanted} is served here; served: {served}", code="model-not-served")
+        return found
+
+    def model(self, name: str, *, certificate_digest: str = "") -> ModelFacts:
+        """What the evidence says of a model: of the version with this certificate, or of the last that it names; raises
+        EvidenceError if it is not served."""
+        found = self.versions(name)
+        return next((one for one in found if one.certificate_digest == certificate_digest), found[-1])
 
 
 def verify_evidence(data: bytes, trust: Trust, *, now_us: int, nonce: bytes, published: bytes) -> VerifiedEvidence:
@@ -273,12 +281,25 @@ def _check_keys(claims: Claims, published: bytes, anchor: str, transcript: Trans
         transcript.fail("key-configs", "its key list is malformed", anchor=anchor, cause=error)
     if not configs:
         transcript.fail("key-configs", "it has no key of a kind that this client knows", anchor=anchor)
-    if published != claims.key_configs:
+    bound, listed = _each_config(claims.key_configs), _each_config(published)
+    if not set(bound) <= set(listed):
         why = "the gateway publishes other keys than the evidence binds"
         transcript.fail("key-configs", why, anchor="/.well-known/ohttp-gateway")
     kems = ", ".join(f"{config.kem.name} id {config.key_id}" for config in configs)
-    transcript.passed("key-configs", f"{kems}; equal to the published list", anchor=anchor)
+    others = len(set(listed)) - len(set(bound))
+    seen = f"on the published list, which has {others} of other workers" if others else "equal to the published list"
+    transcript.passed("key-configs", f"{kems}; {seen}", anchor=anchor)
     return configs
+
+
+def _each_config(data: bytes) -> list[bytes]:
+    """The configurations of a list, each as its bytes; a rest that is none counts as one."""
+    found, start = [], 0
+    while start < len(data):
+        end = start + 2 + int.from_bytes(data[start : start + 2], "big")
+        found.append(data[start:end])
+        start = end
+    return found
 
 
 def _check_log(claims: Claims, trust: Trust, transcript: Transcript) -> Checkpoint:
@@ -306,20 +327,22 @@ def _check_profile(claims: Claims, trust: Trust, transcript: Transcript) -> None
 
 
 def _check_pins(claims: Claims, trust: Trust, transcript: Transcript) -> None:
-    served = {facts.name: facts for facts in claims.models}
-    if len(served) != len(claims.models):
+    if len({(facts.name, facts.version) for facts in claims.models}) != len(claims.models):
         transcript.fail("pins", "it names a model twice", anchor=SELF_ASSERTED)
     for facts in claims.models:
         if trust.max_epsilon_micro is not None:
             _check_epsilon(facts, trust.max_epsilon_micro, transcript)
-    for name in sorted(set(served) | set(trust.models)):
-        pin, found = trust.models.get(name), served.get(name)
-        if pin is None:
-            transcript.skipped("pins", f"{name}: the trust file pins nothing", anchor=trust.source)
-        elif found is None:
-            transcript.skipped("pins", f"{name}: pinned, but not served", anchor=trust.source)
+    used: set[str] = set()
+    for facts in sorted(claims.models, key=lambda one: (one.name, one.version)):
+        # A pin of "NAME/VERSION" is about that version alone, one of "NAME" about every version that has none.
+        name = next((name for name in (f"{facts.name}/{facts.version}", facts.name) if name in trust.models), None)
+        if name is None:
+            transcript.skipped("pins", f"{facts.name}: the trust file pins nothing", anchor=trust.source)
         else:
-            _check_pin(found, pin, trust, transcript)
+            used.add(name)
+            _check_pin(facts, trust.models[name], trust, transcript)
+    for name in sorted(set(trust.models) - used):
+        transcript.skipped("pins", f"{name}: pinned, but not served", anchor=trust.source)
 
 
 def _check_policy(claims: Claims, trust: Trust, transcript: Transcript) -> None:
