@@ -39,6 +39,7 @@ VERDICTS: dict[str, tuple[str, str]] = {
     "budget.exhausted": ("denied", "Budget exhausted"),
     "model.load": ("change", "Model loaded"),
     "model.refuse": ("failed", "Model refused"),
+    "model.change": ("change", "Models changed"),
     "key.rotate": ("change", "Request keys published"),
     "worker.start": ("change", "Worker started"),
     "worker.stop": ("change", "Worker stopped"),

@@ -25,7 +25,7 @@ class _Worker:
     """One instance that was started and did not stop."""
 
     start: Placed
-    models: dict[str, Placed] = field(default_factory=dict)
+    models: dict[tuple[str, str], Placed] = field(default_factory=dict)  # by name and version
     keys: Placed | None = None
     counter: int = 0  # seen without a gap
     ahead: set[int] = field(default_factory=set)  # seen beyond
@@ -76,7 +76,7 @@ class InForce:
         elif kind == "worker.stop":
             del self._workers[original.runtime_instance]
         elif kind in ("model.load", "model.refuse"):
-            worker.models[original.model] = (index, record)
+            worker.models[original.model, original.detail.get("version", "")] = (index, record)
         elif kind == "key.rotate":
             worker.keys = (index, record)
         elif record.runtime_sig:

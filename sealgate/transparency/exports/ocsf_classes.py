@@ -33,6 +33,7 @@ _KINDS: dict[str, tuple[int, int, str]] = {
     "credential.restore": (_ENTITY, 8, "Enable"),
     "model.load": (_ENTITY, 10, "Activate"),
     "model.refuse": (_ENTITY, _OTHER, "Refuse"),
+    "model.change": (_ENTITY, 3, "Update"),
     "key.rotate": (_ENTITY, 3, "Update"),
     "hold.placed": (_ENTITY, 8, "Enable"),
     "hold.released": (_ENTITY, 9, "Disable"),

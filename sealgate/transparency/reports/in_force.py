@@ -27,7 +27,7 @@ class _Worker:
     def __init__(self, index: int, record: Record) -> None:
         self.index = index
         self.start = record
-        self.models: dict[str, tuple[int, Record]] = {}
+        self.models: dict[tuple[str, str], tuple[int, Record]] = {}  # by name and version
         self.keys: tuple[int, Record] | None = None
 
 
@@ -55,11 +55,11 @@ class InForce:
             self._running = kind == "log.opened"
             self._workers.clear()
         elif kind == "worker.start":
-            self._workers = {record.runtime_instance: _Worker(index, record)}  # a host has one worker
+            self._workers[record.runtime_instance] = _Worker(index, record)
         elif kind == "worker.stop":
             self._workers.pop(record.runtime_instance, None)
         elif worker is not None and kind in ("model.load", "model.refuse"):
-            worker.models[record.model] = (index, record)
+            worker.models[record.model, record.detail.get("version", "")] = (index, record)
         elif worker is not None and kind == "key.rotate":
             worker.keys = (index, record)
 
@@ -112,7 +112,7 @@ class InForce:
         rows = tuple(
             _model(name, index, one)
             for worker in self._workers.values()
-            for name, (index, one) in sorted(worker.models.items())
+            for (name, _), (index, one) in sorted(worker.models.items())
         )
         return Table(title="models", columns=columns, rows=rows)
 
