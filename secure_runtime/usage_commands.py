@@ -137,8 +137,9 @@ def _csv(report: Report, lines: Lines, prices: PriceList | None) -> str:
     from sealgate.transparency.exports.csv_table import guard
 
     headings, rows = _cells(lines, prices)
+    lines_of_cells: list[list[object]] = [list(headings), *rows]
     return "\r\n".join(
-        ",".join('"' + guard(str(cell)).replace('"', '""') + '"' for cell in row) for row in [headings, *rows]
+        ",".join(f'"{guard(str(cell)).replace(chr(34), chr(34) * 2)}"' for cell in row) for row in lines_of_cells
     )
 
 
