@@ -10,6 +10,7 @@ Trusts: the configuration's public constants. Never: reads the data.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from training.accountant import cost_of
 from training.auditing.black_box import Crowd, offline_ratio, one_run
 from training.auditing.plans import audit_plan
 from training.auditing.probes import Probe
+from training.auditing.statistics import audit_statistics
 from training.configuration import load_configuration
 from training.experiment import fresh_module
 from training.manifests import manifest_of
@@ -48,6 +50,10 @@ def audit_only(path: Path, *, say: Say, entropy: Entropy = random_bytes) -> None
     spec = manifest.architecture.trained_part()
     _, module = parts_of(fresh_module(configuration, manifest, entropy))
     findings = audit_plan(plan, spec, module, delta=configuration.delta, entropy=entropy, on_probe=told)
+    beside = audit_statistics(spending, configuration, entropy=entropy)
+    for probe in beside:
+        told(probe)
+    findings = replace(findings, probes=(*findings.probes, *beside))
     say(
         f"  {findings.canaries} canaries show an epsilon of at least {micro_text(findings.epsilon_lower_micro)}; "
         f"{micro_text(cost.epsilon_micro)} is to be claimed"

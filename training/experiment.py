@@ -33,6 +33,7 @@ from secure_runtime.models.predictor import Predictor
 from training.accountant import Cost, cost_of
 from training.auditing.gate import Findings
 from training.auditing.plans import audit_plan
+from training.auditing.statistics import audit_statistics
 from training.card import card_of
 from training.configuration import Configuration, load_configuration
 from training.documents import certificate_of
@@ -278,6 +279,8 @@ def _audit(asked: _Asked, settled: _Settled) -> Findings | None:
         _, part = parts_of(fresh_module(settled.configuration, settled.manifest, asked.entropy))
         spec = settled.manifest.architecture.trained_part()
         findings = audit_plan(settled.plan, spec, part, delta=settled.configuration.delta, entropy=asked.entropy)
+        beside = audit_statistics(settled.spending, settled.configuration, entropy=asked.entropy)
+        findings = replace(findings, probes=(*findings.probes, *beside))
         findings.require(epsilon_micro=settled.cost.epsilon_micro)
     asked.narrator.audited(findings)
     return findings

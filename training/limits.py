@@ -51,6 +51,7 @@ CHECK_ROWS = (3, 5)
 MEASURED_ROWS = 64
 MEASURED_ROUNDS = 2
 MAX_PART_NUMBERS = 16 * 1024 * 1024  # of activations and gradients at the same time: 64 to 128 MB
+AUDIT_STATISTIC_VALUES = 20_000  # of the noise of each private statistic
 AUDIT_RUNS = 2500  # of a mechanism that releases once, with or without one example; for each of two examples
 AUDIT_PILOT_RUNS = 1000  # of them, that teach the attacker
 MAX_AUGMENTATIONS = 64  # variants of an image in one step

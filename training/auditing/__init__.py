@@ -16,6 +16,7 @@ no privacy and it runs before any privacy is spent.
     gate.py        all of them, the verdict and the certificate's part
     repeated.py    mechanisms that release once: run again and again on neighbouring data
     plans.py       from a plan to the audit that suits it
+    statistics.py  what is computed of the rows before training: bounded, noisy as declared, and fresh
 
     black_box.py   attacks on the finished model alone: a report, never a gate
 """

@@ -4,12 +4,13 @@
 With exact numbers that is the Gaussian mechanism processed further, so it costs no privacy; with floating-point ones
 it hides the low bits, through which continuous noise betrays the sum (Mironov 2012). What arithmetic can still do is
 bounded. Values from a pair of length r are within 2^-49 r of exact ones, and adding to a coordinate s (both in standard
-deviations) loses at most 2^-53 |s|, so the probability of each grid value is that of the exact mechanism within a
+deviations) loses at most 2^-53 (|s| + r), so the probability of each grid value is that of the exact mechanism within a
 factor of 1 +- h, where h is 2^-37 + 2^-42 |s| in root mean square. Over d coordinates and T steps of B units these
-factors multiply up like a random walk (Azuma 1967): the privacy loss differs by less than
-2^-36 (8 sqrt(2 d T) + T sqrt(d) / sigma) + 2^-40 T B / sigma, but for a chance of 10^-13: by 2 * 10^-5 for a quarter of
-a million weights and 2,000 steps, 5 * 10^-4 for ten million weights and 10,000. Noise is larger by `ROOM` of itself to
-pay for that.
+factors multiply up like a random walk with a drift (Freedman 1975): the privacy loss differs by less than
+2^-36 (8 sqrt(2 d T) + T sqrt(d) / sigma) + 2^-36 (sqrt(T) + T / (64 sigma)) B / sigma + 2^-28, but for a chance of
+10^-13: by 2 * 10^-5 for a quarter of a million weights and 2,000 steps of 1,000 units, 6 * 10^-4 for ten million
+weights and 10,000 steps of 10,000. Noise is larger by `ROOM` of itself to pay for that and for the 2^-16 of a clip norm
+that float64 may lose in a sum (`SUMMATION`). tests/training/dp_sgd/test_noise_bound.py derives each constant.
 
 `DiscreteNoise` needs no such bound. The sum is rounded to whole multiples of a public grid g and exact integer values
 of the discrete Gaussian (Canonne, Kamath and Steinke 2020) are added, so that every published coordinate is an

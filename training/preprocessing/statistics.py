@@ -145,10 +145,13 @@ class Categories:
         )
         return cls(name=name, most=section.most, release=release)
 
+    def counts(self, configuration: Configuration, columns: Columns) -> Counter[str]:
+        """How often each value occurs. Private, without noise."""
+        return Counter(texts_of(self.name, columns[self.name]))
+
     def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration:
         """The values that were told; places that are left stay placeholders."""
-        counts = Counter(texts_of(self.name, columns[self.name]))
-        values = told(self.release, counts, most=self.most, stream=stream)
+        values = told(self.release, self.counts(configuration, columns), most=self.most, stream=stream)
         return with_categories(configuration, self.name, values, most=self.most)
 
 
@@ -171,12 +174,16 @@ class Vocabulary:
         )
         return cls(most=section.most, words_per_text=section.words_per_text, release=release)
 
-    def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration:
-        """The words that were told; places that are left stay placeholders."""
+    def counts(self, configuration: Configuration, columns: Columns) -> Counter[str]:
+        """In how many texts each word occurs, of the first few of each. Private, without noise."""
         counts: Counter[str] = Counter()
         for text in columns[configuration.text.get("column", "text")].tolist():
             counts.update(words_of(text, most=self.words_per_text))
-        words = told(self.release, counts, most=self.most, stream=stream)
+        return counts
+
+    def fill(self, configuration: Configuration, columns: Columns, stream: Keystream) -> Configuration:
+        """The words that were told; places that are left stay placeholders."""
+        words = told(self.release, self.counts(configuration, columns), most=self.most, stream=stream)
         return with_words(configuration, words, most=self.most)
 
 
