@@ -11,6 +11,7 @@ from pathlib import Path
 
 from policy.history import PolicyHistory
 from policy.store import SCHEMA_FILE
+from sealgate.certificate.repository import places_of
 from sealgate.deployment import Deployment, open_deployment
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.frames import ModelFacts
@@ -66,10 +67,11 @@ class Bundles(Mapping[str, ModelFacts]):
         from sealgate.certificate.publishers import load_publishers
 
         publishers = load_publishers(self._deployment.publishers)
-        said = verify_statements(self._deployment.models / name, publishers)
+        path = self._paths()[name]
+        said = verify_statements(path, publishers)
         if said.locked_under:  # what it states needs no key, and the weights say nothing of it
             return said.facts
-        return verify_bundle(self._deployment.models / name, publishers).facts
+        return verify_bundle(path, publishers).facts
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())
@@ -85,6 +87,11 @@ class Bundles(Mapping[str, ModelFacts]):
         return self[name]
 
     def _names(self) -> list[str]:
+        return sorted(self._paths())
+
+    def _paths(self) -> dict[str, Path]:
+        """Bundles by name, and versions both as NAME/VERSION and, the newest of them, as NAME."""
         if self._deployment is None or not self._deployment.models.is_dir():
-            return []
-        return sorted(item.name for item in self._deployment.models.iterdir() if item.is_dir())
+            return {}
+        places = [place for place in places_of(self._deployment.models) if place.path.is_dir()]
+        return {place.model: place.path for place in places} | {place.called: place.path for place in places}

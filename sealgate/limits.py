@@ -32,6 +32,7 @@ MAX_FRAME_BODY = 64 * 1024 * 1024
 MAX_SUBJECT_NAME = 1024  # characters of what a caller is called
 MAX_ADMIN_NOTE = 300  # characters of an operator's words in a record
 ADMIN_ANSWER_S = 60.0  # how long a command waits for the host
+SWITCH_ANSWER_S = 900.0  # the same for changes of models: new workers start one after the other
 MAX_WORKERS = 8  # side by side: the published list holds two keys of each
 MAX_DRAIN_S = 86_400
 MAX_SETTING = 1_000_000  # of a whole number in deployment.toml

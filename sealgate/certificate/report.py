@@ -22,9 +22,12 @@ from sealgate.certificate.opening import as_far_as_possible, whole, words_about_
 from sealgate.certificate.page.document import HTML, require_page_path, write_page
 from sealgate.certificate.publishers import Publishers, load_publishers
 from sealgate.certificate.recomputation import recomputation_lines
+from sealgate.certificate.repository import Place, places_of
 from sealgate.certificate.wrapping_keys import open_key_ring
-from sealgate.errors import CertificateError, ConfigurationError
+from sealgate.deployment import open_deployment
+from sealgate.errors import CertificateError, ConfigurationError, SealgateError
 from sealgate.limits import MAX_BUNDLES
+from sealgate.served_models import served_models, state_words
 from sealgate.terminal import printable
 
 
@@ -44,11 +47,15 @@ def find_publishers(directory: Path, given: Path | None) -> Publishers:
 
 def bundle_directories(directory: Path) -> list[Path]:
     """The bundles under a models directory or a state directory, by name; raises ConfigurationError."""
+    return [place.path for place in _places(directory)]
+
+
+def _places(directory: Path) -> list[Place]:
     root = directory / "models" if (directory / "models").is_dir() else directory
     if (root / "manifest.json").is_file():
-        return [root]
+        return [Place(root.name, root)]
     try:
-        found = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        found = [place for place in places_of(root, most=MAX_BUNDLES + 1) if place.path.is_dir()]
     except OSError as error:
         raise ConfigurationError(f"{root} cannot be listed: {error.strerror}") from error
     if len(found) > MAX_BUNDLES:
@@ -56,26 +63,37 @@ def bundle_directories(directory: Path) -> list[Path]:
     return found
 
 
+def _states(directory: Path) -> dict[str, str]:
+    """By place, how the bundles of a deployment stand with the host that runs it; nothing where none does."""
+    if not (directory / "deployment.toml").is_file():
+        return {}
+    try:
+        told = served_models(open_deployment(directory))
+    except SealgateError:  # no host, or none that this user may ask
+        return {}
+    return {one.place: state_words(one) for one in told.models}
+
+
 def list_bundles(directory: Path, publishers_file: Path | None, keys: Sequence[str] = ()) -> int:
     """One line per bundle; exit code 1 if one is refused."""
-    directories = bundle_directories(directory)
-    if not directories:
+    places = _places(directory)
+    if not places:
         print(f"no bundles under {directory}; train one with: sealgate train CONFIG.toml --out {directory}")
         return 0
     publishers = find_publishers(directory, publishers_file)
-    code = 0
-    for path in directories:
+    code, states = 0, _states(directory)
+    for place in places:
         try:
-            bundle = as_far_as_possible(path, publishers, keys)
+            bundle = as_far_as_possible(place.path, publishers, keys)
         except CertificateError as error:
-            print(printable(f"{path.name:28} REFUSED  {error.code}: {error}"))
+            print(printable(f"{place.called:28} REFUSED  {error.code}: {error}"))
             code = 1
         else:
             facts = bundle.facts
             line = (
                 f"{facts.name:28} {facts.version:10} {bundle.manifest.family:20} "
                 f"epsilon {micro_text(facts.epsilon_micro)} at delta {facts.delta}  {facts.sensitivity:16}  "
-                f"by {bundle.publisher}  {words_about_weights(bundle)}"
+                f"by {bundle.publisher}  {words_about_weights(bundle)}  {states.get(place.called, '')}"
             )
             print(printable(line).rstrip())
     return code

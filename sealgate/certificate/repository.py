@@ -6,8 +6,8 @@
 A folder is a bundle if it holds a file `manifest.json`, and otherwise a folder of versions if it holds folders. What is
 neither is still named, so that a worker refuses it aloud. Names that begin with a dot are passed over.
 
-Trusts: nothing that a folder says; that a bundle is what its folder is called is checked when it is loaded. Never: reads
-a bundle, follows a link out of the folder of models, or lists more than it may.
+Trusts: nothing that a folder says; that a bundle is what its folder is called is checked when it is loaded. Never:
+reads a bundle, follows a link out of the folder of models, or lists more than it may.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Place:
         return self.called.partition("/")[2]
 
 
-def places_of(models: Path) -> list[Place]:
-    """Every place below `models`, by name, at most MAX_BUNDLES; raises OSError if `models` cannot be listed."""
+def places_of(models: Path, *, most: int = MAX_BUNDLES) -> list[Place]:
+    """Every place below `models`, by name, so many at most; raises OSError if `models` cannot be listed."""
     found: list[Place] = []
     for name in _folders(models):
         folder = models / name
@@ -51,9 +51,9 @@ def places_of(models: Path) -> list[Place]:
             found += [Place(f"{name}/{version}", folder / version) for version in versions]
         else:
             found.append(Place(name, folder))
-        if len(found) >= MAX_BUNDLES:
+        if len(found) >= most:
             break
-    return found[:MAX_BUNDLES]
+    return found[:most]
 
 
 def _folders(folder: Path) -> list[str]:
