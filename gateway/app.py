@@ -32,6 +32,7 @@ from gateway.routes import audit, audit_exports, audit_holds, audit_reports, hea
 from gateway.routes.openapi import openapi_config
 from gateway.routes.problems import exception_handlers
 from gateway.runtime_link import RuntimeLink
+from gateway.sealed_door import SealedDoor
 from gateway.telemetry import Telemetry, quoted
 from gateway.tracing import open_traces
 from gateway.watching import Watch
@@ -90,6 +91,10 @@ def build_app(
     """The application of one gateway process."""
     telemetry = telemetry or Telemetry(clock=clock)
     gate = make_gate(deployment, telemetry=telemetry, clock=clock)
+    return _application(deployment, gate, watch)
+
+
+def _application(deployment: Deployment, gate: Gate, watch: Watch | None) -> Litestar:
     metrics = open_metrics(deployment, watch.figures if watch else None, gate.link, lambda own: _look(own, gate))
     console = open_console(deployment, gate)
 
@@ -115,7 +120,7 @@ def build_app(
     return Litestar(
         route_handlers=(*ROUTES, *console.routes),
         dependencies={"gate": Provide(lambda: gate, sync_to_thread=False)},
-        exception_handlers=exception_handlers(telemetry),
+        exception_handlers=exception_handlers(gate.telemetry),
         lifespan=[linked],
         before_send=[tell_nonce],
         openapi_config=openapi_config(version("sealgate")),
@@ -126,9 +131,10 @@ def build_app(
 
 
 def build_server(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = now_us) -> AccessLog:
-    """What the server runs: the application, and around it the access log."""
+    """What the server runs: the application, before it the door for sealed requests, and around both the access log."""
     watch = open_watch(deployment, clock=clock)
-    return AccessLog(build_app(deployment, telemetry=telemetry, watch=watch, clock=clock), telemetry, watch)
+    gate = make_gate(deployment, telemetry=telemetry, clock=clock)
+    return AccessLog(SealedDoor(_application(deployment, gate, watch), gate), telemetry, watch)
 
 
 def open_watch(deployment: Deployment, *, clock: Clock = now_us) -> Watch | None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from litestar import Request
 
 from audit.query import AuditReader
 from gateway.authentication.authenticate import Authenticator
 from gateway.errors import PROBLEMS, PolicyChanged, Problem, Unauthenticated
-from gateway.intake import Intake, while_awaited
+from gateway.intake import Intake, Receive, while_awaited
 from gateway.limits import POLICY_ATTEMPTS
 from gateway.other_logs import ReadableLogs
 from gateway.policy_in_force import PolicyInForce
@@ -33,6 +33,18 @@ from sealgate.protocol.dpop import to_base64url
 
 Asking = Request[Any, Any, Any]
 _T = TypeVar("_T")
+
+
+class Sent(Protocol):
+    """What steps 3 to 11 need of a request: its ASGI scope, and the way to its body. The framework's, or our own."""
+
+    @property
+    def scope(self) -> Any: ...
+
+    @property
+    def receive(self) -> Receive: ...
+
+
 _POLICY = "gateway.policy"  # in a scope: the policy under which its caller was authenticated
 
 
@@ -72,22 +84,22 @@ class Gate:
         """The newest policy that was loaded."""
         return self.policies.loaded
 
-    async def authenticate(self, request: Asking) -> Principal:
+    async def authenticate(self, request: Sent) -> Principal:
         """Step 3. A failure is counted in the log by reason and source; the caller gets the one uniform 401.
 
         Whom a certificate stands for is part of the policy, so the principal belongs to the policy in force now.
         """
         began_ns = monotonic_ns()
-        request.scope[_POLICY] = await self.policies.now()  # type: ignore[literal-required]
+        request.scope[_POLICY] = await self.policies.now()
         try:
-            principal = await self.authenticator.authenticate(request.scope)  # type: ignore[arg-type]
+            principal = await self.authenticator.authenticate(request.scope)
         except Unauthenticated as error:
             raise self.turn_away(request, error) from None
         note(request, authn=principal.authn, tenant=quoted(principal.tenant))
         stepped(request.scope, "authenticate", began_ns)
         return principal
 
-    def turn_away(self, request: Asking, error: Unauthenticated) -> Problem:
+    def turn_away(self, request: Sent, error: Unauthenticated) -> Problem:
         """Count the failure, and give what its caller is told."""
         source = source_class(request.scope.get("client"))
         self.link.auth_failed(frames.AuthFailed(reason=error.code, source=source))
@@ -95,7 +107,7 @@ class Gate:
         return error.problem()
 
     async def under_one_policy(
-        self, request: Asking, principal: Principal, deed: Callable[[Principal], Awaitable[_T]]
+        self, request: Sent, principal: Principal, deed: Callable[[Principal], Awaitable[_T]]
     ) -> _T:
         """What `deed` does: one decision, and putting it on record. If another policy comes into force before that,
         nothing was done: the caller is authenticated again and the deed begins anew, under the new policy alone."""
@@ -106,13 +118,13 @@ class Gate:
                 principal = await self.authenticate(request)
         raise Problem("unavailable")
 
-    async def authorise(self, request: Asking, principal: Principal, asked: Asked) -> Permit:
+    async def authorise(self, request: Sent, principal: Principal, asked: Asked) -> Permit:
         """Step 5. A denial is a durable record before the caller gets its 403, or its 503 when no worker is live.
 
         Raises PolicyChanged if the principal was made under another policy than the one in force.
         """
         began_ns = monotonic_ns()
-        policy: PolicySet = request.scope[_POLICY]  # type: ignore[literal-required]
+        policy: PolicySet = request.scope[_POLICY]
         if not self.policies.still(policy):
             raise PolicyChanged
         if asked.model and not self.link.state.key_configs:
@@ -126,10 +138,10 @@ class Gate:
             await self.refuse(request, answer.decision, principal, asked)
         return answer
 
-    async def submit(self, request: Asking, frame: frames.Submit, body: bytes) -> tuple[frames.Answer, bytes]:
+    async def submit(self, request: Sent, frame: frames.Submit, body: bytes) -> tuple[frames.Answer, bytes]:
         """Steps 6 to 10, on the other side of the socket."""
         began_ns = monotonic_ns()
-        journey: Journey | None = request.scope.get(JOURNEY)  # type: ignore[assignment]
+        journey: Journey | None = request.scope.get(JOURNEY)
         if journey is not None:
             frame = journey.handed_over(frame)
         work = self.link.submit(frame, body)
@@ -141,7 +153,7 @@ class Gate:
         note(request, log=reply.log, record=reply.record)
         return reply, sealed
 
-    async def record_read(self, request: Asking, frame: frames.AuditRead) -> frames.Recorded:
+    async def record_read(self, request: Sent, frame: frames.AuditRead) -> frames.Recorded:
         """An auditor's read becomes a durable record before anything is read."""
         work = self.link.record_audit_read(frame)
         reply = await while_awaited(request.receive, work, timeout_s=self.request_timeout_s)
@@ -152,7 +164,7 @@ class Gate:
 
     async def refuse(
         self,
-        request: Asking,
+        request: Sent,
         decision: frames.Decision,
         principal: Principal,
         asked: Asked,
@@ -227,6 +239,6 @@ def source_class(client: Any) -> str:
     return "private" if address.is_private else "public"
 
 
-def note(request: Asking, **fields: str | int | bool | None) -> None:
+def note(request: Sent, **fields: str | int | bool | None) -> None:
     """Add fields to the line that the access log writes about this request."""
-    request.scope.setdefault("gateway.log", {}).update(fields)  # type: ignore[typeddict-item]
+    request.scope.setdefault("gateway.log", {}).update(fields)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from gateway.errors import CallerGone, Problem
-from gateway.limits import MAX_BUFFERED_BODIES
+from gateway.limits import MAX_BUFFERED_BODIES, WATCH_AFTER_S
 from sealgate.limits import MAX_SEALED_REQUEST
 
 Receive = Callable[[], Awaitable[Any]]
@@ -100,20 +100,45 @@ class Intake:
 
 
 async def while_awaited(receive: Receive, work: Coroutine[Any, Any, _T], *, timeout_s: float) -> _T:
-    """The result of `work`, which is cancelled when the caller goes away (CallerGone) or time is up (Problem)."""
-    answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(receive))
+    """The result of `work`, which is cancelled when the caller goes away (CallerGone) or time is up (Problem).
+
+    Whether the caller is still there is looked at from WATCH_AFTER_S on: most work is done by then, and a task beside
+    each of them would cost more than they leave undone. `work` runs in the caller's task: nothing is handed over.
+    """
+    watch = _Watch(receive)
+    begin = asyncio.get_running_loop().call_later(WATCH_AFTER_S, watch.begin)
     try:
-        await asyncio.wait({answer, gone}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        raise CallerGone if gone.done() else Problem("timed-out")
+        async with asyncio.timeout(timeout_s) as watch.limit:
+            return await work
+    except TimeoutError:
+        if not watch.limit.expired():
+            raise
+        raise CallerGone if watch.gone else Problem("timed-out") from None
     finally:
-        answer.cancel()
-        gone.cancel()
-        await asyncio.gather(answer, gone, return_exceptions=True)
+        begin.cancel()
+        watch.end()
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+class _Watch:
+    """Brings the time limit forward to now when the caller goes away."""
+
+    limit: asyncio.Timeout
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._task: asyncio.Task[None] | None = None
+        self.gone = False
+
+    def begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._until_gone())
+
+    async def _until_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if not self.limit.expired():
+            self.limit.reschedule(0)
+
+    def end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()

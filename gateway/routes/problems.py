@@ -39,24 +39,26 @@ def problem_response(problem: Problem) -> Response[bytes]:
     )
 
 
-def exception_handlers(telemetry: Telemetry) -> ExceptionHandlersMap:
-    """For the application. Unexpected exceptions are logged by class and place, and answered with "internal"."""
+def as_problem(error: Exception, telemetry: Telemetry) -> Problem:
+    """What a caller is told of an exception. Unexpected ones are logged by class and place."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, RuntimeAway | PolicyChanged):
+        return Problem("unavailable")
+    if isinstance(error, RuntimeBusy):
+        return Problem("busy")
+    if isinstance(error, HTTPException) and error.status_code in _BY_STATUS:
+        allow = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
+        return Problem(_BY_STATUS[error.status_code], headers=allow)
+    telemetry.failure("unexpected", error)
+    return Problem("internal")
 
-    def as_problem(error: Exception) -> Problem:
-        if isinstance(error, Problem):
-            return error
-        if isinstance(error, RuntimeAway | PolicyChanged):
-            return Problem("unavailable")
-        if isinstance(error, RuntimeBusy):
-            return Problem("busy")
-        if isinstance(error, HTTPException) and error.status_code in _BY_STATUS:
-            allow = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
-            return Problem(_BY_STATUS[error.status_code], headers=allow)
-        telemetry.failure("unexpected", error)
-        return Problem("internal")
+
+def exception_handlers(telemetry: Telemetry) -> ExceptionHandlersMap:
+    """For the application."""
 
     def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-        problem = as_problem(error)
+        problem = as_problem(error, telemetry)
         note(request, problem=problem.code)
         return problem_response(problem)
 

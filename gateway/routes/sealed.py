@@ -19,7 +19,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from gateway.errors import Problem
-from gateway.gate import Asked, Gate, audit_headers, caller_of
+from gateway.gate import Asked, Gate, Sent, audit_headers, caller_of
 from gateway.routes.openapi import SealedOperation, answers
 from gateway.watching import stepped
 from policy.decide import Permit
@@ -33,6 +33,7 @@ from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
 _NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}")
 _OPERATIONS = {"infer": Action.INFER, "explain": Action.EXPLAIN, "read-model": Action.READ_MODEL}
+PATH = "/sealed/{model:str}"
 _PROBLEM_OF = {
     "unsupported-media-type": "unsupported-media-type",
     "too-large": "too-large",
@@ -41,7 +42,7 @@ _PROBLEM_OF = {
 
 
 @post(
-    "/sealed/{model:str}",
+    PATH,
     status_code=200,
     operation_class=SealedOperation,
     responses=answers(MEDIA_RESPONSE, 400, 401, 403, 408, 413, 415, 429, 503, 504),
@@ -51,7 +52,7 @@ async def send_sealed(
     request: Request[Any, Any, Any], gate: NamedDependency[Gate], model: FromPath[str]
 ) -> Response[bytes]:
     """An encapsulated request (RFC 9458) for the model in the path. The answer is sealed for the sender alone."""
-    return await _forward(request, gate, model)
+    return _released(*await forwarded(request, gate, model))
 
 
 @post(
@@ -63,16 +64,17 @@ async def send_sealed(
 )
 async def send_sealed_generic(request: Request[Any, Any, Any], gate: NamedDependency[Gate]) -> Response[bytes]:
     """The same for generic Oblivious HTTP clients (RFC 9540): the field Sealed-Model names the model."""
-    return await _forward(request, gate, None)
+    return _released(*await forwarded(request, gate, None))
 
 
-async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str | None) -> Response[bytes]:
+async def forwarded(request: Sent, gate: Gate, model: str | None) -> tuple[Answer, bytes]:
+    """Steps 3 to 10; None for a model that a field names. Raises what becomes a problem document."""
     principal = await gate.authenticate(request)  # 3
     asked = _asked(request, _field(request, b"sealed-model") if model is None else model)
     media_type = _field(request, b"content-type").partition(";")[0].strip().lower()
     with gate.sealed.slot((principal.tenant, principal.subject)) as slot:
         began_ns = monotonic_ns()
-        raw = await slot.read_body(request.receive, declared=request.headers.get("content-length"))
+        raw = await slot.read_body(request.receive, declared=_field(request, b"content-length") or None)
         sealed = _sealed(raw, media_type)  # 4
         stepped(request.scope, "parse", began_ns)
 
@@ -80,11 +82,10 @@ async def _forward(request: Request[Any, Any, Any], gate: Gate, model: str | Non
             permit = await gate.authorise(request, principal, asked)  # 5
             return await gate.submit(request, _submission(principal, asked, permit, sealed), sealed.raw)  # 6-10
 
-        answer, body = await gate.under_one_policy(request, principal, ask)
-    return _released(answer, body)  # 11
+        return await gate.under_one_policy(request, principal, ask)
 
 
-def _asked(request: Request[Any, Any, Any], model: str) -> Asked:
+def _asked(request: Sent, model: str) -> Asked:
     """What the request says in clear that it wants; raises Problem if it does not say it plainly."""
     purpose, operation = _field(request, b"purpose"), _field(request, b"sealed-operation", "infer")
     if not _NAME.fullmatch(model) or not _NAME.fullmatch(purpose) or operation not in _OPERATIONS:
@@ -99,7 +100,7 @@ def _asked(request: Request[Any, Any, Any], model: str) -> Asked:
     return Asked(action=_OPERATIONS[operation], model=model, purpose=purpose, cose=bool(receipt))
 
 
-def _field(request: Request[Any, Any, Any], name: bytes, otherwise: str = "") -> str:
+def _field(request: Sent, name: bytes, otherwise: str = "") -> str:
     """The one value of a header field. Said twice, each reader on the way might take another."""
     values = [value for field, value in request.scope["headers"] if field == name]
     if len(values) > 1:
@@ -128,4 +129,5 @@ def _submission(principal: Principal, asked: Asked, permit: Permit, sealed: Seal
 
 
 def _released(answer: Answer, body: bytes) -> Response[bytes]:
+    """Step 11."""
     return Response(content=body, media_type=answer.media_type, headers=audit_headers(answer))

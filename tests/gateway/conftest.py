@@ -213,7 +213,7 @@ class Running:
         self.port = self.sock.getsockname()[1]
         self._clients: list[httpx.Client] = []
         self.asgi = build_server(deployment, telemetry=Telemetry(stream=self.log, clock=self.clock), clock=self.clock)
-        self.gate = self.asgi._app.dependencies["gate"].dependency()
+        self.gate = self.asgi._app._gate
         config = server_config(lambda: self.asgi, lambda *_: make_tls_context(deployment))
         self.server = uvicorn.Server(config)
         sockets = [self.sock, *filter(None, [listen_for_proxy(deployment)])]

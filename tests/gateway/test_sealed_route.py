@@ -401,3 +401,63 @@ def test_no_live_worker_is_an_outage_on_record(shared):
     assert shared.host.bodies() == []
     while client.get("/health/ready").status_code != 200:
         pass
+
+
+async def through(app, scope, body):
+    """One request to an ASGI application: what it sends."""
+    told = []
+    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive():
+        return next(parts, None) or await asyncio.Event().wait()
+
+    async def send(message):
+        told.append(message)
+
+    await app(scope, receive, send)
+    start, *rest = told
+    fields = sorted((name.lower(), value) for name, value in start["headers"])
+    return start["status"], fields, b"".join(message.get("body", b"") for message in rest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({}, 200),
+        ({b"authorization": None}, 401),
+        ({b"purpose": b"marketing"}, 403),
+        ({b"purpose": None}, 400),
+        ({b"content-type": b"text/plain"}, 415),
+        ({b"content-length": b"999999999999"}, 413),
+        ({b"accept-receipt": b"application/jwt"}, 400),
+        ({b"dpop": b"x"}, 401),
+    ],
+)
+def test_the_door_answers_as_the_framework_does_to_the_byte(shared, changes, code):
+    raw, media_type = sealed_request()
+    denied = frames.Recorded(log=LOG, record=8, receipt=b"r")
+    usual = shared.host.script
+    shared.host.script = lambda frame, body: (denied, b"") if isinstance(frame, frames.Deny) else usual(frame, body)
+    token = f"Bearer {shared.token()}".encode()
+    fields = {b"authorization": token, b"purpose": b"treatment", b"content-type": media_type.encode(), **changes}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "https",
+        "path": "/sealed/wine",
+        "raw_path": b"/sealed/wine",
+        "root_path": "",
+        "query_string": b"",
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+        "headers": [(name, value) for name, value in fields.items() if value is not None],
+    }
+    door = shared.asgi._app
+    ways = [
+        asyncio.run_coroutine_threadsafe(through(app, {**scope}, raw), shared.gate.link._keeper.get_loop()).result(30)
+        for app in (door, door._app)
+    ]
+    assert ways[0] == ways[1]
+    assert ways[0][0] == code
