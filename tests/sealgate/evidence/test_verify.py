@@ -164,10 +164,38 @@ def test_another_audience_is_refused(judge: Judge) -> None:
 def test_keys_that_are_not_the_published_ones_are_refused(judge: Judge, make_claims: MakeClaims) -> None:
     keys = make_claims().key_configs
     first = 2 + int.from_bytes(keys[:2], "big")
-    refused(judge, "key-configs", key_configs=keys[first:])
     refused(judge, "key-configs", key_configs=keys[first:] + keys[:first])
+    refused(judge, "key-configs", key_configs=keys + keys[:first])
+    refused(judge, "key-configs", key_configs=keys[:-1])
     refused(judge, "key-configs", key_configs=b"")
     refused(judge, "key-configs", key_configs=b"garbage")
+
+
+def test_the_published_list_may_hold_other_workers_keys_too(judge: Judge, make_claims: MakeClaims) -> None:
+    keys = make_claims().key_configs
+    first = 2 + int.from_bytes(keys[:2], "big")
+    seen = judge(key_configs=keys[first:])
+    said = next(check.detail for check in seen.transcript if check.name == "key-configs")
+    assert "which has 1 of other workers" in said
+    refused(judge, "key-configs", key_configs=keys[first:-1] + b"x")
+
+
+def test_versions_of_a_model_are_served_side_by_side_and_pinned_each(
+    judge: Judge, make_trust: MakeTrust, model: ModelFacts
+) -> None:
+    other = msgspec.structs.replace(model, version="2", model_digest="e" * 64, certificate_digest="f" * 64)
+    both = judge(models=(model, other))
+    assert both.versions(model.name) == (model, other)
+    assert both.versions(model.name, "2") == (other,)
+    assert both.model(model.name) == other
+    assert both.model(model.name, certificate_digest=model.certificate_digest) == model
+    with pytest.raises(EvidenceError):
+        both.versions(model.name, "3")
+    pinned = f'[models."{model.name}"]\nmodel_digest = "{model.model_digest}"\n'
+    refused(judge, "pins", trust=make_trust(pinned), models=(model, other))
+    own = f'[models."{model.name}/2"]\nmodel_digest = "{"e" * 64}"\n'
+    judge(trust=make_trust(pinned + own), models=(model, other))
+    refused(judge, "pins", trust=make_trust(own), models=(msgspec.structs.replace(other, model_digest="a" * 64),))
 
 
 def test_the_log_must_be_the_one_that_the_trust_file_knows(judge: Judge) -> None:
