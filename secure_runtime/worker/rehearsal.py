@@ -6,6 +6,7 @@ its answers are checked only for having come to an end. Never: uses real keys or
 
 from __future__ import annotations
 
+import io
 import math
 import select
 from collections.abc import Mapping
@@ -14,13 +15,15 @@ from email.utils import format_datetime
 
 import msgspec
 
-from sealgate.ambient import now_us
+from sealgate.ambient import now_us, random_bytes
 from sealgate.certificate.inputs import InputTensor
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import BootPlan, Frame, FrameReader, Grant, Obligations, Work, WorkerToHost, encode_frame
 from sealgate.protocol.ohttp import ResponseOpener, decode_key_configs, seal_request
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.models.bundle import LoadedModel
+from secure_runtime.worker.engine import pictures
+from secure_runtime.worker.engine.attribution import Explainer, evaluations, methods_of
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.single_use import SingleUse
 from secure_runtime.worker.sweeps import Worker
@@ -30,6 +33,9 @@ _ROWS_LARGE = 4096  # enough to start torch's own threads
 _NUMBERS_LARGE = 1024 * 1024  # in one request: as JSON it still fits
 _PATIENCE_MS = 30_000  # with a single-use process, before the worker gives up its start
 _REDUCED = Obligations(round_digits=3, top_k=1)
+_EXPLAINED = Obligations(round_digits=3)
+_EXPLAIN_WORK = 1 << 30  # multiplications of one rehearsed explanation: of models with more, a part is rehearsed
+_EXPLAIN_EVALUATIONS = 4096
 _NOISED = Obligations(noise_epsilon_micro=1_000_000, noise_rows=1, receipt_required=True)
 
 
@@ -41,6 +47,7 @@ def rehearse(plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel]) 
         sent.extend(encode_frame(frame, body))
 
     worker = Worker(plan, engine, send=send)
+    _explain(models)
     works: list[tuple[Work, bytes, bool]] = []
     for config in decode_key_configs(worker.keys.published()):
         for operation, model, request, obligations in _requests(plan, models):
@@ -127,10 +134,68 @@ def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[s
         fields, body = inference.encode_infer_request(inference.InferRequest(inputs=(wrong,)), binary=False)
         made.append(("infer", name, _encode(plan, "POST", path, tuple(fields), body), _REDUCED))
         made.append(("infer", name, _encode(plan, "POST", path, (), b"{"), _REDUCED))
-        made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}", (), b""), _REDUCED))
-        made.append(("read-model", name, _encode(plan, "GET", f"/v2/models/{name}/ready", (), b""), _REDUCED))
+        made += [("infer", name, request, _REDUCED) for request in _of_pictures(plan, model, path)]
+        made += [("explain", name, request, _EXPLAINED) for request in _of_explanations(plan, model)]
+        for read in (f"/v2/models/{name}", f"/v2/models/{name}/ready", f"/v2/models/{name}/stats", "/v2"):
+            made.append(("read-model", name, _encode(plan, "GET", read, (), b""), _REDUCED))
     made.append(("infer", "none", _encode(plan, "POST", "/v2/models/none/infer", (), b"{}"), _REDUCED))
     return made
+
+
+def _of_pictures(plan: BootPlan, model: LoadedModel, path: str) -> list[bytes]:
+    """A blank PNG, a blank JPEG and a broken one, where the model takes pictures."""
+    specs = model.manifest.inputs
+    if len(specs) != 1 or not pictures.is_offered(specs[0]):
+        return []
+    blank = [_blank(specs[0], kind) for kind in ("PNG", "JPEG")]
+    made: list[bytes] = []
+    for data in (*blank, blank[0][:-20], blank[1][:-20]):
+        raw = len(data).to_bytes(4, "little") + data
+        tensor = inference.Tensor(name=specs[0].name, datatype="BYTES", shape=(1,), data=raw)
+        fields, body = inference.encode_infer_request(inference.InferRequest(inputs=(tensor,)), binary=True)
+        made.append(_encode(plan, "POST", path, tuple(fields), body))
+    return made
+
+
+def _blank(spec: InputTensor, kind: str) -> bytes:
+    from PIL import Image
+
+    _, channels, height, width = spec.shape
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    into = io.BytesIO()
+    Image.new("RGB" if (mode, kind) == ("RGBA", "JPEG") else mode, (width, height)).save(into, kind)
+    return into.getvalue()
+
+
+def _methods(model: LoadedModel) -> list[str]:
+    """Those by which an explanation of one row is soon done."""
+    manifest = model.manifest
+    found: list[str] = []
+    for method in methods_of(manifest):
+        each = evaluations(manifest, method)
+        if each <= _EXPLAIN_EVALUATIONS and each * manifest.architecture.row_work() <= _EXPLAIN_WORK:
+            found.append(method)
+    return found
+
+
+def _of_explanations(plan: BootPlan, model: LoadedModel) -> list[bytes]:
+    path, tensors = f"/v2/models/{model.facts.name}/explain", tuple(_zeros(spec, 1) for spec in model.manifest.inputs)
+    made: list[bytes] = []
+    for method in (*_methods(model), "none"):
+        request = inference.InferRequest(inputs=tensors, parameters={"method": method})
+        fields, body = inference.encode_infer_request(request, binary=True)
+        made.append(_encode(plan, "POST", path, tuple(fields), body))
+    return made
+
+
+def _explain(models: Mapping[str, LoadedModel]) -> None:
+    """A little of what is too much to be explained whole: the gradients, which other methods do not ask for."""
+    for model in models.values():
+        if "integrated-gradients" in methods_of(model.manifest):
+            explainer = Explainer(
+                model.manifest, model.predictor, "integrated-gradients", entropy=random_bytes, steps=1
+            )
+            explainer.explain({one.spec.name: one.zeros(1) for one in model.predictor.inputs}, 0)
 
 
 def _zeros(spec: InputTensor, rows: int) -> inference.Tensor:

@@ -11,7 +11,7 @@
 Explained is the margin, a number on which contributions add up: a value, in its own unit and not yet clamped; of two
 classes the log-odds of the class; of more, the class's logit above the mean of all. Baselines are the manifest's public
 centers, the vector of padding for tokens, a graph's nodes without ties. By the first three methods attributions add up
-to output minus baseline output (completeness); integrated gradients do so up to the error of their sum over STEPS.
+to output minus baseline output (completeness); integrated gradients do so up to the error of a sum over so many steps.
 
 Trusts: the checked manifest and the verified model. Never: looks at more than one row at a time, so that a row's
 attribution does not depend on its neighbours; draws from torch's generator.
@@ -44,7 +44,8 @@ COEFFICIENTS, GRADIENTS, SHAPLEY, ABLATION, OCCLUSION = METHODS = (
     "ablation",
     "occlusion",
 )
-STEPS = 64  # of integrated gradients, by Gauss-Legendre
+STEPS, FEWER_STEPS = 64, 16  # of integrated gradients, by Gauss-Legendre; fewer for models with much work in a row
+_MUCH_WORK = 1 << 26  # multiplications
 ORDERS = 64  # of columns; all of them for up to 4 columns
 _SQUARES = 7  # of an occluded image, along its longer side
 _BACKWARD = 3  # a gradient costs about as much as so many answers
@@ -84,7 +85,7 @@ def evaluations(manifest: Manifest, method: str) -> int:
         case "coefficients":
             return 2 + _BACKWARD
         case "integrated-gradients":
-            return 2 + _BACKWARD * STEPS
+            return 2 + _BACKWARD * _steps(manifest)
         case "shapley":
             return 2 + _orders(shape[0]) * (shape[0] + 1)
         case "ablation":
@@ -97,7 +98,11 @@ def evaluations(manifest: Manifest, method: str) -> int:
 class Explainer:
     """Explains rows of one model by one method. Holds no row between two calls."""
 
-    def __init__(self, manifest: Manifest, predictor: Predictor, method: str, *, entropy: Entropy) -> None:
+    def __init__(
+        self, manifest: Manifest, predictor: Predictor, method: str, *, entropy: Entropy, steps: int | None = None
+    ) -> None:
+        """`steps` of integrated gradients are as many as suit the model, unless this says how many."""
+        self._steps = steps or _steps(manifest)
         self._manifest = manifest
         self._predictor = predictor
         self._module = predictor.module
@@ -172,7 +177,7 @@ class Explainer:
             case "coefficients":  # one step is exact where the gradient is everywhere the same
                 return self._integrated(gradients, run, given, start, steps=1)
             case "integrated-gradients":
-                return self._integrated(gradients, run, given, start, steps=STEPS)
+                return self._integrated(gradients, run, given, start, steps=self._steps)
             case "ablation":
                 found = ablation(run).attribute(given, start, perturbations_per_eval=self._at_once)
             case "occlusion":
@@ -222,6 +227,10 @@ class Explainer:
             order = torch.randperm(count, generator=generator).tolist()
             yield order
             yield order[::-1]
+
+
+def _steps(manifest: Manifest) -> int:
+    return STEPS if manifest.architecture.row_work() <= _MUCH_WORK else FEWER_STEPS
 
 
 def _orders(columns: int) -> int:
