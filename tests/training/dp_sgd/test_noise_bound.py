@@ -2,7 +2,7 @@
 
 An exact run releases grid values with probabilities P, the real one with P'. Neighbouring data have Q and Q'. The
 privacy loss of the real run, log(P'/Q'), differs from the exact one by X = log(P'/P) - log(Q'/Q), summed over
-coordinates and steps. What follows bounds each term of X by its cell, then the sum by its variance, its range and its mean.
+coordinates and steps. What follows bounds each term of X by its cell, then the sum by its variance, range and mean.
 """
 
 from __future__ import annotations
