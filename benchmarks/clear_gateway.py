@@ -1,7 +1,7 @@
 """The gateway as shipped, on a loopback port without TLS: for comparing with peers that are measured without it.
 
-`python -m benchmarks.clear_gateway STATE PORT`. Everything else is `gateway.serve`: the same application, protocol class
-and event loop. The product has no such switch, and needs none.
+`python -m benchmarks.clear_gateway STATE PORT`. Everything else is `gateway.serve`: the same application, protocol
+class and event loop. The product has no such switch, and needs none.
 """
 
 from __future__ import annotations

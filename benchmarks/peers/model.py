@@ -1,4 +1,5 @@
-"""The model that every peer serves, from the weights file that `benchmarks.serving.models` writes: numpy and torch only.
+"""The model that every peer serves, from the weights file that `benchmarks.serving.models` writes: numpy and torch
+only.
 
     CNN   uint8 [n, 1, 28, 28] -> convolution 16x8x8 /2, ReLU, pool 2, convolution 32x4x4 /2, ReLU, 512-32-10
     MLP   float32 [n, 30] -> 30-64-ReLU-1 (two classes by a sigmoid)

@@ -1,4 +1,5 @@
-"""Peer: PyTriton, whose wheel carries Triton. `python pytriton_server.py PORT`. Triton's dynamic batcher, up to 64 rows.
+"""Peer: PyTriton, whose wheel carries Triton. `python pytriton_server.py PORT`. Triton's dynamic batcher, up to 64
+rows.
 
 Triton (C++) parses HTTP and batches; this process runs the batches.
 """

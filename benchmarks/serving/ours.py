@@ -110,7 +110,7 @@ class Ours:
         """Process ids by role; of the two gateways the one that is asked."""
         runtime, secure, clear = (process.pid for process in self._processes)
         gateway = secure if tls else clear
-        found = {pid: "gateway" for pid in (gateway, *children(gateway))}
+        found = dict.fromkeys((gateway, *children(gateway)), "gateway")
         found[runtime] = "host"
         found.update((pid, "worker") for pid in children(runtime))
         return found

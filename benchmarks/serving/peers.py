@@ -7,6 +7,7 @@ While another server is measured a peer is stopped by SIGSTOP, so that its idle 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -170,10 +171,8 @@ class RunningPeer:
         """End it and all that it started."""
         self.resume()
         self.process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            pass
         self.signal(signal.SIGKILL)
         self.process.wait()
 

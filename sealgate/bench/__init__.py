@@ -1,1 +1,1 @@
-"""Measuring what the service costs, with only what a user has: its commands, its client, and the kernel's accounting."""
+"""Measuring what the service costs, with only what a user has: commands, the client, the kernel's accounting."""

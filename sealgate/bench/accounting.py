@@ -113,3 +113,19 @@ def _words(pid: int) -> list[str]:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     except OSError:
         return []
+
+
+def serving(state: Path) -> list[int]:
+    """The processes that serve the deployment in `state`: those of the commands serve, gateway and runtime."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        words = _words(int(entry.name))
+        if "sealgate" not in words[:-1] or words[-1:] == [""]:
+            continue
+        at = words.index("sealgate") + 1
+        named = any(os.path.realpath(word) == str(state) for word in words[at + 1 :] if not word.startswith("-"))
+        if words[at] in ("serve", "gateway", "runtime") and named:
+            found.append(int(entry.name))
+    return found

@@ -1,8 +1,8 @@
 """A load generator that costs little beside what it measures: whole requests prepared beforehand, one thread, epoll.
 
-A closed loop: each of N connections has one request in flight and sends its next one as soon as its answer is there. The
-same generator serves every server, with or without TLS. A rate counts the answers that came inside the window; what was
-sent before it warms the server up, and what is in flight at its end is waited for and not counted.
+A closed loop: each of N connections has one request in flight and sends its next one as soon as its answer is there.
+The same generator serves every server, with or without TLS. A rate counts the answers that came inside the window;
+what was sent before it warms the server up, and what is in flight at its end is waited for and not counted.
 
 Trusts: nothing that comes back; answers are bounded. Never: parses a body, seals or opens anything, retries.
 """

@@ -1,0 +1,86 @@
+"""The soak: a steady load for long, and whether memory stays flat.
+
+Every few seconds of load the memory of each process is read. The slope is a least-squares line over the second half,
+when caches are full; a process is called flat where it would take more than `_FLAT_MI` MiB in a day of that not at
+all. Trusts: /proc. Never: hides a refused request: the first one ends the soak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sealgate.ambient import monotonic_ns
+from sealgate.bench.accounting import memory_bytes
+from sealgate.bench.measures import Caller, Table
+
+_CALLERS = 8
+_RUN_S = 5.0
+_EVIDENCE_S = 60.0
+_MI = 1 << 20
+_FLAT_MI = 1.0  # an hour; less than this is noise of an allocator
+
+
+@dataclass
+class Watched:
+    """Memory of one process over time: seconds and bytes (proportional)."""
+
+    role: str
+    at_s: list[float] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
+
+    def slope(self) -> float:
+        """Bytes a second over the second half; 0 for fewer than three points."""
+        half = len(self.at_s) // 2
+        times, sizes = self.at_s[half:], self.bytes[half:]
+        if len(times) < 3:
+            return 0.0
+        middle_s, middle = sum(times) / len(times), sum(sizes) / len(sizes)
+        spread = sum((at - middle_s) ** 2 for at in times)
+        return sum((at - middle_s) * (size - middle) for at, size in zip(times, sizes, strict=True)) / spread
+
+
+def soak(caller: Caller, *, minutes: float, say: Callable[[str], None]) -> Table:
+    """Load for so long; raises what a refused request raises."""
+    began = monotonic_ns()
+    watched: dict[int, Watched] = {}
+    rates: list[float] = []
+    answered, renewed, told = 0, 0.0, 0.0
+    while (at := (monotonic_ns() - began) / 1e9) < minutes * 60:
+        if at - renewed > _EVIDENCE_S:
+            caller.sealer.renew()
+            renewed = at
+        asked = caller.ask(_CALLERS, seconds=_RUN_S)
+        rates.append(asked.run.rate)
+        answered += asked.run.answered
+        at = (monotonic_ns() - began) / 1e9
+        for pid, role in caller.stand.processes().items():
+            one = watched.setdefault(pid, Watched(role))
+            one.at_s.append(at)
+            one.bytes.append(memory_bytes(pid)[1])
+        if at - told > 60:
+            told = at
+            sizes = ", ".join(f"{one.role} {one.bytes[-1] / _MI:.1f}" for one in watched.values())
+            say(f"{at / 60:.0f} min: {answered} answered, MiB: {sizes}")
+    return _table(watched, rates, answered=answered, minutes=minutes)
+
+
+def _table(watched: dict[int, Watched], rates: list[float], *, answered: int, minutes: float) -> Table:
+    table = Table(
+        f"Soak: {minutes:g} minutes, {_CALLERS} callers, {answered} requests, none refused",
+        ("process", "pid", "MiB first", "middle", "last", "MiB/hour, second half", ""),
+    )
+    numbers = []
+    for pid, one in sorted(watched.items(), key=lambda pair: pair[1].role):
+        hourly = one.slope() * 3600 / _MI
+        sizes = [one.bytes[0], one.bytes[len(one.bytes) // 2], one.bytes[-1]]
+        verdict = "flat" if abs(hourly) < _FLAT_MI else "grows" if hourly > 0 else "shrinks"
+        table.rows.append((one.role, pid, *(f"{size / _MI:.1f}" for size in sizes), f"{hourly:+.2f}", verdict))
+        numbers.append({"role": one.role, "bytes": one.bytes, "at_s": one.at_s, "mi_per_hour": hourly})
+    if rates:
+        first, last = rates[: max(1, len(rates) // 4)], rates[-max(1, len(rates) // 4) :]
+        table.notes.append(
+            f"Requests/s: {sum(first) / len(first):.0f} in the first quarter, {sum(last) / len(last):.0f} in the last."
+        )
+    table.numbers = {"processes": numbers, "answered": answered, "rates": rates}
+    return table
