@@ -42,7 +42,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
             metavar="SOURCE",
             action="append",
             default=[],
-            help="key of encrypted weights: file:PATH, or environment (SEALGATE_MODELS_KEY); may be repeated",
+            help="key of encrypted weights: file:PATH, environment (SEALGATE_MODELS_KEY), vault:FILE.toml or "
+            "awskms:FILE.toml; may be repeated",
         )
         if name == "verify":
             action.add_argument("--original", metavar="DIR", type=Path, help=_ORIGINAL)

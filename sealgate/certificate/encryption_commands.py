@@ -28,7 +28,8 @@ def new_key(path: Path) -> int:
 def encrypt(directory: Path, publishers: Publishers, sources: Sequence[str]) -> int:
     """Encrypt one bundle in its place."""
     if len(sources) != 1:
-        raise ConfigurationError("name the key to encrypt under with --key file:PATH or --key environment, once")
+        sources_known = "file:PATH, environment, vault:FILE or awskms:FILE"
+        raise ConfigurationError(f"name the key to encrypt under with --key, once: {sources_known}")
     bundle = encrypt_bundle(directory, publishers, open_key(sources[0]))
     print(printable(f"{directory} is encrypted under key {bundle.locked_under}, verified with it"))
     print("what stood there in plain was deleted; disks and backups may still hold it")

@@ -2,10 +2,12 @@
 
     file:PATH     32 random bytes in base64, in a file that its owner alone may read (mode 0600)
     environment   the same text in SEALGATE_MODELS_KEY
+    vault:FILE    a key of HashiCorp Vault's or OpenBao's transit engine (vault_key)
+    awskms:FILE   a key of AWS KMS (aws_kms_key)
 
 A wrapping key never touches weights: it opens `model.key`, a few hundred bytes. So it can be changed without encrypting
-anything anew, and a key that lives in another machine (a vault, a cloud's key service) needs only what `WrappingKey`
-asks. Wrapping is AES-256-GCM under a random nonce (a key wraps few bundles, far from 2^32), with the key's name, the
+anything anew, and a key that lives in another machine (key_services) needs only what `WrappingKey` asks. Here,
+wrapping is AES-256-GCM under a random nonce (a key wraps few bundles, far from 2^32), with the key's name, the
 weights' digest and their size as associated data.
 
 Trusts: the permissions of the file, or whoever made the environment. Never: prints a key, or takes one from argv.
@@ -103,16 +105,30 @@ def wrapped_for(key: WrappingKey, weights: SealedWeights, data_key: Secret) -> b
 
 
 def open_key(source: str, *, folder: Path = Path()) -> WrappingKey:
-    """The key of one source, `file:PATH` (from `folder` on) or `environment`; raises ConfigurationError."""
+    """The key of one source as listed above, paths from `folder` on; raises ConfigurationError."""
     if source == "environment":
         text = os.environ.get(KEY_VARIABLE)
         if text is None:
             raise ConfigurationError(f"the key source 'environment' needs the variable {KEY_VARIABLE}")
         return LocalKey.of(_parse(text.encode(), KEY_VARIABLE))
     kind, _, place = source.partition(":")
+    if place and kind in ("vault", "awskms"):
+        return _service_key(kind, folder / place)
     if kind != "file" or not place:
-        raise ConfigurationError(f"'{source}' is no source of a key: say file:PATH or environment")
+        raise ConfigurationError(
+            f"'{source}' is no source of a key: say file:PATH, environment, vault:FILE or awskms:FILE"
+        )
     return LocalKey.of(read_secret(folder / place))
+
+
+def _service_key(kind: str, path: Path) -> WrappingKey:
+    if kind == "vault":
+        from sealgate.certificate.vault_key import VaultKey
+
+        return VaultKey.open(path)
+    from sealgate.certificate.aws_kms_key import AwsKmsKey
+
+    return AwsKmsKey.open(path)
 
 
 def open_key_ring(sources: Iterable[str], *, folder: Path = Path()) -> KeyRing:
@@ -125,7 +141,7 @@ def open_key_ring(sources: Iterable[str], *, folder: Path = Path()) -> KeyRing:
 
 def read_secret(path: Path) -> Secret:
     """The 32 bytes of a private key file; raises ConfigurationError."""
-    return _parse(_read_private(path), str(path))
+    return _parse(read_private(path), str(path))
 
 
 def write_new_key(path: Path, *, entropy: Entropy = random_bytes) -> LocalKey:
@@ -145,7 +161,8 @@ def write_new_secret(path: Path, *, entropy: Entropy = random_bytes) -> Secret:
     return secret
 
 
-def _read_private(path: Path) -> bytes:
+def read_private(path: Path) -> bytes:
+    """A small file that its owner alone may read; raises ConfigurationError."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
