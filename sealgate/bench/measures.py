@@ -27,7 +27,7 @@ from sealgate.protocol import ohttp
 from sealgate.protocol.hpke import Kem, KemPrivateKey
 
 CALLERS = (1, 8, 64)
-PAYLOADS = tuple(1024 * 4**power for power in range(9)) + (100 << 20,)  # 1 KiB to 64 MiB, and 100 MiB
+PAYLOADS = (*(1024 * 4**power for power in range(9)), 100 << 20)  # 1 KiB to 64 MiB, and 100 MiB
 _GUESS = {1: 400.0}  # requests a second, until a run says better
 _OPENED = 8
 _CLIENT_TIMES = 40
@@ -127,7 +127,7 @@ def _us(call: Callable[[], object]) -> float:
     return (monotonic_ns() - began) / 1000
 
 
-# The tables --------------------------------------------------------------------------------------------------------------
+# The tables ----------------------------------------------------------------------------------------------------------
 
 
 def latency(caller: Caller, *, seconds: float) -> tuple[Table, dict[int, Asked]]:
@@ -178,7 +178,7 @@ def steps(client_us: Mapping[str, float], asked: Mapping[int, Asked]) -> Table:
         table.rows.append((number, name, where, *cells, what))
     if not any(one.steps_us for one in asked.values()):
         table.notes.append(
-            "The server's steps come from its metrics page ([telemetry] metrics, and --metrics URL), which was not there."
+            "The server's steps come from its metrics page ([telemetry] metrics; --metrics URL), which was not there."
         )
     else:
         table.notes.append(
