@@ -35,6 +35,7 @@ from sealgate.client.transport import (
     open_trust,
 )
 from sealgate.evidence.verify import VerifiedEvidence
+from sealgate.protocol.frames import ModelFacts
 from sealgate.protocol.tensors import Parameter
 
 CertificateSource: TypeAlias = "ClientCertificate | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None"
@@ -118,17 +119,20 @@ class Session:
 
         Unless tensors are given, the model's metadata are read first, once per loaded model.
         """
-        known = self._known(model)
+        known = self._known(model, version)
         tensors = ready_tensors(inputs)
         if tensors is None:
             known = known or self.metadata(model, version=version, purpose=purpose)
             tensors = to_tensors(inputs, known)
         fields, body = infer_message(tensors, outputs=outputs, parameters=parameters, request_id=request_id)
         response = self._send("POST", model_path(model, version, "/infer"), [*fields, *_headers(purpose)], body)
+        if (other := _other_version(response, known)) is not None:
+            again = self._metadata.get(other.model_digest)
+            known = again or self.metadata(model, version=other.version, purpose=purpose)
         return read_result(response, known)
 
-    def _known(self, model: str) -> ModelMetadata | None:
-        return _cached(self._metadata, self._transport.held_evidence, model)
+    def _known(self, model: str, version: str | None) -> ModelMetadata | None:
+        return _cached(self._metadata, self._transport.held_evidence, model, version)
 
     def _send(self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes) -> httpx.Response:
         with reaching(self._url):
@@ -215,13 +219,16 @@ class AsyncSession:
         request_id: str | None = None,
     ) -> InferResult:
         """As `Session.infer`."""
-        known = _cached(self._metadata, self._transport.held_evidence, model)
+        known = _cached(self._metadata, self._transport.held_evidence, model, version)
         tensors = ready_tensors(inputs)
         if tensors is None:
             known = known or await self.metadata(model, version=version, purpose=purpose)
             tensors = to_tensors(inputs, known)
         fields, body = infer_message(tensors, outputs=outputs, parameters=parameters, request_id=request_id)
         response = await self._send("POST", model_path(model, version, "/infer"), [*fields, *_headers(purpose)], body)
+        if (other := _other_version(response, known)) is not None:
+            again = self._metadata.get(other.model_digest)
+            known = again or await self.metadata(model, version=other.version, purpose=purpose)
         return read_result(response, known)
 
     async def _send(self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes) -> httpx.Response:
@@ -256,12 +263,22 @@ def _headers(purpose: str | None) -> list[tuple[str, str]]:
 
 
 def _cached(
-    metadata: Mapping[str, ModelMetadata], evidence: VerifiedEvidence | None, model: str
+    metadata: Mapping[str, ModelMetadata], evidence: VerifiedEvidence | None, model: str, version: str | None
 ) -> ModelMetadata | None:
-    """Metadata that were read from the very weights that the current evidence names."""
+    """Metadata that were read from the very weights that the current evidence names: of the version that is asked for,
+    or of any, where the operator chooses which one answers."""
     served: Any = () if evidence is None else evidence.claims.models
-    known = (metadata.get(facts.model_digest) for facts in served if facts.name == model)
-    return next((one for one in known if one is not None), None)
+    fit = (one for one in served if one.name == model and version in (None, one.version))
+    return next((metadata[one.model_digest] for one in fit if one.model_digest in metadata), None)
+
+
+def _other_version(response: httpx.Response, known: ModelMetadata | None) -> ModelFacts | None:
+    """The version that answered, if `known` is about another one, whose class names could be others."""
+    answer = require_sealed(response)
+    record = answer.receipt.record
+    if known is None or known.parameters.model_digest in ("", record.model_digest):
+        return None
+    return answer.evidence.model(record.model, certificate_digest=record.certificate_digest)
 
 
 def _says_ready(response: httpx.Response) -> bool:
