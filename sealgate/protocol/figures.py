@@ -100,7 +100,9 @@ FAMILIES: dict[str, Family] = {
     "sealgate_models_refused": _gauge("Bundles that were not loaded."),
     "sealgate_request_keys": _gauge("Request keys that are published."),
     "sealgate_request_key_age_seconds": _gauge("Age of what is published: since it last changed.", per=MICRO),
-    "sealgate_sandbox_layer_on": _gauge("1 for a layer of isolation that the host itself reads as on.", "layer"),
+    "sealgate_sandbox_layer_on": _gauge(
+        "1 for a layer of isolation that the host itself reads as on in every worker.", "layer"
+    ),
     "sealgate_log_records": _gauge("Records in the log's newest tree."),
     "sealgate_log_ok": _gauge("1 while the log writes."),
     "sealgate_log_allows_inference": _gauge("1 while the log has room for new inference."),

@@ -10,7 +10,7 @@ of a gateway that is gone than its counts.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Standing:
     models_refused: int
     keys: int
     key_age_us: int  # since what is published last changed
-    layers: Mapping[str, Layer]  # as the host itself reads them
+    layers: Sequence[Mapping[str, Layer]]  # of each worker, as the host itself reads them
     requests_in_flight: int
     bytes_in_flight: int
     log_records: int
@@ -97,8 +97,9 @@ class HostMetrics:
         ):
             put(name, (), int(value))
         self.figures.drop("sealgate_sandbox_layer_on")
-        for layer, state in standing.layers.items():
-            put("sealgate_sandbox_layer_on", (layer,), int(state.state == "on"))
+        for layer in {name for one in standing.layers for name in one}:
+            states = [one[layer].state for one in standing.layers if layer in one]
+            put("sealgate_sandbox_layer_on", (layer,), int(all(state == "on" for state in states)))
         self._look_at_processes()
 
     def _look_at_processes(self) -> None:

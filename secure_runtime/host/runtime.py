@@ -129,7 +129,7 @@ class RuntimeHost:
         )
         self._metrics = HostMetrics(self._standing) if telemetry.metrics else None
         self._keys_seen = (b"", clock())  # what is published, and since when
-        self._instance_seen = ""
+        self._instances_seen: set[str] = set()
         self._admission = Admission(
             log=log,
             budgets=policy.policy.budgets,
@@ -212,7 +212,6 @@ class RuntimeHost:
 
     def _standing(self) -> Standing:
         state, every = self.state(), self._fleet.published
-        published = every[0] if every else None
         in_flight, in_flight_bytes = self._admission.in_flight
         log = self._log.state
         return Standing(
@@ -223,7 +222,7 @@ class RuntimeHost:
             models_refused=max((len(one.facts.refused) for one in every), default=0),
             keys=len(decode_key_configs(state.key_configs)) if state.key_configs else 0,
             key_age_us=self._clock() - self._keys_seen[1],
-            layers=published.host_layers if published else {},
+            layers=[one.host_layers for one in every],
             requests_in_flight=in_flight,
             bytes_in_flight=in_flight_bytes,
             log_records=log.size,
@@ -346,11 +345,10 @@ class RuntimeHost:
         state = self.state()
         if state.key_configs != self._keys_seen[0]:
             self._keys_seen = (state.key_configs, self._clock())
-        every = self._fleet.published
-        published = every[-1] if every else None
-        if self._metrics is not None and published is not None and published.facts.instance != self._instance_seen:
-            self._instance_seen = published.facts.instance
-            self._metrics.figures.add("sealgate_worker_starts_total")
+        if self._metrics is not None:
+            instances = {one.facts.instance for one in self._fleet.published}
+            self._metrics.figures.add("sealgate_worker_starts_total", (), len(instances - self._instances_seen))
+            self._instances_seen = instances
         told, self._told = self._told, _told(state)
         if self._told[:3] != told[:3] and not self._stopping:
             self._tell("runtime ready" if state.ready else f"runtime not ready: {state.detail}")

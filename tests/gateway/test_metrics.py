@@ -29,7 +29,10 @@ STANDING = Standing(
     models_refused=0,
     keys=2,
     key_age_us=5_000_000,
-    layers={"seccomp": frames.Layer(state="on"), "landlock": frames.Layer(state="failed")},
+    layers=[
+        {"seccomp": frames.Layer(state="on"), "landlock": frames.Layer(state="on")},
+        {"seccomp": frames.Layer(state="on"), "landlock": frames.Layer(state="failed")},
+    ],
     requests_in_flight=0,
     bytes_in_flight=0,
     log_records=7,
