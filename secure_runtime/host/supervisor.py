@@ -34,7 +34,8 @@ class Successor:
         self.running.add_done_callback(self._ended)
 
     def _hear(self, text: str) -> None:
-        self.why = self.why or text
+        if not text.startswith("the worker ended"):  # nobody is being replaced
+            self.why = self.why or text
 
     async def _accept(self, facts: WorkerFacts) -> None:
         self._greeted.set_result(facts)

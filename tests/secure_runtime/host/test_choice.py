@@ -1,0 +1,135 @@
+"""What is to be served: kept durably, renewed only when asked, and a canary that the log can be held to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sealgate.certificate.repository import places_of, version_order
+from sealgate.deployment import Canary, ModelSection
+from sealgate.errors import ConfigurationError
+from secure_runtime.errors import SwitchRefused
+from secure_runtime.host.choice import (
+    Choice,
+    ModelRules,
+    first_choice,
+    is_canary,
+    matching,
+    read_withheld,
+    write_withheld,
+)
+
+
+def deployment(folder: Path, **named: ModelSection) -> Any:
+    models = SimpleNamespace(named=named)
+    return SimpleNamespace(
+        models=folder / "models", withheld=folder / "withheld.json", settings=SimpleNamespace(models=models)
+    )
+
+
+def lay(folder: Path, *places: str) -> None:
+    for place in places:
+        (folder / "models" / place).mkdir(parents=True)
+        (folder / "models" / place / "manifest.json").write_text("{}")
+
+
+def test_a_folder_of_models_holds_bundles_and_folders_of_versions(tmp_path: Path) -> None:
+    lay(tmp_path, "flat", "wine/2", "wine/10", "wine/1.5", ".hidden")
+    (tmp_path / "models" / "empty").mkdir()
+    (tmp_path / "models" / "flat" / "more").mkdir()
+    (tmp_path / "models" / "wine" / "3").symlink_to(tmp_path / "models" / "flat")
+    found = places_of(tmp_path / "models")
+    assert [place.called for place in found] == ["empty", "flat", "wine/1.5", "wine/2", "wine/10"]
+    assert [(place.model, place.version) for place in found[1:3]] == [("flat", ""), ("wine", "1.5")]
+    assert len(places_of(tmp_path / "models", most=3)) == 3
+
+
+@pytest.mark.parametrize(
+    "older_first",
+    [("1", "2", "10"), ("1.0rc1", "1.0", "1.0.1", "1.1"), ("2025-12-31", "2026-01-02"), ("a", "1"), ("v1", "v2")],
+)
+def test_versions_are_ordered_number_by_number(older_first: tuple[str, ...]) -> None:
+    assert sorted(reversed(older_first), key=version_order) == list(older_first)
+
+
+def test_what_was_unloaded_is_not_served_at_the_next_start(tmp_path: Path) -> None:
+    lay(tmp_path, "a", "b/1", "b/2")
+    told: list[str] = []
+    place = deployment(tmp_path)
+    first = first_choice(place, tell=told.append)
+    assert first.places == ("a", "b/1", "b/2")
+    there = first.places
+    less = first.without(["b"], there)
+    assert (less.places, less.withheld) == (("a",), {"b/1", "b/2"})
+    write_withheld(place.withheld, less.withheld)
+    again = first_choice(place, tell=told.append)
+    assert again.places == ("a",)
+    assert len([line for line in told if "stays unloaded" in line]) == 2
+    assert again.with_loaded(["b/2"], there).places == ("a", "b/2")
+    assert again.with_loaded(["b/2"], there).withheld == {"b/1"}
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_bundle_that_nobody_asked_for_is_served_by_reload_or_restart_alone(tmp_path: Path) -> None:
+    lay(tmp_path, "a")
+    choice = first_choice(deployment(tmp_path), tell=lambda _text: None)
+    lay(tmp_path, "new")
+    there = ("a", "new")
+    assert choice.places == ("a",)
+    assert choice.with_loaded(["a"], there).places == ("a",)
+    assert choice.renewed(there).places == there
+    with pytest.raises(SwitchRefused, match="there is no bundle 'b'; there are: a, new"):
+        matching(["b"], there)
+
+
+@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", "\xff"])
+def test_a_file_of_unloaded_bundles_that_is_none_stops_the_start(tmp_path: Path, content: str) -> None:
+    (tmp_path / "withheld.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"withheld\.json is unreadable"):
+        read_withheld(tmp_path / "withheld.json")
+
+
+def test_a_choice_that_cannot_be_kept_is_a_refusal(tmp_path: Path) -> None:
+    with pytest.raises(SwitchRefused) as refused:
+        write_withheld(tmp_path / "nowhere" / "withheld.json", {"a"})
+    assert refused.value.code == "choice-not-kept"
+
+
+@settings(max_examples=20, deadline=None)
+@given(percent=st.integers(0, 100), seed=st.integers(0, 2**32))
+def test_a_canary_answers_its_share_and_the_same_grants_always(percent: int, seed: int) -> None:
+    grants = [f"{seed:08x}-{number:08x}" for number in range(1000)]
+    chosen = [is_canary(grant, percent) for grant in grants]
+    assert abs(sum(chosen) - 10 * percent) <= 80  # five standard deviations
+    assert all(not canary or is_canary(grant, 100) for grant, canary in zip(grants, chosen, strict=True))
+    if percent < 100:
+        assert all(not canary or is_canary(grant, percent + 1) for grant, canary in zip(grants, chosen, strict=True))
+
+
+def test_the_default_answers_and_a_worker_that_lacks_it_says_so_unless_it_is_being_replaced() -> None:
+    rules = ModelRules({"m": ModelSection(default="1", canary=Canary(version="2", percent=100))})
+    assert rules.version_for("m", {"1", "2"}, "grant", retired=False) == "2"
+    assert rules.version_for("m", {"1"}, "grant", retired=False) == "1"
+    assert rules.version_for("m", {"3"}, "grant", retired=False) == "1"
+    assert rules.version_for("m", {"3"}, "grant", retired=True) == ""
+    assert rules.version_for("other", {"3"}, "grant", retired=False) == ""
+
+
+def test_so_many_requests_for_a_model_are_in_flight_and_no_more() -> None:
+    rules = ModelRules({"m": ModelSection(max_concurrent=2)})
+    for _ in range(2):
+        assert not rules.full("m")
+        rules.enter("m")
+    assert rules.full("m")
+    assert not rules.full("other")
+    rules.leave("m")
+    assert not rules.full("m")
+    rules.put_in_force({})
+    rules.leave("m")
+    rules.leave("m")
+    assert not rules.full("m")
