@@ -24,6 +24,7 @@ _ORDER = (
     "train",
     "models",
     "infer",
+    "explain",
     "attest",
     "audit",
     "token",

@@ -1,4 +1,4 @@
-"""`sealgate infer`: rows of a CSV file through a sealed session, answers as a table or JSON, and the receipt."""
+"""`sealgate infer`: rows, pictures or texts through a sealed session, answers as a table or JSON, and the receipt."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     from sealgate.client.arguments import add_connection
+    from sealgate.client.sources import add_source
 
     parser.add_argument("--model", required=True, metavar="NAME", help="the model to ask")
     parser.add_argument("--version", metavar="V", help="a certain version of it")
     parser.add_argument("--purpose", required=True, metavar="P", help="what you ask for; the policy decides by it")
-    parser.add_argument("--rows", required=True, metavar="CSV", help="rows to ask about; - reads standard input")
+    add_source(parser)
     parser.add_argument("--receipt-out", type=Path, metavar="FILE", help="keep the audit receipt")
     parser.add_argument(
         "--cose-out", type=Path, metavar="FILE", help="keep it as COSE Receipt (RFC 9942) too; its leaf: FILE.leaf"
@@ -33,13 +34,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from sealgate.client.arguments import read_connection
     from sealgate.client.errors import EvidenceRefused, InferenceFailed, ReceiptRefused, ServiceRefused
-    from sealgate.client.rows import read_rows, select_columns
     from sealgate.client.session import Session
+    from sealgate.client.sources import read_source
 
     connection = read_connection(arguments)
-    table = read_rows(arguments.rows)
-    _check_place("--receipt-out", arguments.receipt_out)
-    _check_place("--cose-out", arguments.cose_out)
+    source = read_source(arguments)
+    check_place("--receipt-out", arguments.receipt_out)
+    check_place("--cose-out", arguments.cose_out)
     session = Session(
         connection.trust.strictly() if arguments.strict else connection.trust,
         purpose=arguments.purpose,
@@ -53,25 +54,24 @@ def _run(arguments: argparse.Namespace) -> int:
     with session:
         try:
             metadata = session.metadata(arguments.model, version=arguments.version)
-            rows = select_columns(table, metadata)
-            result = session.infer(arguments.model, {metadata.inputs[0].name: rows}, version=arguments.version)
+            result = session.infer(arguments.model, source.inputs(metadata), version=arguments.version)
         except (ServiceRefused, InferenceFailed) as refused:
-            _say_recorded(refused)
-            _keep(arguments.receipt_out, refused.receipt_bytes)
+            say_recorded(refused)
+            keep_receipt(arguments.receipt_out, refused.receipt_bytes)
             _keep_cose(arguments.cose_out, refused)
             raise
         except (EvidenceRefused, ReceiptRefused) as refused:
             _explain_refusal(arguments, refused)
             raise
     try:
-        _keep(arguments.receipt_out, result.receipt_bytes)
+        keep_receipt(arguments.receipt_out, result.receipt_bytes)
         _keep_cose(arguments.cose_out, result)
     finally:  # the answer is paid for: a receipt that cannot be kept does not cost it
         _print(arguments, metadata, result)
     return 0
 
 
-def _check_place(option: str, path: Path | None) -> None:
+def check_place(option: str, path: Path | None) -> None:
     """Before anything is asked, because asking costs budget."""
     from sealgate.client.errors import UsageError
 
@@ -79,7 +79,8 @@ def _check_place(option: str, path: Path | None) -> None:
         raise UsageError(f"{option} {path}: name a file in a folder that exists")
 
 
-def _keep(path: Path | None, receipt: bytes) -> None:
+def keep_receipt(path: Path | None, receipt: bytes) -> None:
+    """Write it where it is wanted."""
     from sealgate.client.results import save_receipt
 
     if path is not None and receipt:
@@ -95,11 +96,12 @@ def _keep_cose(path: Path | None, answered: Any) -> None:
     if not answered.cose_receipt:
         print(f"{path}: the service gave no COSE receipt; --receipt-out keeps what it gave", file=sys.stderr)
         return
-    _keep(path, answered.cose_receipt)
-    _keep(path.with_name(path.name + ".leaf"), answered.receipt.leaf)
+    keep_receipt(path, answered.cose_receipt)
+    keep_receipt(path.with_name(path.name + ".leaf"), answered.receipt.leaf)
 
 
-def _say_recorded(refused: Any) -> None:
+def say_recorded(refused: Any) -> None:
+    """Where a refusal is on record."""
     import sys
 
     from sealgate.terminal import printable
@@ -132,7 +134,7 @@ def _print(arguments: argparse.Namespace, metadata: ModelMetadata, result: Infer
 
     print(_table(metadata, result))
     print()
-    print(_summary(result))
+    print(summary(result))
     if arguments.explain:
         print()
         print(explain_answer(result.answer))
@@ -197,7 +199,8 @@ def _row_count(result: InferResult) -> int:
     return max((tensor.shape[0] for tensor in result.tensors.values() if tensor.shape), default=0)
 
 
-def _summary(result: InferResult) -> str:
+def summary(result: InferResult) -> str:
+    """What was asked, what the policy had done to it, and what of it was verified."""
     from sealgate.terminal import render_pairs
 
     record = result.receipt.record

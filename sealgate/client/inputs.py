@@ -55,11 +55,13 @@ def to_tensors(inputs: Inputs, metadata: ModelMetadata) -> tuple[Tensor, ...]:
         if len(declared) != 1:
             raise UsageError(f"the model has {len(declared)} inputs; give them by name: {', '.join(declared)}")
         inputs = {metadata.inputs[0].name: inputs}
-    unknown = sorted(set(inputs) - set(declared))
+    columns = _columns(inputs, declared, metadata)
+    unknown = sorted(set(inputs) - set(declared) - set(columns))
     if unknown:
         raise UsageError(f"the model has no input '{unknown[0]}'; it has: {', '.join(declared)}")
     return tuple(
-        value if isinstance(value, Tensor) else _to_tensor(declared[name], value) for name, value in inputs.items()
+        value if isinstance(value, Tensor) else _to_tensor(columns.get(name) or declared[name], value, metadata)
+        for name, value in inputs.items()
     )
 
 
@@ -74,10 +76,38 @@ def to_numpy(tensor: Tensor) -> Any:
     return np.frombuffer(tensor.data, dtype=_NUMPY[tensor.datatype]).reshape(tensor.shape).copy()
 
 
-def _to_tensor(spec: TensorMetadata, value: Values) -> Tensor:
+def _columns(
+    inputs: Mapping[str, Any], declared: Mapping[str, TensorMetadata], metadata: ModelMetadata
+) -> dict[str, TensorMetadata]:
+    """For a table that is given column by column, what each of the given columns is: numbers of the table's datatype,
+    or texts where the model has columns `NAME=value`."""
+    first = metadata.inputs[0]
+    if first.name in inputs or metadata.parameters.contents.get(first.name) != "table":
+        return {}
+    names = set(metadata.parameters.columns)
+    kinds = {name.partition("=")[0] for name in names if "=" in name} - names
+    return {
+        name: TensorMetadata(name=name, datatype="BYTES" if name in kinds else first.datatype, shape=(-1,))
+        for name in inputs
+        if name not in declared and (name in names or name in kinds)
+    }
+
+
+def _pictures(spec: TensorMetadata, value: Values, metadata: ModelMetadata) -> TensorMetadata | None:
+    """What an image input is where encoded pictures are given for it: BYTES [rows]."""
+    given = isinstance(value, list | tuple) and bool(value) and all(isinstance(one, bytes) for one in value)
+    if not given or not metadata.parameters.encodings.get(spec.name):
+        return None
+    return TensorMetadata(name=spec.name, datatype="BYTES", shape=(-1,))
+
+
+def _to_tensor(spec: TensorMetadata, value: Values, metadata: ModelMetadata) -> Tensor:
     numpy = sys.modules.get("numpy")
+    if hasattr(value, "to_numpy"):  # a column of a pandas or polars frame
+        value = value.to_numpy()
     if numpy is not None and isinstance(value, numpy.ndarray):
         return _from_numpy(numpy, spec, value)
+    spec = _pictures(spec, value, metadata) or spec
     if not isinstance(value, list | tuple):
         raise UsageError(f"input '{spec.name}' must be a list, a numpy array or a Tensor")
     shape = _list_shape(value, len(spec.shape))

@@ -21,11 +21,16 @@ class TensorMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Sealgate's additions. `labels` holds the class names of outputs that have them, `contents` what each input
-    is: "table", "image", "sequence", "tokens", "text", "graph-nodes" or "graph-edges"."""
+    is: "table", "image", "sequence", "tokens", "text", "graph-nodes" or "graph-edges"; `encodings` names the media
+    types that an input also comes as, in BYTES. Of `explain_methods` the first is what is meant when none is named."""
 
     columns: tuple[str, ...] = ()
     contents: dict[str, str] = {}
+    encodings: dict[str, tuple[str, ...]] = {}
     labels: dict[str, tuple[str, ...]] = {}
+    units_per_row: int | None = None
+    explain_units_per_row: int | None = None
+    explain_methods: tuple[str, ...] = ()
     model_digest: str = ""
     certificate_digest: str = ""
     epsilon_micro: int | None = None

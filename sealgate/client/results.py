@@ -21,7 +21,7 @@ from sealgate.client.exchange import SealedAnswer
 from sealgate.client.inputs import to_numpy
 from sealgate.client.metadata import ModelMetadata
 from sealgate.client.transport import EXTENSION
-from sealgate.errors import ConfigurationError
+from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.evidence.transcript import Check
 from sealgate.evidence.verify import VerifiedEvidence
 from sealgate.protocol.frames import Obligations
@@ -57,6 +57,7 @@ class InferResult:
     evidence: VerifiedEvidence = field(repr=False)
     transcript: tuple[Check, ...] = field(repr=False)
     answer: SealedAnswer = field(repr=False)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict, repr=False)
 
     @property
     def obligations(self) -> Obligations:
@@ -111,6 +112,15 @@ def infer_message(
     return encode_infer_request(request, binary=True)
 
 
+def explain_message(
+    tensors: tuple[Tensor, ...], *, method: str | None, target: str | int | None, request_id: str | None
+) -> tuple[list[tuple[str, str]], bytes]:
+    """The same for an explanation."""
+    asked: dict[str, Parameter | None] = {"method": method, "target": target}
+    parameters = {name: value for name, value in asked.items() if value is not None}
+    return infer_message(tensors, outputs=(), parameters=parameters, request_id=request_id)
+
+
 @contextmanager
 def reaching(url: str) -> Iterator[None]:
     """Network failures as ServiceUnreachable, in words of ours."""
@@ -150,6 +160,15 @@ def require_sealed(response: httpx.Response) -> SealedAnswer:
     return answer
 
 
+def read_document(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object in an opened answer; raises InferenceFailed or DecodeError."""
+    answer = require_sealed(response)
+    try:
+        return msgspec.json.decode(bytes(answer.response.body), type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+        raise DecodeError("the answer is not a JSON object") from error
+
+
 def read_result(response: httpx.Response, metadata: ModelMetadata | None) -> InferResult:
     """The result in an opened answer; raises InferenceFailed or DecodeError."""
     answer = require_sealed(response)
@@ -166,6 +185,7 @@ def read_result(response: httpx.Response, metadata: ModelMetadata | None) -> Inf
         evidence=answer.evidence,
         transcript=answer.checked.transcript,
         answer=answer,
+        parameters=decoded.parameters,
     )
 
 

@@ -19,13 +19,23 @@ from typing import Any, TypeAlias
 import httpx
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.client.attributions import Explanation, read_explanation
 from sealgate.client.credentials import ClientCertificate, TokenSource
 from sealgate.client.dpop import DpopKey
 from sealgate.client.errors import InferenceFailed
 from sealgate.client.inputs import Inputs, ready_tensors, to_tensors
 from sealgate.client.messages import check_purpose
 from sealgate.client.metadata import ModelMetadata, read_metadata
-from sealgate.client.results import InferResult, infer_message, model_path, reaching, read_result, require_sealed
+from sealgate.client.results import (
+    InferResult,
+    explain_message,
+    infer_message,
+    model_path,
+    reaching,
+    read_document,
+    read_result,
+    require_sealed,
+)
 from sealgate.client.transport import (
     DEFAULT_TIMEOUT,
     AsyncSealedTransport,
@@ -131,6 +141,38 @@ class Session:
             known = again or self.metadata(model, version=other.version, purpose=purpose)
         return read_result(response, known)
 
+    def explain(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str | None = None,
+        purpose: str | None = None,
+        method: str | None = None,
+        target: str | int | None = None,
+        request_id: str | None = None,
+    ) -> Explanation:
+        """What each number, word or pixel did for the model's output, row by row. Inputs as for `infer`.
+
+        `method` is one of the metadata's `explain_methods`, `target` a class by name or index: left out, the first
+        method, and the class that the model gives. The policy must permit it, and its price is its own.
+        """
+        known = self._known(model, version) or self.metadata(model, version=version, purpose=purpose)
+        tensors = to_tensors(inputs, known)
+        fields, body = explain_message(tensors, method=method, target=target, request_id=request_id)
+        response = self._send("POST", model_path(model, version, "/explain"), [*fields, *_headers(purpose)], body)
+        return read_explanation(read_result(response, known), known)
+
+    def statistics(self, model: str, *, version: str | None = None, purpose: str | None = None) -> dict[str, Any]:
+        """What the caller's own requests to a model came to since its worker started: `model_stats` of the protocol."""
+        response = self._send("GET", model_path(model, version, "/stats"), _headers(purpose), b"")
+        return read_document(response)
+
+    def server(self, model: str, *, purpose: str | None = None) -> dict[str, Any]:
+        """What the runtime says of itself. The policy decides about models, so one that may be read is named."""
+        response = self._send("GET", "/v2", [*_headers(purpose), ("sealed-model", model)], b"")
+        return read_document(response)
+
     def _known(self, model: str, version: str | None) -> ModelMetadata | None:
         return _cached(self._metadata, self._transport.held_evidence, model, version)
 
@@ -230,6 +272,35 @@ class AsyncSession:
             again = self._metadata.get(other.model_digest)
             known = again or await self.metadata(model, version=other.version, purpose=purpose)
         return read_result(response, known)
+
+    async def explain(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: str | None = None,
+        purpose: str | None = None,
+        method: str | None = None,
+        target: str | int | None = None,
+        request_id: str | None = None,
+    ) -> Explanation:
+        """As `Session.explain`."""
+        known = _cached(self._metadata, self._transport.held_evidence, model, version)
+        known = known or await self.metadata(model, version=version, purpose=purpose)
+        tensors = to_tensors(inputs, known)
+        fields, body = explain_message(tensors, method=method, target=target, request_id=request_id)
+        response = await self._send("POST", model_path(model, version, "/explain"), [*fields, *_headers(purpose)], body)
+        return read_explanation(read_result(response, known), known)
+
+    async def statistics(self, model: str, *, version: str | None = None, purpose: str | None = None) -> dict[str, Any]:
+        """As `Session.statistics`."""
+        response = await self._send("GET", model_path(model, version, "/stats"), _headers(purpose), b"")
+        return read_document(response)
+
+    async def server(self, model: str, *, purpose: str | None = None) -> dict[str, Any]:
+        """As `Session.server`."""
+        response = await self._send("GET", "/v2", [*_headers(purpose), ("sealed-model", model)], b"")
+        return read_document(response)
 
     async def _send(self, method: str, path: str, headers: Sequence[tuple[str, str]], body: bytes) -> httpx.Response:
         with reaching(self._url):

@@ -1,4 +1,7 @@
-"""Explanations: attributions add up, are those of a closed form or of every order of columns; and what is refused. The oracles here call the model and nothing of the engine."""
+"""Attributions add up, and are those of a closed form or of every order of columns; and what is refused.
+
+The oracles here call the model and nothing of the engine.
+"""
 
 from __future__ import annotations
 
