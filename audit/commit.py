@@ -19,9 +19,11 @@ Long, because it is one transaction from its first statement to its receipts.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import msgspec
 from sqlalchemy import Connection, bindparam, text, update
@@ -43,7 +45,7 @@ from audit.turning import beginning, closing
 from sealgate.ambient import Clock, Entropy, uuid7
 from sealgate.transparency.cose_receipt import reissue
 from sealgate.transparency.cosignatures import Cosigner
-from sealgate.transparency.merkle import Frontier, inclusion_proof, leaf_hash
+from sealgate.transparency.merkle import Frontier, leaf_hash, split, subtree_hash
 from sealgate.transparency.notes import Checkpoint, NoteSigner, parse_checkpoint_text, split_note
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import ENDS, Record
@@ -63,21 +65,62 @@ this digest; nothing if another one decides already. Runs within the writer's tr
 
 @dataclass(frozen=True)
 class Appended:
-    """A durable record. `receipt` proves it to anybody who knows the log's key."""
+    """A durable record."""
 
     index: int
     record: Record
     leaf: bytes
-    receipt: bytes
+    _batch: _SignedBatch = field(repr=False)
+
+    @cached_property
+    def receipt(self) -> bytes:
+        """Proves the record to anybody who knows the log's key. Made when it is asked for: most authorizations' never
+        is. From any thread."""
+        return build_receipt(self.index, self.leaf, self._batch.proof(self.index), self._batch.note)
+
+
+class _SignedBatch:
+    """What the receipts of one batch are made of. Nothing in it changes but the memory of what was computed."""
+
+    def __init__(self, nodes: Mapping[tuple[int, int], bytes], size: int, note: bytes) -> None:
+        self._nodes, self._size, self.note = nodes, size, note
+        self._edges: dict[tuple[int, int], bytes] = {}
+
+    def proof(self, index: int) -> list[bytes]:
+        """RFC 9162 section 2.1.3, as `merkle.inclusion_proof`; what paths of one batch share is computed once."""
+        path: list[bytes] = []
+        low, high = 0, self._size
+        while high - low > 1:
+            middle = split(low, high)
+            if index < middle:
+                path.append(self._hash(middle, high))
+                high = middle
+            else:
+                path.append(self._hash(low, middle))
+                low = middle
+        path.reverse()
+        return path
+
+    def _hash(self, low: int, high: int) -> bytes:
+        span = high - low
+        if not span & (span - 1):
+            level = span.bit_length() - 1
+            return self._nodes[level, low >> level]
+        found = self._edges.get((low, high))
+        if found is None:
+            found = self._edges[low, high] = subtree_hash(low, high, lambda level, at: self._nodes[level, at])
+        return found
 
 
 @dataclass
 class Pending:
-    """One record on its way. Made by the caller's thread, owned by the writer from then on."""
+    """One record on its way. Made by the caller's thread, owned by the writer from then on. Who waits for it has one of
+    the two futures, or none."""
 
     draft: Record
     effect: Effect | None = None
-    future: Future[Appended] = field(default_factory=Future)
+    future: Future[Appended] | None = None
+    awaited: asyncio.Future[Appended] | None = None
 
 
 @dataclass(frozen=True)
@@ -220,11 +263,8 @@ class Committer:
             return Outcome([], refused)
         size = self._frontier.size
         note = self._publisher.sign(self.size, Checkpoint(self._signer.name, size, root))  # 6
-        appended = []
-        for item in accepted:
-            proof = inclusion_proof(item.index, size, lambda level, index: nodes[level, index])
-            receipt = build_receipt(item.index, item.leaf, proof, note)
-            appended.append((item.pending, Appended(item.index, item.record, item.leaf, receipt)))
+        signed = _SignedBatch(nodes, size, note)
+        appended = [(item.pending, Appended(item.index, item.record, item.leaf, signed)) for item in accepted]
         return Outcome(appended, refused)
 
     def publish(self) -> None:

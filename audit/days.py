@@ -143,13 +143,11 @@ def _record(index: int, leaf: bytes) -> Record:
 
 def _rows(records: Iterable[Record]) -> list[dict[str, object]]:
     """One row for each day and group."""
-    sums: dict[tuple[int, tuple[str, ...]], Counted] = {}
+    groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
-        one = counted(record)
-        key = (record.ts_us // DAY_US, one.group)
-        before = sums.get(key)
-        sums[key] = one if before is None else join(before, one)
-    return [_row(day, one) for (day, _), one in sums.items()]
+        names = (record.kind, record.tenant, record.actor, record.model, record.operation, record.purpose)
+        groups.setdefault((record.ts_us // DAY_US, *names, record.reason), []).append(record)
+    return [_row(alike[0].ts_us // DAY_US, join(*map(counted, alike))) for alike in groups.values()]
 
 
 def _row(day: int, one: Counted) -> dict[str, object]:

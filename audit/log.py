@@ -11,6 +11,8 @@ Long, because opening, appending and closing share one lock and are read togethe
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import DBAPIError
@@ -207,26 +209,40 @@ class AuditLog:
         fails with LogUnavailable if the log cannot take it, AppendRefused if it breaks a rule, or with what `effect`
         raised; then nothing was written. Cancelling the future has no effect. Never raises itself.
         """
-        pending = Pending(draft, effect)
-        pending.future.set_running_or_notify_cancel()  # from here on cancel() answers False
+        future: Future[Appended] = Future()
+        future.set_running_or_notify_cancel()  # from here on cancel() answers False
         try:
-            if draft.kind in _OWN_KINDS:
-                raise AppendRefused("only the writer says that the log was opened or closed", code="record-malformed")
-            if draft.kind == "inference.authorized":
-                self.check_may_infer()
-            elif draft.kind not in ENDS:
-                # Who is refused can ask for ever, and each refusal is a record. The last of the disk is for the ends of
-                # what is under way: a disk that is quite full would fail the log for everybody, until a restart.
-                self._require_free(self._disk_reserve // DISK_FLOOR_DIVISOR, unknown=self._disk_reserve)
-            with self._wake:
-                self._require_open()
-                if len(self._queue) >= MAX_QUEUE and draft.kind not in ENDS:
-                    raise LogUnavailable("too many records are waiting", code="queue-full", retry_after_s=RETRY_AFTER_S)
-                self._queue.append(pending)
-                self._wake.notify()
+            self._take_in(Pending(draft, effect, future=future))
         except AuditError as error:
-            pending.future.set_exception(error)
-        return pending.future
+            future.set_exception(error)
+        return future
+
+    def append_awaited(self, draft: Record, effect: Effect | None = None) -> asyncio.Future[Appended]:
+        """As `append`, for a coroutine to await: the records of one batch wake their event loop once, together."""
+        awaited: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        try:
+            self._take_in(Pending(draft, effect, awaited=awaited))
+        except AuditError as error:
+            awaited.set_exception(error)
+        return awaited
+
+    def _take_in(self, pending: Pending) -> None:
+        """Queue it, or raise AuditError."""
+        draft = pending.draft
+        if draft.kind in _OWN_KINDS:
+            raise AppendRefused("only the writer says that the log was opened or closed", code="record-malformed")
+        if draft.kind == "inference.authorized":
+            self.check_may_infer()
+        elif draft.kind not in ENDS:
+            # Who is refused can ask for ever, and each refusal is a record. The last of the disk is for the ends of
+            # what is under way: a disk that is quite full would fail the log for everybody, until a restart.
+            self._require_free(self._disk_reserve // DISK_FLOOR_DIVISOR, unknown=self._disk_reserve)
+        with self._wake:
+            self._require_open()
+            if len(self._queue) >= MAX_QUEUE and draft.kind not in ENDS:
+                raise LogUnavailable("too many records are waiting", code="queue-full", retry_after_s=RETRY_AFTER_S)
+            self._queue.append(pending)
+            self._wake.notify()
 
     def check_may_infer(self) -> None:
         """Raise LogUnavailable unless a new inference could be recorded to its end."""
@@ -339,23 +355,48 @@ class AuditLog:
             self._published_ns = monotonic_ns()
         with self._wake:
             self._size, self._note = self._committer.size, self._committer.note
-        for pending, appended in outcome.appended:
-            pending.future.set_result(appended)
-        for pending, error in outcome.refused:
-            pending.future.set_exception(error)
+        _tell([*outcome.appended, *outcome.refused])
 
     def _fail(self, error: BaseException, batch: list[Pending]) -> None:
         with self._wake:
             self._failure = f"commit failed ({reason_of(error)})"
             waiting = [*batch, *self._queue]
             self._queue.clear()
+        refusals: list[tuple[Pending, Appended | Exception]] = []
         for pending in waiting:
-            if not pending.future.done():
-                refusal = LogUnavailable(
-                    "the audit log has failed", code="log-failed", retry_after_s=RETRY_AFTER_FAILED_S
-                )
-                refusal.__cause__ = error
-                pending.future.set_exception(refusal)
+            refusal = LogUnavailable("the audit log has failed", code="log-failed", retry_after_s=RETRY_AFTER_FAILED_S)
+            refusal.__cause__ = error
+            refusals.append((pending, refusal))
+        _tell(refusals)
+
+
+_Told: TypeAlias = "tuple[asyncio.Future[Appended], Appended | Exception]"
+
+
+def _tell(outcomes: Sequence[tuple[Pending, Appended | Exception]]) -> None:
+    """Let those who wait know, unless they do already; each event loop is woken once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Told]] = {}
+    for pending, outcome in outcomes:
+        if pending.awaited is not None:
+            by_loop.setdefault(pending.awaited.get_loop(), []).append((pending.awaited, outcome))
+        elif pending.future is not None and not pending.future.done():
+            _settle(pending.future, outcome)
+    for loop, told in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+            loop.call_soon_threadsafe(_settle_all, told)
+
+
+def _settle_all(told: Sequence[_Told]) -> None:
+    for awaited, outcome in told:
+        if not awaited.done():
+            _settle(awaited, outcome)
+
+
+def _settle(future: Future[Appended] | asyncio.Future[Appended], outcome: Appended | Exception) -> None:
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _recover(committer: Committer, on_abort: Effect | None) -> None:

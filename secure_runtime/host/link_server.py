@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from sealgate.errors import DecodeError
 from sealgate.local_socket import bind_local
@@ -72,8 +72,7 @@ class _GatewayConnection(asyncio.Protocol):
         self._gone: dict[int, asyncio.Event] = {}  # one per request in flight
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
         self._server.connections.add(self)
         self.send(self._server.service.state())
 

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Sequence
 
 import msgspec
+import uvloop
 
 from audit.auth_failures import AuthFailures
 from audit.erasure import nameless
@@ -463,7 +464,8 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
                 tell=tell,
                 witness_trouble=witness_trouble,
             )
-            asyncio.run(_until_signal(host))
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(_until_signal(host))
     finally:
         log.close()
     return 0

@@ -7,9 +7,11 @@ Never: looks into a body. Bounded: the admission step limits how many requests a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import cast
 
 from sealgate.errors import DecodeError
 from sealgate.protocol.frames import (
@@ -26,6 +28,7 @@ from sealgate.protocol.frames import (
     encode_frame,
 )
 from secure_runtime.errors import WorkerGone
+from secure_runtime.limits import LOOK_EVERY_S
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class Outcome:
 
     done: Done
     sealed_response: bytes
+
+
+@dataclass(kw_only=True, slots=True)
+class _Given:
+    """Work that the worker has. Times by the event loop's clock; `hung_at` is None until it was cancelled."""
+
+    future: asyncio.Future[Outcome] = field(kw_only=False)
+    gone: asyncio.Event = field(kw_only=False)
+    timeout_s: float
+    grace_s: float
+    late_at: float
+    hung_at: float | None = None
 
 
 class WorkerLink(asyncio.Protocol):
@@ -50,7 +65,8 @@ class WorkerLink(asyncio.Protocol):
         self._on_lost = on_lost
         self._reader = FrameReader(WorkerToHost)
         self._transport: asyncio.Transport | None = None
-        self._waiting: dict[int, asyncio.Future[Outcome]] = {}
+        self._waiting: dict[int, _Given] = {}
+        self._looking: asyncio.TimerHandle | None = None
         self._next_id = 1
         self._last_seq = 0  # of completions
         self._why: WorkerGone | None = None
@@ -59,8 +75,7 @@ class WorkerLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -77,7 +92,7 @@ class WorkerLink(asyncio.Protocol):
         self._last_seq += 1
         if frame.id not in self._waiting or frame.completion.statement.seq != self._last_seq:
             raise DecodeError("the worker completed a request that it was not given, or skipped a number")
-        future = self._waiting.pop(frame.id)
+        future = self._waiting.pop(frame.id).future
         if not future.done():
             future.set_result(Outcome(frame, body))
 
@@ -85,9 +100,9 @@ class WorkerLink(asyncio.Protocol):
         """Called by the event loop, once."""
         why = self._why or WorkerGone("the worker ended")
         waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            if not future.done():
-                future.set_exception(why)
+        for given in waiting.values():
+            if not given.future.done():
+                given.future.set_exception(why)
         self._transport = None
         self._on_lost(why)
 
@@ -119,19 +134,31 @@ class WorkerLink(asyncio.Protocol):
         says so); after `grace_s` more the worker counts as hung and the link is aborted.
         """
         frame_id, self._next_id = self._next_id, self._next_id + 1
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        late_at = loop.time() + timeout_s
+        given = _Given(loop.create_future(), gone, timeout_s=timeout_s, grace_s=grace_s, late_at=late_at)
         self.send(Work(id=frame_id, grant=grant, media_type=media_type), body)
-        self._waiting[frame_id] = future
-        left = asyncio.create_task(gone.wait())
-        await asyncio.wait((future, left), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        left.cancel()
-        if not future.done():
-            self.send(Cancel(id=frame_id))
-            # A caller who left early shortens nobody's time: the grace starts where the time-out would have been.
-            await asyncio.wait((future,), timeout=grace_s + (timeout_s if gone.is_set() else 0.0))
-        if not future.done():
-            self.abort(WorkerGone("the worker did not answer in time", code="worker-hung"))
-        return await future
+        self._waiting[frame_id] = given
+        if self._looking is None:
+            self._looking = loop.call_later(LOOK_EVERY_S, self._look, loop)
+        return await given.future
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Cancel what nobody waits for any more, and notice a worker that hangs."""
+        self._looking = None
+        now = loop.time()
+        for frame_id, given in list(self._waiting.items()):
+            left = given.gone.is_set()
+            if given.hung_at is None and (left or now >= given.late_at):
+                # A caller who left early shortens nobody's time: the grace starts where the time-out would have been.
+                given.hung_at = now + given.grace_s + (given.timeout_s if left else 0.0)
+                with contextlib.suppress(WorkerGone):  # then it fails by itself
+                    self.send(Cancel(id=frame_id))
+            elif given.hung_at is not None and now >= given.hung_at:
+                self.abort(WorkerGone("the worker did not answer in time", code="worker-hung"))
+                return
+        if self._waiting:
+            self._looking = loop.call_later(LOOK_EVERY_S, self._look, loop)
 
 
 async def connect(link: WorkerLink, sock: socket.socket) -> None:

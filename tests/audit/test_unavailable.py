@@ -49,13 +49,12 @@ def break_at(bench: Any, log: Any, point: str) -> Callable[[], None]:
     if bench.url.startswith("sqlite"):
         if point == "commit":
             event.listen(log._hold.engine, "commit", boom)
-        else:
-
-            def execute(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-                if statement.startswith(point):
-                    boom()
-
-            event.listen(log._hold.engine, "before_cursor_execute", execute)
+        else:  # on the writer's own connection, so that it is gone with it
+            with log._hold.engine.begin() as connection:
+                when = point.replace("INTO", "ON").replace("UPDATE", "UPDATE ON")
+                connection.exec_driver_sql(
+                    f"CREATE TEMP TRIGGER boom BEFORE {when} BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END"
+                )
         return lambda: None
     bench.sql("CREATE FUNCTION boom() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk I/O error'; END $$")
     if point == "commit":  # runs when everything else is done, as the commit's first step

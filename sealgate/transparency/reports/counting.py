@@ -71,16 +71,17 @@ def add_up(groups: Iterable[Counted]) -> list[Counted]:
     return list(sums.values())
 
 
-def join(one: Counted, other: Counted) -> Counted:
-    """Two of the same group as one."""
+def join(one: Counted, *others: Counted) -> Counted:
+    """Some of the same group as one."""
+    every = (one, *others)
     return msgspec.structs.replace(
         one,
-        records=one.records + other.records,
-        count=one.count + other.count,
-        units=one.units + other.units,
-        eps_micro=one.eps_micro + other.eps_micro,
-        first_us=min(one.first_us, other.first_us),
-        last_us=max(one.last_us, other.last_us),
+        records=sum(each.records for each in every),
+        count=sum(each.count for each in every),
+        units=sum(each.units for each in every),
+        eps_micro=sum(each.eps_micro for each in every),
+        first_us=min(each.first_us for each in every),
+        last_us=max(each.last_us for each in every),
     )
 
 
