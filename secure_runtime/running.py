@@ -46,7 +46,7 @@ def _first_state(sock: socket.socket, deadline: int) -> RuntimeState:
 
 def troubles(state: RuntimeState) -> list[str]:
     """What an operator has to look at, a line each; none if all is well."""
-    found = [] if state.ready else [f"not ready: {state.detail}"]
+    found = [f"{'a worker is away' if state.ready else 'not ready'}: {state.detail}"] if state.detail else []
     found += [] if state.log_state == "ok" else [f"the audit log: {state.log_state}"]
     return found + ([f"witnesses do not cosign: {state.witnesses}"] if state.witnesses else [])
 
@@ -56,6 +56,20 @@ def as_pairs(state: RuntimeState) -> Sequence[tuple[str, object]]:
     return [
         ("runtime", "ready" if state.ready else f"not ready: {state.detail}"),
         ("audit log", f"{state.log}: {state.log_state}"),
+        *(
+            (f"worker {number}", f"{one.instance[:16]} on {one.device}: {', '.join(one.models) or 'no model'}")
+            for number, one in enumerate(state.workers, 1)
+        ),
+        *((f"model {name}", f"versions {', '.join(versions)}") for name, versions in _several(state).items()),
+        *((f"model {name} answers", words) for name, words in state.routes.items()),
         ("witnesses", state.witnesses or "no trouble is known"),
         ("profile", f"{state.profile}, {state.assurance}{', degraded' if state.degraded else ''}"),
     ]
+
+
+def _several(state: RuntimeState) -> dict[str, list[str]]:
+    """Models of which more than one version may answer."""
+    versions: dict[str, list[str]] = {}
+    for one in state.models:
+        versions.setdefault(one.name, []).append(one.version)
+    return {name: found for name, found in versions.items() if len(found) > 1}

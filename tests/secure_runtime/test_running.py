@@ -20,7 +20,7 @@ from secure_runtime import doctor, running
 
 STATE = RuntimeState(
     ready=True,
-    detail="serving",
+    detail="",
     log_state="ok",
     log="test/log",
     key_configs=b"",
@@ -96,6 +96,8 @@ def test_troubles_are_what_is_not_well() -> None:
         "the audit log: failed: full",
         "witnesses do not cosign: w: away",
     ]
+    one_less = msgspec.structs.replace(STATE, detail="the worker ended (worker-died) and is being replaced")
+    assert running.troubles(one_less) == ["a worker is away: the worker ended (worker-died) and is being replaced"]
     diagnosis = doctor.Diagnosis({}, {}, {}, {"strict": [], "container": [], "dev": []})
     assert "w: away" in doctor.as_text(diagnosis, bad)
     assert "w: away" in doctor.as_json(diagnosis, bad)
