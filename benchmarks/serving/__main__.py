@@ -112,11 +112,12 @@ class Comparison:
 
     def _model(self, ours: Ours, model: BenchModel) -> None:
         running: list[RunningPeer] = []
+        mine: list[OurSystem] = []
         try:
             for peer in self.peers:
                 self._start(peer, model, running)
-            mine = [OurSystem(ours, {model.name: model}, tls=False, tls_connections=0)]
             cells = [cell for cell in self.cells if cell.model == model.name]
+            mine.append(OurSystem(ours, {model.name: model}, tls=False, tls_connections=0))
             if not self.given.no_tls:
                 mine.append(OurSystem(ours, {model.name: model}, tls=True, tls_connections=cells[0].connections))
             systems: list[System] = [*mine, *(PeerSystem(one) for one in running)]
@@ -124,8 +125,10 @@ class Comparison:
                 self._cell(systems, cell)
             self.opened += sum(one.opened for one in mine)
         finally:
-            for one in running:
-                one.stop()
+            for one in mine:
+                one.close()
+            for peer in running:
+                peer.stop()
 
     def _start(self, peer: Peer, model: BenchModel, running: list[RunningPeer]) -> None:
         """One after the other: a start is the heaviest thing that these servers do."""

@@ -132,6 +132,10 @@ class OurSystem:
         (found,) = (tensor for tensor in decoded.outputs if tensor.name == "scores")
         return np.frombuffer(bytes(found.data), np.float32)
 
+    def close(self) -> None:
+        """Close what evidence comes by."""
+        self._sealer.close()
+
 
 class PeerSystem:
     """A plaintext peer: the same request again and again."""

@@ -77,9 +77,19 @@ class Caller:
 
     def __init__(self, stand: Stand) -> None:
         self.stand = stand
-        self.sealer: Sealer = stand.sealer()
         self._message = stand.message()
+        self.sealer: Sealer = stand.sealer()
         self._rates: dict[int, float] = dict(_GUESS)
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.sealer.close()
+
+    def __enter__(self) -> Caller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def ask(self, callers: int, *, seconds: float, warm_s: float = 0.3) -> Asked:
         """Requests sealed beforehand, for so long; a few answers are verified and opened afterwards."""
@@ -246,8 +256,8 @@ def growth(workshop: Workshop, *, seconds: float) -> Table:
     )
     numbers = []
     for gateways, workers in ((1, 1), (2, 1), (1, 2), (2, 2)):
-        with workshop.serve(gateways=gateways, workers=workers) as stand:
-            asked = Caller(stand).ask(64, seconds=seconds)
+        with workshop.serve(gateways=gateways, workers=workers) as stand, Caller(stand) as caller:
+            asked = caller.ask(64, seconds=seconds)
         p99 = percentile(asked.run.latencies_us, 0.99) / 1000
         table.rows.append((gateways, workers, f"{asked.run.rate:.0f}", f"{p99:.1f}", f"{stand.start_s:.1f}"))
         numbers.append({"gateways": gateways, "workers": workers, "rate": asked.run.rate})

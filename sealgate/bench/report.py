@@ -99,11 +99,16 @@ def _in_workshop(parts: list[str], given: argparse.Namespace, printed: _Printer)
 
 
 def _measure(stand: Stand, parts: list[str], given: argparse.Namespace, printed: _Printer) -> None:
-    caller = Caller(stand)
-    if given.soak is not None:
-        _say(f"a steady load for {given.soak:g} minutes")
-        printed.table("soak", soak(caller, minutes=given.soak, say=_say))
-        return
+    with Caller(stand) as caller:
+        if given.soak is not None:
+            _say(f"a steady load for {given.soak:g} minutes")
+            printed.table("soak", soak(caller, minutes=given.soak, say=_say))
+        else:
+            _measure_parts(caller, parts, given, printed)
+
+
+def _measure_parts(caller: Caller, parts: list[str], given: argparse.Namespace, printed: _Printer) -> None:
+    stand = caller.stand
     if stand.own:
         printed.table("start", measures.started(stand))
     if "memory" in parts:

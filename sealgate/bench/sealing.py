@@ -80,3 +80,7 @@ class Sealer:
             opened: SealedAnswer = done.value
             return opened
         raise LoadFailed("the service asks to be asked again: its keys changed")
+
+    def close(self) -> None:
+        """Close the connection that evidence comes by."""
+        self._http.close()

@@ -73,7 +73,11 @@ class Stand:
         """A caller that seals beforehand, with evidence that it verified."""
         http = httpx.Client(base_url=self.trust.url, verify=self.tls, trust_env=False, timeout=30)
         sealer = Sealer(self.trust, self.token, http=http, purpose=self.purpose, host=self._url.netloc.decode())
-        sealer.renew()
+        try:
+            sealer.renew()
+        except BaseException:
+            sealer.close()
+            raise
         return sealer
 
     def load(self, callers: int) -> Load:
