@@ -1,13 +1,15 @@
 """Peer: PyTriton, whose wheel carries Triton. `python pytriton_server.py PORT`. Triton's dynamic batcher, up to 64
 rows.
 
-Triton (C++) parses HTTP and batches; this process runs the batches.
+Triton (C++) parses HTTP and batches; a process of this interpreter runs the batches, and needs its shared library.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
+import sysconfig
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ def _free_port() -> int:
 
 def main() -> None:
     """Serve until killed."""
+    os.environ["LD_LIBRARY_PATH"] = str(sysconfig.get_config_var("LIBDIR"))
     served = Served()
 
     @batch
