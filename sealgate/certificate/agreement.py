@@ -14,6 +14,7 @@ from sealgate.certificate.architectures import (
     FrozenEncoderSpec,
     LinearRegressionSpec,
     LogisticRegressionSpec,
+    PipelineSpec,
     ScatterNetSpec,
 )
 from sealgate.certificate.inputs import GraphEdgesContent
@@ -30,6 +31,8 @@ def check_agreement(manifest: Manifest, certificate: Certificate) -> None:
     """Raise CertificateError unless the certificate is about this model, and its mechanism can have made it."""
     if (manifest.name, manifest.version) != (certificate.model, certificate.version):
         raise refusal("manifest-inconsistent", "manifest, certificate and signature name different models")
+    if isinstance(manifest.architecture, PipelineSpec):
+        raise refusal("manifest-inconsistent", "a pipeline is its members: it has no weights of its own")
     _check_mechanism(manifest, certificate)
     architecture = manifest.architecture
     if isinstance(architecture, FrozenEncoderSpec) and (

@@ -101,6 +101,8 @@ class VerifiedStatements:
     manifest: Manifest
     certificate: Certificate
     publisher: str
+    publisher_key: str  # hex SHA-256, as in publishers.toml
+    signature_digest: str  # of bundle.sig: it names every file
     weights_digest: str
     certificate_digest: str
     facts: ModelFacts
@@ -156,6 +158,8 @@ class _Checked:
     manifest: Manifest
     certificate: Certificate
     publisher: str
+    publisher_key: str
+    signature_digest: str
     digests: dict[str, str]
     certificate_digest: str
     account: Account
@@ -196,6 +200,8 @@ def _check_statements(folder: BundleFolder, listing: Listing, publishers: Publis
         manifest=manifest,
         certificate=certificate,
         publisher=signed.publisher.name,
+        publisher_key=signed.publisher.keyid,
+        signature_digest=sha256_hex(files[SIGNATURE]),
         digests=digests,
         certificate_digest=sha256_hex(files[CERTIFICATE]),
         account=account,
@@ -230,6 +236,8 @@ def _finish(directory: Path, checked: _Checked, told: Told) -> VerifiedStatement
         manifest=checked.manifest,
         certificate=certificate,
         publisher=checked.publisher,
+        publisher_key=checked.publisher_key,
+        signature_digest=checked.signature_digest,
         weights_digest=checked.digests[WEIGHTS],
         certificate_digest=checked.certificate_digest,
         facts=_facts(checked.manifest, certificate, checked.certificate_digest),

@@ -13,6 +13,7 @@ from pathlib import Path
 from sealgate.command import Command
 
 _ORIGINAL = "the bundle that this one was compressed from: its weights are compressed again, and must be the same"
+_PIPELINE = "sign several bundles together as one model: who reads whom, and what that costs together"
 _SIGNING_KEY = "elliptic-curve private key: openssl ecparam -name prime256v1 -genkey -noout -out FILE.pem"
 _NEW_KEY = "32 random bytes in a new file. Whoever has it can open the models that were encrypted under it."
 
@@ -56,6 +57,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
             action.add_argument("--replace", action="store_true", help="replace a page that is there")
     new_key = actions.add_parser("new-key", help="draw a key that models are encrypted under", description=_NEW_KEY)
     new_key.add_argument("file", metavar="FILE", type=Path, help="where it is written, mode 0600")
+    pipeline = actions.add_parser("pipeline", help=_PIPELINE, description=_PIPELINE)
+    pipeline.add_argument("file", metavar="FILE.toml", type=Path, help="members, who reads whom, and what comes out")
+    pipeline.add_argument("--out", metavar="DIR", type=Path, required=True, help="where the pipeline goes")
+    pipeline.add_argument(
+        "--publisher-key", metavar="FILE", type=Path, required=True, help="the key that signs the pipeline"
+    )
+    pipeline.add_argument("--publishers", metavar="FILE", type=Path, required=True, help="publishers.toml")
+    pipeline.add_argument("--key", metavar="SOURCE", action="append", default=[], help="key of encrypted weights")
+    pipeline.add_argument("--replace", action="store_true", help="replace a pipeline that is there")
     for point in sorted(entry_points(group="sealgate.models"), key=lambda one: one.name):
         command = point.load()
         if not isinstance(command, Command):
@@ -72,6 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
     found: Command | None = getattr(arguments, "_models_action", None)
     if found is not None:
         return found.run(arguments)
+    if action == "pipeline":
+        return _pipeline(arguments)
     if action in ("new-key", "encrypt", "decrypt", "rewrap", "sign"):
         return _protect(arguments)
     if action == "list":
@@ -83,6 +95,20 @@ def _run(arguments: argparse.Namespace) -> int:
             arguments.directory, arguments.publishers, arguments.key, out=arguments.out, replace=arguments.replace
         )
     return report.verify_aloud(arguments.directory, arguments.publishers, arguments.key, original=arguments.original)
+
+
+def _pipeline(arguments: argparse.Namespace) -> int:
+    from sealgate.certificate.pipeline_report import make
+    from sealgate.certificate.publishers import load_publishers
+
+    return make(
+        arguments.file,
+        arguments.out,
+        load_publishers(arguments.publishers),
+        arguments.key,
+        publisher_key=arguments.publisher_key,
+        replace=arguments.replace,
+    )
 
 
 def _protect(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from sealgate.ambient import Entropy, random_bytes
 from sealgate.durable_files import sync_folder, write_new
 
 Pieces = Mapping[str, Iterable[bytes]]
-"""Each file by name, in pieces: what is large need not be in memory at once."""
+"""Each file by name, in pieces: what is large need not be in memory at once. A name may have folders before it."""
 
 V = TypeVar("V")
 
@@ -58,6 +58,7 @@ def _write(directory: Path, files: Pieces) -> None:
     directory.chmod(0o755)
     for name, pieces in files.items():
         path = directory / name
+        _make_folders(directory, path.parent)
         with path.open("xb") as file:
             for piece in pieces:
                 file.write(piece)
@@ -65,6 +66,13 @@ def _write(directory: Path, files: Pieces) -> None:
             os.fsync(file.fileno())
         path.chmod(0o644)
     sync_folder(directory)
+
+
+def _make_folders(directory: Path, folder: Path) -> None:
+    if folder != directory and not folder.exists():
+        _make_folders(directory, folder.parent)
+        folder.mkdir(mode=0o755)
+        folder.chmod(0o755)
 
 
 def _move(temporary: Path, target: Path) -> None:

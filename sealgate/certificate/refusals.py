@@ -35,6 +35,8 @@ REFUSALS: dict[str, str] = {
     "weights-digest": "the weights are not the ones that were signed, or their frozen part is not the public one",
     "certificate-digest": "the certificate is not the one that the bundle was signed with",
     "derivation": "the bundle says that it was made from another model, and does not fit that one's certificate",
+    "composition": "a pipeline's certificate is not the composition of its members', or they cannot be composed",
+    "wiring": "the members of a pipeline do not fit each other, or what the pipeline says of itself",
     # Contents
     "manifest-malformed": "the manifest is not canonical JSON of the known shape",
     "manifest-inconsistent": "the manifest contradicts itself or the certificate",

@@ -20,6 +20,8 @@ from sealgate.certificate.mechanism_words import mechanism_lines
 from sealgate.certificate.mechanisms import name_of
 from sealgate.certificate.opening import as_far_as_possible, whole, words_about_weights
 from sealgate.certificate.page.document import HTML, require_page_path, write_page
+from sealgate.certificate.pipeline import MEMBERS, is_pipeline
+from sealgate.certificate.pipeline_report import pipeline_line, show_pipeline, verify_pipeline_aloud
 from sealgate.certificate.publishers import Publishers, load_publishers
 from sealgate.certificate.recomputation import recomputation_lines
 from sealgate.certificate.repository import Place, places_of
@@ -84,6 +86,10 @@ def list_bundles(directory: Path, publishers_file: Path | None, keys: Sequence[s
     code, states = 0, _states(directory)
     for place in places:
         try:
+            if is_pipeline(place.path):
+                line = pipeline_line(place.path, publishers, keys)
+                print(printable(f"{line}  {states.get(place.called, '')}").rstrip())
+                continue
             bundle = as_far_as_possible(place.path, publishers, keys)
         except CertificateError as error:
             print(printable(f"{place.called:28} REFUSED  {error.code}: {error}"))
@@ -109,6 +115,8 @@ def verify_aloud(
         print(printable(f"  ok  {step}: {detail}"), flush=True)
 
     publishers = find_publishers(directory, publishers_file)
+    if is_pipeline(directory):
+        return verify_pipeline_aloud(directory, publishers, keys)
     print(f"verifying {directory}")
     bundle = verify_bundle(directory, publishers, told=told, data_key=open_key_ring(keys).unwrap)
     if original is not None:
@@ -132,6 +140,8 @@ def _made_again(bundle: VerifiedBundle, original: VerifiedBundle) -> str:
 
 def show_bundle(directory: Path, publishers_file: Path | None, keys: Sequence[str] = ()) -> int:
     """The verified manifest and certificate in words."""
+    if is_pipeline(directory):
+        return show_pipeline(directory, find_publishers(directory, publishers_file), keys)
     for line in describe(as_far_as_possible(directory, find_publishers(directory, publishers_file), keys)):
         print(printable(line))
     return 0
@@ -142,6 +152,8 @@ def write_report(
 ) -> int:
     """One HTML page about the verified bundle."""
     path = out or Path(f"{directory.resolve().name}{HTML}")
+    if is_pipeline(directory):
+        raise ConfigurationError(f"{directory} is a pipeline: report on its members, as {directory / MEMBERS}/NAME")
     require_page_path(path, replace=replace)
     bundle = whole(directory, find_publishers(directory, publishers_file), keys)
     write_page(bundle, path, replace=replace)

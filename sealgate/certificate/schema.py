@@ -212,3 +212,36 @@ class Certificate(Part, frozen=True):
     def derived(self) -> Derivation | None:
         """How the model was made from another one; None for a model as it was trained."""
         return self.derivation or None
+
+
+class Composed(Part, frozen=True):
+    """One member, as it stood when the pipeline was signed. `people` is "" where it counts as everybody's."""
+
+    name: str
+    model: str
+    version: str
+    publisher_key: str  # hex SHA-256, as in publishers.toml
+    certificate_digest: str
+    weights_digest: str
+    people: str
+    epsilon_micro: int
+    epsilon_replace_one_micro: int
+    delta: str
+
+
+class Composition(Part, frozen=True):
+    """The predicate of a pipeline's signed statement: what its members cost together (`composition.py`)."""
+
+    schema: int  # 1
+    model: str
+    version: str
+    issued: str
+    unit: str
+    adjacency: str
+    epsilon_micro: int
+    epsilon_replace_one_micro: int
+    delta: str
+    members: tuple[Composed, ...]
+    weights_digest: str  # of all members' weights and the manifest: what evidence calls the model's digest
+    manifest_digest: str
+    not_protected: tuple[str, ...]

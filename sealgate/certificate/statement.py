@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sealgate.certificate.refusals import refusal
-from sealgate.certificate.schema import Certificate
+from sealgate.certificate.schema import Certificate, Composition
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_CERTIFICATE
 from sealgate.protocol.canonical import canonical_json, parse_canonical_json
@@ -19,6 +19,8 @@ from sealgate.protocol.canonical import canonical_json, parse_canonical_json
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 CERTIFICATE_PREDICATE = "urn:sealgate:predicate:dp-certificate:v2"
 BUNDLE_PREDICATE = "urn:sealgate:predicate:model-bundle:v1"
+COMPOSITION_PREDICATE = "urn:sealgate:predicate:dp-composition:v1"
+PIPELINE_PREDICATE = "urn:sealgate:predicate:model-pipeline:v1"
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 P = TypeVar("P")
@@ -47,7 +49,9 @@ class _Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     predicate: Any
 
 
-def _statement(predicate_type: str, predicate: Certificate | BundleFiles, digests: dict[str, str]) -> bytes:
+def _statement(
+    predicate_type: str, predicate: Certificate | Composition | BundleFiles, digests: dict[str, str]
+) -> bytes:
     return canonical_json(
         _Statement(
             type_=STATEMENT_TYPE,
@@ -93,3 +97,23 @@ def parse_certificate_statement(payload: bytes) -> tuple[Certificate, dict[str, 
 def parse_bundle_statement(payload: bytes) -> tuple[BundleFiles, dict[str, str]]:
     """Model name and the digests of all files; raises CertificateError."""
     return _parse(payload, BUNDLE_PREDICATE, BundleFiles, "statement-malformed")
+
+
+def composition_statement(composition: Composition, digests: dict[str, str]) -> bytes:
+    """Canonical bytes of a pipeline's certificate over its manifest."""
+    return _statement(COMPOSITION_PREDICATE, composition, digests)
+
+
+def parse_composition_statement(payload: bytes) -> tuple[Composition, dict[str, str]]:
+    """A pipeline's certificate and subject digests; raises CertificateError."""
+    return _parse(payload, COMPOSITION_PREDICATE, Composition, "certificate-malformed")
+
+
+def pipeline_statement(files: BundleFiles, digests: dict[str, str]) -> bytes:
+    """Canonical bytes of the statement that lists a pipeline's files and its members' signatures."""
+    return _statement(PIPELINE_PREDICATE, files, digests)
+
+
+def parse_pipeline_statement(payload: bytes) -> tuple[BundleFiles, dict[str, str]]:
+    """Model name and digests; raises CertificateError."""
+    return _parse(payload, PIPELINE_PREDICATE, BundleFiles, "statement-malformed")

@@ -18,6 +18,7 @@ from sealgate.certificate.architectures import (
     LinearRegressionSpec,
     LogisticRegressionSpec,
     MlpSpec,
+    PipelineSpec,
     RecurrentSpec,
     ScatterNetSpec,
     TransformerSpec,
@@ -53,6 +54,8 @@ def build(architecture: Architecture) -> nn.Module:
             return FrozenEncoder(architecture)
         case GraphSpec():
             return Graph(architecture)
+        case PipelineSpec():
+            raise TypeError("a pipeline is its members: build those")
 
 
 def parts_of(module: nn.Module) -> tuple[nn.Module | None, nn.Module]:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from sealgate.certificate.audits import demand_audit
 from sealgate.certificate.bundle import VerifiedBundle, verify_bundle
 from sealgate.certificate.manifest import Manifest
+from sealgate.certificate.pipeline import is_pipeline, verify_pipeline
 from sealgate.certificate.publishers import Publishers
-from sealgate.certificate.refusals import refusal
 from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
 from sealgate.protocol.frames import ModelFacts
 from secure_runtime.errors import BadInput
 from secure_runtime.limits import SLICE_ROWS
+from secure_runtime.models.pipeline import PipelinePredictor
+from secure_runtime.models.pipeline_loading import pipeline_predictor, require_demands
 from secure_runtime.models.predictor import Predictor
 from secure_runtime.models.weights import module_from_weights as module_from_weights
 
@@ -33,7 +35,7 @@ class LoadedModel:
 
     facts: ModelFacts
     manifest: Manifest
-    predictor: Predictor = field(repr=False)
+    predictor: Predictor | PipelinePredictor = field(repr=False)
     memory_bytes: int = 0
 
     def predict(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -62,17 +64,21 @@ def load_bundle(
 
     With `require_audit` a certificate that states no audit of the training is refused too; with `require_encryption`
     weights that lie there in plain; with `require_model_signature` a bundle whose `model.sig` was not checked.
-    `data_key` finds the key of encrypted weights.
+    `data_key` finds the key of encrypted weights. Of a pipeline all this is demanded of every member.
     """
+    demands = partial(
+        require_demands,
+        require_audit=require_audit,
+        require_encryption=require_encryption,
+        require_model_signature=require_model_signature,
+    )
+    if is_pipeline(directory):
+        pipeline = verify_pipeline(directory, publishers, data_key=data_key)
+        for member in pipeline.members.values():
+            demands(member)
+        return LoadedModel(pipeline.facts, pipeline.manifest, pipeline_predictor(pipeline, device=device))
     bundle = verify_bundle(directory, publishers, data_key=data_key)
-    if require_encryption and not bundle.locked_under:
-        raise refusal("encryption-missing", "the weights lie in plain, and this deployment demands encrypted ones")
-    if require_model_signature and not bundle.model_signed:
-        raise refusal(
-            "model-signature-missing", "this deployment demands a model.sig and a publisher's key to check it"
-        )
-    if require_audit:
-        demand_audit(bundle.certificate.audit)
+    demands(bundle)
     return load_verified(bundle, device=device)
 
 

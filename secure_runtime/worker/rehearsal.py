@@ -22,6 +22,7 @@ from sealgate.protocol.frames import BootPlan, Frame, FrameReader, Grant, Obliga
 from sealgate.protocol.ohttp import ResponseOpener, decode_key_configs, seal_request
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.models.bundle import LoadedModel
+from secure_runtime.models.predictor import Predictor
 from secure_runtime.worker.engine import pictures
 from secure_runtime.worker.engine.attribution import Explainer, evaluations, methods_of
 from secure_runtime.worker.engine.serving import Engine
@@ -191,7 +192,7 @@ def _of_explanations(plan: BootPlan, model: LoadedModel) -> list[bytes]:
 def _explain(models: Mapping[str, LoadedModel]) -> None:
     """A little of what is too much to be explained whole: the gradients, which other methods do not ask for."""
     for model in models.values():
-        if "integrated-gradients" in methods_of(model.manifest):
+        if "integrated-gradients" in methods_of(model.manifest) and isinstance(model.predictor, Predictor):
             explainer = Explainer(
                 model.manifest, model.predictor, "integrated-gradients", entropy=random_bytes, steps=1
             )

@@ -10,6 +10,7 @@ from sealgate.certificate.architectures.embedding_bag import EmbeddingBagSpec
 from sealgate.certificate.architectures.frozen_encoder import FrozenEncoderSpec
 from sealgate.certificate.architectures.graph import GraphSpec
 from sealgate.certificate.architectures.linear import LinearRegressionSpec, LogisticRegressionSpec, MlpSpec
+from sealgate.certificate.architectures.pipeline import PipelineSpec
 from sealgate.certificate.architectures.recurrent import RecurrentSpec
 from sealgate.certificate.architectures.scatternet import ScatterNetSpec
 from sealgate.certificate.architectures.spec import ACTIVATIONS, DeclaredInputs, Spec
@@ -26,10 +27,12 @@ Architecture: TypeAlias = (
     | EmbeddingBagSpec
     | FrozenEncoderSpec
     | GraphSpec
+    | PipelineSpec
 )
 FAMILIES: dict[str, type[Spec]] = {
-    str(family.__struct_config__.tag): family for family in typing.get_args(Architecture)
+    str(family.__struct_config__.tag): family for family in typing.get_args(Architecture) if family is not PipelineSpec
 }
+"""What can be trained: all but pipelines, which are made from these."""
 
 __all__ = [
     "ACTIVATIONS",
@@ -43,6 +46,7 @@ __all__ = [
     "LinearRegressionSpec",
     "LogisticRegressionSpec",
     "MlpSpec",
+    "PipelineSpec",
     "RecurrentSpec",
     "ScatterNetSpec",
     "Spec",

@@ -29,7 +29,13 @@ import torch
 from torch import nn
 
 from sealgate.ambient import Entropy
-from sealgate.certificate.architectures import GraphSpec, LinearRegressionSpec, LogisticRegressionSpec, ScatterNetSpec
+from sealgate.certificate.architectures import (
+    GraphSpec,
+    LinearRegressionSpec,
+    LogisticRegressionSpec,
+    PipelineSpec,
+    ScatterNetSpec,
+)
 from sealgate.certificate.inputs import GraphEdgesContent, ImageContent, InputTensor, TableContent
 from sealgate.certificate.manifest import Manifest
 from secure_runtime.limits import SLICE_ROWS
@@ -62,7 +68,7 @@ class Attributions:
 
 def methods_of(manifest: Manifest) -> tuple[str, ...]:
     """The methods that this model can be explained by, the one that is meant when none is named first."""
-    if not captum_methods.INSTALLED:
+    if not captum_methods.INSTALLED or isinstance(manifest.architecture, PipelineSpec):
         return ()
     architecture, content = manifest.architecture, manifest.inputs[0].content
     smooth = manifest.compressed is None or manifest.compressed.kind != "int8"  # whole numbers have no gradient

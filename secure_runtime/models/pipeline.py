@@ -1,0 +1,110 @@
+"""Several models that answer as one, inside one worker: what one gives goes to the next, and nothing of it leaves.
+
+Inputs are checked against the manifest of the whole. Every member prepares what it reads as it always does, clamping by
+its own public constants, so a member's answer is what it would be alone. Fusing is a public convex combination of
+probabilities (or of values), so what comes out is again a probability (or in range), as noise and rounding assume.
+
+Trusts: a verified pipeline. Never: keeps an intermediate tensor after answering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from sealgate.certificate.architectures.pipeline import Fusion, Member, PipelineSpec
+from sealgate.certificate.manifest import Manifest
+from secure_runtime.errors import BadInput
+from secure_runtime.models.architectures import parts_of
+from secure_runtime.models.predictor import Predictor
+from secure_runtime.models.preparation import PreparedInput
+
+Batch = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One member, loaded."""
+
+    member: Member
+    manifest: Manifest
+    predictor: Predictor
+
+    def gives(self, inputs: Batch) -> torch.Tensor:
+        """[n, width] for other members to read."""
+        if self.member.take == "features":
+            fixed, _ = parts_of(self.predictor.module)
+            assert fixed is not None  # the wiring says that it has a fixed part
+            features: torch.Tensor = fixed(*self.predictor.scaled(inputs))
+            return features.to(torch.float32).cpu()
+        values = self.predictor.predict(inputs)[self._names[self.member.take]]
+        return values.reshape(len(values), -1)
+
+    def answers(self, inputs: Batch) -> dict[str, torch.Tensor]:
+        """All outputs by their role."""
+        found = self.predictor.predict(inputs)
+        return {role: found[name] for role, name in self._names.items()}
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {output.role: output.name for output in self.manifest.outputs}
+
+
+class PipelinePredictor:
+    """What a Predictor is for one model, for a pipeline. `parts` are in the order of the manifest."""
+
+    def __init__(self, manifest: Manifest, spec: PipelineSpec, parts: tuple[Part, ...], *, device: str = "cpu") -> None:
+        self._parts = parts
+        self._fusion = spec.fusion
+        self._answering = frozenset(member.name for member in spec.answering)
+        self._names = {output.role: output.name for output in manifest.outputs}
+        self.inputs = tuple(
+            PreparedInput(tensor, dtype=torch.float64, device=torch.device(device)) for tensor in manifest.inputs
+        )
+
+    @torch.inference_mode()
+    def predict(self, inputs: Batch) -> dict[str, torch.Tensor]:
+        """Outputs by their names in the manifest of the whole; raises BadInput for rows that cannot be answered."""
+        for prepared in self.inputs:
+            prepared.require(inputs[prepared.spec.name])
+        if len({len(batch) for batch in inputs.values()}) != 1:
+            raise BadInput("the inputs have different numbers of rows", code="input-shape")
+        given = dict(inputs)
+        answers: dict[str, dict[str, torch.Tensor]] = {}
+        for part in self._parts:
+            name = part.member.name
+            read = {one.input: _joined([given[source] for source in one.sources]) for one in part.member.reads}
+            if name in self._answering:
+                answers[name] = part.answers(read)
+            else:
+                given[name] = part.gives(read)
+        found = _fused(self._fusion, answers) if self._fusion is not None else next(iter(answers.values()))
+        return {self._names[role]: values for role, values in found.items()}
+
+
+def _joined(sources: list[torch.Tensor]) -> torch.Tensor:
+    """Side by side: one row of numbers from several."""
+    return sources[0] if len(sources) == 1 else torch.cat([one.to(torch.float32) for one in sources], dim=1)
+
+
+def _fused(fusion: Fusion, answers: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """By role. In float64 and in the manifest's order, so that the same answers always give the same sum."""
+    weights = {part.member: float(part.weight) for part in fusion.parts}
+
+    def mean(role: str, of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        terms = [weight * of(answers[name][role].double()) for name, weight in weights.items() if weight]
+        return torch.stack(terms).sum(dim=0)
+
+    if "value" in next(iter(answers.values())):
+        return {"value": mean("value", lambda values: values).to(torch.float32)}
+    if fusion.how == "mean":
+        scores = mean("scores", lambda scores: scores)
+    else:  # a score of zero is a zero of float32, whose logarithm is taken at its least number instead
+        scores = torch.softmax(mean("scores", lambda scores: scores.clamp_min(_LEAST).log()), dim=1)
+    scores = scores.to(torch.float32)
+    return {"scores": scores, "label": scores.argmax(dim=1)}
+
+
+_LEAST = torch.finfo(torch.float32).tiny
