@@ -32,7 +32,7 @@ _HTTPS = re.compile(r"https://[A-Za-z0-9.\-\[\]:]{1,253}\Z")
 
 
 class ServiceAway(Exception):
-    """The service gave no answer, or one that says nothing of the key. `why` is ours. Leaves no module but `Service`."""
+    """The service gave no answer, or one that says nothing of the key. `why` is ours. `Service` turns it into ours."""
 
     def __init__(self, why: str) -> None:
         super().__init__(why)

@@ -156,6 +156,7 @@ class VaultKey:
         """A client that knows nothing but the file: no variable of the environment, no token of the user's home."""
         session = requests.Session()
         session.trust_env = False
+        session.verify = self._verify  # which hvac takes before its own argument
         client = hvac.Client(
             url=self._table.address,
             token=self._read(self._table.token_file) if self._table.token_file else "",
@@ -166,7 +167,6 @@ class VaultKey:
             namespace=self._table.namespace or None,
             cert=False,
         )
-        session.verify = self._verify
         if self._table.role_id:
             secret = self._read(self._table.secret_id_file)
             client.auth.approle.login(role_id=self._table.role_id, secret_id=secret)
