@@ -5,7 +5,7 @@
         print(result.labels, result.receipt.index)
 
 Trusts: the trust directory. Never: returns an answer whose receipt, evidence or seal does not hold; every failure is a
-SealgateError with a stable `code`.
+SealgateError with a stable `code`. Long, because two sessions stand in it, for threads and for coroutines.
 """
 
 from __future__ import annotations

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
+import json
 import shutil
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sealgate.certificate.publishers import load_publishers
-from sealgate.client.errors import UsageError
+from sealgate.client.errors import InferenceFailed, ServiceRefused, UsageError
 from secure_runtime.models.bundle import load_bundle
 from tests.conftest import Template
 from tests.live import Live, clone, run_sealgate
@@ -55,6 +59,8 @@ def images(template: Template) -> Iterator[tuple[Live, Path]]:
         run_sealgate(
             "train", folder / f"{name}.toml", "--out", live.root / "models", "--key", key, "--heldout-csv", held
         )
+    with resources.as_file(resources.files("policy.shipped") / "examples" / "explanations.cedar") as example:
+        shutil.copy(example, live.deployment.policy)
     try:
         live.start()
         live.ready()
@@ -81,6 +87,79 @@ def test_sealed_answers_are_those_of_the_certified_model(images: tuple[Live, Pat
     alone = model.predict({"images": torch.from_numpy(pixels)})
     np.testing.assert_allclose(np.array(result.outputs["scores"]), alone["scores"].numpy(), atol=1e-6)
     assert result.receipt.record.units == len(rows)
+
+
+def digit(folder: Path, row: int = 1) -> np.ndarray:
+    with (folder / "digits.csv").open() as file:
+        cells = list(csv.reader(file))[row]
+    return np.array([int(value) for value in cells[:-1]], dtype=np.uint8).reshape(8, 8)
+
+
+def test_a_png_gets_the_answer_of_its_pixels_and_a_wrong_one_is_named(images: tuple[Live, Path]) -> None:
+    live, folder = images
+    pixels, encoded = digit(folder), io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "PNG")
+    with live.session() as session:
+        assert session.metadata("digits").parameters.encodings == {"images": ("image/png", "image/jpeg")}
+        plain = session.infer("digits", pixels.reshape(1, 1, 8, 8))
+        assert session.infer("digits", [encoded.getvalue()]).outputs == plain.outputs
+        large = io.BytesIO()
+        Image.fromarray(pixels).resize((9, 8)).save(large, "PNG")
+        with pytest.raises(InferenceFailed, match="row 1: a picture 9 wide and 8 high, expected 8 by 8"):
+            session.infer("digits", [large.getvalue()])
+
+
+def test_an_explanation_is_an_operation_of_its_own_on_record_and_at_its_price(images: tuple[Live, Path]) -> None:
+    live, folder = images
+    pixels = digit(folder).reshape(1, 1, 8, 8)
+    with live.session() as session:
+        known = session.metadata("digits-cnn").parameters
+        assert known.explain_methods == ("integrated-gradients", "occlusion")
+        found = session.explain("digits-cnn", pixels)
+        answer = session.infer("digits-cnn", pixels)
+        seen = session.statistics("digits-cnn")["model_stats"][0]
+        assert session.server("digits-cnn")["name"] == "sealgate"
+    record = found.result.receipt.record
+    assert (record.operation, record.kind, record.units) == (
+        "explain",
+        "inference.completed",
+        known.explain_units_per_row,
+    )
+    assert found.labels == answer.labels
+    total = np.sum(found.attributions["images"])
+    assert total == pytest.approx(found.output[0] - found.baseline[0], abs=0.02)
+    assert found.result.obligations.round_digits == 6
+    assert (seen["explanation_count"], seen["inference_stats"]["fail"]["count"]) == (1, 0)
+
+
+def test_the_command_draws_where_the_model_looked(images: tuple[Live, Path], tmp_path: Path) -> None:
+    live, folder = images
+    Image.fromarray(digit(folder)).save(tmp_path / "digit.png")
+    token = tmp_path / "token"
+    token.write_text(live.token())
+    token.chmod(0o600)
+    asked = (
+        "explain", "--model", "digits", "--purpose", "treatment", "--images", tmp_path / "digit.png", "--trust",
+        live.trust, "--token-file", token, "--heat-map", tmp_path / "map.png",
+    )  # fmt: skip
+    told = run_sealgate(*asked).stdout
+    assert "by occlusion" in told
+    assert "@@" in told, "the strongest place"
+    assert "receipt" in told
+    with Image.open(tmp_path / "map.png") as drawn:
+        assert drawn.size == (64, 64)
+        assert len(drawn.convert("RGB").getcolors() or ()) > 2
+    document = json.loads(run_sealgate(*asked, "--json", "--target", "3").stdout)
+    assert document["targets"] == [3]
+    assert np.array(document["attributions"]["images"]).shape == (1, 1, 8, 8)
+
+
+def test_without_a_permit_there_is_no_explanation(live: Live) -> None:
+    with live.session() as session, pytest.raises(ServiceRefused) as refused:
+        session.explain("breast-cancer", live.rows[:1])
+    assert refused.value.receipt is not None
+    record = refused.value.receipt.record
+    assert (record.kind, record.operation, record.reason) == ("inference.denied", "explain", "no-policy-permits")
 
 
 def cut(path: Path, target: Path, count: int) -> None:
