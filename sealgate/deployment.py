@@ -130,15 +130,11 @@ class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`[models]`: keys of encrypted bundles (see sealgate.certificate.wrapping_keys), and what is demanded of all.
+    """`[models]`: keys of encrypted bundles (see sealgate.certificate.wrapping_keys), and what is demanded of all."""
 
-    A table in it, `[models.NAME]`, is about the model of that name; `named` has them.
-    """
-
-    keys: tuple[str, ...] = ()  # "file:PATH", relative to the state directory, or "environment"
+    keys: tuple[str, ...] = ()  # "file:PATH", relative to the state directory, "environment", "vault:FILE", "awskms:FILE"
     require_encryption: bool = False  # load no model whose weights lie here in plain
     require_model_signature: bool = False  # load no model without a model.sig that holds
-    named: dict[str, ModelSection] = {}
 
 
 class AttestationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -177,6 +173,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     runtime: RuntimeSection = RuntimeSection()
     models: ModelsSection = ModelsSection()
     attestation: AttestationSection = AttestationSection()
+    named_models: dict[str, ModelSection] = msgspec.field(name="[models.NAME]", default_factory=dict)
     telemetry: TelemetrySection = TelemetrySection()
 
 
@@ -377,13 +374,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def _with_named_models(table: dict[str, Any]) -> dict[str, Any]:
-    """`[models.NAME]` moved to where `ModelsSection.named` is read from."""
+    """`[models.NAME]` moved to where `Settings.named_models` is read from."""
     models = table.get("models")
     if not isinstance(models, dict):
         return table
     named = {name: value for name, value in models.items() if isinstance(value, dict)}
     others = {name: value for name, value in models.items() if name not in named}
-    return {**table, "models": {**others, "named": named}}
+    return {**table, "models": others, "[models.NAME]": named}
 
 
 def _check_models(path: Path, settings: Settings) -> None:
@@ -395,7 +392,7 @@ def _check_models(path: Path, settings: Settings) -> None:
         raise ConfigurationError(f'{path}: with runtime.placement = "per-model" runtime.workers stays 1')
     if not 0 <= runtime.drain_s <= MAX_DRAIN_S:
         raise ConfigurationError(f"{path}: runtime.drain_s must be from 0 to {MAX_DRAIN_S}")
-    for name, model in settings.models.named.items():
+    for name, model in settings.named_models.items():
         where = f"{path}: models.{name}"
         if not 0 <= model.max_concurrent <= MAX_SETTING or not 0 <= model.memory_limit_mb <= MAX_SETTING:
             raise ConfigurationError(f"{where}: max_concurrent and memory_limit_mb are from 0 to {MAX_SETTING}")

@@ -38,6 +38,7 @@ from sealgate.limits import MAX_WRAPPING_KEY_FILE, MAX_WRAPPING_KEYS
 from sealgate.protocol.secrets import Secret
 
 KEY_VARIABLE = "SEALGATE_MODELS_KEY"
+LOCAL = "local:"  # begins the names of keys whose bytes are here
 _NONCE = 12
 
 
@@ -66,7 +67,7 @@ class LocalKey:
     def of(cls, secret: Secret) -> LocalKey:
         """Named by a keyed digest of a fixed text, which tells nothing about the key."""
         digest = hmac.digest(secret.reveal(), b"sealgate: the name of a wrapping key", "sha256")
-        return cls(f"local:{digest[:8].hex()}", secret)
+        return cls(f"{LOCAL}{digest[:8].hex()}", secret)
 
     def wrap(self, data_key: Secret, context: bytes, *, entropy: Entropy = random_bytes) -> bytes:
         """Nonce, ciphertext and tag."""

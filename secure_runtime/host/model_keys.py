@@ -1,6 +1,6 @@
 """The data keys of encrypted bundles, for the worker's boot plan.
 
-The host holds the wrapping keys, because only it may read files, the environment or, one day, a key service; it opens
+The host holds the wrapping keys, because only it may read files and the environment or ask a key service; it opens
 `model.key`, a few hundred bytes, and hands each bundle's data key to the worker over the inherited socketpair. The
 worker, which no request has reached at that time, decrypts and verifies the weights in its own memory. So whoever takes
 over a worker learns the weights that it serves, and not the key of any other model; and the host has no code that
@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import base64
 import os
+from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sealgate.certificate.files import KEY, open_folder
 from sealgate.certificate.key_envelope import parse_envelope
 from sealgate.certificate.repository import Place, places_of
-from sealgate.certificate.wrapping_keys import KeyRing, open_key_ring
+from sealgate.certificate.wrapping_keys import LOCAL, KeyRing, open_key_ring
 from sealgate.deployment import Deployment
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.terminal import printable
@@ -48,18 +49,24 @@ def data_keys(
         tell(f"encrypted models are not served: {error}")
         return {}
     found: dict[str, str] = {}
+    used: Counter[str] = Counter()
     for place in _encrypted(deployment.models):
         if places is not None and place.called not in places:
             continue
         try:
             with open_folder(place.path) as folder:
-                key = ring.unwrap(parse_envelope(folder.read(KEY)))
+                envelope = parse_envelope(folder.read(KEY))
+            key = ring.unwrap(envelope)
         except CertificateError as error:
             # The worker refuses the bundle, and that is on record; here is why, for whoever can mend it.
             tell(f"model {printable(place.called, limit=MAX_WORKER_WORDS)}: {printable(str(error))}")
             continue
         found[place.called] = base64.b64encode(key.reveal()).decode()
         key.wipe()
+        used[envelope.key] += 1
+    for name, count in sorted(used.items()):
+        if not name.startswith(LOCAL):  # a key in a service: its own audit log should show the same
+            tell(f"key {name} opened {count} {'model' if count == 1 else 'models'}")
     return found
 
 

@@ -14,7 +14,8 @@ from gateway.authentication import issuers, revocations
 from gateway.telemetry import FIELDS
 from policy import budgets, manifest, scenarios, tenants
 from sealgate import deployment
-from sealgate.certificate import publishers
+from sealgate.certificate import aws_kms_key, publishers, vault_key
+from sealgate.client import prices
 from sealgate.evidence import trust
 from secure_runtime.worker.sandbox.report import LAYERS, REQUIRED
 from training import centering, configuration, pretrained
@@ -30,7 +31,14 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `deployment.toml`", deployment.GatewaySection),
     ("### `deployment.toml`", deployment.RuntimeSection),
     ("### `deployment.toml`", deployment.ModelsSection),
+    ("### `deployment.toml`", deployment.ModelSection),
+    ("### `deployment.toml`", deployment.Canary),
     ("### `deployment.toml`", deployment.AttestationSection),
+    ("### `deployment.toml`", deployment.TelemetrySection),
+    ("### `prices.toml`", prices.Price),
+    ("### `prices.toml`", prices._File),
+    ("### `vault.toml`", vault_key.VaultTable),
+    ("### `kms.toml`", aws_kms_key.AwsKmsTable),
     ("### `policy/tenants.toml`", tenants._Purpose),
     ("### `policy/tenants.toml`", tenants._Tenant),
     ("### `policy/tenants.toml`", tenants.CertificateClient),
@@ -90,8 +98,8 @@ def section(text: str, heading: str) -> str:
 
 
 def settings_of(struct: type[msgspec.Struct]) -> list[msgspec.structs.FieldInfo]:
-    nested = {"tenant", "client", "purpose", "models", "scenario", "caller", "circumstances", "obligations"}
-    owners = {tenants._File, tenants._Tenant, trust._TrustTable, scenarios._File, scenarios.Scenario}
+    nested = {"price", "tenant", "client", "purpose", "models", "scenario", "caller", "circumstances", "obligations"}
+    owners = {prices._File, tenants._File, tenants._Tenant, trust._TrustTable, scenarios._File, scenarios.Scenario}
     if struct is configuration.Configuration:
         own = {"columns", "categories", "dates"}
         return [field for field in msgspec.structs.fields(struct) if field.name in own]
@@ -115,7 +123,7 @@ def shown(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else json.dumps(value)
 
 
-@pytest.mark.parametrize("name", ["gateway", "runtime", "models"])
+@pytest.mark.parametrize("name", ["gateway", "runtime", "models", "telemetry"])
 def test_every_default_of_the_deployment_is_the_one_in_the_code(operations: str, name: str) -> None:
     part = section(operations, "### `deployment.toml`").split(f"`[{name}]`:", 1)[1]
     part = re.split(r"(?m)^`\[", part)[0]
@@ -124,6 +132,7 @@ def test_every_default_of_the_deployment_is_the_one_in_the_code(operations: str,
         "gateway": deployment.GatewaySection,
         "runtime": deployment.RuntimeSection,
         "models": deployment.ModelsSection,
+        "telemetry": deployment.TelemetrySection,
     }[name]
     defaults = {field.name: shown(field.default) for field in msgspec.structs.fields(struct)}
     assert rows == defaults

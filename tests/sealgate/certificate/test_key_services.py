@@ -30,8 +30,10 @@ from sealgate.certificate import encryption_commands
 from sealgate.certificate.files import KEY, WEIGHTS
 from sealgate.certificate.key_envelope import KeyEnvelope, describe_weights, envelope_bytes, parse_envelope
 from sealgate.certificate.wrapping_keys import KeyRing, open_key, open_key_ring, wrapped_for, write_new_key
+from sealgate.deployment import Deployment, DeploymentSection, ModelsSection, Settings
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.protocol.secrets import Secret
+from secure_runtime.host.model_keys import data_keys
 from tests.sealgate.certificate.conftest import Forge
 
 DATA_KEY = bytes(range(32))
@@ -278,6 +280,26 @@ def test_a_service_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
         thread.join()
     assert len(asked) == 1
     asked[0].close()
+
+
+@needs_bao
+def test_the_host_gives_each_worker_what_the_service_opens_and_says_so(bao: Bao, vault: Make) -> None:
+    """Nothing of the host but the folder and the service: what a worker is given, and what people hear."""
+    source = vault()
+    for place in ("one", "two"):
+        envelope, _ = wrapped(source, bao.folder)
+        folder = bao.folder / "models" / place
+        folder.mkdir(parents=True)
+        (folder / KEY).write_bytes(envelope_bytes(WEIGHTS_A, key=envelope.key, wrapped=envelope.wrapped_bytes))
+    (bao.folder / "models" / "two" / KEY).write_bytes(
+        envelope_bytes(WEIGHTS_B, key=envelope.key, wrapped=envelope.wrapped_bytes)
+    )
+    section = DeploymentSection(audience="a", origin="o")
+    made = Deployment(bao.folder, Settings(deployment=section, models=ModelsSection(keys=(source,))))
+    told: list[str] = []
+    assert data_keys(made, tell=told.append) == {"one": base64.b64encode(DATA_KEY).decode()}
+    assert told[0].startswith("model two: key vault:127.0.0.1/transit/models does not open model.key")
+    assert told[1:] == ["key vault:127.0.0.1/transit/models opened 1 model"]
 
 
 # AWS KMS -------------------------------------------------------------------------------------------------------------
