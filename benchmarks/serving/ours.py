@@ -22,7 +22,7 @@ from sealgate.bench.load import LoadFailed
 from sealgate.bench.sealing import Sealer
 from sealgate.client.transport import open_trust, tls_context
 from sealgate.demo.stage import free_port
-from sealgate.deployment import Deployment
+from sealgate.deployment import Deployment, open_deployment
 from secure_runtime.doctor import best_profile
 
 _READY_S = 120.0
@@ -39,7 +39,9 @@ def make_deployment(root: Path) -> Deployment:
             raise RuntimeError(f"{budgets} has changed: it has no {amount}")
         text = text.replace(amount, f"{amount.split(' =')[0]} = {_LIMIT}", 1)
     budgets.write_text(text)
-    return deployment
+    settings = deployment.root / "deployment.toml"
+    settings.write_text(settings.read_text().replace("require_audit = true", "require_audit = false"))
+    return open_deployment(deployment.root)
 
 
 class Ours:
