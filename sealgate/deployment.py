@@ -132,7 +132,7 @@ class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[models]`: keys of encrypted bundles (see sealgate.certificate.wrapping_keys), and what is demanded of all."""
 
-    keys: tuple[str, ...] = ()  # sources, paths relative to the state directory: "file:PATH", "environment", "vault:FILE"
+    keys: tuple[str, ...] = ()  # sources: "file:PATH" (from the state directory on), "environment", "vault:FILE"
     require_encryption: bool = False  # load no model whose weights lie here in plain
     require_model_signature: bool = False  # load no model without a model.sig that holds
 
