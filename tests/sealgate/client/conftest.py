@@ -277,7 +277,7 @@ class FakeService:
         """What the worker's gatekeeper insists on; a client that gets here wrong fails its test."""
         assert (inner.scheme, inner.authority) == ("https", AUDIENCE)
         assert inner.field("purpose") == PURPOSE
-        assert operation == ("infer" if inner.method == "POST" else "read-model")
+        assert operation == (inner.path.rpartition("/")[2] if inner.method == "POST" else "read-model")
         date = parsedate_to_datetime(inner.field("date") or "")
         assert abs(date.timestamp() - self.clock() / 1e6) <= DATE_WINDOW_S
         if self.credential_binding is not None:

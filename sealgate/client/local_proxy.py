@@ -1,0 +1,174 @@
+"""A sealing proxy on this machine: programs that speak the Open Inference Protocol in plain HTTP ask it. What leaves
+the machine is sealed; evidence, receipt and seal are verified before an answer is handed on.
+
+    tritonclient, KServe's client, curl  --plain, loopback-->  proxy  --TLS, sealed-->  gateway
+
+Whoever may connect to its port asks with its credential: so it listens on a loopback address and nowhere else, takes no
+request from a web page (those carry Origin) and none that names another host (a name that a stranger's DNS points
+here). On a machine with users who must not ask, use the Python client instead.
+
+Trusts: the trust directory, and everybody on the loopback interface. Never: hands on an answer that does not hold; logs
+what it carries.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import BoundedSemaphore
+from typing import Any
+
+import httpx
+import msgspec
+
+from sealgate.client.errors import InferenceFailed, ServiceRefused, ServiceUnreachable, UsageError
+from sealgate.client.exchange import SealedAnswer
+from sealgate.client.results import reaching
+from sealgate.client.transport import EXTENSION, SealedTransport
+from sealgate.errors import SealgateError
+from sealgate.limits import MAX_INNER_MESSAGE
+from sealgate.protocol.inference import HEADER_LENGTH_FIELD
+
+MAX_AT_ONCE = 64  # requests; others wait
+IDLE_S = 30.0  # for a caller's next byte
+_HANDED_ON = ("content-type", HEADER_LENGTH_FIELD)
+_LIVE, _READY, _SERVER = "/v2/health/live", "/v2/health/ready", "/v2"
+
+Ask = Callable[[str, str, list[tuple[str, str]], bytes], tuple[int, list[tuple[str, str]], bytes]]
+
+
+class Asker:
+    """One request of a local program to one opened answer. Safe to share between threads."""
+
+    def __init__(self, transport: SealedTransport, *, model: str | None, timeout_s: float) -> None:
+        """`model` is one that the caller may read: questions about the server are asked beside it."""
+        self._transport = transport
+        self._model = model
+        self._url = transport.trust.url
+        self._client = httpx.Client(transport=transport, base_url=self._url, timeout=timeout_s)
+
+    def __call__(
+        self, method: str, path: str, fields: list[tuple[str, str]], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        """Status, fields and body, whatever happens."""
+        try:
+            if (method, path) == ("GET", _LIVE):
+                return _document(200, {"live": True})
+            if (method, path) == ("GET", _READY):
+                with reaching(self._url):
+                    self._transport.evidence()
+                return _document(200, {"ready": True})
+            if path == _SERVER:
+                if self._model is None:
+                    raise UsageError("name a model that you may read (--model): the policy decides about models")
+                fields = [*fields, ("sealed-model", self._model)]
+            return self._ask(method, path, fields, body)
+        except SealgateError as error:
+            return _document(_status(error), {"error": str(error)})
+
+    def _ask(
+        self, method: str, path: str, fields: list[tuple[str, str]], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
+        with reaching(self._url):
+            response = self._client.request(method, path, headers=fields, content=body or None)
+        answer = response.extensions[EXTENSION]
+        assert isinstance(answer, SealedAnswer)
+        record = f"{answer.receipt.record.log} {answer.receipt.index}"
+        kept = [(name, value) for name, value in answer.response.fields if name in _HANDED_ON]
+        return response.status_code, [*kept, ("audit-record", record)], bytes(answer.response.body)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+def _status(error: SealgateError) -> int:
+    match error:
+        case ServiceRefused() | InferenceFailed():
+            return error.status
+        case UsageError():
+            return 400
+        case ServiceUnreachable():
+            return 503
+        case _:
+            return 502  # evidence, receipt or seal did not hold
+
+
+def _document(status: int, document: object) -> tuple[int, list[tuple[str, str]], bytes]:
+    return status, [("content-type", "application/json")], msgspec.json.encode(document)
+
+
+class LocalProxy(ThreadingHTTPServer):
+    """Serves until `shutdown`. Raises UsageError for an address that others could reach."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+
+    def __init__(self, host: str, port: int, ask: Ask) -> None:
+        try:
+            loopback = ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            loopback = False
+        if not loopback:
+            raise UsageError(f"{host}: the proxy listens on a loopback address only, such as 127.0.0.1")
+        self.ask = ask
+        self.at_once = BoundedSemaphore(MAX_AT_ONCE)
+        if ":" in host:
+            import socket
+
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), _Handler)
+        shown = f"[{host}]" if ":" in host else host
+        self.url = f"http://{shown}:{self.server_address[1]}"
+        self.names = frozenset(f"{name}:{self.server_address[1]}" for name in (shown, "localhost"))
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A caller that hangs up is no news, and a traceback might quote what it sent."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = IDLE_S
+    server: LocalProxy
+
+    def do_GET(self) -> None:
+        self._serve()
+
+    def do_POST(self) -> None:
+        self._serve()
+
+    def _serve(self) -> None:
+        refused = self._refusal()
+        if refused is not None:
+            self.close_connection = True
+            self._answer(*_document(*refused))
+            return
+        body = self.rfile.read(int(self.headers.get("content-length", "0")))
+        fields = [(name, self.headers[name]) for name in _HANDED_ON if name in self.headers]
+        with self.server.at_once:
+            self._answer(*self.server.ask(self.command, "/" + self.path.lstrip("/"), fields, body))
+
+    def _refusal(self) -> tuple[int, dict[str, str]] | None:
+        length = self.headers.get("content-length", "0")
+        for holds, status, why in (
+            ("origin" not in self.headers, 403, "web pages may not ask here"),
+            (self.headers.get("host", "").lower() in self.server.names, 403, "this is another host"),
+            ("transfer-encoding" not in self.headers, 411, "send Content-Length"),
+            (length.isascii() and length.isdigit() and int(length) <= MAX_INNER_MESSAGE, 413, "the body is too large"),
+            (self.headers.get("content-encoding", "identity") == "identity", 415, "send the body without compression"),
+        ):
+            if not holds:
+                return status, {"error": why}
+        return None
+
+    def _answer(self, status: int, fields: list[tuple[str, str]], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in fields:
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: paths name models, and who asks for what is told in the audit log."""
