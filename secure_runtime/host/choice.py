@@ -99,7 +99,7 @@ def first_choice(deployment: Deployment, *, tell: Callable[[str], None]) -> Choi
         tell(f"models/ holds {len(there)} bundles: only {MAX_BUNDLES} are served")
     for place in sorted(withheld):
         tell(f"model {printable(place)} stays unloaded (sealgate models load STATE {printable(place)})")
-    return Choice(withheld=withheld, named=deployment.settings.models.named).renewed(there)
+    return Choice(withheld=withheld, named=deployment.settings.named_models).renewed(there)
 
 
 def read_withheld(path: Path) -> frozenset[str]:

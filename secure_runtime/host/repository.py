@@ -145,7 +145,7 @@ class ModelKeeper:
 
 def _settings_anew(deployment: Deployment) -> dict[str, ModelSection]:
     try:
-        return dict(open_deployment(deployment.root).settings.models.named)
+        return dict(open_deployment(deployment.root).settings.named_models)
     except ConfigurationError as error:
         raise SwitchRefused(str(error), code="settings-unsound") from error
 

@@ -138,7 +138,7 @@ class Callers:
             assert not self.failures, self.failures
             return sum(holds(model, version) for model, version, _ in self.answers[seen:]) >= count
 
-        wait_until(enough, within_s=60, what=f"{count} more answers")
+        wait_until(enough, within_s=120, what=f"{count} more answers")
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()

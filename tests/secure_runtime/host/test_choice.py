@@ -25,10 +25,8 @@ from secure_runtime.host.choice import (
 
 
 def deployment(folder: Path, **named: ModelSection) -> Any:
-    models = SimpleNamespace(named=named)
-    return SimpleNamespace(
-        models=folder / "models", withheld=folder / "withheld.json", settings=SimpleNamespace(models=models)
-    )
+    settings = SimpleNamespace(named_models=named)
+    return SimpleNamespace(models=folder / "models", withheld=folder / "withheld.json", settings=settings)
 
 
 def lay(folder: Path, *places: str) -> None:
