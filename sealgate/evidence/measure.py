@@ -45,8 +45,13 @@ DISTRIBUTIONS = (
     "scipy",
     "sqlalchemy",
     "uvloop",
+    "hvac",
+    "requests",
+    "boto3",
+    "botocore",
+    "nvidia-ml-py",
 )
-"""What answers, opens, accounts or decides; those that are not installed are passed over."""
+"""What answers, opens, accounts, decides, asks a key service or a device; what is not installed is passed over."""
 
 _SUFFIXES = frozenset({".py", ".sql", ".cedar", ".cedarschema", ".toml", ".txt"})
 _NOT_CONFIGURED = frozenset(
