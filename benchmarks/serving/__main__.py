@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from benchmarks.serving.models import BenchModel, train_models
 from benchmarks.serving.ours import Ours, make_deployment
-from benchmarks.serving.peers import PEERS, Peer, RunningPeer, adopt_orphans, start, wait_ready
+from benchmarks.serving.peers import PEERS, Peer, RunningPeer, adopt_orphans, end_all, start, wait_ready
 from benchmarks.serving.rounds import Cell, Measured, OurSystem, PeerSystem, System, disagreement, measure
 from benchmarks.serving.table import cost_table, rates_table, ratio_table
 from sealgate.ambient import monotonic_ns
@@ -188,6 +189,7 @@ def main() -> int:
     """Measure, print Markdown; the exit code is 1 if our own service was not measured."""
     given = _arguments()
     adopt_orphans()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     folder = given.keep or Path(tempfile.mkdtemp(prefix="sg-"))
     folder.mkdir(parents=True, exist_ok=True)
     began = monotonic_ns()
@@ -198,6 +200,7 @@ def main() -> int:
         _say(f"benchmarks.serving: {error}")
         return 1
     finally:
+        end_all()
         if given.json:
             figures = [{**asdict(one), "cell": asdict(one.cell)} for one in comparison.measured]
             text = json.dumps({"figures": figures, "missing": comparison.missing}, indent=1)

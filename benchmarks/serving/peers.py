@@ -123,6 +123,13 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
+def end_all() -> None:
+    """End whatever is still under this process: only what it started, directly or not."""
+    for pid in children(os.getpid()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @dataclass
 class RunningPeer:
     """A peer's process and port."""

@@ -28,7 +28,7 @@ from sealgate.protocol.hpke import Kem, KemPrivateKey
 
 CALLERS = (1, 8, 64)
 PAYLOADS = (*(1024 * 4**power for power in range(9)), 100 << 20)  # 1 KiB to 64 MiB, and 100 MiB
-_GUESS = {1: 400.0}  # requests a second, until a run says better
+_GUESS = {1: 150.0}  # requests a second, until a run says better
 _OPENED = 8
 _CLIENT_TIMES = 40
 _SYNCS = 30
@@ -93,7 +93,7 @@ class Caller:
 
     def ask(self, callers: int, *, seconds: float, warm_s: float = 0.3) -> Asked:
         """Requests sealed beforehand, for so long; a few answers are verified and opened afterwards."""
-        guess = self._rates.get(callers) or max(self._rates.values()) * 4
+        guess = self._rates.get(callers) or max(self._rates.values()) * 3
         self.sealer.seal(*self._message, count=int(guess * (seconds + warm_s) * 1.3) + 2 * callers)
         with self.stand.load(callers) as load:
             before = read_steps(self.stand.metrics)

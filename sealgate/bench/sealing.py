@@ -14,11 +14,15 @@ from dataclasses import dataclass
 
 import httpx
 
+from sealgate.ambient import monotonic_ns
 from sealgate.bench.load import Answer, LoadFailed, http_request
 from sealgate.client.credentials import Credential
 from sealgate.client.exchange import Flow, SealedAnswer, SealedChannel
 from sealgate.client.messages import InnerRequest, OuterRequest, OuterResponse
 from sealgate.evidence.trust import Trust
+from sealgate.limits import DATE_WINDOW_S
+
+_SEALING_S = DATE_WINDOW_S / 4  # before they are sent
 
 
 @dataclass
@@ -53,10 +57,16 @@ class Sealer:
                 return
 
     def seal(self, path: str, fields: Sequence[tuple[str, str]], body: bytes, *, count: int) -> None:
-        """Seal `count` times the same inner request, in place of those that were sealed before."""
+        """Seal `count` times the same inner request, in place of those that were sealed before.
+
+        Fewer where that takes longer than `_SEALING_S`: a request that was sealed long ago is refused.
+        """
         if self._channel.evidence is None:
             self.renew()
-        self._waiting = [self._one(path, tuple(fields), body) for _ in range(count)]
+        self._waiting = []
+        until = monotonic_ns() + int(_SEALING_S * 1e9)
+        while len(self._waiting) < count and (monotonic_ns() < until or not self._waiting):
+            self._waiting.append(self._one(path, tuple(fields), body))
 
     def _one(self, path: str, fields: tuple[tuple[str, str], ...], body: bytes) -> _Waiting:
         method = "POST" if body else "GET"
