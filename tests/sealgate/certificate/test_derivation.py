@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -23,12 +24,22 @@ from sealgate.certificate.dsse import sign_envelope
 from sealgate.certificate.encryption import encrypt_bundle
 from sealgate.certificate.files import CERTIFICATE, MANIFEST, ORIGINAL_CERTIFICATE, ORIGINAL_MANIFEST
 from sealgate.certificate.publishers import publishers_of
+from sealgate.certificate.recompute import recompute
 from sealgate.certificate.schema import Certificate, Derivation, Release
 from sealgate.certificate.statement import certificate_statement
 from sealgate.certificate.wrapping_keys import KeyRing, open_key, write_new_key
 from sealgate.errors import CertificateError
 from sealgate.protocol.canonical import canonical_json
 from tests.sealgate.certificate.conftest import Forge, some_weights
+
+_once = cache(recompute)
+
+
+@pytest.fixture(autouse=True)
+def remembered_figures(monkeypatch):
+    """The same constants are recomputed once for all tests here: what is tested is what becomes of the figure."""
+    monkeypatch.setattr("sealgate.certificate.recompute.recompute", _once)
+
 
 finite = arrays.arrays(
     np.float32,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 from decimal import Decimal
+from functools import cache
 
 import msgspec
 import numpy as np
@@ -26,6 +27,7 @@ from sealgate.certificate.bundle import verify_bundle
 from sealgate.certificate.compressing import compress_weights
 from sealgate.certificate.compression import Compression
 from sealgate.certificate.files import CERTIFICATE, MANIFEST, WEIGHTS
+from sealgate.certificate.recompute import recompute
 from sealgate.errors import CertificateError, ConfigurationError
 from secure_runtime.models import int8
 from secure_runtime.models.bundle import load_bundle, warm_up
@@ -46,9 +48,13 @@ FAMILIES = {
 }
 
 
+_once = cache(recompute)
+
+
 @pytest.fixture(autouse=True)
 def few_runs(monkeypatch):
-    """Times are printed, not judged."""
+    """Times are printed, not judged; the same constants are recomputed once for all tests here."""
+    monkeypatch.setattr("sealgate.certificate.recompute.recompute", _once)
     monkeypatch.setattr("secure_runtime.models.comparison.TIMED_RUNS", 3)
 
 
