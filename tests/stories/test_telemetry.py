@@ -127,6 +127,21 @@ def test_what_real_requests_leave_in_metrics_traces_and_bills(live: Live, collec
     def traced() -> bool:
         return len([span for _, span in collector.spans() if span.name == "sealed-request"]) >= 5
 
+    # An auditor's own asking, and what he takes away.
+    certificate, key = live.certificate("auditor")
+    credential = ("--trust", live.trust, "--client-cert", certificate, "--client-key", key)
+    asked = json.loads(run_sealgate("usage", live.url, "--format", "json", *credential).stdout)
+    assert [one.kind for one in live.records()].count("audit.query") == 1
+    wrong = run_sealgate("usage", "https://elsewhere.example.org", *credential, check=False)
+    assert "not for the URL" in wrong.stderr
+    bundle, lines = tmp_path / "evidence.zip", tmp_path / "records.ndjson"
+    run_sealgate("audit", "export", "--out", bundle, *credential)
+    run_sealgate("audit", "export", "--format", "ndjson", "--out", lines, *credential)
+    proven = json.loads(
+        run_sealgate("audit", "report", "usage", "--bundle", bundle, "--json", "--trust", live.trust).stdout
+    )
+    assert proven["basis"]["proven"]
+
     live.stop()  # what was not sent yet is sent now
     wait_until(traced, within_s=20, what="five traces")
     by_trace: dict[bytes, list[tuple[str, Any]]] = defaultdict(list)
@@ -156,13 +171,28 @@ def test_what_real_requests_leave_in_metrics_traces_and_bills(live: Live, collec
     prices = tmp_path / "prices.toml"
     prices.write_text(PRICES)
     bill = json.loads(run_sealgate("usage", live.root, "--prices", prices, "--format", "json").stdout)
-    for row in bill["usage"]:
-        mine = [one for one in ends if (one.model, one.operation) == (row["model"], row["operation"])]
-        assert row["requests"] == len(mine)
-        assert row["units"] == sum(one.units for one in mine)
-        for name, key in (("rows", "rows"), ("cpu_us", "cpu_us"), ("energy_uJ", "energy_uj")):
-            assert row[name] == sum(int(one.detail[key]) for one in mine)
-        assert row["energy_by"] == "declared"
+    exported = [json.loads(line) for line in lines.read_text().splitlines()]
+    recounted: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for record in (one.get("record", one) for one in exported):
+        if record["kind"] in ("inference.completed", "inference.failed", "inference.aborted"):
+            group = tuple(record.get(name, "") for name in ("tenant", "model", "operation", "purpose"))
+            recounted[group] += Counter({"requests": 1, "units": record.get("units", 0)})
+            recounted[group] += Counter({name: int(record["detail"][name]) for name in ("rows", "cpu_us", "energy_uj")})
+            assert record["detail"]["energy_by"] == "declared"
+    counted = {
+        (row["tenant"], row["model"], row["operation"], row["purpose"]): +Counter(
+            requests=row["requests"],
+            units=row["units"],
+            rows=row["rows"],
+            cpu_us=row["cpu_us"],
+            energy_uj=row["energy_uJ"],
+        )
+        for row in bill["usage"]
+    }
+    assert counted == recounted
+    assert asked["usage"] == [{name: cell for name, cell in row.items() if name != "price"} for row in bill["usage"]]
+    (table,) = proven["tables"]
+    assert [list(row) for row in table["rows"]] == [list(row.values()) for row in asked["usage"]]
     assert sum(row["requests"] for row in bill["usage"]) == len(ends)
     assert bill["total"] == "0.360000"  # three requests at 0.10, six units at 0.01
     table = run_sealgate("usage", live.root, "--prices", prices).stdout
