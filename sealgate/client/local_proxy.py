@@ -66,6 +66,8 @@ class Asker:
             return self._ask(method, path, fields, body)
         except SealgateError as error:
             return _document(_status(error), {"error": str(error)})
+        except Exception:  # a fault of ours: no answer, and no more said of it
+            return _document(500, {"error": "the proxy failed; nothing was handed on"})
 
     def _ask(
         self, method: str, path: str, fields: list[tuple[str, str]], body: bytes

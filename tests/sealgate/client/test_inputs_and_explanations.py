@@ -1,0 +1,384 @@
+"""Sessions, commands and the local proxy against the real engine behind the service in memory."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import http.client
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from sealgate.certificate.architectures import (
+    CnnSpec,
+    EmbeddingBagSpec,
+    GraphSpec,
+    LogisticRegressionSpec,
+    RecurrentSpec,
+)
+from sealgate.certificate.architectures.cnn import Stage
+from sealgate.certificate.inputs import (
+    GraphEdgesContent,
+    GraphNodesContent,
+    HashedWords,
+    ImageContent,
+    SequenceContent,
+    TableContent,
+    TextContent,
+)
+from sealgate.client.attributions import heat_map, marked_text, shown
+from sealgate.client.commands import INFER
+from sealgate.client.errors import InferenceFailed, UsageError
+from sealgate.client.explain_commands import EXPLAIN
+from sealgate.client.local_proxy import Asker, LocalProxy
+from sealgate.client.session import AsyncSession, Session
+from sealgate.client.transport import SealedTransport
+from sealgate.errors import ConfigurationError
+from sealgate.protocol import bhttp
+from secure_runtime.models.bundle import LoadedModel
+from tests.secure_runtime.worker.engine.conftest import Made
+
+TOKEN = "header.payload.signature"
+MADE = Made()
+
+
+def table() -> LoadedModel:
+    columns = tuple(MADE.column(name) for name in ("age", "pulse", "ward=a", "ward=b"))
+    spec = MADE.tensor("features", "FP32", (-1, 4), TableContent(columns=columns))
+    return MADE.model(LogisticRegressionSpec(inputs=4, classes=3), [spec])
+
+
+def images() -> LoadedModel:
+    content = ImageContent(low="0", high="255", center="0", scale="255")
+    spec = MADE.tensor("image", "UINT8", (-1, 1, 6, 9), content)
+    return MADE.model(CnnSpec(channels=1, height=6, width=9, stages=(Stage(channels=2),), classes=3), [spec])
+
+
+def texts() -> LoadedModel:
+    spec = MADE.tensor("text", "BYTES", (-1,), TextContent(tokenizer=HashedWords(buckets=19, length=6)))
+    return MADE.model(EmbeddingBagSpec(length=6, tokens=20, width=5, classes=2), [spec])
+
+
+def serving(service: Any, model: LoadedModel) -> None:
+    """The service answers by the real engine from here on."""
+    engine = MADE.engine(model)
+
+    def infer(inner: bhttp.Request) -> bhttp.Response:
+        path = inner.path.replace("/models/toy", "/models/m")
+        [answer] = engine.run([MADE.asked(inner.method, path, inner.fields, bytes(inner.body))])
+        return answer.response
+
+    service.infer = infer
+
+
+def session(service: Any) -> Session:
+    return Session(
+        service.trust(),
+        purpose="diagnosis",
+        token=TOKEN,
+        outer=service.transport(),
+        clock=service.clock,
+        trust_env=False,
+    )
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (9, 6)) -> tuple[np.ndarray, bytes]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0]), dtype=np.uint8)
+    into = io.BytesIO()
+    Image.fromarray(pixels).save(into, "PNG")
+    return pixels, into.getvalue()
+
+
+# Sessions ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_takes_columns_by_name(service: Any) -> None:
+    serving(service, table())
+    with session(service) as one:
+        whole = one.infer("toy", [[40, 70, 1, 0], [50, 80, 0, 1]])
+        named = {"age": [40, 50], "pulse": np.array([70, 80]), "ward": ["a", "b"]}
+        assert one.infer("toy", named).outputs == whole.outputs
+        with pytest.raises(UsageError, match="no input 'height'"):
+            one.infer("toy", {**named, "height": [1, 2]})
+        with pytest.raises(InferenceFailed, match="column 'ward' has a value that is none of 'a', 'b'"):
+            one.infer("toy", {**named, "ward": ["a", "c"]})
+
+
+def test_a_session_takes_pictures(service: Any) -> None:
+    serving(service, images())
+    (pixels, encoded), (other, also) = picture(), picture(1)
+    with session(service) as one:
+        plain = one.infer("toy", np.stack([pixels, other])[:, None])
+        assert one.infer("toy", [encoded, also]).outputs == plain.outputs
+        assert one.infer("toy", {"image": [encoded, also]}).outputs == plain.outputs
+        with pytest.raises(InferenceFailed, match="row 2: a picture 9 wide and 9 high"):
+            one.infer("toy", [encoded, picture(size=(9, 9))[1]])
+
+
+def test_an_explanation_says_what_each_column_did(service: Any) -> None:
+    serving(service, table())
+    with session(service) as one:
+        found = one.explain("toy", [[40, 70, 1, 0], [50, 80, 0, 1]], target="class 2")
+        metadata = one.metadata("toy")
+        assert one.explain("toy", {"age": [40], "pulse": [70], "ward": ["a"]}, method="shapley").method == "shapley"
+        with pytest.raises(InferenceFailed, match="it can be explained by: coefficients, integrated-gradients"):
+            one.explain("toy", [[40, 70, 1, 0]], method="lime")
+        assert one.statistics("toy")["model_stats"][0]["explanation_count"] == 3
+        assert one.server("toy")["name"] == "sealgate"
+    assert (found.method, found.targets, found.labels) == ("coefficients", (2, 2), ("class 2", "class 2"))
+    for row in (0, 1):
+        total = sum(found.attributions["features"][row])
+        assert total == pytest.approx(found.output[row] - found.baseline[row])
+    told = shown(found, metadata, 0)
+    strongest = int(np.argmax(np.abs(found.attributions["features"][0])))
+    assert told.splitlines()[4].split()[0] == ("age", "pulse", "ward=a", "ward=b")[strongest]
+    assert "row 1 for class 2" in told
+
+
+@pytest.mark.anyio
+async def test_the_same_without_threads(service: Any) -> None:
+    serving(service, table())
+    async with AsyncSession(
+        service.trust(),
+        purpose="diagnosis",
+        token=TOKEN,
+        outer=service.transport(),
+        clock=service.clock,
+        trust_env=False,
+    ) as one:
+        found = await one.explain("toy", [[40, 70, 1, 0]])
+        assert sum(found.attributions["features"][0]) == pytest.approx(found.output[0] - found.baseline[0])
+        assert (await one.statistics("toy"))["model_stats"][0]["explanation_count"] == 1
+        assert (await one.server("toy"))["name"] == "sealgate"
+
+
+def test_texts_are_marked_and_graphs_and_sequences_listed(service: Any) -> None:
+    serving(service, texts())
+    with session(service) as one:
+        found = one.explain("toy", ["Good, very good!"])
+        told = shown(found, one.metadata("toy"), 0, text="Good, very good!")
+    assert ("[+ " in told) or ("[- " in told)
+    marked = marked_text("ab cd", [(0, 2), (3, 5), (-1, -1)], [2.0, -1.0, 9.0])
+    assert marked == "[+ ab] [- cd]"
+    assert marked_text("a\x1b[31m b", [(0, 1)], [1.0]).startswith("[+ a]")
+    assert "\x1b[31m" not in marked_text("a\x1b[31m b", [(0, 1)], [1.0])
+    assert marked_text("ab", [(0, 2)], [1.0], colours=True) == "\x1b[41;97mab\x1b[0m"
+
+    channels = tuple(MADE.column(f"c{n}") for n in range(2))
+    steps = MADE.tensor("x", "FP32", (-1, 3, 2), SequenceContent(channels=channels))
+    serving(service, MADE.model(RecurrentSpec(length=3, channels=2, cell="gru", hidden=(3,), classes=0), [steps]))
+    with session(service) as one:
+        metadata = one.metadata("toy")
+        told = shown(one.explain("toy", [[[1, 2], [3, 4], [5, 6]]]), metadata, 0)
+    assert "step 3, c1" in told
+
+    nodes = MADE.tensor("nodes", "FP32", (-1, 2, 2), GraphNodesContent(columns=channels))
+    edges = MADE.tensor("edges", "BOOL", (-1, 2, 2), GraphEdgesContent())
+    graph = GraphSpec(nodes=2, features=2, layer="convolution", hidden=(3,), activation="tanh", classes=2)
+    serving(service, MADE.model(graph, [nodes, edges]))
+    with session(service) as one:
+        metadata = one.metadata("toy")
+        given = {"nodes": [[[1, 2], [3, 4]]], "edges": [[[True, True], [True, True]]]}
+        told = shown(one.explain("toy", given), metadata, 0)
+    assert "node 2, c1" in told
+    assert "tie of 1 and 2" in told
+
+
+def test_a_heat_map_is_a_png_of_the_right_colours() -> None:
+    with Image.open(io.BytesIO(heat_map([[[1.0, 0.0], [-0.5, 0.0]]]))) as drawn:
+        assert drawn.size == (16, 16)
+        assert [drawn.getpixel(place) for place in ((0, 0), (15, 0), (0, 15))] == [
+            (255, 0, 0),
+            (255, 255, 255),
+            (127, 127, 255),
+        ]
+
+
+# Commands ------------------------------------------------------------------------------------------------------------
+
+
+def run(command: Any, site: Any, tmp_path: Path, *words: object) -> int:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    parser = argparse.ArgumentParser()
+    command.configure(parser)
+    fixed = ("--trust", site.trust, "--token-file", token, "--purpose", "diagnosis", "--model", "toy")
+    return command.run(parser.parse_args([str(word) for word in (*fixed, *words)]))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+
+
+def test_infer_takes_pictures_texts_and_any_tensors(
+    site: Any, service: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serving(service, images())
+    pixels, encoded = picture()
+    (tmp_path / "a.png").write_bytes(encoded)
+    assert run(INFER, site, tmp_path, "--images", tmp_path / "a.png", "--json") == 0
+    by_picture = json.loads(capsys.readouterr().out)["outputs"]
+    tensor = {"name": "image", "shape": [1, 1, 6, 9], "datatype": "UINT8", "data": pixels.reshape(-1).tolist()}
+    (tmp_path / "ask.json").write_text(json.dumps({"inputs": [tensor]}))
+    assert run(INFER, site, tmp_path, "--inputs", tmp_path / "ask.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["outputs"] == by_picture
+    (tmp_path / "t.txt").write_text("good\nbad\n")
+    with pytest.raises(UsageError, match="does not take texts"):
+        run(INFER, site, tmp_path, "--texts", tmp_path / "t.txt")
+    serving(service, texts())
+    service.instance.rotate(9)
+    assert run(INFER, site, tmp_path, "--texts", tmp_path / "t.txt", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["outputs"]["label"]) == 2
+
+
+@pytest.mark.parametrize("text", ["{", '{"inputs": []}x', '{"inputs": [{"name": "a"}]}'])
+def test_tensors_that_are_none_are_refused_before_anything_is_asked(
+    site: Any, service: Any, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "ask.json").write_text(text)
+    with pytest.raises(ConfigurationError, match="--inputs"):
+        run(INFER, site, tmp_path, "--inputs", tmp_path / "ask.json")
+    assert service.count("/sealed") == 0
+
+
+def test_explain_prints_tables_pictures_and_json(
+    site: Any, service: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serving(service, table())
+    (tmp_path / "rows.csv").write_text("pulse,age,ward=b,ward=a\n70,40,0,1\n80,50,1,0\n")
+    assert run(EXPLAIN, site, tmp_path, "--rows", tmp_path / "rows.csv", "--receipt-out", tmp_path / "r") == 0
+    told = capsys.readouterr().out
+    assert told.count("attribution") == 2
+    assert "receipt" in told
+    assert (tmp_path / "r").stat().st_size > 100
+    assert run(EXPLAIN, site, tmp_path, "--rows", tmp_path / "rows.csv", "--json", "--target", "1") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["method"], document["targets"], document["labels"]) == ("coefficients", [1, 1], ["class 1"] * 2)
+    with pytest.raises(UsageError, match="--heat-map is for models over images"):
+        run(EXPLAIN, site, tmp_path, "--rows", tmp_path / "rows.csv", "--heat-map", tmp_path / "m.png")
+
+
+# The local proxy, and the client that Triton's users have -----------------------------------------------------------
+
+
+@pytest.fixture
+def proxy(service: Any) -> Iterator[LocalProxy]:
+    serving(service, table())
+    transport = SealedTransport(
+        service.trust(),
+        purpose="diagnosis",
+        token=TOKEN,
+        outer=service.transport(),
+        clock=service.clock,
+        trust_env=False,
+    )
+    asker = Asker(transport, model="toy", timeout_s=30)
+    server = LocalProxy("127.0.0.1", 0, asker)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        asker.close()
+
+
+def test_tritons_client_is_answered(proxy: LocalProxy) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(urlsplit(proxy.url).netloc)
+    try:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("toy")
+        assert client.is_model_ready("toy", "1")
+        assert not client.is_model_ready("toy", "2")
+        assert client.get_server_metadata()["name"] == "sealgate"
+        assert client.get_model_metadata("toy")["inputs"][0]["shape"] == [-1, 4]
+        rows = np.array([[40, 70, 1, 0], [50, 80, 0, 1]], dtype=np.float32)
+        answers = []
+        for binary in (True, False):
+            tensor = triton.InferInput("features", rows.shape, "FP32")
+            tensor.set_data_from_numpy(rows, binary_data=binary)
+            wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in ("scores", "label")]
+            found = client.infer("toy", [tensor], outputs=wanted, request_id="7")
+            assert found.get_response()["id"] == "7"
+            answers.append((found.as_numpy("scores"), found.as_numpy("label")))
+        np.testing.assert_allclose(answers[0][0], answers[1][0], atol=1e-6)
+        np.testing.assert_array_equal(answers[0][1], answers[1][1])
+        assert answers[0][0].sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
+        named = []
+        for name, values in (("age", rows[:, 0]), ("pulse", rows[:, 1])):
+            tensor = triton.InferInput(name, [2], "FP32")
+            named.append(tensor.set_data_from_numpy(values))
+        tensor = triton.InferInput("ward", [2], "BYTES")
+        named.append(tensor.set_data_from_numpy(np.array([b"a", b"b"], dtype=object)))
+        np.testing.assert_array_equal(client.infer("toy", named).as_numpy("scores"), answers[0][0])
+        assert client.get_inference_statistics("toy")["model_stats"][0]["inference_count"] == 6
+        wrong = triton.InferInput("features", [1, 4], "FP64").set_data_from_numpy(np.zeros((1, 4)))
+        with pytest.raises(triton.InferenceServerException, match="expected FP32"):
+            client.infer("toy", [wrong])
+        right = triton.InferInput("features", rows.shape, "FP32").set_data_from_numpy(rows)
+        ranked = triton.InferRequestedOutput("scores", class_count=2)
+        with pytest.raises(triton.InferenceServerException, match="class_count"):
+            client.infer("toy", [right], outputs=[ranked])
+    finally:
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({"Origin": "https://a.test"}, b"", 403),
+        ({"Host": "a.test"}, b"", 403),
+        ({"Content-Length": str(1 << 30)}, b"", 413),
+        ({"Content-Length": "-1"}, b"", 413),
+        ({"Content-Encoding": "gzip"}, gzip.compress(b"{}"), 415),
+        ({"Transfer-Encoding": "chunked"}, b"", 411),
+    ],
+)
+def test_who_may_not_ask_is_refused_before_anything_is_sent(
+    proxy: LocalProxy, service: Any, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=30)
+    try:
+        connection.request("POST", "/v2/models/toy/infer", body, headers)
+        answer = connection.getresponse()
+        assert answer.status == status
+        assert json.loads(answer.read())["error"]
+    finally:
+        connection.close()
+    assert service.count("/sealed") == 0
+
+
+def test_a_path_that_cannot_be_sealed_is_said_so(proxy: LocalProxy) -> None:
+    answer = httpx.get(f"{proxy.url}/v2/repository/index", trust_env=False)
+    assert (answer.status_code, "cannot be sealed" in answer.json()["error"]) == (400, True)
+
+
+def test_an_answer_that_does_not_hold_is_not_handed_on(proxy: LocalProxy, service: Any, meddling: Any) -> None:
+    assert httpx.get(f"{proxy.url}/v2/models/toy", trust_env=False).status_code == 200
+    service.meddle = lambda request, honest: (
+        meddling.replaced(honest, body=honest.read()[:-1] + b"\0") if request.url.path.startswith("/sealed") else honest
+    )
+    answer = httpx.get(f"{proxy.url}/v2/models/toy", trust_env=False)
+    assert answer.status_code == 502
+    assert "m" not in answer.json().get("name", "")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "localhost", "::"])
+def test_nothing_but_a_loopback_address_is_listened_on(host: str) -> None:
+    with pytest.raises(UsageError, match="loopback"):
+        LocalProxy(host, 0, lambda *_: (200, [], b""))
