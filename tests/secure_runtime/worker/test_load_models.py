@@ -16,6 +16,8 @@ from sealgate.protocol.frames import BootPlan, Hello, ModelRefusal, WorkerFacts,
 from secure_runtime.limits import MAX_BUNDLES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker import main
+from secure_runtime.worker.engine.lookup import LoadedModels
+from secure_runtime.worker.memory import memory_used
 from tests.sealgate.certificate.conftest import Forge, a_manifest
 from tests.secure_runtime.models.conftest import write_publishers
 
@@ -134,3 +136,74 @@ def test_a_deployment_may_demand_that_training_was_audited(tmp_path):
     loaded, refused = main._load_models(msgspec.structs.replace(lenient, require_audit=True), "cpu")
     assert set(loaded) == {"audited"}
     assert [(refusal.name, refusal.reason) for refusal in refused] == [("plain", "audit-missing")]
+
+
+def versioned(forge: Forge, version: str) -> Forge:
+    made = Forge(key=forge.key, manifest=msgspec.structs.replace(a_manifest(), version=version))
+    return made.claim(version=version)
+
+
+def test_versions_are_loaded_side_by_side_where_the_folders_say_so(tmp_path: Path) -> None:
+    forge = Forge()
+    models = tmp_path / "models"
+    for version in ("2", "10"):
+        versioned(forge, version).write(models / "toy" / version)
+    versioned(forge, "3").write(models / "toy" / "4")
+    versioned(forge, "5").write(models / "toy-copy")
+    loaded, refused = load(tmp_path, forge)
+    assert list(loaded) == ["toy/2", "toy/10"]
+    assert refused == {"toy/4": "folder-mismatch", "toy-copy": "name-taken"}
+    lookup = LoadedModels(loaded)
+    assert lookup.versions("toy") == ("2", "10")
+    assert [model.facts.version for model in lookup] == ["2", "10"]
+    for asked, found in (("", "10"), ("2", "2"), ("10", "10")):
+        model = lookup.find("toy", asked)
+        assert model is not None
+        assert model.facts.version == found
+    assert lookup.find("toy", "3") is None
+    assert lookup.find("other", "") is None
+
+
+def test_only_what_the_plan_names_is_loaded_and_what_takes_too_much_memory_is_not(forge: Forge, tmp_path: Path) -> None:
+    named(forge, "other").write(tmp_path / "models" / "other")
+    one = msgspec.structs.replace(plan(tmp_path, forge), bundles=("toy",))
+    loaded, refused = main._load_models(one, "cpu")
+    assert (list(loaded), refused) == (["toy"], ())
+    assert loaded["toy"].memory_bytes >= 0
+    small = msgspec.structs.replace(plan(tmp_path, forge), memory_limits={"toy": 1, "other": 1 << 40})
+    loaded, refused = main._load_models(small, "cpu")
+    assert list(loaded) == ["other"]
+    assert [(one.name, one.reason) for one in refused] == [("toy", "memory-limit")]
+
+
+def test_memory_that_was_taken_is_seen() -> None:
+    before = memory_used()
+    held = [bytes(1 << 20) for _ in range(32)]
+    took = memory_used().since(before)
+    assert 24 << 20 <= took <= 512 << 20
+    assert len(held) == 32
+
+
+def test_a_manifests_own_sizes_are_run_before_a_model_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forge = Forge(manifest=msgspec.structs.replace(a_manifest(), warm_up=(3, 4096)))
+    forge.write(tmp_path / "models" / "toy")
+    seen: set[int] = set()
+    predict = LoadedModel.predict
+
+    def watched(self: LoadedModel, inputs: Any) -> Any:
+        seen.update(len(values) for values in inputs.values())
+        return predict(self, inputs)
+
+    monkeypatch.setattr(LoadedModel, "predict", watched)
+    loaded, _ = load(tmp_path, forge)
+    assert list(loaded) == ["toy"]
+    assert {3, 4096} <= seen
+
+
+@pytest.mark.parametrize("sizes", [(0,), (4097,), tuple(range(1, 10))], ids=str)
+def test_sizes_to_warm_up_with_are_bounded(tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    forge = Forge(manifest=msgspec.structs.replace(a_manifest(), warm_up=sizes))
+    forge.write(tmp_path / "models" / "toy")
+    assert load(tmp_path, forge) == ({}, {"toy": "manifest-inconsistent"})
