@@ -13,8 +13,8 @@ another interface, writes rows to a file, or leaves a process behind.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
-import pickle
 import shutil
 import signal
 import socket
@@ -46,13 +46,15 @@ _FIRST = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a process is told: its place among how many, where they meet, and the run. Its rows follow."""
+    """What a process is told: its place among how many, where they meet, and the run. Its tensors follow: those of the
+    module, which is hollow here, then its rows, of which so many are inputs."""
 
     place: int
     count: int
     meeting: str
     threads: int
     module: nn.Module
+    inputs: int
     constants: PrivateSgd
     loss: Loss
 
@@ -87,13 +89,14 @@ def train_on_processes(
                 count=count,
                 meeting=meeting,
                 threads=torch.get_num_threads(),
-                module=module,
+                module=hollow(module),
+                inputs=len(inputs),
                 constants=constants,
                 loss=loss,
             )
             labels = () if groups is None else (groups[rows],)
             shard = (*(_as_used(one[rows], constants) for one in inputs), targets[rows], *labels)
-            _hand_over(members[place], task, shard, inputs=len(inputs))
+            _hand_over(members[place], task, (*_tensors(module), *shard))
         for what, said in _heard(members):
             if what == _CHOSEN:
                 on_choice(said)
@@ -146,22 +149,33 @@ def _as_used(rows: torch.Tensor, constants: PrivateSgd) -> torch.Tensor:
     return rows.to(constants.dtype) if rows.is_floating_point() else rows
 
 
-def _hand_over(member: _Member, task: Task, shard: Tensors, *, inputs: int) -> None:
-    """The task, then its rows, each tensor as bytes behind its type and shape."""
+def hollow(module: nn.Module) -> nn.Module:
+    """A copy without numbers. torch would send tensors as memory that all processes then share, and train in."""
+    made = copy.deepcopy(module)
+    for one in _tensors(made):
+        one.data = torch.empty(0, dtype=one.dtype)
+    return made
+
+
+def _tensors(module: nn.Module) -> Tensors:
+    return (*module.parameters(), *module.buffers())
+
+
+def _hand_over(member: _Member, task: Task, tensors: Tensors) -> None:
+    """The task, then each tensor as bytes behind its type and shape."""
+    pipe = member.pipe
     try:
-        words = pickle.dumps(task)
+        pipe.send(task)
+        pipe.send([(one.dtype, tuple(one.shape)) for one in tensors])
+        for one in tensors:
+            pipe.send_bytes(one.detach().contiguous().numpy().tobytes())
+    except OSError as error:
+        raise _lost([member]) from error
     except Exception as error:  # whatever a module of the user's does about being copied
         raise TrainingError(
             f"this model cannot be sent to another process ({type(error).__name__}); leave --processes out",
             code="processes-unsupported",
         ) from error
-    try:
-        member.pipe.send_bytes(words)
-        member.pipe.send((inputs, [(one.dtype, tuple(one.shape)) for one in shard]))
-        for one in shard:
-            member.pipe.send_bytes(one.contiguous().numpy().tobytes())
-    except OSError as error:
-        raise _lost([member]) from error
 
 
 def _heard(members: list[_Member]) -> Iterator[tuple[str, Any]]:
@@ -216,8 +230,7 @@ def _take_part(pipe: Connection) -> None:
     os.dup2(nowhere, 2)
     said: tuple[str, str] | None = None
     try:
-        task: Task = pickle.loads(pipe.recv_bytes())  # noqa: S301  (from the process that started this one)
-        _train(pipe, task, *_rows(pipe))
+        _train(pipe, pipe.recv(), _received(pipe))
         return
     except SealgateError as error:
         said = (error.code, str(error))
@@ -228,17 +241,20 @@ def _take_part(pipe: Connection) -> None:
     raise SystemExit(1)
 
 
-def _rows(pipe: Connection) -> tuple[Tensors, torch.Tensor, torch.Tensor | None]:
-    """Inputs, targets and groups of this process."""
-    inputs, shapes = pipe.recv()
+def _received(pipe: Connection) -> list[torch.Tensor]:
     found = []
-    for dtype, shape in shapes:
+    for dtype, shape in pipe.recv():
         data = bytearray(pipe.recv_bytes())
         found.append(torch.frombuffer(data, dtype=dtype).view(shape) if data else torch.empty(shape, dtype=dtype))
-    return tuple(found[:inputs]), found[inputs], found[inputs + 1] if len(found) > inputs + 1 else None
+    return found
 
 
-def _train(pipe: Connection, task: Task, inputs: Tensors, targets: torch.Tensor, groups: torch.Tensor | None) -> None:
+def _train(pipe: Connection, task: Task, tensors: list[torch.Tensor]) -> None:
+    module, first = task.module, task.place == _FIRST
+    own = _tensors(module)
+    for one, values in zip(own, tensors, strict=False):
+        one.data = values
+    inputs, (targets, *groups) = tuple(tensors[len(own) :][: task.inputs]), tensors[len(own) + task.inputs :]
     torch.set_num_threads(task.threads)
     loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
     os.environ["GLOO_SOCKET_IFNAME"] = loopback  # otherwise the interface that the host's name stands for
@@ -249,7 +265,6 @@ def _train(pipe: Connection, task: Task, inputs: Tensors, targets: torch.Tensor,
         world_size=task.count,
         timeout=timedelta(seconds=PROCESS_SILENCE_S),
     )
-    module, first = task.module, task.place == _FIRST
     parameters = [one for one in module.parameters() if one.requires_grad]
 
     def weights() -> NDArray[Any]:  # torch's own way of sending tensors would leave them in shared memory
@@ -261,7 +276,7 @@ def _train(pipe: Connection, task: Task, inputs: Tensors, targets: torch.Tensor,
         targets,
         constants=task.constants,
         loss=task.loss,
-        groups=groups,
+        groups=groups[0] if groups else None,
         on_step=lambda step: pipe.send((_STEP, (step, weights()))) if first else None,
         on_choice=lambda choice: pipe.send((_CHOSEN, choice)) if first else None,
         distributed=True,
