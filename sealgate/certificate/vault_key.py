@@ -169,7 +169,10 @@ class VaultKey:
         )
         if self._table.role_id:
             secret = self._read(self._table.secret_id_file)
-            client.auth.approle.login(role_id=self._table.role_id, secret_id=secret)
+            try:
+                client.auth.approle.login(role_id=self._table.role_id, secret_id=secret)
+            except hvac.exceptions.InvalidRequest as error:
+                raise ServiceAway("the service does not know this role, or not with this secret") from error
         return client
 
     def _read(self, name: str) -> str:

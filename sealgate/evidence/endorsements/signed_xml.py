@@ -207,13 +207,15 @@ class _Builder:
         if self._nodes > MAX_XML_NODES or len(self._open) >= MAX_XML_DEPTH:
             raise DecodeError("a signed document is too large")
         given = dict(zip(flat[::2], flat[1::2], strict=True))
-        scope = dict(self._open[-1].scope) if self._open else {}
+        declared: dict[str, str] = {}
         for name, uri in given.items():
             prefix = "" if name == "xmlns" else name.removeprefix("xmlns:") if name.startswith("xmlns:") else None
             if prefix is not None:
                 if (prefix and not uri) or prefix in ("xml", "xmlns"):
                     raise DecodeError("a signed document declares a namespace that cannot be")
-                scope[prefix] = uri
+                declared[prefix] = uri
+        above = self._open[-1].scope if self._open else {}
+        scope = {**above, **declared} if declared else above
         shown = [
             (_resolved(name, scope, default="")[0], name, value)
             for name, value in given.items()
