@@ -100,7 +100,7 @@ def _verify(arguments: argparse.Namespace) -> int:
             _print_json({"accepted": False, "code": refused.code, "checks": refused.transcript})
         else:
             print(explain_checks(refused.transcript))
-            print(printable(f"\nREFUSED ({refused.code}): {refused}"))
+            print("\n" + printable(f"REFUSED ({refused.code}): {refused}"))
         return 1
     if arguments.json:
         _print_json(_document(verified))

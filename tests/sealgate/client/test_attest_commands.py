@@ -62,7 +62,7 @@ def test_verifying_prints_every_check_and_claims_no_more_than_that(
 def test_a_refusal_names_its_check_and_ends_with_one(site: Any, capsys: pytest.CaptureFixture[str]) -> None:
     site.service.claim_changes = {"audience": "elsewhere.test"}
     assert run("verify", "--trust", site.trust) == 1
-    assert "REFUSED (audience): evidence refused: it is about another deployment" in capsys.readouterr().out
+    assert "\nREFUSED (audience): evidence refused: it is about another deployment" in capsys.readouterr().out
     assert run("verify", "--trust", site.trust, "--json") == 1
     document = json.loads(capsys.readouterr().out)
     assert (document["accepted"], document["code"], document["checks"][-1]["outcome"]) == (False, "audience", "fail")
