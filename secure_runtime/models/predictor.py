@@ -17,6 +17,7 @@ from torch import nn
 from sealgate.certificate.manifest import Manifest
 from secure_runtime.errors import BadInput
 from secure_runtime.models.architectures import probabilities
+from secure_runtime.models.devices import Lane
 from secure_runtime.models.preparation import PreparedInput
 
 _ARITHMETIC = {"float64": torch.float64, "float32": torch.float32}
@@ -32,6 +33,7 @@ class Predictor:
         self.inputs = tuple(
             PreparedInput(tensor, dtype=dtype, device=torch.device(device)) for tensor in manifest.inputs
         )
+        self._lane = Lane(torch.device(device))
         self._names = {output.role: output.name for output in manifest.outputs}
         span = manifest.value_range
         self._span = (float(span.low), float(span.high)) if span is not None else (-1.0, 1.0)
@@ -50,10 +52,12 @@ class Predictor:
             prepared.require(inputs[prepared.spec.name])
         if len({len(batch) for batch in inputs.values()}) != 1:
             raise BadInput("the inputs have different numbers of rows", code="input-shape")
-        logits = self._module(*self.scaled(inputs))  # [n, logits]
-        if self._architecture.classes == 0:
-            return {self._names["value"]: self._values(logits)}
-        scores = probabilities(self._architecture, logits).to(torch.float32).cpu()  # [n, classes]
+        with self._lane.entered():
+            logits = self._module(*self.scaled(inputs))  # [n, logits]
+            if self._architecture.classes == 0:
+                (values,) = self._lane.fetched(self._values(logits))
+                return {self._names["value"]: values}
+            (scores,) = self._lane.fetched(probabilities(self._architecture, logits).to(torch.float32))  # [n, classes]
         return {self._names["scores"]: scores, self._names["label"]: scores.argmax(dim=1)}  # label: int64 [n]
 
     @property
@@ -76,4 +80,4 @@ class Predictor:
         """Back from [-1, 1] to the target's range, and never outside it. [n, 1] -> float32 [n]"""
         low, high = self._span
         values = outputs[:, 0] * ((high - low) / 2) + (high + low) / 2
-        return values.clamp(low, high).to(torch.float32).cpu()
+        return values.clamp(low, high).to(torch.float32)

@@ -19,6 +19,7 @@ from sealgate.certificate.inputs import (
     TableContent,
 )
 from secure_runtime.errors import BadInput
+from secure_runtime.models.devices import sent
 from secure_runtime.models.wire import HELD_AS
 
 
@@ -65,8 +66,8 @@ class PreparedInput:
     def scaled(self, batch: torch.Tensor) -> torch.Tensor:
         """The batch as the model sees it: [n, ...] of the model's arithmetic; tokens stay int64."""
         if self.spec.content.vocabulary:
-            return batch.to(device=self._device, dtype=torch.int64)
-        rows = batch.to(device=self._device, dtype=self._dtype)
+            return sent(batch, self._device).to(torch.int64)
+        rows = sent(batch, self._device).to(self._dtype)
         if isinstance(self.spec.content, GraphEdgesContent):
             return rows
         low, high, center, scale = self._scales

@@ -14,6 +14,7 @@ opens another connection.
 from __future__ import annotations
 
 import base64
+import gc
 import hashlib
 import os
 import platform
@@ -47,6 +48,7 @@ from sealgate.protocol.secrets import Secret
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.limits import MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
+from secure_runtime.models.devices import prepare_device
 from secure_runtime.worker.engine.lookup import LoadedModels
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.memory import memory_used
@@ -174,6 +176,7 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     torch.set_num_threads(plan.torch_threads)
     torch.set_grad_enabled(False)
     device = _choose_device(plan.device, plan.number)
+    prepare_device(torch.device(device))
     loaded, refused = _load_models(plan, device)
     # What opened the weights is let go of, here and in the plan as it was read: no request has arrived yet.
     plan = plan.without_keys()
@@ -204,5 +207,6 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     )
     send(Hello(facts=facts), b"")
     flush(sock, outgoing)
+    gc.freeze()  # torch is a million objects that stay: collections need not look at them
     serve(worker, sock, outgoing)
     return 0

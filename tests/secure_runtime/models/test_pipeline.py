@@ -27,7 +27,7 @@ from tests.sealgate.certificate.conftest import Forge
 from tests.secure_runtime.models.conftest import SPECS, manifest_for, weights_for
 
 _once = cache(recompute)
-EYE = ScatterNetSpec(channels=1, height=16, width=16, scales=2, angles=4, classes=3)
+EYE = ScatterNetSpec(channels=1, height=16, width=16, scales=2, angles=4, classes=3, norm_groups=5)
 IMAGE = InputTensor(
     name="image",
     datatype="UINT8",
