@@ -92,7 +92,7 @@ def test_no_forged_token_is_anybody_and_all_look_the_same(live: Live, client: ht
         found = {record.reason for record in live.records() if record.kind == "auth.failed"}
         return {reason.partition(" ")[0] for reason in answers} <= found
 
-    wait_until(counted, within_s=10, what="every reason in the log")
+    wait_until(counted, within_s=60, what="every reason in the log")
 
 
 def test_a_flood_of_forged_tokens_is_counted_and_does_not_fill_the_log(live: Live, client: httpx.Client) -> None:
@@ -101,7 +101,7 @@ def test_a_flood_of_forged_tokens_is_counted_and_does_not_fill_the_log(live: Liv
 
     for _ in range(300):
         client.get(AUDIT, headers={"authorization": "Basic YTpi"})
-    wait_until(failures, within_s=10, what="the first failure in the log")
+    wait_until(failures, within_s=60, what="the first failure in the log")
     assert len(failures()) <= 4  # at most two minutes were touched, two records each
     for record in failures():
         assert (record.tenant, record.actor, record.detail["source"]) == ("", "", "loopback")

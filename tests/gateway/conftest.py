@@ -226,7 +226,7 @@ class Running:
     @staticmethod
     def until(condition: Callable[[], bool]) -> None:
         """Waits for something that another thread is about to do."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60  # ends as soon as it comes true: long enough for a machine with much to do
         while not condition():
             assert time.monotonic() < end, "waited in vain"
             time.sleep(0.002)

@@ -92,7 +92,7 @@ def foreign_session(gateway, tmp_path):
         stderr=subprocess.DEVNULL,
     )
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not session.exists():
             assert time.monotonic() < end
             with contextlib.suppress(subprocess.TimeoutExpired):

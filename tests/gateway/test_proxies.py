@@ -102,7 +102,7 @@ def configured(kind, folder, *, port, gateway_port, socket_path):
 def started(command, port):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
-        end = time.monotonic() + 15
+        end = time.monotonic() + 60
         while True:
             assert process.poll() is None, process.stdout.read().decode()
             assert time.monotonic() < end

@@ -80,7 +80,7 @@ def says(deployment, **what):
 
 def answer_of(deployment, path="/health/live"):
     context = ssl.create_default_context(cafile=deployment.pki / "ca.pem")
-    connection = HTTPSConnection("localhost", deployment.settings.gateway.port, context=context, timeout=5)
+    connection = HTTPSConnection("localhost", deployment.settings.gateway.port, context=context, timeout=20)
     try:
         connection.request("GET", path)
         return connection.getresponse().status
@@ -228,7 +228,7 @@ def test_a_ready_file_without_a_folder_is_said_before_anything_starts(settled):
 def test_a_ready_file_that_a_killed_service_left_does_not_speak_for_the_next(settled):
     (settled.root / "ready").write_text("of one that was killed")
     with pytest.raises(SealgateError, match="as told"):
-        supervise(settled, ready_file=settled.root / "ready", program=says(settled, ready=False), ready_timeout_s=2)
+        supervise(settled, ready_file=settled.root / "ready", program=says(settled, ready=False), ready_timeout_s=6)
     assert not (settled.root / "ready").exists()
 
 
@@ -255,7 +255,7 @@ def test_a_runtime_that_does_not_start_is_said(settled, capfd):
 def test_a_runtime_that_never_gets_ready_is_said_with_its_reason(settled, capfd):
     program = says(settled, ready=False)
     with pytest.raises(SealgateError, match="as told"):
-        supervise(settled, program=program, ready_timeout_s=3)
+        supervise(settled, program=program, ready_timeout_s=6)
     assert gone(int((settled.root / "runtime-pid").read_text()))
 
 

@@ -84,7 +84,7 @@ def reasons_in_the_log(site: Site, *wanted: str) -> None:
         found = {record.reason for record in site.live.records() if record.kind == "auth.failed"}
         return found >= set(wanted)
 
-    wait_until(there, within_s=10, what=f"{wanted} in the log")
+    wait_until(there, within_s=60, what=f"{wanted} in the log")
 
 
 # Our client ----------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ def test_a_disk_under_its_reserve_stops_inference_but_not_the_record(fresh: Call
                 answer = client.get("/health/ready")
                 return answer.status_code == 503 and "disk-reserve" in answer.text
 
-            wait_until(health, within_s=10, what="readiness that names the disk")
+            wait_until(health, within_s=60, what="readiness that names the disk")
         (live.root / "log" / "somebody-elses-file").unlink()
         live.ready()
         given += answers(live, 2)
@@ -105,7 +105,7 @@ def test_a_full_disk_fails_the_log_and_loses_nothing(fresh: Callable[[], Live]) 
                 answer = client.get("/health/ready")
                 return answer.status_code == 503 and "log" in answer.text
 
-            wait_until(health, within_s=10, what="readiness that names the log")
+            wait_until(health, within_s=60, what="readiness that names the log")
         filler.unlink()
         assert refusal(live).status == 503, "a failed log stays failed until a person restarts the host"
         live.stop()
@@ -127,7 +127,7 @@ def test_a_database_that_fails_stops_inference(fresh: Callable[[], Live]) -> Non
     intruder.close()
     assert refusal(live).status == 503
     with live.http() as client:
-        wait_until(lambda: client.get("/health/ready").status_code == 503, within_s=10, what="not ready")
+        wait_until(lambda: client.get("/health/ready").status_code == 503, within_s=60, what="not ready")
     live.stop()
     live.start("runtime")
     code = live.processes.pop("runtime").wait(60)

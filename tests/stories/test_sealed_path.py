@@ -153,7 +153,7 @@ def test_a_hangup_signal_rotates_the_keys_and_clients_go_on(live: Live) -> None:
         before = plain.get("/.well-known/ohttp-gateway").content
         live.processes["runtime"].send_signal(signal.SIGHUP)
         wait_until(
-            lambda: plain.get("/.well-known/ohttp-gateway").content != before, within_s=10, what="other published keys"
+            lambda: plain.get("/.well-known/ohttp-gateway").content != before, within_s=60, what="other published keys"
         )
         assert session.infer(MODEL, live.rows[:1]).labels, "sealed to the old key, which is stale and still opened"
     with live.session() as session:
