@@ -270,3 +270,77 @@ def test_exactly_the_version_that_is_asked_for_answers_and_what_was_unloaded_sta
     }
     assert not place.ask("load", "toy/10").code
     assert place.told()["toy/10"] == "loaded default"
+
+
+@pytest.mark.slow
+def test_a_model_with_a_worker_of_its_own_dies_alone_and_another_comes_beside_it(
+    repository: Callable[..., Repository], tmp_path: Path
+) -> None:
+    place = repository(placement="per-model")
+    live = place.live
+    place.put("oak/1")
+    live.start()
+    live.ready()
+    (oak,) = workers_of(live)
+    place.put("toy/1")
+    assert not place.ask("load", "toy").code
+    with Callers(live, ["toy", "toy"]) as callers, live.session() as session, live.http() as plain:
+        assert session.infer("oak", ROWS).model_name == "oak"
+        told = {worker.models: worker for worker in ask_models(place).workers}
+        assert set(told) == {("oak",), ("toy",)}
+        keys = plain.get("/.well-known/ohttp-gateway", params={"model": "oak"}).content
+        assert keys == told["oak",].key_configs
+        assert session.evidence().claims.instance in {worker.instance for worker in told.values()}
+        psutil.Process(oak).send_signal(signal.SIGKILL)
+        wait_until(lambda: told["oak",].instance not in instances(place), within_s=60, what="the end of oak's worker")
+        callers.more(3)
+        wait_until(lambda: len(instances(place)) == 2, within_s=120, what="oak's next worker")
+        assert session.infer("oak", ROWS).model_name == "oak", "with new evidence, of the new worker"
+        place.put("elm/1")
+        assert not place.ask("load", "elm").code
+        assert session.infer("elm", ROWS).model_name == "elm"
+        assert not place.ask("unload", "oak").code
+        callers.more(3)
+    live.stop()
+    records = judge(live, callers, tmp_path)
+    toys = {record.runtime_instance for model, _, record in callers.answers if model == "toy"}
+    assert toys == {told["toy",].instance}, "nobody touched the worker of toy"
+    assert sum(record.kind == "worker.start" for record in records) == 4
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_callers_and_one_that_is_killed_takes_only_what_it_had(
+    repository: Callable[..., Repository], tmp_path: Path
+) -> None:
+    place = repository(workers=2)
+    live = place.live
+    place.put("toy/1")
+    live.start()
+    live.ready()
+    wait_until(lambda: len(instances(place)) == 2, within_s=120, what="two workers")
+    with live.session() as one, live.session() as other:
+        first, second = (session.infer("toy", ROWS).receipt.record.runtime_instance for session in (one, other))
+        assert {first, second} == instances(place), "clients are given evidence in turn"
+        psutil.Process(min(workers_of(live))).send_signal(signal.SIGKILL)
+        wait_until(lambda: len(instances(place)) == 1, within_s=60, what="the end of a worker")
+        left = next(iter(instances(place)))
+        for session in (one, other):  # the one that lost its worker takes new evidence by itself
+            assert session.infer("toy", ROWS).receipt.record.runtime_instance == left
+        wait_until(lambda: len(instances(place)) == 2, within_s=120, what="another worker")
+        assert not place.ask("reload").code
+        assert left not in instances(place)
+        for session in (one, other):
+            assert session.infer("toy", ROWS).receipt.record.runtime_instance in {left, *instances(place)}
+    live.stop()
+    records = live.records()
+    assert sum(record.kind == "worker.start" for record in records) == 5
+    assert {record.reason for record in records if record.kind == "inference.failed"} <= {"key-unknown"}
+
+
+def ask_models(place: Repository) -> ModelsTold:
+    return ask_host(place.live.deployment, AskModels(), ModelsTold)
+
+
+def instances(place: Repository) -> set[str]:
+    """Of the workers whose keys are published."""
+    return {worker.instance for worker in ask_models(place).workers}
