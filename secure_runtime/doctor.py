@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 
@@ -19,6 +18,7 @@ from sealgate.terminal import render_pairs, render_table
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.host.spawn import python_paths, spawn_probe
 from secure_runtime.limits import MAX_PROBE_REPORT, PROBE_TIMEOUT_S, WORKER_UID
+from secure_runtime.machine import machine_facts
 from secure_runtime.running import as_pairs, troubles
 
 _NAMESPACES = (
@@ -146,16 +146,10 @@ def _refusal_in(data: bytes) -> str:
 
 
 def _surroundings() -> dict[str, str]:
-    try:
-        torch = version("torch")
-    except PackageNotFoundError:
-        torch = "not installed; a runtime needs it: pip install '.[server]' in a checkout of Sealgate"
     return {
         "user": "root" if os.geteuid() == 0 else f"uid {os.geteuid()}",
         "kernel": f"{os.uname().release} {os.uname().machine}",
-        "torch": torch,
-        "processors": str(len(os.sched_getaffinity(0))),
-        "device": "cpu: the sandbox shows a worker no other device",
+        **machine_facts(),
     }
 
 

@@ -39,6 +39,8 @@ MAX_GRANTS = 1000  # records of budgets that one change of the policy brings
 MAX_EXHAUSTIONS = 10_000  # pairs of a caller and an exhausted budget that the host remembers to have put on record
 MAX_TOLD = 500  # characters of what keeps witnesses from cosigning, in the state that gateways hear
 STATE_ANSWER_S = 5.0  # what a host that runs says of itself, when `sealgate doctor` asks
+MAX_PROC_BYTES = 256 * 1024  # read of one file of /proc
+MAX_GPUS = 64  # that are named
 MAX_PROBE_REPORT = 1024 * 1024
 WORKER_UID = 65534  # as in the deployment's default: the user to change to when started by root
 
