@@ -6,6 +6,7 @@ again, by other code, from an export of the log.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from sealgate.cli import main
 from sealgate.client.errors import ServiceRefused
 from sealgate.demo.stage import free_port
 from sealgate.protocol.figures import FAMILIES, STEPS
@@ -64,6 +66,14 @@ watts_per_cpu = 12.5
     made.start()
     made.ready()
     return made
+
+
+def usage(*arguments: object, code: int = 0) -> tuple[str, str]:
+    """`sealgate usage ARGUMENTS` in this process: what it printed, and what it complained of."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        assert main(["usage", *map(str, arguments)]) == code, err.getvalue()
+    return out.getvalue(), err.getvalue()
 
 
 def scrape(live: Live) -> dict[str, list[Any]]:
@@ -130,10 +140,9 @@ def test_what_real_requests_leave_in_metrics_traces_and_bills(live: Live, collec
     # An auditor's own asking, and what he takes away.
     certificate, key = live.certificate("auditor")
     credential = ("--trust", live.trust, "--client-cert", certificate, "--client-key", key)
-    asked = json.loads(run_sealgate("usage", live.url, "--format", "json", *credential).stdout)
+    asked = json.loads(usage(live.url, "--format", "json", *credential)[0])
     assert [one.kind for one in live.records()].count("audit.query") == 1
-    wrong = run_sealgate("usage", "https://elsewhere.example.org", *credential, check=False)
-    assert "not for the URL" in wrong.stderr
+    assert "not for the URL" in usage("https://elsewhere.example.org", *credential, code=1)[1]
     bundle, lines = tmp_path / "evidence.zip", tmp_path / "records.ndjson"
     run_sealgate("audit", "export", "--out", bundle, *credential)
     run_sealgate("audit", "export", "--format", "ndjson", "--out", lines, *credential)
@@ -170,7 +179,7 @@ def test_what_real_requests_leave_in_metrics_traces_and_bills(live: Live, collec
     # The bill, and the same counted again from what auditors take away.
     prices = tmp_path / "prices.toml"
     prices.write_text(PRICES)
-    bill = json.loads(run_sealgate("usage", live.root, "--prices", prices, "--format", "json").stdout)
+    bill = json.loads(usage(live.root, "--prices", prices, "--format", "json")[0])
     exported = [json.loads(line) for line in lines.read_text().splitlines()]
     recounted: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     for record in (one.get("record", one) for one in exported):
@@ -195,8 +204,8 @@ def test_what_real_requests_leave_in_metrics_traces_and_bills(live: Live, collec
     assert [list(row) for row in table["rows"]] == [list(row.values()) for row in asked["usage"]]
     assert sum(row["requests"] for row in bill["usage"]) == len(ends)
     assert bill["total"] == "0.360000"  # three requests at 0.10, six units at 0.01
-    table = run_sealgate("usage", live.root, "--prices", prices).stdout
+    table = usage(live.root, "--prices", prices)[0]
     assert "0.360000" in table
-    lines = list(csv.reader(io.StringIO(run_sealgate("usage", live.root, "--format", "csv").stdout)))
+    lines = list(csv.reader(io.StringIO(usage(live.root, "--format", "csv")[0])))
     assert [row[4] for row in lines if row][1:] == [str(row["requests"]) for row in bill["usage"]]
-    assert run_sealgate("usage", live.root, "--tenant", "others").stdout.startswith("Nothing was used")
+    assert usage(live.root, "--tenant", "others")[0].startswith("Nothing was used")

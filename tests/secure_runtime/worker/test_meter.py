@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_runtime.worker.engine.serving import Share
+from secure_runtime.worker.engine.answers import Share
 from secure_runtime.worker.meter import SweepMeter
 
 
