@@ -256,7 +256,7 @@ def test_a_key_file_that_will_not_do(tmp_path, content, mode, said):
         open_key(f"file:{path}")
 
 
-@pytest.mark.parametrize("source", ["", "file:", "vault:transit", "models.key", "environment:X"])
+@pytest.mark.parametrize("source", ["", "file:", "vault:", "s3:bucket", "models.key", "environment:X"])
 def test_a_source_of_no_known_kind(source):
     with pytest.raises(ConfigurationError, match="no source of a key"):
         open_key(source)
