@@ -12,10 +12,9 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from sealgate.ambient import monotonic_ns, now_us, random_bytes
+from sealgate.ambient import monotonic_ns, now_us
 from sealgate.bench.accounting import CpuTimer, memory_bytes
 from sealgate.bench.figures import mean_us, read_steps
 from sealgate.bench.load import LoadFailed, Run, percentile
@@ -23,15 +22,12 @@ from sealgate.bench.sealing import Sealer
 from sealgate.bench.stand import Stand, Workshop
 from sealgate.errors import SealgateError
 from sealgate.limits import MAX_SEALED_REQUEST
-from sealgate.protocol import ohttp
-from sealgate.protocol.hpke import Kem, KemPrivateKey
 
 CALLERS = (1, 8, 64)
 PAYLOADS = (*(1024 * 4**power for power in range(9)), 100 << 20)  # 1 KiB to 64 MiB, and 100 MiB
 _GUESS = {1: 150.0}  # requests a second, until a run says better
 _OPENED = 8
 _CLIENT_TIMES = 40
-_SYNCS = 30
 _MI = 1 << 20
 
 STEPS = (
@@ -120,18 +116,19 @@ class Caller:
         evidence, seal, opened = [], [], []
         for number in range(_CLIENT_TIMES):
             if number % 4 == 0:
-                evidence.append(_us(self.sealer.renew))
+                evidence.append(timed_us(self.sealer.renew))
             seal.append(self.seal_once())
             with self.stand.load(1) as load:
                 run = load.run(self.sealer.requests(), seconds=30, keep_every=1)
             if not run.kept:
                 raise LoadFailed("the service refused a request")
-            opened.append(_us(partial(self.sealer.open, run.kept[0])))
+            opened.append(timed_us(partial(self.sealer.open, run.kept[0])))
         medians = (statistics.median(values) for values in (evidence, seal, opened))
         return dict(zip(("evidence", "seal", "open-answer"), medians, strict=True))
 
 
-def _us(call: Callable[[], object]) -> float:
+def timed_us(call: Callable[[], object]) -> float:
+    """How long a call takes, in microseconds."""
     began = monotonic_ns()
     call()
     return (monotonic_ns() - began) / 1000
@@ -266,74 +263,6 @@ def growth(workshop: Workshop, *, seconds: float) -> Table:
     )
     table.numbers = numbers
     return table
-
-
-def floor(asked: Mapping[int, Asked], folder: Path) -> Table:
-    """What the arithmetic and the disk alone need for a request of one caller, and how far we are from it."""
-    sync_us = _sync_us(folder)
-    one = asked[min(asked)]
-    open_us, seal_us = _exchange_us()
-    model_us = one.steps_us.get("run", 0.0)
-    least = model_us + open_us + seal_us + 2 * sync_us
-    measured = percentile(one.run.latencies_us, 0.5)
-    table = Table(
-        "Floor: one caller, one row (us)",
-        ("part", "us", ""),
-        [
-            ("model", f"{model_us:.0f}", "step 8 of one row" if model_us else "not known without the metrics page"),
-            ("key exchange and opening", f"{open_us:.0f}", "X-Wing and AEAD, the library alone"),
-            ("sealing the answer", f"{seal_us:.0f}", "AEAD, the library alone"),
-            ("two waits for the disk", f"{2 * sync_us:.0f}", f"fdatasync of 4 KiB there: median {sync_us:.0f}"),
-            ("floor", f"{least:.0f}", ""),
-            ("measured", f"{measured:.0f}", f"p50 of one caller: {measured / least:.1f} times the floor"),
-        ],
-    )
-    table.numbers = {"floor_us": least, "measured_us": measured, "fsync_us": sync_us, "model_us": model_us}
-    busiest = asked[max(asked)]
-    if busiest.cpu_us:
-        total = sum(busiest.cpu_us.values())
-        compute = open_us + seal_us + model_us
-        table.rows.append(
-            (
-                "processor time",
-                f"{total:.0f}",
-                f"a request at {max(asked)} callers; arithmetic of one alone: {compute:.0f}",
-            )
-        )
-        table.numbers |= {"cpu_us": total, "arithmetic_us": compute}
-    return table
-
-
-def _sync_us(folder: Path) -> float:
-    """Waiting for 4 KiB to be on the disk of `folder`: the median."""
-    path = folder / f".bench-{random_bytes(4).hex()}"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        times = []
-        for _ in range(_SYNCS):
-            os.write(descriptor, bytes(4096))
-            times.append(_us(lambda: os.fdatasync(descriptor)))
-        return statistics.median(times)
-    finally:
-        os.close(descriptor)
-        path.unlink()
-
-
-def _exchange_us() -> tuple[float, float]:
-    """Opening a request of 1 KiB and sealing its answer with keys of our own: medians."""
-    private = KemPrivateKey.generate(Kem.MLKEM768_X25519)
-    config = ohttp.KeyConfig(key_id=1, kem=Kem.MLKEM768_X25519, public_key=private.public_bytes())
-    opened, sealed = [], []
-    for _ in range(_CLIENT_TIMES):
-        raw, media_type, _ = ohttp.seal_request(config, bytes(1024))
-        request = ohttp.SealedRequest.parse(raw, media_type)
-        began = monotonic_ns()
-        _, sealer = ohttp.open_request(request, private)
-        between = monotonic_ns()
-        sealer.seal(bytes(256))
-        opened.append((between - began) / 1000)
-        sealed.append((monotonic_ns() - between) / 1000)
-    return statistics.median(opened), statistics.median(sealed)
 
 
 def _title(body: bytes | bytearray | memoryview) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from sealgate.bench import measures
 from sealgate.bench.commands import PARTS
+from sealgate.bench.floor import floor
 from sealgate.bench.measures import Caller, Table
 from sealgate.bench.soak import soak
 from sealgate.bench.stand import Stand, Workshop, running
@@ -122,7 +123,7 @@ def _measure_parts(caller: Caller, parts: list[str], given: argparse.Namespace, 
             printed.table("steps", measures.steps(client_us, asked))
         if "floor" in parts:
             folder = stand.state / "log" if stand.state is not None else Path(tempfile.gettempdir())
-            printed.table("floor", measures.floor(asked, folder))
+            printed.table("floor", floor(asked, folder))
     if "memory" in parts:
         printed.table("memory_loaded", measures.memory(stand, title="Memory after it"))
     if "payloads" in parts:
