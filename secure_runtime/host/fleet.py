@@ -234,7 +234,7 @@ class Fleet:
             changes = self._changes(choice, anew=anew)
             self._require_memory(changes)
             await self._prepare(changes, choice, accept=accept)
-            if not all(change.supervisor.prepared for change in changes):
+            if self._stopping or not all(change.supervisor.prepared for change in changes):
                 raise SwitchRefused("a new worker ended in the last moment", code="switch-failed")
             await commit()  # who ends from here on is replaced as ever
         except BaseException:
@@ -278,6 +278,8 @@ class Fleet:
         for change in changes:
             plan = _planner(self._plan, change.lane, choice)
             prepared.append(await change.supervisor.prepare(plan))
+            if self._stopping:
+                raise SwitchRefused("the runtime host is stopping", code="switch-failed")
             facts.append(await prepared[-1].greet())
         accept(facts)
         for successor in prepared:

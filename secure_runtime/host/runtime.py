@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 from collections.abc import Callable, Sequence
 
@@ -352,7 +353,8 @@ class RuntimeHost:
             self._instances_seen = instances
         told, self._told = self._told, _told(state)
         if self._told[:3] != told[:3] and not self._stopping:
-            self._tell("runtime ready" if state.ready else f"runtime not ready: {state.detail}")
+            but = f", but {state.detail}" if state.detail else ""
+            self._tell(f"runtime ready{but}" if state.ready else f"runtime not ready: {state.detail}")
 
     def rotate_keys(self) -> None:
         """New request keys now; the old ones are opened for as long as stale keys are."""
@@ -465,6 +467,7 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
                 witness_trouble=witness_trouble,
             )
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                gc.freeze()  # what stands now stands until the end: collections need not look at it
                 runner.run(_until_signal(host))
     finally:
         log.close()

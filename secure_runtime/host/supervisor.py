@@ -163,6 +163,8 @@ class Supervisor:
             await self._settled.wait()
             if self._current is None or self._current not in self._lives:
                 await self._begin()
+            if self._stopping.is_set() and self._current not in self._lives:
+                break
             reason = await self._until_none_is_left()
             if self._stopping.is_set():
                 break
@@ -179,6 +181,8 @@ class Supervisor:
 
     async def _begin(self) -> None:
         planned = await asyncio.to_thread(self._plan, self._around.owners.to_avoid())
+        if self._stopping.is_set():
+            return
         life = WorkerLife(self._around, planned, say_why=self._say_why)
         self._known = (self._current.facts if self._current is not None else None) or self._known
         self._current = life

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -128,6 +129,20 @@ class Bench:
                 worker.theirs.close()
             async with asyncio.timeout(10):
                 await asyncio.gather(stopping, running)
+            await asyncio.sleep(0)
+
+        asyncio.run(both())
+
+    def play_until_stopped(self, act: Callable[[Bench], Awaitable[None]]) -> None:
+        """The same for a part that stops the fleet itself."""
+
+        async def both() -> None:
+            running = asyncio.create_task(self.fleet.run())
+            async with asyncio.timeout(30):
+                await act(self)
+                for worker in self.workers:
+                    worker.theirs.close()
+                await running
             await asyncio.sleep(0)
 
         asyncio.run(both())
@@ -421,3 +436,46 @@ def test_more_workers_than_the_published_list_holds_are_refused(bench: Bench) ->
     with pytest.raises(SwitchRefused) as refused:
         bench.make(many, per_model=True)
     assert refused.value.code == "too-many-workers"
+
+
+def test_a_host_that_stops_while_a_worker_is_being_planned_starts_none_and_leaves(bench: Bench) -> None:
+    fleet = bench.make()
+    (supervisor,) = fleet.lanes.values()
+    planning, go_on = threading.Event(), threading.Event()
+    plan = supervisor._plan
+
+    def slow(avoid: tuple[int, ...]) -> Planned:
+        planning.set()
+        assert go_on.wait(20)
+        return plan(avoid)
+
+    supervisor._plan = slow
+
+    async def stop_meanwhile() -> None:
+        running = asyncio.create_task(fleet.run())
+        await bench.until(planning.is_set)
+        await fleet.stop()
+        go_on.set()
+        async with asyncio.timeout(10):
+            await running
+
+    asyncio.run(stop_meanwhile())
+    assert bench.workers == []
+
+
+def test_a_change_that_is_under_way_when_the_host_stops_is_given_up(bench: Bench) -> None:
+    bench.make()
+
+    async def act(bench: Bench) -> None:
+        old = await bench.live(0, "1")
+        switching = bench.switch(BOTH)
+        new = await bench.worker(1)
+        stopping = asyncio.create_task(bench.fleet.stop())
+        with pytest.raises(SwitchRefused):
+            await switching
+        await stopping
+        assert new.killed
+        assert old.heard(Shutdown)
+        assert bench.committed == []
+
+    bench.play_until_stopped(act)
