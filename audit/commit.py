@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import msgspec
-from sqlalchemy import Connection, bindparam, text, update
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from audit.database import WriterHold
@@ -36,10 +36,10 @@ from audit.errors import AppendRefused, LogDamaged
 from audit.holds import HOLD_KINDS, chained
 from audit.opening import Intent, Opened
 from audit.publishing import Publisher
+from audit.rows import Statement
 from audit.sealing import HeadSeal
 from audit.shards import Shard, add_shard
 from audit.subjects import Subjects
-from audit.tables import head as head_table
 from audit.tree import TileWriter
 from audit.turning import beginning, closing
 from sealgate.ambient import Clock, Entropy, uuid7
@@ -142,21 +142,10 @@ class Outcome:
 
 # Built once: building them costs as much as running them.
 _STILL_THERE = text("SELECT 1")
-_MOVE_HEAD = (
-    update(head_table)
-    .where(
-        head_table.c.id == 1,
-        head_table.c.size == bindparam("expected"),
-        head_table.c.origin == bindparam("ours"),
-        head_table.c.holds == bindparam("held"),
-    )
-    .values(
-        size=bindparam("new_size"),
-        root=bindparam("new_root"),
-        seal=bindparam("new_seal"),
-        holds=bindparam("new_holds"),
-    )
-)
+_MOVE_HEAD = Statement("""
+    UPDATE head SET size = :new_size, root = :new_root, seal = :new_seal, holds = :new_holds
+    WHERE id = 1 AND size = :expected AND origin = :ours AND holds = :held
+""")
 
 
 class Committer:
@@ -410,10 +399,8 @@ class Committer:
     def _move_head(self, connection: Connection, expected: int, root: bytes) -> None:
         seal = self._seal.over(self._frontier.size, root, holds=self._holds)
         new = {"new_size": self.size, "new_root": root, "new_seal": seal, "new_holds": self._holds}
-        moved = connection.execute(
-            _MOVE_HEAD, {"expected": expected, "ours": self._log_signer.name, "held": self._sealed_holds, **new}
-        )
-        if moved.rowcount != 1:
+        known = {"expected": expected, "ours": self._log_signer.name, "held": self._sealed_holds}
+        if _MOVE_HEAD.run(connection, [known | new]) != 1:
             raise LogDamaged("the log's head is not where its only writer left it")
         self._sealed_holds = self._holds
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, delete, func, select, text
 
 from audit.errors import LogDamaged
 from audit.limits import EXPORT_CHUNK_RECORDS
+from audit.rows import Statement
 from audit.tables import day_count, day_span
 from audit.tables import leaf as leaf_table
 from sealgate.errors import DecodeError
@@ -25,7 +26,7 @@ from sealgate.transparency.record import Record, parse_leaf
 from sealgate.transparency.reports.counting import DAY_US, Counted, counted, join
 
 # The same text for SQLite and PostgreSQL.
-_COUNT = text("""
+_COUNT = Statement("""
     INSERT INTO day_count AS known (day, kind, key, tenant, actor, model, operation, purpose, reason,
                                     records, counted, units, eps_micro, first_us, last_us)
     VALUES (:day, :kind, :key, :tenant, :actor, :model, :operation, :purpose, :reason,
@@ -38,7 +39,7 @@ _COUNT = text("""
         first_us = CASE WHEN excluded.first_us < known.first_us THEN excluded.first_us ELSE known.first_us END,
         last_us = CASE WHEN excluded.last_us > known.last_us THEN excluded.last_us ELSE known.last_us END
 """)
-_SPAN = text("""
+_SPAN = Statement("""
     INSERT INTO day_span AS known (day, first_idx, last_idx) VALUES (:day, :first_idx, :last_idx)
     ON CONFLICT (day) DO UPDATE SET
         first_idx = CASE WHEN excluded.first_idx < known.first_idx THEN excluded.first_idx ELSE known.first_idx END,
@@ -67,15 +68,13 @@ def count_days(connection: Connection, new: Sequence[tuple[int, Record]]) -> Non
     """Add records that are being written."""
     if not new:
         return
-    connection.execute(_COUNT, _rows(record for _, record in new))
+    _COUNT.run(connection, _rows(record for _, record in new))
     spans: dict[int, tuple[int, int]] = {}
     for index, record in new:
         day = record.ts_us // DAY_US
         first, last = spans.get(day, (index, index))
         spans[day] = (min(first, index), max(last, index))
-    connection.execute(
-        _SPAN, [{"day": day, "first_idx": first, "last_idx": last} for day, (first, last) in spans.items()]
-    )
+    _SPAN.run(connection, [{"day": day, "first_idx": first, "last_idx": last} for day, (first, last) in spans.items()])
 
 
 def groups_of(connection: Connection, ranges: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:

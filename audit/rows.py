@@ -9,11 +9,11 @@ Trusts: the committer for what the rows say. Never: commits.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from sealgate.transparency.record import Record
@@ -74,6 +74,22 @@ def index_row(index: int, record: Record) -> dict[str, object]:
 
 def _listed(names: Sequence[str]) -> str:
     return msgspec.json.encode(names).decode()
+
+
+class Statement:
+    """SQL with `:name` parameters, the same text for SQLite and PostgreSQL, that runs for every batch."""
+
+    def __init__(self, sql: str) -> None:
+        self._sql, self._text = sql, text(sql)
+
+    def run(self, connection: Connection, rows: Sequence[Mapping[str, Any]]) -> int:
+        """Run it for each row; how many rows of tables the last one changed, or all of them together."""
+        if not isinstance(connection.connection.driver_connection, sqlite3.Connection):
+            return connection.execute(self._text, list(rows)).rowcount
+        try:
+            return _raw(connection).executemany(self._sql, rows).rowcount
+        except sqlite3.Error as error:
+            raise _as_sqlalchemy(self._sql, error) from error
 
 
 def _raw(connection: Connection) -> sqlite3.Connection:

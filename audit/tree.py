@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, select
 
 from audit.errors import LogDamaged
 from audit.limits import TILE_HEIGHT, TILE_WIDTH
+from audit.rows import Statement
 from audit.shards import Shard
 from audit.tables import leaf as leaf_table
 from audit.tables import tile as tile_table
@@ -24,7 +25,7 @@ from sealgate.transparency.merkle import HASH_SIZE, leaf_hash, root_of
 SHARD_LEVELS = 16
 
 # The same text for SQLite and PostgreSQL.
-_PUT_TILE = text("""
+_PUT_TILE = Statement("""
     INSERT INTO tile (level, idx, hashes) VALUES (:level, :idx, :hashes)
     ON CONFLICT (level, idx) DO UPDATE SET hashes = excluded.hashes
 """)
@@ -112,8 +113,8 @@ class TileWriter:
     def _put(self, changed: dict[tuple[int, int], bytes], connection: Connection) -> None:
         if changed:
             rows = changed.items()
-            connection.execute(
-                _PUT_TILE,
+            _PUT_TILE.run(
+                connection,
                 [{"level": self._lowest + level, "idx": index, "hashes": row} for (level, index), row in rows],
             )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from litestar import Request
@@ -18,7 +19,7 @@ from audit.query import AuditReader
 from gateway.authentication.authenticate import Authenticator
 from gateway.errors import PROBLEMS, PolicyChanged, Problem, Unauthenticated
 from gateway.intake import Intake, Receive, while_awaited
-from gateway.limits import POLICY_ATTEMPTS
+from gateway.limits import POLICY_ATTEMPTS, SOURCES_KNOWN
 from gateway.other_logs import ReadableLogs
 from gateway.policy_in_force import PolicyInForce
 from gateway.runtime_link import RuntimeLink
@@ -230,9 +231,17 @@ def audit_headers(reply: frames.Answer | frames.Refused | frames.Recorded) -> di
 def source_class(client: Any) -> str:
     """Where a connection came from, as coarsely as the log needs it."""
     try:
-        address = ipaddress.ip_address(client[0])
+        return _class_of(client[0])
+    except (TypeError, IndexError):
+        return "unix"
+
+
+@lru_cache(maxsize=SOURCES_KNOWN)
+def _class_of(host: str) -> str:
+    try:
+        address = ipaddress.ip_address(host)
         address = getattr(address, "ipv4_mapped", None) or address  # as an IPv6 socket names IPv4 callers
-    except (TypeError, ValueError, IndexError):
+    except ValueError:
         return "unix"
     if address.is_loopback:
         return "loopback"

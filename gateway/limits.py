@@ -120,6 +120,7 @@ CONSOLE_ROWS = 500  # of one table of a report; the rest is counted, and to be h
 
 # Logs ----------------------------------------------------------------------------------------------------------------
 MAX_LOG_TEXT = 256
+SOURCES_KNOWN = 1024  # addresses whose class is remembered
 
 # Metrics -------------------------------------------------------------------------------------------------------------
 FIGURES_EVERY_S = 5.0  # a gateway process tells the host what it counted; and whenever it is scraped

@@ -64,7 +64,7 @@ from secure_runtime.host.key_files import load_ed25519, load_log_cosigner, load_
 from secure_runtime.host.key_owners import KeyOwners
 from secure_runtime.host.link_server import Asked, LinkServer, Reply
 from secure_runtime.host.metering import open_metering
-from secure_runtime.host.metrics import HostMetrics, Standing
+from secure_runtime.host.metrics import HostMetrics, Standing, own_processes
 from secure_runtime.host.model_keys import data_keys, wrapping_keys
 from secure_runtime.host.policies import Deciding, HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.privacy import Privacy
@@ -199,7 +199,7 @@ class RuntimeHost:
             if isinstance(frame, AuditRead):
                 return await self._admission.audit_read(frame)
             if isinstance(frame, FiguresWanted):
-                return self._figures()
+                return await self._figures()
             return await self._evidence(frame)
         except LogUnavailable as error:
             return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
@@ -207,10 +207,11 @@ class RuntimeHost:
             if not self._log.state.ok:
                 self._look_again()
 
-    def _figures(self) -> tuple[Reply, bytes]:
+    async def _figures(self) -> tuple[Reply, bytes]:
         if self._metrics is None:
             return Refused(status=503, code="unavailable"), b""
-        return FiguresGiven(), self._metrics.given()
+        processes = await asyncio.to_thread(own_processes)
+        return FiguresGiven(), self._metrics.given(processes)
 
     def _standing(self) -> Standing:
         state, every = self.state(), self._fleet.published
