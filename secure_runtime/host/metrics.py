@@ -24,6 +24,15 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _MICRO = 1_000_000
 
 
+@dataclass(frozen=True)
+class Process:
+    """Resident bytes, and microseconds of processor time since it began."""
+
+    name: str
+    resident: int
+    cpu_us: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Standing:
     """How the host stands at a moment, in its own words."""
@@ -62,9 +71,9 @@ class HostMetrics:
         """Its connection ended. What it counted stays counted."""
         self._standing_of.pop(gateway, None)
 
-    def given(self) -> bytes:
-        """All of it, added up, as it stands now."""
-        self._look()
+    def given(self, processes: Sequence[Process]) -> bytes:
+        """All of it, added up, as it stands now. `processes` are those of `own_processes`."""
+        self._look(processes)
         return figures.encode(figures.add_up([self.figures.snapshot(), self._counted, *self._of_gateways()]))
 
     def _of_gateways(self) -> list[Snapshot]:
@@ -78,7 +87,7 @@ class HostMetrics:
             named.append(own)
         return named
 
-    def _look(self) -> None:
+    def _look(self, processes: Sequence[Process]) -> None:
         standing, put = self._standing(), self.figures.put
         for name, value in (
             ("sealgate_runtime_ready", standing.ready),
@@ -100,19 +109,22 @@ class HostMetrics:
         for layer in {name for one in standing.layers for name in one}:
             states = [one[layer].state for one in standing.layers if layer in one]
             put("sealgate_sandbox_layer_on", (layer,), int(all(state == "on" for state in states)))
-        self._look_at_processes()
-
-    def _look_at_processes(self) -> None:
         memory, cpu = "sealgate_process_resident_memory_bytes", "sealgate_process_cpu_seconds_total"
         self.figures.drop(memory)
         self.figures.drop(cpu)
-        mine = os.getpid()
-        for number, pid in enumerate([mine, *descendants(mine)[: MAX_COUNTED_PROCESSES - 1]]):
-            used = read_process(pid)
-            if used is not None:
-                name = (f"worker-{number - 1}" if number else "host",)
-                self.figures.put(memory, name, used[0])
-                self.figures.put(cpu, name, used[1])
+        for process in processes:
+            put(memory, (process.name,), process.resident)
+            put(cpu, (process.name,), process.cpu_us)
+
+
+def own_processes() -> list[Process]:
+    """The host and all processes below it. Reads all of /proc: in a thread, not in the event loop's."""
+    mine, found = os.getpid(), []
+    for number, pid in enumerate([mine, *descendants(mine)[: MAX_COUNTED_PROCESSES - 1]]):
+        used = read_process(pid)
+        if used is not None:
+            found.append(Process(f"worker-{number - 1}" if number else "host", *used))
+    return found
 
 
 def descendants(pid: int) -> list[int]:

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway import metrics
 from gateway.metrics import rendered, require_metrics
 from sealgate.demo.stage import free_port
 from sealgate.deployment import Deployment, TelemetrySection
 from sealgate.errors import ConfigurationError
 from sealgate.protocol import frames
 from sealgate.protocol.figures import FAMILIES, Figures
-from secure_runtime.host.metrics import HostMetrics, Standing
+from secure_runtime.host.metrics import HostMetrics, Standing, own_processes
 from tests.gateway.conftest import FakeHost, Running, plain_answer, post_sealed
 
 TOKEN = "0123456789abcdef-scraper"
@@ -61,7 +62,7 @@ class Scraped:
             self.host_metrics.told("the gateway", body)
             return frames.Recorded(log="", record=0, receipt=b""), b""  # to number 0, which nobody asked by
         if isinstance(frame, frames.FiguresWanted):
-            return frames.FiguresGiven(), self.host_metrics.given()
+            return frames.FiguresGiven(), self.host_metrics.given(own_processes())
         return plain_answer(frame, body)
 
     def get(self, path: str = "/metrics", **fields: str) -> httpx.Response:
@@ -180,6 +181,24 @@ def test_a_gateway_without_a_runtime_tells_its_own_figures(scraped: Scraped, hos
     seen = scraped.samples()
     assert seen[("sealgate_runtime_ready", ())] == 0
     assert ("sealgate_process_resident_memory_bytes", (("process", "gateway"),)) in seen
+
+
+def test_whichever_of_several_processes_is_asked_gives_the_sum(
+    deployment: Deployment, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "FIGURES_EVERY_S", 0.01)
+    made = Scraped(deployment, host)
+    other = Running(made.running.deployment, host)  # listens on the same port, and knows nothing of the first
+    try:
+        for running, count in ((made.running, 2), (other, 3)):
+            client = running.client(token=running.token())
+            assert [post_sealed(client).status_code for _ in range(count)] == [200] * count
+        key = ("sealgate_gateway_requests_total", (("route", "/sealed/{model}"), ("status", "200")))
+        Running.until(lambda: made.samples().get(key) == 5)
+        other.close()
+        assert {made.samples()[key] for _ in range(4)} == {5}
+    finally:
+        made.running.close()
 
 
 def test_off_unless_it_is_set(gateway: Running) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sealgate.errors import DecodeError
 from sealgate.protocol import figures
 from sealgate.protocol.figures import Figures, Snapshot
-from secure_runtime.host.metrics import HostMetrics, Standing, descendants, read_process
+from secure_runtime.host.metrics import HostMetrics, Standing, descendants, own_processes, read_process
 
 REQUESTS = "sealgate_gateway_requests_total"
 STANDING = Standing(
@@ -33,7 +33,7 @@ STANDING = Standing(
 
 
 def given(metrics: HostMetrics) -> Snapshot:
-    return figures.decode(metrics.given())
+    return figures.decode(metrics.given(own_processes()))
 
 
 def tell(metrics: HostMetrics, gateway: str, own: Figures, *, requests: int, in_flight: int, cpu: int) -> None:
