@@ -6,7 +6,6 @@ Trusts: the state directory. Never: starts with a policy, an issuer file or a ce
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -101,7 +100,6 @@ def _application(deployment: Deployment, gate: Gate, watch: Watch | None) -> Lit
 
     @asynccontextmanager
     async def linked(_: Litestar) -> AsyncIterator[None]:
-        gc.freeze()  # what stands now stands until the end: collections need not look at it
         gate.link.start()
         gate.authenticator.start()
         if metrics is not None:

@@ -7,6 +7,7 @@ believes forwarding headers about addresses, or writes an access log of its own 
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import resource
@@ -47,7 +48,10 @@ class _Opened:
             end_with(self.parent)
         telemetry = Telemetry()
         capture_libraries(telemetry)
-        return build_server(open_deployment(self.root), telemetry=telemetry)
+        server = build_server(open_deployment(self.root), telemetry=telemetry)
+        gc.collect()
+        gc.freeze()  # what stands now stands until the end: collections need not look at it
+        return server
 
     def tls(self, *_: Any) -> Any:
         """The `ssl_context_factory` of uvicorn."""
