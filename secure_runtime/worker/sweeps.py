@@ -40,7 +40,8 @@ from sealgate.protocol.frames import (
 from sealgate.protocol.ohttp import commitment
 from secure_runtime.errors import TurnedAway
 from secure_runtime.limits import RECEIVE_BYTES
-from secure_runtime.worker.engine.serving import Engine, EngineAnswer
+from secure_runtime.worker.engine.answers import EngineAnswer
+from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.gatekeeper import Admitted, accept, admit
 from secure_runtime.worker.keys import KeyRing
 from secure_runtime.worker.meter import SweepMeter
