@@ -79,5 +79,5 @@ if __name__ == "__main__":
     name = "litestar_server:app_inline" if given.inline else "litestar_server:app"
     uvicorn.run(
         name, factory=True, host="127.0.0.1", port=given.port, workers=given.workers, log_level="warning",
-        access_log=False, loop="uvloop", http="httptools",
+        access_log=False, timeout_worker_healthcheck=3600, loop="uvloop", http="httptools",
     )  # fmt: skip

@@ -137,16 +137,20 @@ class Comparison:
         try:
             started = start(peer, model, into=self.given.peers_home, folder=self.folder)
         except (SealgateError, OSError) as error:
-            self.missing.append(f"{peer.name}: {error}")
+            self._miss(f"{peer.name}: {error}")
             return
         try:
             wait_ready(started)
         except (SealgateError, OSError) as error:
-            self.missing.append(f"{peer.name} with {model.name}: {error}")
+            self._miss(f"{peer.name} with {model.name}: {error}")
             started.stop()
             return
         started.pause()
         running.append(started)
+
+    def _miss(self, text: str) -> None:
+        _say(f"not measured: {text}")
+        self.missing.append(text)
 
     def _cell(self, systems: list[System], cell: Cell) -> None:
         ours = systems[0]
@@ -156,13 +160,15 @@ class Comparison:
                 continue
             why = "" if system is ours else disagreement(system, ours, cell)
             if why:
-                self.missing.append(f"{system.name} in {cell}: {why}")
+                self._miss(f"{system.name} in {cell}: {why}")
             else:
                 fit.append(system)
         given = self.given
         found = list(measure(fit, cell, rounds=given.rounds, seconds=given.seconds, warm_s=given.warm))
         self.measured += found
-        self.missing += [f"{one.system} in {cell}, round {one.round}: {one.error}" for one in found if one.error]
+        for one in found:
+            if one.error:
+                self._miss(f"{one.system} in {cell}, round {one.round}: {one.error}")
         rates = {one.system: one.rate for one in found if one.round == given.rounds - 1}
         _say(f"{cell}: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
 
