@@ -20,7 +20,7 @@ class Bench:
     def __init__(self) -> None:
         self._served = Served()
 
-    @bentoml.api(batchable=True, batch_dim=0, max_batch_size=64, max_latency_ms=1000)
+    @bentoml.api(batchable=True, batch_dim=0, max_batch_size=64)
     def infer(self, items: np.ndarray) -> np.ndarray:
         """Scores of the items."""
         return self._served.run(items.astype(self._served.dtype))[1]
