@@ -54,6 +54,7 @@ class ModelSection(_Section, frozen=True):
     sensitivity: str
     purposes: tuple[str, ...]
     units_per_row: int = 1
+    explain_units_per_row: int | None = None  # None: the manifest's multiple of units_per_row
     arithmetic: str = "float64"
     module: str = ""  # "package.module:Class" to train in place of the declared architecture
 

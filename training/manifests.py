@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from sealgate.certificate.architectures import FAMILIES, Architecture, DeclaredInputs
 from sealgate.certificate.decimals import decimal_text
 from sealgate.certificate.inputs import InputTensor
@@ -58,6 +60,7 @@ def manifest_of(configuration: Configuration) -> Manifest:
         sensitivity=model.sensitivity,
         purposes=model.purposes,
         units_per_row=model.units_per_row,
+        explain_units_per_row=model.explain_units_per_row or msgspec.UNSET,
         arithmetic=model.arithmetic,
     )
     try:

@@ -37,6 +37,7 @@ OUTPUT_DATATYPES = {
     "label": ("INT64", "INT32", "INT16", "UINT16", "UINT32", "UINT64", "BYTES"),  # each holds every index
 }
 EXPLAIN_UNITS = 64  # an explanation asks the model about so many rows where it was asked about one, or more
+_LARGEST_FP16 = 65_504
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}\Z")
 VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}\Z")
 
@@ -140,7 +141,10 @@ def check_manifest(manifest: Manifest) -> None:
         (0 < manifest.explain_units <= EXPLAIN_UNITS * 1_000_000, "its price of explanations is out of range"),
         (manifest.arithmetic in ARITHMETICS, "its arithmetic is unknown"),
         (len(manifest.warm_up_sizes) <= MAX_WARM_UPS, "it names too many sizes to warm up with"),
-        (all(0 < rows <= MAX_WARM_UP_ROWS for rows in manifest.warm_up_sizes), "a size to warm up with is out of range"),
+        (
+            all(0 < rows <= MAX_WARM_UP_ROWS for rows in manifest.warm_up_sizes),
+            "a size to warm up with is out of range",
+        ),
     ):
         if not holds:
             raise refusal("manifest-inconsistent", f"the manifest is refused: {what}")
@@ -173,6 +177,8 @@ def _check_outputs(manifest: Manifest) -> None:
     wanted = {"scores": (-1, classes), "label": (-1,)} if classes else {"value": (-1,)}
     found = {output.role: output.shape for output in manifest.outputs}
     names = {output.name for output in manifest.outputs}
+    if manifest.value_range is not None and any(output.datatype == "FP16" for output in manifest.outputs):
+        _require_fp16(manifest.value_range)
     fit = all(output.datatype in OUTPUT_DATATYPES.get(output.role, ()) for output in manifest.outputs)
     if not fit or found != wanted or len(manifest.outputs) != len(wanted) or len(names) != len(wanted):
         raise refusal("manifest-inconsistent", "the manifest is refused: its outputs do not fit the architecture")
@@ -191,3 +197,13 @@ def _check_outputs(manifest: Manifest) -> None:
                 raise DecodeError("empty range")
         except DecodeError as error:
             raise refusal("manifest-inconsistent", "the manifest is refused: its value range is malformed") from error
+
+
+def _require_fp16(span: ValueRange) -> None:
+    """A value outside FP16's range would become infinite. A malformed range is refused elsewhere."""
+    try:
+        largest = max(abs(parse_decimal(span.low)), abs(parse_decimal(span.high)))
+    except DecodeError:
+        return
+    if largest > _LARGEST_FP16:
+        raise refusal("manifest-inconsistent", "the manifest is refused: its value range is larger than FP16 holds")

@@ -7,7 +7,7 @@ from importlib import resources
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policy.decide import Permit, load_policy
+from policy.decide import Deny, Permit, load_policy
 from policy.entities import Action, Role
 from policy.obligations import merge
 from sealgate.protocol.frames import Obligations
@@ -97,6 +97,36 @@ def test_noise_receipts_and_single_use_as_annotations(policy_dir, principal, mod
     assert answer.decision.obligations == Obligations(
         round_digits=6, noise_epsilon_micro=250_000, noise_rows=32, receipt_required=True, single_use=True
     )
+
+
+def test_the_example_of_explanations(policy_dir, principal, model, context):
+    assert load_policy(policy_dir).decide(principal(), Action.EXPLAIN, model(), context()).decision.reason == (
+        "no-policy-permits"
+    )
+    example = resources.files("policy.shipped.examples") / "explanations.cedar"
+    (policy_dir / "explanations.cedar").write_bytes(example.read_bytes())
+    policy_set = load_policy(policy_dir)
+    given = policy_set.decide(principal(), Action.EXPLAIN, model(sensitivity="personal"), context())
+    assert (given.decision.policy_ids, given.decision.obligations) == (
+        ("clients-explain",),
+        Obligations(round_digits=6),
+    )
+    special = policy_set.decide(principal(), Action.EXPLAIN, model(sensitivity="special-category"), context())
+    assert isinstance(special, Deny)
+    auditor = policy_set.decide(principal(Role.AUDITOR), Action.EXPLAIN, model(), context())
+    assert isinstance(auditor, Deny)
+
+
+def test_a_schema_from_before_explanations_loads_and_permits_none(policy_dir, principal, model, context):
+    for path in (*policy_dir.glob("*.cedar"), policy_dir / "schema.cedarschema"):
+        older = path.read_text().replace(' Action::"explain",', "").replace("infer, explain,", "infer,")
+        path.write_text(older)
+    assert "explain" not in (policy_dir / "schema.cedarschema").read_text()
+    policy_set = load_policy(policy_dir)
+    assert isinstance(policy_set.decide(principal(), Action.INFER, model(), context()), Permit)
+    answer = policy_set.decide(principal(), Action.EXPLAIN, model(), context())
+    assert isinstance(answer, Deny)
+    assert answer.decision.reason == "policy-error"
 
 
 def test_the_example_of_private_answers(policy_dir, principal, model, context):

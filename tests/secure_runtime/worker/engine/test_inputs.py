@@ -23,6 +23,8 @@ from sealgate.certificate.architectures import (
 )
 from sealgate.certificate.architectures.cnn import Stage
 from sealgate.certificate.inputs import ImageContent, TableContent, TokensContent
+from sealgate.certificate.manifest import ValueRange
+from sealgate.errors import CertificateError
 from sealgate.protocol.inference import DATATYPES, Tensor, tensor_from_list
 from sealgate.protocol.tensors import check_tensor
 from secure_runtime.limits import MAX_JPEG_SCANS
@@ -121,6 +123,13 @@ def test_whatever_does_not_fit_is_an_error_that_names_the_input(
 def test_extensions_that_are_not_offered_are_refused_not_ignored(made: Any, parameter: str) -> None:
     tensor = Tensor("features", "FP32", (1, 4), b"\0" * 16, {parameter: 2})
     assert f"parameter {parameter}, which is not offered" in made.error(made.ask(linear(made, "FP32"), [tensor]))
+
+
+def test_a_value_that_fp16_cannot_hold_is_not_declared(made: Any) -> None:
+    made.outputs(made.ask(linear(made, "FP32", datatypes={"value": "FP16"}), [rows_of("FP32", [[1, 2, 3, 4]])]))
+    wide = ValueRange(low="0", high="65505")
+    with pytest.raises(CertificateError, match="larger than FP16 holds"):
+        linear(made, "FP32", datatypes={"value": "FP16"}, value_range=wide)
 
 
 # Columns -------------------------------------------------------------------------------------------------------------
