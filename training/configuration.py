@@ -55,6 +55,7 @@ class ModelSection(_Section, frozen=True):
     purposes: tuple[str, ...]
     units_per_row: int = 1
     explain_units_per_row: int | None = None  # None: the manifest's multiple of units_per_row
+    warm_up: tuple[int, ...] = ()  # rows of requests to expect: a worker runs the model on so many before it serves it
     arithmetic: str = "float64"
     module: str = ""  # "package.module:Class" to train in place of the declared architecture
 

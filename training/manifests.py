@@ -62,6 +62,7 @@ def manifest_of(configuration: Configuration) -> Manifest:
         units_per_row=model.units_per_row,
         explain_units_per_row=model.explain_units_per_row or msgspec.UNSET,
         arithmetic=model.arithmetic,
+        warm_up=model.warm_up or msgspec.UNSET,
     )
     try:
         check_manifest(manifest)
