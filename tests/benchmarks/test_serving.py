@@ -76,7 +76,7 @@ def test_a_real_peer_answers_what_the_model_says_and_is_measured(litestar: Runni
     for binary in (False, True):
         cell = Cell("mlp", 3, 2, binary)
         np.testing.assert_allclose(system.scores(cell), by_hand(litestar.model, 3), atol=1e-6)
-        (one,) = measure([system], cell, rounds=1, seconds=0.2, warm_s=0.0)
+        (one,) = measure([system], cell, rounds=1, seconds=1.5, warm_s=0.0)
         assert (one.error, one.refused) == ("", 0)
         assert one.rate > 0
         assert one.cpu_us["server"] > 0

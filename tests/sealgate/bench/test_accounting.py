@@ -12,12 +12,12 @@ import pytest
 
 from sealgate.bench.accounting import CpuTimer, children, cpu_ns, memory_bytes, serving
 
-BUSY = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ninput()"
+BUSY = "import time\ninput()\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ninput()"
 
 
 @pytest.fixture
 def busy():
-    """A process that used 0.3 s of a processor and then waits."""
+    """A process that waits for a line, uses 0.3 s of a processor, says so, and waits again."""
     process = subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdin is not None
@@ -30,12 +30,19 @@ def busy():
         process.stdout.close()
 
 
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
 def test_processor_time_is_what_the_process_used(busy: subprocess.Popen[str]) -> None:
     timer = CpuTimer({busy.pid: "busy", os.getpid(): "me"})
+    go_on(busy)
     assert busy.stdout is not None
     assert busy.stdout.readline() == "done\n"
     spent = timer.spent_us()
-    assert spent["busy"] > 150_000, "it began before the timer, but most of its work came after"
+    assert spent["busy"] > 250_000
     assert cpu_ns(busy.pid) >= 250_000_000
     again = CpuTimer({busy.pid: "busy"})
     assert again.spent_us()["busy"] < 100_000, "it waits now"
@@ -51,13 +58,13 @@ def test_a_process_that_is_not_there_costs_nothing(busy: subprocess.Popen[str]) 
 
 
 def test_memory_agrees_with_another_reader(busy: subprocess.Popen[str]) -> None:
+    go_on(busy)
     assert busy.stdout is not None
     busy.stdout.readline()
     resident, proportional = memory_bytes(busy.pid)
     other = psutil.Process(busy.pid).memory_full_info()
     assert resident == pytest.approx(other.rss, rel=0.02)
-    assert proportional == pytest.approx(other.pss, rel=0.2)
-    assert proportional <= resident
+    assert other.uss * 0.95 <= proportional <= resident, "own pages, and a part of those that are shared"
 
 
 def test_children_are_found_however_deep() -> None:
