@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from sealgate.certificate.attack_words import FALSE_POSITIVE_RATES, rate_text, unit_word
 from sealgate.certificate.bundle import VerifiedBundle
 from sealgate.certificate.decimals import MICRO, micro_text
+from sealgate.certificate.derivation import derivation_words, measured_words
 from sealgate.certificate.measured import ACCURACY, quality_text
 from sealgate.certificate.mechanism_words import mechanism_lines
 from sealgate.certificate.mechanisms import DpSgd, name_of
@@ -116,11 +117,22 @@ def _attacker(unit: str, best: float) -> Markup:
     )
 
 
+def _made_from(certificate: Certificate) -> list[Markup]:
+    """For a model that is another's weights in fewer bits: what it was made from, and how well that one did."""
+    derived = certificate.derived
+    if derived is None:
+        return []
+    words = [f"Made from another model: {derivation_words(derived)}.", *measured_words(derived)]
+    return [element("p", " ".join(words), class_="note")]
+
+
 def accuracy(certificate: Certificate) -> Markup:
     """Quality against epsilon; one point, or a sweep."""
     points = points_of(certificate.measured)
     if not points:
-        return section("Accuracy", element("p", "The certificate states no measured quality."))
+        return section(
+            "Accuracy", element("p", "The certificate states no measured quality."), *_made_from(certificate)
+        )
     measure = certificate.measured[0].measure
     words = [
         element(
@@ -129,6 +141,7 @@ def accuracy(certificate: Certificate) -> Markup:
             "far other rows of the same kind could move the figure by chance.",
         )
     ]
+    words += _made_from(certificate)
     if len(certificate.measured) > 1:
         others = len(certificate.measured) - 1
         together = math.ceil(sum(one.epsilon_micro for one in certificate.measured[1:]) / MICRO * 10) / 10

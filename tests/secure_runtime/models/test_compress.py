@@ -24,6 +24,7 @@ from sealgate.certificate.architectures import (
     TransformerSpec,
 )
 from sealgate.certificate.bundle import verify_bundle
+from sealgate.certificate.commands import MODELS
 from sealgate.certificate.compressing import compress_weights
 from sealgate.certificate.compression import Compression
 from sealgate.certificate.files import CERTIFICATE, MANIFEST, WEIGHTS
@@ -261,6 +262,14 @@ def test_the_command_prints_the_comparison(original, tmp_path, capsys):
     for part in ("accuracy", "0.9500", "original", "compressed", "p50 / p99", "carried over", "epsilon 1.7"):
         assert part in text
     assert (tmp_path / "models" / "small" / WEIGHTS).stat().st_size < (bundle.directory / WEIGHTS).stat().st_size
+    MODELS.configure(models := argparse.ArgumentParser())
+    page = tmp_path / "page.html"
+    words = ["report", str(tmp_path / "models" / "small"), "--out", str(page)]
+    assert MODELS.run(models.parse_args(words)) == 0
+    assert "Made from another model: int8" in page.read_text()
+    words = ["verify", str(tmp_path / "models" / "small"), "--original", str(bundle.directory)]
+    assert MODELS.run(models.parse_args(words)) == 0
+    assert "again gives the same" in capsys.readouterr().out
     assert {CERTIFICATE, MANIFEST} <= {path.name for path in (tmp_path / "models" / "small").iterdir()}
 
 
