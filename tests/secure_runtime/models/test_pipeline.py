@@ -12,17 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from sealgate.certificate.architectures import MlpSpec, ScatterNetSpec
+from sealgate.certificate.architectures import FrozenEncoderSpec, MlpSpec, ScatterNetSpec
 from sealgate.certificate.architectures.pipeline import Fused, Fusion
-from sealgate.certificate.inputs import Column, ImageContent, InputTensor, TableContent
+from sealgate.certificate.inputs import Column, HashedWords, ImageContent, InputTensor, TableContent, TextContent
 from sealgate.certificate.pipeline_making import make_pipeline
 from sealgate.certificate.recompute import recompute
 from sealgate.certificate.sealed_weights import no_data_key
+from sealgate.certificate.weights import frozen_digest
 from sealgate.errors import CertificateError
 from secure_runtime.errors import BadInput
 from secure_runtime.models.architectures import parts_of
 from secure_runtime.models.bundle import load_bundle, warm_up
 from secure_runtime.models.pipeline import _fused
+from secure_runtime.models.tokenizers import tokens_of
 from tests.sealgate.certificate.conftest import Forge
 from tests.secure_runtime.models.conftest import SPECS, manifest_for, weights_for
 
@@ -152,6 +154,59 @@ def test_features_of_a_fixed_part_are_read_and_do_not_leave(folder):
     assert set(found) == {"scores", "label"}
     assert [one.name for one in whole.manifest.inputs] == ["scan", "row"]
     assert whole.facts.epsilon_micro == 2 * eye.facts.epsilon_micro
+
+
+TEXT = """
+name = "classified"
+version = "1"
+description = "tokenise, embed, classify"
+[[member]]
+name = "embed"
+bundle = "embed"
+take = "features"
+reads.text = "mail"
+[[member]]
+name = "classify"
+bundle = "classify"
+reads.rows = ["embed"]
+"""
+
+
+def test_a_text_is_tokenised_embedded_and_classified_as_one_model(tmp_path, monkeypatch):
+    monkeypatch.setattr("sealgate.certificate.recompute.recompute", _once)
+    forge = Forge()
+    tokenizer = HashedWords(buckets=20, length=6)
+    spec = FrozenEncoderSpec(
+        length=6, tokens=21, width=8, heads=2, layers=1, feed_forward=12, positions=6,
+        pretraining="public", frozen_digest="00" * 32, classes=3,
+    )  # fmt: skip
+    weights = bytes(save(weights_for(spec)))
+    spec = msgspec.structs.replace(spec, frozen_digest=frozen_digest(weights, prefix="features."))
+    columns = tuple(Column(name=f"v{at}", low="-1", high="1", center="0", scale="1") for at in range(8))
+    text = InputTensor(name="text", datatype="BYTES", shape=(-1,), content=TextContent(tokenizer=tokenizer))
+    row = InputTensor(name="rows", datatype="FP32", shape=(-1, 8), content=TableContent(columns=columns))
+    head = MlpSpec(inputs=8, hidden=(4,), activation="tanh", classes=3)
+    for name, one, tensor, data in (
+        ("embed", spec, text, weights),
+        ("classify", head, row, bytes(save(weights_for(head)))),
+    ):
+        manifest = msgspec.structs.replace(
+            manifest_for(SPECS["mlp-3-gelu"]), name=name, architecture=one, inputs=(tensor,)
+        )
+        made = Forge(key=forge.key, manifest=manifest, weights=data, bundle_name=name).claim(
+            model=name, initialisation__pretraining=f"public {spec.frozen_digest}"
+        )
+        made.write(tmp_path / name)
+    whole = make((tmp_path, forge), TEXT)
+    warm_up(whole)
+    assert (whole.manifest.inputs[0].name, whole.manifest.inputs[0].datatype) == ("mail", "BYTES")
+    tokens = tokens_of(["buy now", "see you at the meeting", ""], tokenizer)
+    embed, classify = (load_bundle(tmp_path / name, forge.publishers) for name in ("embed", "classify"))
+    fixed, _ = parts_of(embed.predictor.module)
+    with torch.inference_mode():
+        vectors = fixed(tokens).float()
+    wanted = classify.predict({"rows": vectors})["chances"]
+    assert torch.equal(whole.predict({"mail": tokens})["scores"], wanted)
 
 
 def test_wrong_inputs_name_the_input_of_the_whole(folder):
