@@ -105,10 +105,11 @@ async def while_awaited(receive: Receive, work: Coroutine[Any, Any, _T], *, time
     Whether the caller is still there is looked at from WATCH_AFTER_S on: most work is done by then, and a task beside
     each of them would cost more than they leave undone. `work` runs in the caller's task: nothing is handed over.
     """
-    watch = _Watch(receive)
-    begin = asyncio.get_running_loop().call_later(WATCH_AFTER_S, watch.begin)
+    loop = asyncio.get_running_loop()
+    watch = _Watch(receive, ends_at=loop.time() + timeout_s)
+    begin = loop.call_later(min(WATCH_AFTER_S, timeout_s), watch.begin)
     try:
-        async with asyncio.timeout(timeout_s) as watch.limit:
+        async with asyncio.timeout(None) as watch.limit:  # `begin` sets it: one timer serves both
             return await work
     except TimeoutError:
         if not watch.limit.expired():
@@ -124,12 +125,14 @@ class _Watch:
 
     limit: asyncio.Timeout
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, *, ends_at: float) -> None:
         self._receive = receive
+        self._ends_at = ends_at
         self._task: asyncio.Task[None] | None = None
         self.gone = False
 
     def begin(self) -> None:
+        self.limit.reschedule(self._ends_at)
         self._task = asyncio.get_running_loop().create_task(self._until_gone())
 
     async def _until_gone(self) -> None:

@@ -25,6 +25,7 @@ AUDIT_IN_FLIGHT = 8  # audit reads hold a thread and a database connection
 AUDIT_ASKING = 64  # audit reads whose permit or refusal is being recorded: a share of MAX_OUTSTANDING, not all of it
 MAX_NONCE = 64
 RETRY_AFTER_S = 1
+COLLECT_EVERY = 20_000  # objects made and not gone, until Python looks for cycles among them
 WATCH_AFTER_S = 0.25  # a request that takes longer is watched: its caller may go away meanwhile
 
 # Tokens --------------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from uvicorn.supervisors import Multiprocess
 
 from gateway.app import build_server, make_gate, open_watch
 from gateway.console.router import open_console
-from gateway.limits import GOODBYE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, SHUTDOWN_S
+from gateway.limits import COLLECT_EVERY, GOODBYE_TIMEOUT_S, HANDSHAKE_TIMEOUT_S, KEEP_ALIVE_S, SHUTDOWN_S
 from gateway.metrics import require_metrics
 from gateway.parent_death import end_with
 from gateway.telemetry import Telemetry, capture_libraries
@@ -51,6 +51,7 @@ class _Opened:
         server = build_server(open_deployment(self.root), telemetry=telemetry)
         gc.collect()
         gc.freeze()  # what stands now stands until the end: collections need not look at it
+        gc.set_threshold(COLLECT_EVERY)
         return server
 
     def tls(self, *_: Any) -> Any:

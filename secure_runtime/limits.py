@@ -8,6 +8,7 @@ MAX_UNREAD_BYTES = 256 * 1024 * 1024  # answers waiting for one gateway to read 
 MAX_IN_FLIGHT_BYTES = 256 * 1024 * 1024  # sealed requests handed to the worker and not yet completed
 ROOM_FOR_END = 2048  # of a leaf: an end adds commitments, digests and the worker's signature to its authorization
 MAX_BINDING = 128  # characters of a credential's binding
+COLLECT_EVERY = 20_000  # objects made and not gone, until Python looks for cycles among them
 LOOK_EVERY_S = 0.1  # how often what a worker has is looked at: is somebody still waiting, is it late
 WORKER_GRACE_S = 10.0  # how long past the time-out a worker may take before it counts as hung
 MAX_UNITS = 2**52  # one completion may claim; stays exact in JSON

@@ -73,7 +73,7 @@ from secure_runtime.host.spawn import python_paths, worker_environment
 from secure_runtime.host.watching import Watcher
 from secure_runtime.host.witnesses import witnessed
 from secure_runtime.host.worker_life import Around, Planned, Published
-from secure_runtime.limits import DRAIN_S, MAX_REMEMBERED_KEY_IDS, MAX_TOLD
+from secure_runtime.limits import COLLECT_EVERY, DRAIN_S, MAX_REMEMBERED_KEY_IDS, MAX_TOLD
 
 
 class RuntimeHost:
@@ -469,6 +469,7 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
             )
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 gc.freeze()  # what stands now stands until the end: collections need not look at it
+                gc.set_threshold(COLLECT_EVERY)
                 runner.run(_until_signal(host))
     finally:
         log.close()

@@ -46,7 +46,7 @@ from sealgate.protocol.frames import (
 )
 from sealgate.protocol.secrets import Secret
 from secure_runtime.errors import SandboxRefused
-from secure_runtime.limits import MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
+from secure_runtime.limits import COLLECT_EVERY, MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
 from secure_runtime.models.devices import prepare_device
 from secure_runtime.worker.engine.lookup import LoadedModels
@@ -208,5 +208,6 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     send(Hello(facts=facts), b"")
     flush(sock, outgoing)
     gc.freeze()  # torch is a million objects that stay: collections need not look at them
+    gc.set_threshold(COLLECT_EVERY)
     serve(worker, sock, outgoing)
     return 0
