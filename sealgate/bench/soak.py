@@ -1,8 +1,8 @@
 """The soak: a steady load for long, and whether memory stays flat.
 
 Every few seconds of load the memory of each process is read. The slope is a least-squares line over the second half,
-when caches are full; a process is called flat where it would take more than `_FLAT_MI` MiB in a day of that not at
-all. Trusts: /proc. Never: hides a refused request: the first one ends the soak.
+when caches are full; a process is called flat where that is less than `_FLAT_MI` MiB an hour.
+Trusts: /proc. Never: hides a refused request: the first one ends the soak.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ _CALLERS = 8
 _RUN_S = 5.0
 _EVIDENCE_S = 60.0
 _MI = 1 << 20
+_REMEMBERED = 120  # bytes of an entry of the worker's replay set, in CPython
 _FLAT_MI = 1.0  # an hour; less than this is noise of an allocator
 
 
@@ -79,6 +80,11 @@ def _table(watched: dict[int, Watched], rates: list[float], *, answered: int, mi
         numbers.append({"role": one.role, "bytes": one.bytes, "at_s": one.at_s, "mi_per_hour": hourly})
     if rates:
         first, last = rates[: max(1, len(rates) // 4)], rates[-max(1, len(rates) // 4) :]
+        remembered = sum(rates) / len(rates) * 3600 * _REMEMBERED / _MI
+        table.notes.append(
+            f"A worker must remember every request that it opened until its key is gone (about {_REMEMBERED} bytes "
+            f"each, bounded): at this rate up to {remembered:.0f} MiB an hour of its growth are that."
+        )
         table.notes.append(
             f"Requests/s: {sum(first) / len(first):.0f} in the first quarter, {sum(last) / len(last):.0f} in the last."
         )
