@@ -121,6 +121,7 @@ class Live:
                     return False
 
             wait_until(asks, within_s=READY_S, what="readiness")
+        self.token()  # msgspec learns types at their first use: not in several threads of a test at once
 
     def kill(self, name: str) -> None:
         """SIGKILL one of our processes, or the worker."""

@@ -14,6 +14,7 @@ Trusts: `supervisor` for single workers. Never: runs two changes at once; looks 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ class Fleet:
         request_timeout_s: float = 30.0,
     ) -> None:
         self._around = around
-        self._plan = plan
+        self._plan = _one_at_a_time(plan)
         self._workers = workers
         self._per_model = per_model
         self._drain_s = drain_s
@@ -297,6 +298,18 @@ class Fleet:
         for lane in gone:
             self.lanes.pop(lane).retire()
         self._around.on_change()
+
+
+def _one_at_a_time(plan: Plan) -> Plan:
+    """Plans are made in threads: several at once would only wait for the same files, and what reads them learns its
+    types at the first use, which not every library lets two threads do at once."""
+    lock = threading.Lock()
+
+    def locked(lane: Lane, choice: Choice, avoid: tuple[int, ...]) -> Planned:
+        with lock:
+            return plan(lane, choice, avoid)
+
+    return locked
 
 
 def _planner(plan: Plan, lane: Lane, choice: Choice) -> Callable[[tuple[int, ...]], Planned]:
