@@ -109,7 +109,7 @@ def test_the_same_row_is_noised_anew_each_time_and_neighbours_are_left_alone(ask
     ends = asker.sweep(plain[0], *noisy, plain[1])
     answers = [outputs(response) for _, response in ends]
     assert answers[0] == answers[-1]
-    # Of a model that is sure, half of the noised answers lie beyond 1 and are clipped to it: all 20 once in 700,000 runs.
+    # Of a sure model half of the noised answers lie beyond 1 and are clipped to it: all 20 once in 700,000 runs.
     assert len({tuple(answer["scores"][0]) for answer in answers[1:-1]}) > 1
     assert [done.completion.statement.eps_micro for done, _ in ends] == [0, *[4_000_000] * 20, 0]
 
