@@ -42,5 +42,10 @@ class Runtime(Model):
 if __name__ == "__main__":
     runtime = Runtime(Served().name)
     ModelServer(
-        http_port=int(sys.argv[1]), workers=1, enable_grpc=False, enable_docs_url=False, access_log_format=None
+        http_port=int(sys.argv[1]),
+        workers=1,
+        enable_grpc=False,
+        enable_docs_url=False,
+        enable_latency_logging=False,
+        access_log_format=None,
     ).start([runtime])

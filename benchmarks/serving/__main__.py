@@ -58,7 +58,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there and leave it (logs, models)")
     given = parser.parse_args()
     if given.quick:
-        given.connections, given.rounds = "32", 3
+        given.connections, given.rounds = "32", min(3, given.rounds)
     return given
 
 
