@@ -52,6 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="of every cell and server (5)")
     parser.add_argument("--seconds", type=float, default=0.7, help="that one run counts (0.7)")
     parser.add_argument("--warm", type=float, default=0.2, help="seconds before that, not counted (0.2)")
+    parser.add_argument("--minutes", type=float, default=19.0, help="take fewer rounds than to last longer (19)")
     parser.add_argument("--no-tls", action="store_true", help="leave out ours over TLS")
     parser.add_argument("--quick", action="store_true", help="32 connections, 3 rounds, binary and JSON")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
@@ -96,11 +97,17 @@ class Comparison:
         self.measured: list[Measured] = []
         self.missing: list[str] = []
         self.opened = 0
+        self._deadline = monotonic_ns() + int(given.minutes * 60e9)
+        self._left = len(self.cells)
+        self._start_ns = 0  # what starting all peers took, the last time
+        self._models_left = 0
+        self._round_ns = 0  # what a round of a cell took, the last time
 
     def run(self) -> None:
         """Train, start ours, then one model after the other with all peers."""
         deployment = make_deployment(self.folder / "state")
         names = tuple(dict.fromkeys(cell.model for cell in self.cells))
+        self._models_left = len(names)
         _say(f"training {', '.join(names)} for a moment, and starting our own service")
         models = train_models(names, self.folder, state=deployment.root)
         ours = Ours(deployment)
@@ -115,8 +122,11 @@ class Comparison:
         running: list[RunningPeer] = []
         mine: list[OurSystem] = []
         try:
+            began = monotonic_ns()
             for peer in self.peers:
                 self._start(peer, model, running)
+            self._start_ns = monotonic_ns() - began
+            self._models_left -= 1
             cells = [cell for cell in self.cells if cell.model == model.name]
             mine.append(OurSystem(ours, {model.name: model}, tls=False, tls_connections=0))
             if not self.given.no_tls:
@@ -148,6 +158,17 @@ class Comparison:
         started.pause()
         running.append(started)
 
+    def _rounds(self) -> int:
+        """How many rounds of the next cell there is time for: as many as were asked for, or fewer, but one."""
+        asked: int = self.given.rounds
+        if not self._round_ns:
+            return asked
+        time_left = self._deadline - monotonic_ns() - self._start_ns * self._models_left
+        rounds = max(1, min(asked, time_left // (self._round_ns * self._left)))
+        if rounds < asked:
+            _say(f"time is short: {rounds} of {asked} rounds")
+        return rounds
+
     def _miss(self, text: str) -> None:
         _say(f"not measured: {text}")
         self.missing.append(text)
@@ -163,13 +184,15 @@ class Comparison:
                 self._miss(f"{system.name} in {cell}: {why}")
             else:
                 fit.append(system)
-        given = self.given
-        found = list(measure(fit, cell, rounds=given.rounds, seconds=given.seconds, warm_s=given.warm))
+        given, began, rounds = self.given, monotonic_ns(), self._rounds()
+        found = list(measure(fit, cell, rounds=rounds, seconds=given.seconds, warm_s=given.warm))
+        self._round_ns = (monotonic_ns() - began) // rounds
+        self._left -= 1
         self.measured += found
         for one in found:
             if one.error:
                 self._miss(f"{one.system} in {cell}, round {one.round}: {one.error}")
-        rates = {one.system: one.rate for one in found if one.round == given.rounds - 1}
+        rates = {one.system: one.rate for one in found if one.round == rounds - 1}
         _say(f"{cell}: " + ", ".join(f"{name} {rate:.0f}" for name, rate in rates.items()))
 
     def report(self, elapsed_s: float) -> str:
@@ -177,7 +200,7 @@ class Comparison:
         names = ["sealgate", *([] if self.given.no_tls else ["sealgate, TLS"]), *(peer.name for peer in self.peers)]
         singles = [cell for cell in self.cells if cell.connections == self.cells[0].connections]
         parts = [
-            f"{platform.python_version()}, {os.cpu_count()} cores, {self.given.rounds} interleaved rounds of "
+            f"{platform.python_version()}, {os.cpu_count()} cores, up to {self.given.rounds} interleaved rounds of "
             f"{self.given.seconds:g} s, {elapsed_s / 60:.1f} minutes; {self.opened} of our answers opened and verified",
         ]
         for connections in dict.fromkeys(cell.connections for cell in self.cells):
@@ -205,6 +228,8 @@ def main() -> int:
     except SealgateError as error:
         _say(f"benchmarks.serving: {error}")
         return 1
+    except KeyboardInterrupt:
+        _say("interrupted; what was measured until now:")
     finally:
         end_all()
         if given.json:
