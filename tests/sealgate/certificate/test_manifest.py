@@ -53,6 +53,13 @@ def with_column(manifest, **changes):
     )
 
 
+def of_role(manifest, role, datatype):
+    return replace(
+        manifest,
+        outputs=tuple(replace(one, datatype=datatype) if one.role == role else one for one in manifest.outputs),
+    )
+
+
 CHANGES = [
     ("schema", lambda m: replace(m, schema=2)),
     ("name", lambda m: replace(m, name="../etc")),
@@ -81,7 +88,9 @@ CHANGES = [
     ("same-name", lambda m: replace(m, outputs=(m.outputs[0], replace(m.outputs[1], name="label")))),
     ("labels", lambda m: replace(m, outputs=(replace(m.outputs[0], labels=("no",)), m.outputs[1]))),
     ("same-labels", lambda m: replace(m, outputs=tuple(replace(o, labels=("no", "no")) for o in m.outputs))),
-    ("datatype", lambda m: replace(m, outputs=(replace(m.outputs[0], datatype="BYTES"), m.outputs[1]))),
+    ("datatype", lambda m: of_role(m, "label", "FP32")),
+    ("scores-as-text", lambda m: of_role(m, "scores", "BYTES")),
+    ("unknown-datatype", lambda m: of_role(m, "label", "TEXT")),
     ("column-range", lambda m: with_column(m, low="1", high="1")),
     ("column-scale", lambda m: with_column(m, scale="0")),
     ("column-number", lambda m: with_column(m, low="-1e400")),
@@ -97,6 +106,12 @@ def test_a_manifest_that_contradicts_itself_or_a_bound(forge, change):
     assert code_of(canonical_json(changed)) == "manifest-inconsistent"
     with pytest.raises(CertificateError):
         manifest_bytes(changed)
+
+
+def test_a_label_may_come_as_its_class_name_and_scores_may_not(forge):
+    named = of_role(forge.manifest, "label", "BYTES")
+    assert parse_manifest(manifest_bytes(named)) == named
+    assert code_of(canonical_json(of_role(named, "scores", "BYTES"))) == "manifest-inconsistent"
 
 
 def test_other_spellings_are_refused(forge):
