@@ -4,8 +4,9 @@ the machine is sealed; evidence, receipt and seal are verified before an answer 
     tritonclient, KServe's client, curl  --plain, loopback-->  proxy  --TLS, sealed-->  gateway
 
 Whoever may connect to its port asks with its credential: so it listens on a loopback address and nowhere else, takes no
-request from a web page (those carry Origin) and none that names another host (a name that a stranger's DNS points
-here). On a machine with users who must not ask, use the Python client instead.
+request from a browser (Origin comes with a script's and a form's, Sec-Fetch-Site and Referer with what a page only
+loads or links to) and none that names another host (a name that a stranger's DNS points here). On a machine with users
+who must not ask, use the Python client instead.
 
 Trusts: the trust directory, and everybody on the loopback interface. Never: hands on an answer that does not hold; logs
 what it carries.
@@ -30,9 +31,12 @@ from sealgate.errors import SealgateError
 from sealgate.limits import MAX_INNER_MESSAGE
 from sealgate.protocol.inference import HEADER_LENGTH_FIELD
 
-MAX_AT_ONCE = 64  # requests; others wait
+MAX_AT_ONCE = 64  # requests whose bodies are held; others wait before theirs is read
+MAX_CONNECTIONS = 256  # a thread each; further ones are closed at once
 IDLE_S = 30.0  # for a caller's next byte
 _HANDED_ON = ("content-type", HEADER_LENGTH_FIELD)
+_OF_BROWSERS = ("origin", "referer", "sec-fetch-site")  # Fetch Metadata: sent to loopback addresses as to https
+_ONCE = ("host", "content-length", "content-encoding", *_HANDED_ON)
 _LIVE, _READY, _SERVER = "/v2/health/live", "/v2/health/ready", "/v2"
 
 Ask = Callable[[str, str, list[tuple[str, str]], bytes], tuple[int, list[tuple[str, str]], bytes]]
@@ -116,6 +120,7 @@ class LocalProxy(ThreadingHTTPServer):
             raise UsageError(f"{host}: the proxy listens on a loopback address only, such as 127.0.0.1")
         self.ask = ask
         self.at_once = BoundedSemaphore(MAX_AT_ONCE)
+        self._places = BoundedSemaphore(MAX_CONNECTIONS)
         if ":" in host:
             import socket
 
@@ -124,6 +129,23 @@ class LocalProxy(ThreadingHTTPServer):
         shown = f"[{host}]" if ":" in host else host
         self.url = f"http://{shown}:{self.server_address[1]}"
         self.names = frozenset(f"{name}:{self.server_address[1]}" for name in (shown, "localhost"))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own, if there is one left."""
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller that hangs up is no news, and a traceback might quote what it sent."""
@@ -146,15 +168,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self._answer(*_document(*refused))
             return
-        body = self.rfile.read(int(self.headers.get("content-length", "0")))
+        length = int(self.headers.get("content-length", "0"))
         fields = [(name, self.headers[name]) for name in _HANDED_ON if name in self.headers]
         with self.server.at_once:
+            body = self.rfile.read(length)
+            if len(body) < length:  # it went away in the middle: what it meant to ask is not known
+                self.close_connection = True
+                return
             self._answer(*self.server.ask(self.command, "/" + self.path.lstrip("/"), fields, body))
 
     def _refusal(self) -> tuple[int, dict[str, str]] | None:
         length = self.headers.get("content-length", "0")
         for holds, status, why in (
-            ("origin" not in self.headers, 403, "web pages may not ask here"),
+            (not any(name in self.headers for name in _OF_BROWSERS), 403, "web pages may not ask here"),
+            (all(len(self.headers.get_all(name, ())) < 2 for name in _ONCE), 400, "a field is given twice"),
             (self.headers.get("host", "").lower() in self.server.names, 403, "this is another host"),
             ("transfer-encoding" not in self.headers, 411, "send Content-Length"),
             (length.isascii() and length.isdigit() and int(length) <= MAX_INNER_MESSAGE, 413, "the body is too large"),

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import io
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -361,6 +362,49 @@ def test_who_may_not_ask_is_refused_before_anything_is_sent(
     finally:
         connection.close()
     assert service.count("/sealed") == 0
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        ("Sec-Fetch-Site", "cross-site"),  # an image, a script, a link: browsers send no Origin with these
+        ("Sec-Fetch-Site", "none"),  # typed in, or opened by another program
+        ("Referer", "https://a.test/"),
+        ("Origin", "null"),
+        ("Host", "a.test"),  # a second one
+        ("Content-Length", "0"),
+    ],
+)
+def test_what_a_page_merely_loads_or_links_to_is_not_asked_for_either(
+    proxy: LocalProxy, service: Any, field: tuple[str, str]
+) -> None:
+    with socket.create_connection(proxy.server_address[:2], timeout=30) as caller:
+        head = f"GET /v2/models/toy HTTP/1.1\r\nHost: {urlsplit(proxy.url).netloc}\r\nContent-Length: 0\r\n"
+        caller.sendall(f"{head}{field[0]}: {field[1]}\r\n\r\n".encode())
+        answer = caller.makefile("rb").read()  # until it closes
+    assert answer.startswith(b"HTTP/1.1 403" if field[0] not in ("Host", "Content-Length") else b"HTTP/1.1 400")
+    assert service.count("/sealed") == 0
+
+
+def test_a_body_that_does_not_come_whole_is_not_asked_with(proxy: LocalProxy, service: Any) -> None:
+    with socket.create_connection(proxy.server_address[:2], timeout=30) as caller:
+        head = f"POST /v2/models/toy/infer HTTP/1.1\r\nHost: {urlsplit(proxy.url).netloc}\r\nContent-Length: 9\r\n\r\n"
+        caller.sendall(head.encode() + b"{}")
+        caller.shutdown(socket.SHUT_WR)
+        assert caller.makefile("rb").read() == b""
+    assert service.count("/sealed") == 0
+
+
+def test_connections_beyond_the_most_are_closed_at_once_and_their_places_come_back(
+    proxy: LocalProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proxy, "_places", threading.BoundedSemaphore(1))
+    with socket.create_connection(proxy.server_address[:2], timeout=30) as first:
+        first.sendall(f"GET /v2/health/live HTTP/1.1\r\nHost: {urlsplit(proxy.url).netloc}\r\n\r\n".encode())
+        assert first.recv(64).startswith(b"HTTP/1.1 200")  # it is kept open, in its thread
+        with socket.create_connection(proxy.server_address[:2], timeout=30) as second:
+            assert second.recv(1) == b""
+    assert proxy._places.acquire(timeout=30)
 
 
 def test_a_path_that_cannot_be_sealed_is_said_so(proxy: LocalProxy) -> None:
