@@ -29,6 +29,7 @@ from gateway.limits import (
 from gateway.telemetry import Telemetry, quoted
 from sealgate.deployment import socket_address
 from sealgate.errors import DecodeError
+from sealgate.protocol.frame_writer import FrameWriter
 from sealgate.protocol.frames import (
     Answer,
     AuditRead,
@@ -48,7 +49,6 @@ from sealgate.protocol.frames import (
     Refused,
     RuntimeState,
     Submit,
-    encode_frame,
 )
 
 _F = TypeVar("_F", bound=Frame)
@@ -247,9 +247,11 @@ class _Connection(asyncio.Protocol):
         self._take = take
         self._reader = FrameReader(HostToGateway)
         self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+        self._writer = FrameWriter(self._transport)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -259,17 +261,17 @@ class _Connection(asyncio.Protocol):
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._writer = None
         self.lost.set()
 
     @property
     def unsent(self) -> int:
         """Bytes that the host has not taken yet."""
-        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self._writer.unsent if self._writer is not None else 0
 
     def send(self, frame: Frame, body: bytes = b"") -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(encode_frame(frame, body))
+        if self._writer is not None:
+            self._writer.send(frame, body)
 
     def abort(self) -> None:
         if self._transport is not None:

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 
 from sealgate.errors import DecodeError
 from sealgate.local_socket import bind_local
+from sealgate.protocol.frame_writer import FrameWriter
 from sealgate.protocol.frames import (
     Answer,
     AuditRead,
@@ -32,7 +33,6 @@ from sealgate.protocol.frames import (
     Refused,
     RuntimeState,
     Submit,
-    encode_frame,
 )
 from secure_runtime.host.metrics import HostMetrics
 from secure_runtime.limits import MAX_IN_FLIGHT_PER_GATEWAY, MAX_UNREAD_BYTES
@@ -69,10 +69,12 @@ class _GatewayConnection(asyncio.Protocol):
         self._server = server
         self._reader = FrameReader(GatewayToHost)
         self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
         self._gone: dict[int, asyncio.Event] = {}  # one per request in flight
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+        self._writer = FrameWriter(self._transport)
         self._server.connections.add(self)
         self.send(self._server.service.state())
 
@@ -115,13 +117,13 @@ class _GatewayConnection(asyncio.Protocol):
 
     def send(self, frame: HostToGateway, body: bytes = b"") -> None:
         """Write a frame; a gateway that went away is not an error, one that stopped reading has gone away."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(encode_frame(frame, body))
-            if self._transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+        if self._transport is not None and self._writer is not None:
+            self._writer.send(frame, body)
+            if self._writer.unsent > MAX_UNREAD_BYTES:
                 self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+        self._transport = self._writer = None
         self._server.connections.discard(self)
         if self._server.metrics is not None:
             self._server.metrics.gone(self)
@@ -130,7 +132,8 @@ class _GatewayConnection(asyncio.Protocol):
 
     def close(self) -> None:
         """Write what is queued and close."""
-        if self._transport is not None:
+        if self._transport is not None and self._writer is not None:
+            self._writer.flush()
             self._transport.close()
 
 

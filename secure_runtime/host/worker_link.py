@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from sealgate.errors import DecodeError
+from sealgate.protocol.frame_writer import FrameWriter
 from sealgate.protocol.frames import (
     BootFailed,
     Cancel,
@@ -25,7 +26,6 @@ from sealgate.protocol.frames import (
     KeysChanged,
     Work,
     WorkerToHost,
-    encode_frame,
 )
 from secure_runtime.errors import WorkerGone
 from secure_runtime.limits import LOOK_EVERY_S
@@ -65,6 +65,7 @@ class WorkerLink(asyncio.Protocol):
         self._on_lost = on_lost
         self._reader = FrameReader(WorkerToHost)
         self._transport: asyncio.Transport | None = None
+        self._writer: FrameWriter | None = None
         self._waiting: dict[int, _Given] = {}
         self._looking: asyncio.TimerHandle | None = None
         self._next_id = 1
@@ -76,6 +77,7 @@ class WorkerLink(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the event loop."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
+        self._writer = FrameWriter(self._transport)
 
     def data_received(self, data: bytes) -> None:
         """Called by the event loop."""
@@ -103,7 +105,7 @@ class WorkerLink(asyncio.Protocol):
         for given in waiting.values():
             if not given.future.done():
                 given.future.set_exception(why)
-        self._transport = None
+        self._transport = self._writer = None
         self._on_lost(why)
 
     # For the host ----------------------------------------------------------------------------------------------------
@@ -121,9 +123,9 @@ class WorkerLink(asyncio.Protocol):
 
     def send(self, frame: HostToWorker, body: bytes = b"") -> None:
         """Queue a frame; raises WorkerGone when there is no worker."""
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._writer is None or self._transport.is_closing():
             raise WorkerGone("the worker ended")
-        self._transport.writelines(encode_frame(frame, body))
+        self._writer.send(frame, body)
 
     async def run(
         self, grant: Grant, body: bytes, *, media_type: str, gone: asyncio.Event, timeout_s: float, grace_s: float
