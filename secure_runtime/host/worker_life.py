@@ -317,7 +317,7 @@ class WorkerLife:
 
     def retire(self, *, drain_s: float, grace_s: float) -> None:
         """Another one is published in its place. What is sealed to its keys is still taken for `drain_s`; what was
-        taken may come to its end within `grace_s` more."""
+        taken may come to its end within `grace_s` more; and one that then does not leave within `grace_s` is ended."""
         if self.live is not None:
             self.live.footing.retired = True
         if self._draining is None:
@@ -335,6 +335,8 @@ class WorkerLife:
         while self.live is not None and self.live.footing.expected and loop.time() < until:  # noqa: ASYNC110 - a count
             await asyncio.sleep(DRAIN_POLL_S)
         self.leave()
+        await asyncio.sleep(grace_s)  # cancelled when it ends; what it holds must not outlive its model's removal
+        self.kill(WorkerGone("it was replaced, and does not leave", code="worker-hung"))
 
     def leave(self) -> None:
         """Ask it to finish what it has and to end."""

@@ -32,6 +32,7 @@ from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import Record
 from secure_runtime.errors import RuntimeUnavailable, SwitchRefused
 from secure_runtime.host import fleet as module
+from secure_runtime.host import supervisor
 from secure_runtime.host.choice import Choice
 from secure_runtime.host.fleet import Fleet, Lane
 from secure_runtime.host.key_owners import KeyOwners
@@ -225,6 +226,23 @@ def test_a_new_worker_takes_over_in_one_moment_and_the_old_one_keeps_its_keys_un
     assert bench.committed == ["12"], "it is committed once the new worker's start is on record"
     assert [r.reason for r in bench.records() if r.kind == "worker.stop"] == ["replaced", "stopped"]
     assert len(bench.workers) == 2
+
+
+def test_a_worker_that_was_replaced_and_does_not_leave_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "WORKER_GRACE_S", 0.0)
+    bench.make(drain_s=0.0, request_timeout_s=0.0)
+
+    async def act(bench: Bench) -> None:
+        old = await bench.live(0, "1")
+        switching = bench.switch(BOTH)
+        (await bench.worker(1)).hello("2")
+        await switching
+        await bench.until(lambda: old.killed)  # it was asked to leave, and its socket never closed
+        await bench.until(lambda: any(record.kind == "worker.stop" for record in bench.records()))
+        assert bench.instances() == "2"
+
+    bench.play(act)
+    assert [r.reason for r in bench.records() if r.kind == "worker.stop"] == ["worker-hung", "stopped"]
 
 
 def _refuse(facts: Sequence[WorkerFacts]) -> None:
