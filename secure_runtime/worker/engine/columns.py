@@ -23,7 +23,7 @@ from secure_runtime.errors import BadInput
 from secure_runtime.models.wire import HELD_AS, READ_AS
 from secure_runtime.worker.engine.tensors import numbers_of
 
-_OTHERS = "*"
+_OTHERS = b"*"
 _SHOWN = 8  # values of a list that one error names
 
 
@@ -51,34 +51,38 @@ def table_of(given: Mapping[str, Tensor], spec: InputTensor) -> torch.Tensor:
         raise BadInput(f"input '{spec.name}' has no rows")
     if rows * len(spec.columns) > MAX_TENSOR_ELEMENTS:
         raise BadInput(f"input '{spec.name}' has too many rows; send fewer at once", status=413)
-    table = torch.empty(rows, len(spec.columns), dtype=HELD_AS[spec.datatype])
-    texts = {name: tensor_to_list(tensor) for name, tensor in given.items() if tensor.datatype == "BYTES"}
+    table = torch.zeros(rows, len(spec.columns), dtype=HELD_AS[spec.datatype])
+    names = {column.name for column in spec.columns}
+    of_texts: dict[str, dict[bytes, int]] = {}  # by text column: where in the table each value of its list stands
     for place, column in enumerate(spec.columns):
         kind, marked, value = column.name.partition("=")
         if column.name in given:
+            if marked and kind in given and kind not in names:
+                raise BadInput(f"column '{kind}' and column '{column.name}' are one column; send one of them")
             table[:, place] = _converted(given[column.name], spec)
-        elif marked and kind in texts:
-            listed = _listed(spec, kind)
-            table[:, place] = torch.tensor([_is(text, value, listed, kind) for text in texts[kind]])
+        elif marked and kind in given and given[kind].datatype == "BYTES":
+            of_texts.setdefault(kind, {})[value.encode()] = place
         elif marked and kind in given:
             raise BadInput(f"column '{kind}' is {given[kind].datatype}, expected BYTES", code="input-datatype")
         else:
             raise BadInput(f"column '{column.name}' of input '{spec.name}' is missing; send all columns, or one tensor")
+    for kind, listed in of_texts.items():
+        table[torch.arange(rows), _places(given[kind], listed)] = 1
     return table
 
 
-def _listed(spec: InputTensor, kind: str) -> frozenset[str]:
-    """The public list of a text column's values."""
-    return frozenset(column.name.partition("=")[2] for column in spec.columns if column.name.startswith(f"{kind}="))
-
-
-def _is(text: bytes, value: str, listed: frozenset[str], kind: str) -> float:
-    said = text.decode(errors="replace")
-    known = said in listed and said != _OTHERS
-    if not known and _OTHERS not in listed:
-        some = ", ".join(f"'{one}'" for one in sorted(listed)[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
-        raise BadInput(f"column '{kind}' has a value that is none of {some}", code="input-range")
-    return float(said == value if known else value == _OTHERS)
+def _places(tensor: Tensor, listed: Mapping[bytes, int]) -> torch.Tensor:
+    """For each row the column that is one, int64 [rows]: one look for each, however long the list is."""
+    others = listed.get(_OTHERS)
+    found: list[int] = []
+    for text in tensor_to_list(tensor):
+        place = listed.get(text, others) if text != _OTHERS else others
+        if place is None:
+            values = sorted(value.decode() for value in listed)
+            some = ", ".join(f"'{one}'" for one in values[:_SHOWN]) + (", ..." if len(values) > _SHOWN else "")
+            raise BadInput(f"column '{tensor.name}' has a value that is none of {some}", code="input-range")
+        found.append(place)
+    return torch.tensor(found)
 
 
 def _converted(tensor: Tensor, spec: InputTensor) -> torch.Tensor:
