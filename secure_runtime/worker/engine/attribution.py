@@ -122,6 +122,11 @@ class Explainer:
             spec for spec in manifest.inputs if not (tied and isinstance(spec.content, GraphEdgesContent))
         )
 
+    @property
+    def explained(self) -> tuple[str, ...]:
+        """The inputs that get attributions."""
+        return tuple(spec.name for spec in self._explained)
+
     def explain(self, inputs: Mapping[str, torch.Tensor], target: int) -> Attributions:
         """One row: `inputs` by name, [1, ...] each, as `predict` takes them; `target` a class, 0 for a value."""
         with torch.inference_mode(mode=False), torch.no_grad():

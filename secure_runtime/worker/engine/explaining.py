@@ -11,12 +11,16 @@ noise an answer, or to keep scores back, is one that an explanation would undo: 
 Rounding applies to every number. Of the training data it says no more than the certificate's epsilon allows, because it
 is computed from the weights alone.
 
+What can be refused is refused before the first row. What fails later costs the rows that were explained until then:
+otherwise whoever asks for an answer that is too large would have the work for nothing.
+
 Trusts: `Job`. Never: explains under a duty that it would break; does more work than its bounds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -26,10 +30,10 @@ from sealgate.limits import MAX_FIELD_SECTION, MAX_INNER_MESSAGE
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import Obligations
 from secure_runtime.errors import BadInput
-from secure_runtime.limits import MAX_EXPLAIN_EVALUATIONS, MAX_EXPLAIN_WORK
+from secure_runtime.limits import MAX_EXPLAIN_EVALUATIONS, MAX_EXPLAIN_ROWS, MAX_EXPLAIN_WORK
 from secure_runtime.models.predictor import Predictor
 from secure_runtime.models.tokenizers import spans_of
-from secure_runtime.worker.engine.answers import EngineAnswer, completed
+from secure_runtime.worker.engine.answers import EngineAnswer, completed, failed
 from secure_runtime.worker.engine.attribution import METHODS, Attributions, Explainer, evaluations, methods_of
 from secure_runtime.worker.engine.obligations import apply_to_values
 from secure_runtime.worker.engine.parsing import Job, require_outputs
@@ -45,20 +49,29 @@ def explained(job: Job, *, go_on: Callable[[], None], entropy: Entropy) -> Engin
     manifest, predictor = job.model.manifest, job.model.predictor
     method = _method(job)
     _require_bounded(job, method)
-    targets = _targets(job)
     assert isinstance(predictor, Predictor)
     explainer = Explainer(manifest, predictor, method, entropy=entropy)
+    require_outputs(job.request, _names(job, explainer), of="the explanation")
+    targets = _targets(job)
     rows: list[Attributions] = []
-    for row, target in enumerate(targets):
-        go_on()
-        one = explainer.explain({name: values[row : row + 1] for name, values in job.inputs.items()}, target)
-        if not all(bool(torch.isfinite(values).all()) for values in one.by_input.values()):
-            others = ", ".join(name for name in methods_of(manifest) if name != method)
-            raise BadInput(f"row {row + 1} has no {method}; try another method: {others}", code="explain-not-offered")
-        rows.append(one)
-    outputs = _outputs(job, rows, targets)
-    require_outputs(job.request, list(outputs), of="the explanation")
-    return _formed(job, outputs, method)
+    try:
+        for row, target in enumerate(targets):
+            go_on()
+            rows.append(explainer.explain({name: one[row : row + 1] for name, one in job.inputs.items()}, target))
+            if not all(bool(torch.isfinite(values).all()) for values in rows[-1].by_input.values()):
+                others = ", ".join(name for name in methods_of(manifest) if name != method)
+                why = f"row {row + 1} has no {method}; try another method: {others}"
+                raise BadInput(why, code="explain-not-offered")
+        return _formed(job, _outputs(job, rows, targets), method)
+    except BadInput as error:
+        return replace(failed(error, job.model), units=len(rows) * manifest.explain_units)
+
+
+def _names(job: Job, explainer: Explainer) -> list[str]:
+    """Every output that `_outputs` will make."""
+    texts = [spec.name for spec in job.model.manifest.inputs if isinstance(spec.content, TextContent)]
+    spans = [f"spans.{name}" for name in texts]
+    return [*(f"attribution.{name}" for name in explainer.explained), *spans, "output", "baseline", "target"]
 
 
 def _require_permitted(obligations: Obligations) -> None:
@@ -88,6 +101,7 @@ def _require_bounded(job: Job, method: str) -> None:
     """Raise BadInput for more work than one request may make."""
     each = evaluations(job.model.manifest, method)
     most = min(
+        MAX_EXPLAIN_ROWS,
         MAX_EXPLAIN_EVALUATIONS // each,
         MAX_EXPLAIN_WORK // max(1, each * job.model.manifest.architecture.row_work()),
     )

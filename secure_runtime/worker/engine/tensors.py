@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sealgate.certificate.inputs import ImageContent, InputTensor, TextContent
-from sealgate.limits import MAX_TENSOR_ELEMENTS
+from sealgate.limits import MAX_INNER_MESSAGE, MAX_TENSOR_ELEMENTS
 from sealgate.protocol.inference import Tensor, tensor_to_list
 from secure_runtime.errors import BadInput
 from secure_runtime.models.tokenizers import tokens_of
@@ -23,6 +23,7 @@ from secure_runtime.models.wire import HELD_AS, READ_AS
 from secure_runtime.worker.engine.pictures import pixels_of
 
 _BEYOND_INT64 = 1 << 63
+_LENGTH = struct.Struct("<I")  # before each text of BYTES
 
 
 def shape_text(shape: Sequence[int]) -> str:
@@ -94,10 +95,14 @@ def texts_of(tensor: Tensor, spec: InputTensor) -> list[str]:
 
 def from_torch(name: str, values: torch.Tensor, datatype: str, *, labels: Sequence[str] = ()) -> Tensor:
     """A dense torch tensor as the protocol carries it, converted to the declared datatype: numbers rounded to nearest,
-    indices [n] as BYTES to the `labels` that they stand for."""
+    indices [n] as BYTES to the `labels` that they stand for. Raises BadInput for more names than a message holds."""
     if datatype == "BYTES":
-        texts = [labels[index].encode() for index in values.tolist()]
-        data = b"".join(struct.pack("<I", len(text)) + text for text in texts)
+        texts = [text.encode() for text in labels]
+        size = torch.tensor([_LENGTH.size + len(text) for text in texts])[values.cpu()].sum()
+        if int(size) > MAX_INNER_MESSAGE:  # before it is written: of a name, a request may ask for millions
+            raise BadInput("the answer would be larger than a message may be; send fewer rows at once", status=413)
+        framed = [_LENGTH.pack(len(text)) + text for text in texts]
+        data = b"".join([framed[index] for index in values.tolist()])
         return Tensor(name=name, datatype=datatype, shape=tuple(values.shape), data=data)
     dense = values.to(dtype=HELD_AS[datatype], device="cpu").to(READ_AS[datatype]).contiguous()
     data = dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""

@@ -46,7 +46,7 @@ from sealgate.protocol.inference import Tensor, tensor_from_list
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.models.tokenizers import NOWHERE, spans_of, tokens_of
 from secure_runtime.worker.engine import captum_methods, explaining
-from secure_runtime.worker.engine.attribution import methods_of
+from secure_runtime.worker.engine.attribution import Explainer, methods_of
 
 
 def table(made: Any, architecture: Any, columns: int) -> LoadedModel:
@@ -370,6 +370,31 @@ def test_too_much_work_is_refused_before_it_is_begun(made: Any, monkeypatch: pyt
     monkeypatch.setattr(explaining, "MAX_EXPLAIN_EVALUATIONS", 1 << 17)
     monkeypatch.setattr(explaining, "MAX_EXPLAIN_WORK", 10)
     assert "take another method" in made.error(made.ask(model, tensors, operation="explain"))
+
+
+def test_no_model_is_so_small_that_rows_are_without_bound(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row takes Captum its time: 26,214 rows of two columns were half a minute of a worker's only thread."""
+    model = table(made, LinearRegressionSpec(inputs=2, classes=0), 2)
+    monkeypatch.setattr(Explainer, "explain", lambda *_: pytest.fail("begun"))
+    answer = made.ask(model, [rows("x", np.zeros((4097, 2)))], operation="explain")
+    assert "send at most 4096 rows at once" in made.error(answer)
+
+
+def test_an_output_that_there_is_not_is_refused_before_the_first_row(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tensors = family(made, "mlp")
+    monkeypatch.setattr(Explainer, "explain", lambda *_: pytest.fail("begun"))
+    answer = made.ask(model, tensors, operation="explain", outputs=("scores",))
+    assert ("no output 'scores'" in made.error(answer), answer.units) == (True, 0)
+
+
+def test_what_fails_after_rows_were_explained_costs_those(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tensors = family(made, "mlp")
+    monkeypatch.setattr(explaining, "_MAX_BODY", 10)
+    answer = made.ask(model, tensors, operation="explain")
+    assert (answer.response.status, answer.outcome) == (413, "failed")
+    assert answer.units == tensors[0].shape[0] * model.manifest.explain_units > 0
 
 
 def test_the_price_is_the_manifests(made: Any) -> None:

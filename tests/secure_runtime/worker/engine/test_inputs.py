@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import struct
+import sys
 import zlib
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,8 +29,11 @@ from sealgate.certificate.manifest import ValueRange
 from sealgate.errors import CertificateError
 from sealgate.protocol.inference import DATATYPES, Tensor, tensor_from_list
 from sealgate.protocol.tensors import check_tensor
+from secure_runtime.errors import BadInput
 from secure_runtime.limits import MAX_JPEG_SCANS
 from secure_runtime.models.bundle import LoadedModel, warm_up
+from secure_runtime.worker.engine import tensors
+from secure_runtime.worker.engine.columns import table_of
 
 NUMBERS = [name for name in DATATYPES if name != "BYTES"]
 
@@ -96,6 +101,16 @@ def test_outputs_come_as_they_are_declared(made: Any, score: str, label: str) ->
         assert found["scores"][0] == pytest.approx(plain["scores"][0], abs=0.004)
         wanted = f"class {plain['label'][0]}".encode() if label == "BYTES" else plain["label"][0]
         assert found["label"] == [wanted]
+
+
+def test_class_names_that_no_message_holds_are_refused_before_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, indices = ("a", "b" * 96), torch.tensor([1, 0, 1])
+    monkeypatch.setattr(tensors, "MAX_INNER_MESSAGE", 205)
+    assert tensors.from_torch("label", indices, "BYTES", labels=labels).shape == (3,)
+    monkeypatch.setattr(tensors, "MAX_INNER_MESSAGE", 204)
+    with pytest.raises(BadInput) as refused:
+        tensors.from_torch("label", indices, "BYTES", labels=labels)
+    assert refused.value.status == 413
 
 
 @settings(max_examples=60, deadline=None)
@@ -207,6 +222,39 @@ def test_other_values_of_a_category_have_a_place_where_the_list_says_so(made: An
     whole = made.ask(model, [tensor_from_list("features", "FP32", (3, 2), [1.0, 0.0, 0.0, 1.0, 0.0, 1.0])])
     named = made.ask(model, [column("ward", "BYTES", ["a", "zzz", "*"])])
     assert made.outputs(named) == made.outputs(whole)
+
+
+def test_a_column_that_is_sent_twice_is_refused(made: Any) -> None:
+    sent = [
+        column("age", "FP32", [1.0]),
+        column("pulse", "FP32", [1.0]),
+        column("ward", "BYTES", ["a"]),
+        column("ward=b", "FP32", [1.0]),
+    ]
+    assert "column 'ward' and column 'ward=b' are one column" in made.error(made.ask(linear(made, "FP32"), sent))
+
+
+def test_a_long_list_of_values_costs_one_look_for_each_row(made: Any) -> None:
+    """Counted, not timed: what is called grows with the list, and not with its square."""
+
+    def calls(size: int) -> int:
+        columns = tuple(made.column(f"code={number}") for number in range(size))
+        spec = made.tensor("features", "FP32", (-1, size), TableContent(columns=columns))
+        found = 0
+
+        def count(*_: object) -> None:
+            nonlocal found
+            found += 1
+
+        sys.setprofile(count)
+        try:
+            table = table_of({"code": column("code", "BYTES", ["7", "3"])}, spec)
+        finally:
+            sys.setprofile(None)
+        assert table.nonzero().tolist() == [[0, 7], [1, 3]]
+        return found
+
+    assert calls(800) < 10 * calls(100)
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
