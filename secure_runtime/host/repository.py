@@ -5,7 +5,8 @@ came of it; one that failed is on record too, with its code. What is to be serve
 workers' keys are published, so that a crash in between leaves either the old choice or the new one.
 
 Trusts: who the kernel says is asking; the fleet. Never: drops a worker that serves before another one can take its
-place; opens a bundle.
+place; opens a bundle; makes two changes at once: the later one's record would tell of routes that the earlier one's end
+put out of force again.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class ModelKeeper:
         self._fleet = fleet
         self._rules = rules
         self._tell = tell
+        self._changing = False
 
     async def answer(self, frame: ChangeModels | AskModels, *, by: str) -> ModelsTold:
         """Do it and put it on record; raises LogUnavailable. What is refused is told, with a code, and on record
@@ -53,7 +55,7 @@ class ModelKeeper:
             return self._told(frame.id)
         before = [one.facts.instance for one in self._fleet.published]
         try:
-            record = await (self._route(frame, by) if frame.what == "route" else self._switch(frame, by))
+            record = await self._changed(frame, by)
         except SwitchRefused as error:
             code = error.code if error.code in REFUSALS else "switch-failed"
             why = printable(str(error), limit=MAX_WORKER_WORDS)
@@ -65,6 +67,16 @@ class ModelKeeper:
         return self._told(frame.id, record=record)
 
     # Changes ---------------------------------------------------------------------------------------------------------
+
+    async def _changed(self, frame: ChangeModels, by: str) -> int:
+        """Make one change, if no other is being made; returns the number of its record. Raises SwitchRefused."""
+        if self._changing:
+            raise SwitchRefused("models are being changed this very moment; try again", code="switch-under-way")
+        self._changing = True
+        try:
+            return await (self._route(frame, by) if frame.what == "route" else self._switch(frame, by))
+        finally:
+            self._changing = False
 
     async def _switch(self, frame: ChangeModels, by: str) -> int:
         """New workers; returns the number of the record. Raises SwitchRefused."""
