@@ -44,5 +44,6 @@ def told_text(told: ModelsTold) -> str:
         names = ", ".join(worker.models) or "no model"
         lines.append(printable(f"worker {worker.instance} on {worker.device}: {names}"))
     if told.draining:
-        lines.append(f"{told.draining} replaced workers still take what was sealed to their keys")
+        who = "1 replaced worker still takes" if told.draining == 1 else f"{told.draining} replaced workers still take"
+        lines.append(f"{who} what was sealed to their keys")
     return "\n".join(lines)

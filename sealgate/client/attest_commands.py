@@ -133,8 +133,12 @@ def _obtain(arguments: argparse.Namespace) -> KeptEvidence:
     from sealgate.limits import MAX_KEPT_EVIDENCE
 
     if arguments.file is not None:
-        with arguments.file.open("rb") as file:
-            return parse_kept(file.read(MAX_KEPT_EVIDENCE + 1))
+        try:
+            with arguments.file.open("rb") as file:
+                return parse_kept(file.read(MAX_KEPT_EVIDENCE + 1))
+        except OSError as error:
+            hint = "FILE is what `sealgate attest verify --out FILE` kept; to ask a service, give --trust"
+            raise UsageError(f"{arguments.file} cannot be read: {error.strerror}; {hint}") from error
     if arguments.trust is None:
         raise UsageError("whose evidence? Give --trust for a service, or the FILE of kept evidence")
     if not 0 < arguments.timeout <= 3600:

@@ -125,7 +125,7 @@ def read_token_file(path: Path) -> str:
         with path.open("rb") as file:
             return file.read(MAX_TOKEN + 2).decode("ascii").strip()
     except OSError as error:
-        hint = "make one with: sealgate token STATE_DIR"
+        hint = "make one with: sealgate token issue STATE --tenant T --subject S --purpose P --out FILE"
         raise ConfigurationError(f"token file {path} cannot be read: {error.strerror}; {hint}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"token file {path} does not hold a token") from error

@@ -260,13 +260,13 @@ class SealedChannel:
     def _refused(self, answer: OuterResponse, receipt: str, asked: Asked, evidence: VerifiedEvidence) -> ServiceRefused:
         """The refusal in an answer, with its receipt if that holds."""
         if not receipt:
-            return _refusal(answer)
+            return _refusal(answer, operation=asked.operation)
         try:
             checked = check_refusal(decode_receipt_header(receipt), asked, evidence=evidence, trust=self.trust)
             cose_receipt = self._cose_receipt(answer, checked)
         except ReceiptRefused as refused:
-            return _refusal(answer, receipt_refused=refused)
-        return _refusal(answer, checked=checked, cose_receipt=cose_receipt)
+            return _refusal(answer, operation=asked.operation, receipt_refused=refused)
+        return _refusal(answer, operation=asked.operation, checked=checked, cose_receipt=cose_receipt)
 
     def _cose_receipt(self, answer: OuterResponse, checked: CheckedReceipt) -> bytes:
         text = answer.headers.get("audit-cose-receipt", "") if self._cose else ""
@@ -316,12 +316,14 @@ def _body_of(answer: OuterResponse, media_type: str) -> bytes:
 def _refusal(
     answer: OuterResponse,
     *,
+    operation: str = "",
     checked: CheckedReceipt | None = None,
     cose_receipt: bytes = b"",
     receipt_refused: ReceiptRefused | None = None,
 ) -> ServiceRefused:
     headers = answer.headers
-    problem = read_problem(answer.status, headers.get("content-type", ""), headers.get("retry-after", ""), answer.body)
+    content_type, retry_after = headers.get("content-type", ""), headers.get("retry-after", "")
+    problem = read_problem(answer.status, content_type, retry_after, answer.body, operation=operation)
     given: dict[str, Any] = {
         "code": problem.code,
         "status": problem.status,

@@ -48,6 +48,15 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[TensorMetadata, ...]
     parameters: ModelParameters = ModelParameters()
 
+    def option(self) -> str:
+        """The option of `sealgate infer` that gives what the model takes."""
+        if len(self.inputs) != 1:
+            return "--inputs"
+        name, content = self.inputs[0].name, self.parameters.contents.get(self.inputs[0].name, "")
+        if content == "image" and not self.parameters.encodings.get(name):
+            return "--inputs"
+        return {"table": "--rows", "image": "--images", "text": "--texts"}.get(content, "--inputs")
+
 
 _decoder = msgspec.json.Decoder(ModelMetadata)
 

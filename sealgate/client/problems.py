@@ -23,6 +23,8 @@ _URN = re.compile(r"urn:sealgate:problem:([a-z0-9-]{1,64})\Z")
 _HINTS = {
     "unauthenticated": "the credential was not accepted; get a new token, or check certificate and DPoP key",
     "forbidden": "the policy does not allow this model for this purpose with this credential",
+    "forbidden:explain": "the policy does not allow explanations of this model for this purpose with this credential; "
+    "`explain` is an action of its own, which a policy must permit",
     "budget-exhausted": "the budget has too little left; wait for its renewal or ask the operator",
     "privacy-budget-exhausted": "the privacy budget has too little left and never renews; ask the operator",
     "too-many-requests": "slow down and try again",
@@ -58,8 +60,8 @@ class Problem:
     renews: datetime | None = None
 
 
-def read_problem(status: int, content_type: str, retry_after: str, body: bytes) -> Problem:
-    """The problem in an answer; one that is no problem document becomes a bare status."""
+def read_problem(status: int, content_type: str, retry_after: str, body: bytes, *, operation: str = "") -> Problem:
+    """The problem in an answer to an operation; one that is no problem document becomes a bare status."""
     document = _Document()
     if content_type.split(";")[0].strip().lower() == MEDIA_TYPE and len(body) <= MAX_PROBLEM:
         try:
@@ -72,7 +74,7 @@ def read_problem(status: int, content_type: str, retry_after: str, body: bytes) 
     spent = code in BUDGET_CODES
     budget = printable(document.budget, limit=MAX_NAME) if spent else ""
     renews = _moment(document.renews) if budget else None
-    hint = budget_text(budget, renews) if budget else _HINTS.get(code, "")
+    hint = budget_text(budget, renews) if budget else _HINTS.get(f"{code}:{operation}", _HINTS.get(code, ""))
     text = (
         f"the service refused ({status} {code})"
         + (f": {hint}" if hint else "")

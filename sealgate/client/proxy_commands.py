@@ -41,7 +41,8 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         server = LocalProxy(arguments.host, arguments.port, asker)
     except OSError as error:
-        raise ConfigurationError(f"{arguments.host}:{arguments.port}: {error.strerror}") from error
+        taken = f"{arguments.host}:{arguments.port}: {error.strerror}"
+        raise ConfigurationError(f"{taken}; stop what listens there, or choose another --port") from error
     say(f"{server.url} asks {connection.trust.url}, sealed, for {arguments.purpose}; Ctrl-C ends it")
     try:
         server.serve_forever()

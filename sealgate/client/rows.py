@@ -71,7 +71,7 @@ def select_columns(table: RowTable, metadata: ModelMetadata) -> list[list[Number
     """The numbers for the model's only input; raises UsageError naming line and column."""
     spec = metadata.inputs[0]
     if len(metadata.inputs) != 1 or len(spec.shape) != 2:
-        raise UsageError(f"model {metadata.name} does not take rows of numbers; use the Python client")
+        raise UsageError(f"model {metadata.name} does not take rows of numbers; give {metadata.option()}")
     wanted = metadata.parameters.columns or tuple(f"column {at + 1}" for at in range(max(spec.shape[1], 0)))
     places = _places(table, wanted, named=bool(metadata.parameters.columns))
     if len(table.rows) * len(places) > MAX_TENSOR_ELEMENTS:

@@ -41,7 +41,7 @@ class Source:
         kind, given = ("image", list(self.pictures)) if self.pictures else ("text", list(self.texts))
         of_kind = [spec.name for spec in metadata.inputs if metadata.parameters.contents.get(spec.name) == kind]
         if len(of_kind) != 1 or len(metadata.inputs) != 1:
-            raise UsageError(f"model {metadata.name} does not take {kind}s; give --inputs")
+            raise UsageError(f"model {metadata.name} does not take {kind}s; give {metadata.option()}")
         if kind == "image" and not metadata.parameters.encodings.get(of_kind[0]):
             raise UsageError(f"model {metadata.name} takes no encoded pictures; give --inputs with its pixels")
         return {of_kind[0]: given}

@@ -151,8 +151,11 @@ class Fleet:
         return tuple(sorted(found.values(), key=lambda one: (one.name, version_order(one.version))))
 
     def next_published(self, model: str = "") -> Published | None:
-        """One of them that serves `model`, each in its turn: clients that ask for evidence are shared out like this."""
-        fit = [one for one in self.published if not model or any(facts.name == model for facts in one.facts.models)]
+        """One of them that serves `model`, each in its turn: clients that ask for evidence are shared out like this.
+        Any of them for a model that there is not: its evidence says so, and which there are."""
+        fit = list(self.published)
+        if any(facts.name == model for facts in self.models):
+            fit = [one for one in fit if any(facts.name == model for facts in one.facts.models)]
         if not fit:
             return None
         self._turn += 1

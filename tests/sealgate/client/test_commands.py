@@ -154,7 +154,7 @@ def test_a_certificate_instead_of_a_token(site: Any, tmp_path: Path, capsys: pyt
     ("words", "says"),
     [
         ((), "no credential"),
-        (("--token-file", "missing"), "sealgate token"),
+        (("--token-file", "missing"), "sealgate token issue"),
         (("--client-cert", "a.pem"), "give both"),
         (("--token-file", "token", "--timeout", "0"), "--timeout"),
         (("--token-file", "token", "--trust", "missing"), "sealgate init"),

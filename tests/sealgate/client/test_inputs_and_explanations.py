@@ -41,6 +41,7 @@ from sealgate.client.commands import INFER
 from sealgate.client.errors import InferenceFailed, UsageError
 from sealgate.client.explain_commands import EXPLAIN
 from sealgate.client.local_proxy import Asker, LocalProxy
+from sealgate.client.proxy_commands import PROXY
 from sealgate.client.session import AsyncSession, Session
 from sealgate.client.transport import SealedTransport
 from sealgate.errors import ConfigurationError
@@ -235,8 +236,11 @@ def test_infer_takes_pictures_texts_and_any_tensors(
     assert run(INFER, site, tmp_path, "--inputs", tmp_path / "ask.json", "--json") == 0
     assert json.loads(capsys.readouterr().out)["outputs"] == by_picture
     (tmp_path / "t.txt").write_text("good\nbad\n")
-    with pytest.raises(UsageError, match="does not take texts"):
+    with pytest.raises(UsageError, match="does not take texts; give --images"):
         run(INFER, site, tmp_path, "--texts", tmp_path / "t.txt")
+    (tmp_path / "rows.csv").write_text("1,2\n")
+    with pytest.raises(UsageError, match="does not take rows of numbers; give --images"):
+        run(INFER, site, tmp_path, "--rows", tmp_path / "rows.csv")
     serving(service, texts())
     service.instance.rotate(9)
     assert run(INFER, site, tmp_path, "--texts", tmp_path / "t.txt", "--json") == 0
@@ -420,6 +424,11 @@ def test_an_answer_that_does_not_hold_is_not_handed_on(proxy: LocalProxy, servic
     answer = httpx.get(f"{proxy.url}/v2/models/toy", trust_env=False)
     assert answer.status_code == 502
     assert "m" not in answer.json().get("name", "")
+
+
+def test_a_port_that_is_taken_is_one_line_that_says_what_to_do(site: Any, proxy: LocalProxy, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="choose another --port"):
+        run(PROXY, site, tmp_path, "--port", urlsplit(proxy.url).port)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "localhost", "::"])

@@ -209,3 +209,9 @@ def test_members_of_a_wrong_type_make_it_no_document(member: str) -> None:
 def test_a_budget_stands_in_no_other_refusal() -> None:
     body = b'{"type":"urn:sealgate:problem:forbidden","budget":"b","renews":null}'
     assert read_problem(403, "application/problem+json", "", body).budget == ""
+
+
+@pytest.mark.parametrize(("operation", "says"), [("explain", "an action of its own"), ("infer", "allow this model")])
+def test_a_refused_explanation_is_told_that_it_needs_a_permit_of_its_own(operation: str, says: str) -> None:
+    body = b'{"type":"urn:sealgate:problem:forbidden"}'
+    assert says in read_problem(403, "application/problem+json", "", body, operation=operation).text

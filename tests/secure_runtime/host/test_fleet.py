@@ -388,9 +388,10 @@ def test_a_model_with_a_worker_of_its_own_comes_and_goes_alone(bench: Bench) -> 
         first, second = await bench.live(0, "1"), await bench.live(1, "2")
         assert (first.plan.bundles, second.plan.bundles) == (("m/1",), ("n",))
         assert fleet.next_published("n").facts.instance[0] == "2"  # type: ignore[union-attr]
-        assert fleet.next_published("o") is None
+        assert fleet.next_published("o") is not None, "evidence that names no such model says so best"
         second.theirs.close()
         await bench.until(lambda: bench.instances() == "1")
+        assert fleet.next_published("n") is None, "its worker is being started anew"
         assert {model.name for model in fleet.models} == {"m", "n"}, "the policy still knows it"
         with pytest.raises(RuntimeUnavailable):
             fleet.worker("n", second.number)
