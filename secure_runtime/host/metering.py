@@ -7,8 +7,13 @@ Energy is known in one of three ways, which the record names:
     nvml       likewise a GPU's counter of energy, for the time in which the batch ran; beside rapl or declared
     declared   watts of a busy processor that the operator states: an estimate, and called one
 
+What a record says its caller reads in the receipt, to the microsecond, and the share of a batch depends on everybody's
+rows in it: on how long another tenant's text is, for example. So the figures of a shared batch are rounded at random to
+one of the two neighbouring powers of two, each as likely as keeps the expectation what was measured: one request's
+figure tells hardly more than its order of magnitude, sums stay true.
+
 Trusts: the kernel's and the driver's counters, the operator's figure, the worker's word for its time, which nothing
-signs. Never: gives energy where none of the three is there.
+signs. Never: gives energy where none of the three is there; states exactly what others took part in.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sealgate.ambient import monotonic_ns
+from sealgate.ambient import Entropy, monotonic_ns, random_bytes
 from sealgate.protocol.frames import Took
 
 POWERCAP = Path("/sys/class/powercap")
@@ -99,17 +104,20 @@ class EnergyMeter:
 class Metering:
     """The detail of an end's record."""
 
-    def __init__(self, energy: EnergyMeter | None) -> None:
+    def __init__(self, energy: EnergyMeter | None, *, entropy: Entropy = random_bytes) -> None:
         """None: nothing is stated."""
         self._energy = energy
+        self._entropy = entropy
 
     def detail(self, took: Took | None) -> dict[str, str]:
         """What stands in the record; nothing where the worker said nothing."""
         if took is None or self._energy is None:
             return {}
-        stated = {"rows": str(took.rows), "cpu_us": str(took.cpu_us)}
+        # One draw for both: two would tell more of the one thing that they come from.
+        drawn = int.from_bytes(self._entropy(4), "big") if took.batch_rows > took.rows else None
+        stated = {"rows": str(took.rows), "cpu_us": str(_blurred(took.cpu_us, drawn))}
         if self._energy.source:
-            stated["energy_uj"] = str(self._energy.microjoules(took))
+            stated["energy_uj"] = str(_blurred(self._energy.microjoules(took), drawn))
             stated["energy_by"] = self._energy.source
         return stated
 
@@ -117,6 +125,14 @@ class Metering:
         """About once a second."""
         if self._energy is not None:
             self._energy.tick()
+
+
+def _blurred(measured: int, drawn: int | None) -> int:
+    """The power of two at or below what was measured, or the next one; `drawn` is of 2**32, None leaves it as it is."""
+    if drawn is None or measured <= 0:
+        return measured
+    below = 1 << (measured.bit_length() - 1)
+    return 2 * below if drawn * below < (measured - below) << 32 else below
 
 
 def open_metering(*, meter: bool, watts_per_cpu: float, device: str = "cpu") -> Metering:

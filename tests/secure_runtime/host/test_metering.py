@@ -12,6 +12,7 @@ from sealgate.protocol.frames import Took
 from secure_runtime.host.metering import EnergyMeter, Metering, open_metering
 
 TOOK = Took(open_us=100, run_us=2_000, seal_us=50, cpu_us=1_000, rows=2, batch_rows=8)
+ALONE = Took(open_us=100, run_us=2_000, seal_us=50, cpu_us=1_000, rows=2, batch_rows=2)
 
 
 class Machine:
@@ -74,16 +75,34 @@ def test_declared_watts_are_called_declared(tmp_path: Path) -> None:
     machine = Machine(tmp_path, packages=0)
     meter = machine.meter(watts=12.5)
     meter.tick()
-    detail = Metering(meter).detail(TOOK)
+    detail = Metering(meter).detail(ALONE)
     assert detail == {"rows": "2", "cpu_us": "1000", "energy_uj": "12500", "energy_by": "declared"}
 
 
 def test_without_a_counter_or_a_declaration_no_energy_is_stated(tmp_path: Path) -> None:
     machine = Machine(tmp_path, packages=0)
-    assert Metering(machine.meter()).detail(TOOK) == {"rows": "2", "cpu_us": "1000"}
+    assert Metering(machine.meter()).detail(ALONE) == {"rows": "2", "cpu_us": "1000"}
     assert Metering(machine.meter()).detail(None) == {}
     assert Metering(None).detail(TOOK) == {}
     assert open_metering(meter=False, watts_per_cpu=5.0).detail(TOOK) == {}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 2**40), st.integers(2, 9))
+def test_a_record_of_a_shared_batch_says_an_order_of_magnitude_and_its_expectation_is_what_was_measured(
+    cpu_us: int, batch_rows: int
+) -> None:
+    meter = EnergyMeter(watts_per_cpu=1.0, powercap=Path("/nonexistent"), stat=Path("/nonexistent"))
+    took = Took(run_us=1, cpu_us=cpu_us, rows=1, batch_rows=batch_rows)
+    below = 1 << (cpu_us.bit_length() - 1)
+    up = (cpu_us - below) * 2**32 // below  # so many of all draws, to the nearest one, round up
+    for drawn, said in ((0, below if cpu_us == below else 2 * below), (up + 1, below), (2**32 - 1, below)):
+        draw = min(drawn, 2**32 - 1).to_bytes(4, "big")
+        detail = Metering(meter, entropy=lambda count, draw=draw: draw).detail(took)
+        assert detail["cpu_us"] == detail["energy_uj"] == str(said)
+    if up:
+        detail = Metering(meter, entropy=lambda count: (up - 1).to_bytes(4, "big")).detail(took)
+        assert detail["cpu_us"] == str(2 * below)
 
 
 def test_a_gpus_counter_counts_while_the_batch_ran_by_rows(tmp_path: Path) -> None:
