@@ -33,6 +33,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ObjectIdentifier
 
 from sealgate.errors import ConfigurationError, DecodeError, EvidenceError
@@ -116,7 +117,8 @@ def judge_nvidia_gpu(proof: bytes, bind: bytes, anchor: GpuAnchor, *, now_us: in
         verify_spdm_signature(report, certificate)
         if report.nonce != bind:
             raise _refused("a GPU's report is about other claims")
-        chip = hashlib.sha256(chain[0]).digest()
+        # By its key: the certificate's own ECDSA signature (r, s) may be written (r, n - s), and it is another file.
+        chip = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if chip in chips:
             raise _refused("a GPU is listed twice")
         chips.add(chip)

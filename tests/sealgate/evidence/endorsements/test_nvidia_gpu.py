@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -192,6 +193,27 @@ def test_every_part_swapped_in_turn_is_refused() -> None:
     refused(proof_of([GPU.gpu(BIND), GPU.gpu(BIND)], DOCUMENTS), None, "twice")
     refused(proof_of([], DOCUMENTS), None, "malformed")
     refused(proof_of([GPU.gpu(BIND)] * 17, DOCUMENTS), None, "malformed")
+
+
+def test_a_gpu_is_one_however_its_certificate_is_written() -> None:
+    """(r, n - s) is a signature where (r, s) is one, so there are two certificates of the same key that both hold."""
+    leaf, *above = DEVICE.certificates
+    written = rewritten(leaf)
+    assert written != leaf
+    judge_nvidia_gpu(proof_of([[GPU.report(BIND), [written, *above]]], DOCUMENTS), BIND, anchor(), now_us=NOW_US)
+    refused(proof_of([GPU.gpu(BIND), [GPU.report(BIND), [written, *above]]], DOCUMENTS), None, "twice")
+
+
+def rewritten(der: bytes) -> bytes:
+    """The same certificate under the other of the two signatures."""
+    found = x509.load_der_x509_certificate(der)
+    r, s = decode_dss_signature(found.signature)
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
+    start = der.index(found.tbs_certificate_bytes) + len(found.tbs_certificate_bytes)
+    algorithm = der[start : start + 2 + der[start + 1]]
+    signature = b"\x00" + encode_dss_signature(r, order - s)
+    body = found.tbs_certificate_bytes + algorithm + b"\x03" + bytes([len(signature)]) + signature
+    return b"\x30\x82" + struct.pack(">H", len(body)) + body
 
 
 @pytest.mark.parametrize(
