@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -102,7 +103,12 @@ def read_table(path: Path, kind: type[Table]) -> Table:
 
 def https_address(text: str, path: Path) -> str:
     """An address that only TLS reaches; raises ConfigurationError."""
-    if not _HTTPS.match(text):
+    try:
+        parts = urlsplit(text)
+        sound = _HTTPS.match(text) and parts.hostname and (parts.port is None or parts.port)
+    except ValueError:  # brackets around what is no address, or a port that is none
+        sound = False
+    if not sound:
         raise ConfigurationError(f"{path}: the address must be https://HOST or https://HOST:PORT")
     return text
 

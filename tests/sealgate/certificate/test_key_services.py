@@ -463,6 +463,10 @@ AWS = {"key": "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef
     [
         ("vault", VAULT | {"address": "http://vault.test:8200"}, "https://HOST"),
         ("vault", VAULT | {"address": "https://user@vault.test"}, "https://HOST"),
+        ("vault", VAULT | {"address": "https://[vault.test"}, "https://HOST"),
+        ("vault", VAULT | {"address": "https://[::z]:8200"}, "https://HOST"),
+        ("vault", VAULT | {"address": "https://vault.test:82000"}, "https://HOST"),
+        ("vault", VAULT | {"address": "https://:8200"}, "https://HOST"),
         ("vault", VAULT | {"token_file": None}, "token_file, or role_id"),
         ("vault", VAULT | {"role_id": "r", "secret_id_file": "s"}, "token_file, or role_id"),
         ("vault", VAULT | {"role_id": "r"}, "token_file, or role_id"),
