@@ -123,17 +123,25 @@ def _check_selection(certificate: Certificate) -> None:
         raise refusal("selection-unaccounted", "hyper-parameters were chosen in a way that epsilon does not cover")
 
 
+def is_date(text: str) -> bool:
+    """Whether it is a day in the one spelling that is accepted, YYYY-MM-DD."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
+
+
 def _check_shape(certificate: Certificate) -> None:
     digests = [certificate.weights_digest, certificate.manifest_digest, certificate.dataset.commitment]
     digests.append(certificate.environment.code_digest)
     try:
-        if datetime.date.fromisoformat(certificate.issued).isoformat() != certificate.issued:
-            raise DecodeError("another spelling")
+        if not is_date(certificate.issued):
+            raise DecodeError("no date, or in another spelling")
         if certificate.schema != SCHEMA or not all(map(_SHA256.match, digests)) or not certificate.not_protected:
             raise DecodeError("missing parts")
         if min(certificate.epsilon_micro, certificate.epsilon_replace_one_micro) <= 0:
             raise DecodeError("epsilon is not positive")
-    except (ValueError, DecodeError) as error:
+    except DecodeError as error:
         raise refusal("certificate-malformed", "the certificate lacks a part or has one of another form") from error
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from sealgate.certificate.architectures.pipeline import PipelineSpec
 from sealgate.certificate.bundle import Told, VerifiedBundle, sha256_hex, verify_bundle
+from sealgate.certificate.claims import is_date
 from sealgate.certificate.composition import compose
 from sealgate.certificate.decimals import micro_text, parse_decimal
 from sealgate.certificate.dsse import SignedPayload, open_envelope
@@ -92,13 +93,13 @@ def verify_pipeline(
     manifest = parse_manifest(files[MANIFEST])
     spec = _check_manifest(manifest, composition, signed, files, digests, names)
     told("manifest", f"{manifest.name} {manifest.version}: members {', '.join(names)}")
-    members = {}
+    members: dict[str, VerifiedBundle] = {}
     for member in spec.members:  # 4
         members[member.name] = _member(directory / MEMBERS / member.name, member.bundle_digest, publishers, data_key)
+        if sum(len(one.weights) for one in members.values()) > MAX_PIPELINE_WEIGHTS:  # before the next one is read
+            raise refusal("file-too-large", "the weights of the members together are larger than a pipeline may hold")
         facts = members[member.name].facts
         told(f"member {member.name}", f"{facts.name} {facts.version}, epsilon {micro_text(facts.epsilon_micro)}")
-    if sum(len(one.weights) for one in members.values()) > MAX_PIPELINE_WEIGHTS:
-        raise refusal("file-too-large", "the weights of the members together are larger than a pipeline may hold")
     check_wiring(manifest, spec, {name: bundle.manifest for name, bundle in members.items()})  # 5
     told("wiring", "every member reads what it takes; nothing is left over")
     _check_composition(composition, spec, members, signed, files[MANIFEST])  # 6
@@ -209,14 +210,22 @@ def _check_composition(
         raise refusal("composition", "the certificate describes other members than lie there")
     if composition.weights_digest != weights_digest(manifest, {n: one.weights_digest for n, one in members.items()}):
         raise refusal("weights-digest", "the certificate is about other weights")
-    if composition.schema != 1 or not composition.not_protected or composition.adjacency != "add-remove":
+    if (
+        composition.schema != 1
+        or not composition.not_protected
+        or composition.adjacency != "add-remove"
+        or not is_date(composition.issued)
+    ):
         raise refusal("certificate-malformed", "the certificate lacks a part or has one of another form")
     if composition.issued < max(one.certificate.issued for one in members.values()):
         raise refusal("composition", "the certificate is older than one of its members")
     try:
-        above = parse_decimal(composition.delta) < parse_decimal(cost.delta)
+        delta = parse_decimal(composition.delta)
+        above = delta < parse_decimal(cost.delta)
     except DecodeError as error:
         raise refusal("delta", "delta is not a plain decimal number") from error
+    if delta * max(one.certificate.dataset.public_population for one in members.values()) >= 1:
+        raise refusal("delta", "the stated delta is not below one over the public population")
     if (
         above
         or composition.unit != cost.unit

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load, save
 
+from sealgate.certificate.audits import demand_audit
 from sealgate.certificate.bundle import sha256_hex, verify_bundle
 from sealgate.certificate.compressing import bf16_bits, compress_weights, int8_rows
 from sealgate.certificate.compression import Compression
@@ -31,6 +32,7 @@ from sealgate.certificate.wrapping_keys import KeyRing, open_key, write_new_key
 from sealgate.errors import CertificateError
 from sealgate.protocol.canonical import canonical_json
 from tests.sealgate.certificate.conftest import Forge, some_weights
+from tests.sealgate.certificate.test_claims import audit
 
 _once = cache(recompute)
 
@@ -166,6 +168,17 @@ def test_an_honest_compressed_bundle_carries_the_certificate(forge, tmp_path, ki
         original_weights=forge.weights,
     )
     assert kind in words
+
+
+def test_the_audit_of_the_original_is_the_compressed_models(forge, tmp_path):
+    """A deployment that demands an audit loads what was made from an audited model, and nothing else that was."""
+    stated = audit(code_digest=forge.certificate.environment.code_digest)
+    made = Compressed(forge.claim(audit=stated))
+    found = verify_bundle(made.write(tmp_path / "toy"), forge.publishers)
+    assert (found.facts.audited, demand_audit(found.certificate.audit)) == (True, stated)
+    claimed = Compressed(forge.claim(audit=None))
+    claimed.certificate = msgspec.structs.replace(claimed.certificate, audit=stated)
+    assert refused(claimed, tmp_path / "other") == "derivation"
 
 
 def test_encrypting_it_keeps_the_files_of_its_original(made, tmp_path):

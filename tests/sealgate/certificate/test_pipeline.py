@@ -296,6 +296,8 @@ LIES = {
     "another manifest": ({"manifest_digest": "aa" * 32}, "manifest-digest"),
     "another model": ({"model": "toy"}, "manifest-inconsistent"),
     "an earlier day": ({"issued": "2026-01-02"}, "composition"),
+    "no day": ({"issued": "2026-13-01\x1b[2J"}, "certificate-malformed"),
+    "a delta of one": ({"delta": "1"}, "delta"),
     "no warning": ({"not_protected": ()}, "certificate-malformed"),
 }
 
@@ -342,6 +344,19 @@ def test_sizes_are_those_of_the_members(bench):
     made = bench.make(JUDGE)
     bench.resign(manifest=with_spec(made.manifest, work=1))
     assert bench.refused() == "wiring"
+
+
+def test_no_member_is_read_beyond_what_all_may_hold(bench, monkeypatch):
+    bench.make(TWO.format(left="", right=""))
+    read = []
+
+    def noted(directory, *given, **named):
+        read.append(directory.name)
+        return verify_bundle(directory, *given, **named)
+
+    monkeypatch.setattr("sealgate.certificate.pipeline.verify_bundle", noted)
+    monkeypatch.setattr("sealgate.certificate.pipeline.MAX_PIPELINE_WEIGHTS", len(bench.forge.weights) - 1)
+    assert (bench.refused(), read) == ("file-too-large", ["left"])
 
 
 def test_files_that_were_exchanged(bench):

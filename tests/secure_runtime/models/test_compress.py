@@ -37,6 +37,7 @@ from secure_runtime.models.compress_commands import COMPRESS
 from secure_runtime.models.int8 import Int8Linear, exact_product, integer_product
 from secure_runtime.models.weights import module_from_weights
 from tests.sealgate.certificate.conftest import Forge
+from tests.sealgate.certificate.test_claims import audit
 from tests.secure_runtime.models.conftest import SPECS, manifest_for, weights_for
 
 FAMILIES = {
@@ -152,6 +153,7 @@ def test_numbers_that_no_compression_makes_are_refused():
 def original(tmp_path):
     spec = SPECS["mlp-3-gelu"]
     forge = Forge(manifest=manifest_for(spec), weights=bytes(save(weights_for(spec))))
+    forge.claim(audit=audit(code_digest=forge.certificate.environment.code_digest))
     directory = forge.write(tmp_path / "models" / "toy")
     return forge, verify_bundle(directory, forge.publishers)
 
@@ -180,9 +182,9 @@ def test_a_compressed_bundle_is_loaded_and_keeps_the_certificate(original, tmp_p
         publishers=forge.publishers,
     )
     assert made.bytes_after < made.bytes_before
-    model = load_bundle(tmp_path / "models" / "small", forge.publishers)
+    model = load_bundle(tmp_path / "models" / "small", forge.publishers, require_audit=True)
     warm_up(model)
-    assert (model.facts.name, model.facts.version) == ("small", f"1.0.0+{kind}")
+    assert (model.facts.name, model.facts.version, model.facts.audited) == ("small", f"1.0.0+{kind}", True)
     assert model.facts.epsilon_micro == bundle.facts.epsilon_micro
     assert model.facts.model_digest != bundle.facts.model_digest
     certificate = made.bundle.certificate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 
 import msgspec
@@ -14,8 +15,10 @@ from safetensors.numpy import save
 
 from sealgate.certificate.architectures import FrozenEncoderSpec, MlpSpec, ScatterNetSpec
 from sealgate.certificate.architectures.pipeline import Fused, Fusion
+from sealgate.certificate.bundle import verify_bundle
 from sealgate.certificate.inputs import Column, HashedWords, ImageContent, InputTensor, TableContent, TextContent
 from sealgate.certificate.pipeline_making import make_pipeline
+from sealgate.certificate.publishers import publishers_of
 from sealgate.certificate.recompute import recompute
 from sealgate.certificate.sealed_weights import no_data_key
 from sealgate.certificate.weights import frozen_digest
@@ -26,6 +29,7 @@ from secure_runtime.models.bundle import load_bundle, warm_up
 from secure_runtime.models.pipeline import _fused
 from secure_runtime.models.tokenizers import tokens_of
 from tests.sealgate.certificate.conftest import Forge
+from tests.sealgate.certificate.test_claims import audit
 from tests.secure_runtime.models.conftest import SPECS, manifest_for, weights_for
 
 _once = cache(recompute)
@@ -232,6 +236,37 @@ def test_what_is_demanded_of_bundles_is_demanded_of_members(folder, demand, code
     with pytest.raises(CertificateError) as caught:
         load_bundle(path / "models" / "whole", forge.publishers, **{demand: True})
     assert caught.value.code == code
+
+
+def test_where_audits_are_demanded_a_pipeline_of_audited_members_loads(folder):
+    """And one of audited members and one that was not audited does not."""
+    path, forge = folder
+    text = FUSED.format(how="mean")
+    for name, code in (("eye", "audit-missing"), ("table", "")):
+        audited(path / name, forge.key)
+        make(folder, text)
+        found = ""
+        try:
+            whole = load_bundle(path / "models" / "whole", forge.publishers, require_audit=True)
+            assert whole.facts.audited
+            assert whole.predict(rows())["scores"].shape == (9, 3)
+        except CertificateError as error:
+            found = error.code
+        assert found == code
+
+
+def audited(directory, key):
+    """The same bundle, with a certificate that states an audit of its training."""
+    bundle = verify_bundle(directory, publishers_of({"tests": key.public_key()}))
+    again = Forge(
+        key=key,
+        manifest=bundle.manifest,
+        certificate=bundle.certificate,
+        weights=bundle.weights,
+        bundle_name=bundle.facts.name,
+    )
+    shutil.rmtree(directory)
+    again.claim(audit=audit(code_digest=bundle.certificate.environment.code_digest)).write(directory)
 
 
 @given(
