@@ -2,8 +2,9 @@
 
 A listener of its own, in clear, off unless `telemetry.metrics` names a loopback address: figures tell of use, and who
 meets the service over the network must not read them. With `telemetry.metrics_token_file` a scraper must show that
-token. Each gateway process listens there (the kernel picks one), tells the host what it counted, and gives the sum of
-all; so it does not matter which one is asked. Needs the extra `telemetry`.
+token; without one it must ask by a loopback address or localhost, as no web page does by a name that a stranger's DNS
+points here. Each gateway process listens there (the kernel picks one), tells the host what it counted, and gives the
+sum of all; so it does not matter which one is asked. Needs the extra `telemetry`.
 
 Trusts: the host's sum. Never: answers another path or method, reads a body, keeps a connection, or serves more than a
 few scrapes at once.
@@ -15,6 +16,7 @@ import asyncio
 import contextlib
 import hmac
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_PORT = re.compile(r":[0-9]{1,5}\Z")
 _TEXT = "text/plain; charset=utf-8"
 
 
@@ -122,6 +125,8 @@ class MetricsServer:
         line, _, rest = head.partition(b"\r\n")
         if line.split(b" ")[:2] != [b"GET", b"/metrics"]:
             return "404 Not Found", _TEXT, b"there is GET /metrics\n"
+        if not self._token and not _names_this_machine(rest):
+            return "403 Forbidden", _TEXT, b"ask by a loopback address, or set telemetry.metrics_token_file\n"
         if self._token and not self._shown(rest):
             return "401 Unauthorized\r\nWWW-Authenticate: Bearer", _TEXT, b"the token of telemetry.metrics_token_file\n"
         self._tell()
@@ -133,12 +138,21 @@ class MetricsServer:
         return "200 OK", *await asyncio.to_thread(rendered, snapshot)
 
     def _shown(self, fields: bytes) -> bool:
-        shown = [
-            value.strip()
-            for name, _, value in (line.partition(b":") for line in fields.split(b"\r\n"))
-            if name.strip().lower() == b"authorization"
-        ]
+        shown = _values(fields, b"authorization")
         return len(shown) == 1 and hmac.compare_digest(shown[0], b"Bearer " + self._token)
+
+
+def _values(fields: bytes, name: bytes) -> list[bytes]:
+    """What stands in every field of that name."""
+    told = (line.partition(b":") for line in fields.split(b"\r\n"))
+    return [value.strip() for field, _, value in told if field.strip().lower() == name]
+
+
+def _names_this_machine(fields: bytes) -> bool:
+    """Whether a scrape was asked for at a loopback address or localhost; HTTP/1.0 need not say where."""
+    hosts = _values(fields, b"host")
+    names = [_PORT.sub("", host.decode("latin-1")) for host in hosts]
+    return not names or (len(names) == 1 and metrics_address(f"{names[0]}:0") is not None)
 
 
 class _Given:

@@ -143,6 +143,13 @@ def test_only_what_is_served_there_is_served(scraped: Scraped) -> None:
     assert scraped.running.client().get("/metrics").status_code == 404  # not on the network's side
 
 
+def test_a_name_that_strangers_point_here_is_not_answered(scraped: Scraped) -> None:
+    ours = ("127.0.0.1:9464", "127.0.0.1", "localhost", "localhost:1", "[::1]:9464", "[::1]")
+    theirs = ("rebound.test", "rebound.test:9464", "127.0.0.1.rebound.test", "192.0.2.1:9464", "", ":9464", "[::1")
+    assert [scraped.get(Host=host).status_code for host in ours] == [200] * len(ours)
+    assert [scraped.get(Host=host).status_code for host in theirs] == [403] * len(theirs)
+
+
 def test_the_token_of_a_scraper(deployment: Deployment, host: FakeHost) -> None:
     (deployment.root / "scraper.token").write_text(TOKEN + "\n")
     made = Scraped(deployment, host, metrics_token_file="scraper.token")
@@ -158,6 +165,7 @@ def test_the_token_of_a_scraper(deployment: Deployment, host: FakeHost) -> None:
         )
         assert twice.status_code == 401
         assert made.get(Authorization=f"Bearer {TOKEN}").status_code == 200
+        assert made.get(Authorization=f"Bearer {TOKEN}", Host="metrics.test").status_code == 200  # a page has no token
     finally:
         made.running.close()
 
