@@ -23,6 +23,7 @@ from sealgate.protocol.frames import Amount
 
 MICRO = 1_000_000
 OTHER = "other"
+_MOST = 2**53  # of frames.Amount
 _LABEL = re.compile(r"[A-Za-z0-9/._{}:+-]{1,128}\Z")
 _TIMES_US = (100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1_024, 4_096)
@@ -174,8 +175,13 @@ def _width(family: Family) -> int:
 
 
 def encode(snapshot: Snapshot) -> bytes:
-    """For another of our processes."""
-    rows = [(name, labels, numbers) for name, series in snapshot.items() for labels, numbers in series.items()]
+    """For another of our processes. What would be beyond its bounds is told as the bound: one number that a worker
+    made up, or a clock that was put back, must not keep all others from being read."""
+    rows = [
+        (name, labels, tuple(min(max(number, 0), _MOST) for number in numbers))
+        for name, series in snapshot.items()
+        for labels, numbers in series.items()
+    ]
     return msgspec.msgpack.encode(rows)
 
 

@@ -97,6 +97,19 @@ def test_what_are_no_figures_is_refused(data: bytes) -> None:
         figures.decode(data)
 
 
+@pytest.mark.parametrize("number", [2**53, 2**53 + 1, 2**64, 2**200, -1])
+def test_a_number_beyond_all_bounds_does_not_keep_the_others_from_being_read(number: int) -> None:
+    made = Figures()
+    made.add("sealgate_model_cpu_seconds_total", ("m",), number)  # a worker's word
+    made.put("sealgate_request_key_age_seconds", (), number)  # a clock that was put back
+    made.observe(TIMES, ("/a",), number)
+    made.add("sealgate_units_total", (), 7)
+    read = figures.decode(figures.encode(figures.add_up([made.snapshot(), made.snapshot()])))
+    assert read["sealgate_units_total"] == {(): (14,)}
+    assert read["sealgate_model_cpu_seconds_total"] == {("m",): (2**53 if number > 0 else 0,)}
+    assert read[TIMES][("/a",)][-1] == read["sealgate_request_key_age_seconds"][()][0] == (2**53 if number > 0 else 0)
+
+
 def test_names_are_as_prometheus_wants_them() -> None:
     for name, family in FAMILIES.items():
         assert name.startswith("sealgate_")
