@@ -236,16 +236,22 @@ def _done(completion: Completion, **rest: Any) -> Done:
 
 
 def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
-    """Until the host hangs up or says Shutdown. `outgoing` is what the worker's `send` fills."""
+    """Until the host hangs up or says Shutdown. `outgoing` is what the worker's `send` fills.
+
+    An explanation takes as long as thousands of answers: one is made at a turn, after what else arrived has been
+    answered and sent, so that nobody waits for more than one of somebody else's.
+    """
     reader = FrameReader(HostToWorker)
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     if worker.channel is not None:
         poller.register(worker.channel, select.POLLIN)
     waiting: deque[tuple[Frame, bytes]] = deque()
+    to_explain: deque[tuple[Work, bytes, bool]] = deque()
     leave = False
     while True:
-        poller.poll(max(1, min(int(worker.keys.seconds_to_next_change() * 1000) + 1, 3_600_000)))
+        idle_ms = max(1, min(int(worker.keys.seconds_to_next_change() * 1000) + 1, 3_600_000))
+        poller.poll(0 if to_explain else idle_ms)
         worker.tick()
         open_still = _drain(sock, reader, waiting)
         cancelled = {frame.id for frame, _ in waiting if isinstance(frame, Cancel)}
@@ -255,10 +261,20 @@ def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview
         leave = leave or any(isinstance(frame, Shutdown) for frame, _ in waiting)
         waiting.clear()
         worker.cancel(cancelled)
-        worker.sweep(works)
+        to_explain.extend(one for one in works if _is_explanation(one[0].grant))
+        worker.sweep([one for one in works if not _is_explanation(one[0].grant)])
         flush(sock, outgoing)
-        if not open_still or (leave and not worker.busy):
+        if to_explain:
+            to_explain = deque((work, raw, gone or work.id in cancelled) for work, raw, gone in to_explain)
+            worker.sweep([to_explain.popleft()])
+            flush(sock, outgoing)
+        if not open_still or (leave and not worker.busy and not to_explain):
             return
+
+
+def _is_explanation(grant: Grant) -> bool:
+    """One that is made here; those that are made in a process of their own keep nobody waiting."""
+    return grant.operation == "explain" and not grant.obligations.single_use
 
 
 def _drain(sock: socket.socket, reader: FrameReader, into: deque[tuple[Frame, bytes]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -12,13 +13,24 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sealgate.certificate.publishers import load_publishers
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.completion import verify_completion
-from sealgate.protocol.frames import BootPlan, Done, Frame, FrameReader, KeysChanged, Obligations, Work, WorkerToHost
+from sealgate.protocol.frames import (
+    BootPlan,
+    Cancel,
+    Done,
+    Frame,
+    FrameReader,
+    KeysChanged,
+    Obligations,
+    Shutdown,
+    Work,
+    WorkerToHost,
+)
 from sealgate.protocol.frames import encode_frame as encode
 from sealgate.protocol.ohttp import commitment, decode_key_configs, seal_request
 from secure_runtime.models.bundle import LoadedModel, load_bundle
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.rehearsal import rehearse
-from secure_runtime.worker.sweeps import Worker
+from secure_runtime.worker.sweeps import Worker, serve
 
 MODEL = "breast-cancer"
 
@@ -63,13 +75,17 @@ class Runner:
         self.sent.clear()
         return frames
 
-    def work(self, number: int, rows: list[list[float]], *, binary: bool = True, **grant: Any) -> tuple[Work, bytes]:
+    def work(
+        self, number: int, rows: list[list[float]], *, binary: bool = True, path: str = "infer", **grant: Any
+    ) -> tuple[Work, bytes]:
         tensor = inference.tensor_from_list("features", "FP32", (len(rows), 30), [v for row in rows for v in row])
         fields, body = inference.encode_infer_request(inference.InferRequest(inputs=(tensor,)), binary=binary)
-        return self.raw_work(number, tuple(fields), body, **grant)
+        return self.raw_work(number, tuple(fields), body, path=path, **grant)
 
-    def raw_work(self, number: int, fields: Any, body: bytes, **grant: Any) -> tuple[Work, bytes]:
-        inner = self.bench.inner(path=f"/v2/models/{MODEL}/infer", body=body, extra=fields)
+    def raw_work(
+        self, number: int, fields: Any, body: bytes, *, path: str = "infer", **grant: Any
+    ) -> tuple[Work, bytes]:
+        inner = self.bench.inner(path=f"/v2/models/{MODEL}/{path}", body=body, extra=fields)
         config = decode_key_configs(self.worker.keys.published())[0]
         raw, media_type, self.openers[number] = seal_request(config, inner)
         granted = self.bench.grant(id=f"grant-{number}", model=MODEL, **grant)
@@ -128,6 +144,48 @@ def test_an_answer_does_not_depend_on_its_neighbours(runner: Callable[..., Runne
         run.worker.sweep([(work, raw, False)])
         alone.append(run.outputs(*run.take()[0]))
     assert together == alone
+
+
+def test_answers_do_not_wait_for_explanations(runner: Callable[..., Runner], template: Any) -> None:
+    """Two explanations before an answer, and a second answer that arrives while the first explanation is made; the
+    third explanation is cancelled in that time."""
+    run = runner()
+    ours, theirs = socket.socketpair()
+    outgoing: list[bytes | memoryview] = []
+    worker = Worker(
+        boot_plan(), run.engine, send=lambda frame, body: outgoing.extend(encode(frame, body)), clock=run.bench.clock
+    )
+    run.worker = worker
+    explained, late = 0, run.work(5, template.rows[:1])
+
+    def told(frame: Frame, body: bytes = b"") -> bytes:
+        return b"".join(encode(frame, body))
+
+    answered = run.engine.run
+
+    def watched(admitted: Any) -> Any:
+        nonlocal explained
+        if any(one.target.operation == "explain" for one in admitted):
+            explained += 1
+            if explained == 1:
+                ours.sendall(told(*late) + told(Cancel(id=3)) + told(Shutdown()))
+        return answered(admitted)
+
+    run.engine.run = watched  # type: ignore[method-assign]
+    works = [run.work(number, template.rows[:1], path="explain", operation="explain") for number in (1, 2, 3)]
+    ours.sendall(b"".join(told(*one) for one in (*works, run.work(4, template.rows[:1]))))
+    with ours, theirs:
+        serve(worker, theirs, outgoing)
+        ours.setblocking(False)
+        ends = FrameReader(WorkerToHost).feed(ours.recv(1 << 20))
+    statements = [(done.id, done.completion.statement) for done, _ in ends]
+    assert [(number, one.seq, one.outcome, one.reason) for number, one in statements] == [
+        (4, 1, "completed", ""),
+        (1, 2, "completed", ""),
+        (5, 3, "completed", ""),
+        (2, 4, "completed", ""),
+        (3, 5, "refused", "cancelled"),
+    ]
 
 
 @pytest.mark.parametrize("round_digits", [0, 2])
