@@ -403,13 +403,16 @@ def test_no_live_worker_is_an_outage_on_record(shared):
         pass
 
 
-async def through(app, scope, body):
-    """One request to an ASGI application: what it sends."""
+async def through(app, scope, *parts):
+    """One request to an ASGI application: what it sends. The body comes in `parts`; None is a caller that goes away."""
     told = []
-    parts = iter([{"type": "http.request", "body": body, "more_body": False}])
+    coming = [
+        {"type": "http.request", "body": part, "more_body": place < len(parts)} for place, part in enumerate(parts, 1)
+    ]
+    messages = iter([message if message["body"] is not None else {"type": "http.disconnect"} for message in coming])
 
     async def receive():
-        return next(parts, None) or await asyncio.Event().wait()
+        return next(messages, None) or await asyncio.Event().wait()
 
     async def send(message):
         told.append(message)
@@ -418,6 +421,67 @@ async def through(app, scope, body):
     start, *rest = told
     fields = sorted((name.lower(), value) for name, value in start["headers"])
     return start["status"], fields, b"".join(message.get("body", b"") for message in rest)
+
+
+def both_ways(shared, scope, *parts):
+    """The same request through the door, and past it to the framework: the answers, with what the log says of each."""
+    door, answers = shared.asgi._app, []
+    for app in (door, door._app):
+        own = {**scope}
+        work = asyncio.run_coroutine_threadsafe(through(app, own, *parts), shared.gate.link._keeper.get_loop())
+        answers.append((*work.result(30), own.get("path_template"), own.get("gateway.log")))
+    return answers
+
+
+def scope_of(fields, **changes):
+    """A request for /sealed/wine, as the server tells it."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "https",
+        "path": "/sealed/wine",
+        "raw_path": b"/sealed/wine",
+        "root_path": "",
+        "query_string": b"",
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 2),
+        "headers": [(name, value) for name, value in fields if value is not None],
+        **changes,
+    }
+
+
+def test_hostile_targets_methods_and_bodies_pass_the_door_as_they_pass_the_framework(shared):
+    raw, media_type = sealed_request()
+    fields = [
+        (b"authorization", f"Bearer {shared.token()}".encode()),
+        (b"purpose", b"treatment"),
+        (b"content-type", media_type.encode()),
+    ]
+    targets = {
+        "/sealed/": 404, "/sealed/a/b": 404, "/sealed/wine/": 200, "/sealed//wine": 200, "/Sealed/wine": 404,
+        "/sealed/..": 400, "/sealed/w\xefne": 400, "/sealed/wine\n": 400, "/sealed/w\0": 400, "/sealed/{model}": 400,
+        "/sealed/wi%6ee": 400, "/sealed/\udcff": 400, "/sealed/wine;x": 400, "/sealed/" + "a" * 20_000: 400,
+    }  # fmt: skip
+    cases = [(scope_of(fields, path=path), (raw,), status) for path, status in targets.items()]
+    methods = {"GET": 405, "HEAD": 405, "PUT": 405, "OPTIONS": 204, "post": 405}
+    cases += [(scope_of(fields, method=method), (b"",), status) for method, status in methods.items()]
+    cases += [
+        (scope_of(fields, query_string=b"model=other"), (raw,), 200),
+        (scope_of([*fields, (b"x-http-method-override", b"GET")]), (raw,), 200),
+        (scope_of([*fields, fields[0]]), (raw,), 401),
+        (scope_of([*fields, (b"content-length", b"1"), (b"content-length", b"2")]), (raw,), 400),
+        (scope_of([*fields, (b"sealed-operation", b"\xff")]), (raw,), 400),
+        (scope_of(fields), tuple(raw[at : at + 1] for at in range(len(raw))), 200),
+    ]
+    for scope, parts, status in cases:
+        door, framework = both_ways(shared, scope, *parts)
+        assert door == framework, scope["path"]
+        assert door[0] == status, scope["path"]
+    door, framework = both_ways(shared, scope_of(fields), raw[:5], None)  # nobody reads what is said to him
+    assert (door[0], door[2:]) == (framework[0], framework[2:])
+    assert door[-1]["problem"] == "caller-gone"
 
 
 @pytest.mark.parametrize(
@@ -440,24 +504,6 @@ def test_the_door_answers_as_the_framework_does_to_the_byte(shared, changes, cod
     shared.host.script = lambda frame, body: (denied, b"") if isinstance(frame, frames.Deny) else usual(frame, body)
     token = f"Bearer {shared.token()}".encode()
     fields = {b"authorization": token, b"purpose": b"treatment", b"content-type": media_type.encode(), **changes}
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "https",
-        "path": "/sealed/wine",
-        "raw_path": b"/sealed/wine",
-        "root_path": "",
-        "query_string": b"",
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-        "headers": [(name, value) for name, value in fields.items() if value is not None],
-    }
-    door = shared.asgi._app
-    ways = [
-        asyncio.run_coroutine_threadsafe(through(app, {**scope}, raw), shared.gate.link._keeper.get_loop()).result(30)
-        for app in (door, door._app)
-    ]
+    ways = both_ways(shared, scope_of(fields.items()), raw)
     assert ways[0] == ways[1]
     assert ways[0][0] == code
