@@ -54,6 +54,7 @@ RECEIVE_BYTES = 32 * 1024 * 1024  # taken from the socket in one sweep
 SLICE_ROWS = 4096  # run at once; a larger request runs in slices, and ends when its time is over
 MAX_ENCODED_FACTOR, MAX_ENCODED_ROOM = 2, 64 * 1024  # bytes of one PNG or JPEG: twice its pixels, and what lies beside
 MAX_JPEG_SCANS = 64  # passes over one picture: a few bytes each could ask for another; encoders make about ten
+MAX_PNG_TEXTS = 8  # compressed texts and profiles beside one picture: a kilobyte each, and each a megabyte once opened
 MAX_EXPLAIN_EVALUATIONS = 1 << 17  # rows that a model is run on for one request for explanations
 MAX_EXPLAIN_ROWS = 4096  # of one such request, however small the model: each takes Captum a millisecond or more
 MAX_EXPLAIN_WORK = 1 << 37  # multiplications of one such request: some ten seconds

@@ -29,7 +29,7 @@ from sealgate.certificate.inputs import InputTensor
 from sealgate.limits import MAX_TENSOR_ELEMENTS
 from sealgate.protocol.inference import Tensor, tensor_to_list
 from secure_runtime.errors import BadInput
-from secure_runtime.limits import MAX_ENCODED_FACTOR, MAX_ENCODED_ROOM, MAX_JPEG_SCANS
+from secure_runtime.limits import MAX_ENCODED_FACTOR, MAX_ENCODED_ROOM, MAX_JPEG_SCANS, MAX_PNG_TEXTS
 
 try:
     from PIL.JpegImagePlugin import JpegImageFile
@@ -41,6 +41,8 @@ else:
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 _IHDR = struct.Struct(">I4sIIBB")  # length, type, width, height, bit depth, colour type
+_CHUNK, _CHECKSUM = struct.Struct(">I4s"), 4  # length and type, then so many bytes, then the checksum's
+_COMPRESSED = frozenset({b"zTXt", b"iTXt", b"iCCP"})
 _PALETTE = 3  # of PNG's colour types
 _START_OF_SCAN = b"\xff\xda"
 _ORIENTATION = 0x0112  # of EXIF
@@ -118,12 +120,26 @@ def _opened(data: bytes, label: str) -> Any:
         _, kind, _, _, depth, colours = _IHDR.unpack_from(data, len(_PNG))
         if kind != b"IHDR" or (depth != 8 and colours != _PALETTE):
             raise BadInput(f"{label}: a PNG of {depth} bits a channel, expected 8")
+        if _texts(data) > MAX_PNG_TEXTS:
+            raise BadInput(f"{label}: a PNG of more than {MAX_PNG_TEXTS} texts and colour profiles")
         return PngImageFile(io.BytesIO(data))
     if data.startswith(_JPEG):
         if data.count(_START_OF_SCAN) > MAX_JPEG_SCANS:
             raise BadInput(f"{label}: a JPEG of more than {MAX_JPEG_SCANS} scans")
         return JpegImageFile(io.BytesIO(data))
     raise BadInput(f"{label}: neither PNG nor JPEG")
+
+
+def _texts(data: bytes) -> int:
+    """How many chunks beside the picture Pillow would decompress, each to a megabyte: found by their lengths alone."""
+    at, found = len(_PNG), 0
+    while at + _CHUNK.size <= len(data):
+        length, kind = _CHUNK.unpack_from(data, at)
+        if kind == b"IEND":
+            break
+        found += kind in _COMPRESSED
+        at += _CHUNK.size + length + _CHECKSUM
+    return found
 
 
 def _require_fit(picture: Any, label: str, *, channels: int, height: int, width: int) -> None:

@@ -30,7 +30,7 @@ from sealgate.errors import CertificateError
 from sealgate.protocol.inference import DATATYPES, Tensor, tensor_from_list
 from sealgate.protocol.tensors import check_tensor
 from secure_runtime.errors import BadInput
-from secure_runtime.limits import MAX_JPEG_SCANS
+from secure_runtime.limits import MAX_JPEG_SCANS, MAX_PNG_TEXTS
 from secure_runtime.models.bundle import LoadedModel, warm_up
 from secure_runtime.worker.engine import tensors
 from secure_runtime.worker.engine.columns import table_of
@@ -326,12 +326,21 @@ def animated() -> bytes:
     return encoded(drawn("L"), save_all=True, append_images=[drawn("L", seed=1)])
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_texts(count: int, *, before_pixels: bool = True) -> bytes:
+    """A picture with texts beside it, a kilobyte each that opens to a megabyte, in all three kinds of chunks."""
+    data, packed = encoded(drawn("L")), zlib.compress(bytes(1 << 20), 9)
+    kinds = ((b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0"), (b"iCCP", b"k\0\0"))
+    texts = b"".join(chunk(kind, start + packed) for kind, start in (kinds[at % 3] for at in range(count)))
+    at = data.index(b"IDAT" if before_pixels else b"IEND") - 4
+    return data[:at] + texts + data[at:]
+
+
 def bomb() -> bytes:
     """A header of 60,000 by 60,000 pixels, and a few bytes that would be all of them."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
     packed = zlib.compress(b"\0" * 100_000)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
@@ -348,6 +357,8 @@ def bomb() -> bytes:
         (sixteen_bits(), "a PNG of 16 bits a channel, expected 8"),
         (with_orientation(6), "its EXIF says that it lies on its side"),
         (animated(), "several frames"),
+        (with_texts(MAX_PNG_TEXTS + 1), "a PNG of more than 8 texts and colour profiles"),
+        (with_texts(MAX_PNG_TEXTS + 1, before_pixels=False), "a PNG of more than 8 texts and colour profiles"),
         (bomb(), "60000 wide and 60000 high"),
         (encoded(drawn("L"))[:-40], "damaged or incomplete"),
         (encoded(drawn("L"), "JPEG")[:200], "damaged or incomplete"),
@@ -363,6 +374,13 @@ def test_a_picture_that_is_not_what_the_model_takes_is_refused(made: Any, data: 
     answer = made.ask(pictures(made), [sent(encoded(drawn("L")), data)])
     assert f"input 'image', row 2: {said}" in made.error(answer) or said in made.error(answer)
     assert "row 2" in made.error(answer)
+
+
+def test_a_few_texts_beside_a_picture_change_nothing(made: Any) -> None:
+    bare = made.outputs(made.ask(pictures(made), [sent(encoded(drawn("L")))]))
+    assert made.outputs(made.ask(pictures(made), [sent(with_texts(MAX_PNG_TEXTS))])) == bare
+    behind = encoded(drawn("L")) + chunk(b"zTXt", b"k\0\0") * 99  # behind the end nothing is read, and nothing counts
+    assert made.outputs(made.ask(pictures(made), [sent(behind)])) == bare
 
 
 def test_an_upright_orientation_is_none(made: Any) -> None:
