@@ -261,7 +261,9 @@ def _inputs(wired: Sequence[Member], manifests: Mapping[str, Manifest]) -> tuple
         for one in member.reads:
             tensor = wanted.get(one.input)
             if tensor is None:
-                raise ConfigurationError(f"member '{member.name}' has no input '{one.input}': {', '.join(wanted)}")
+                raise ConfigurationError(
+                    f"member '{member.name}' has no input '{one.input}'; it has: {', '.join(wanted)}"
+                )
             own = [source for source in one.sources if source not in widths]
             if len(own) > 1:
                 raise ConfigurationError(f"member '{member.name}' reads more than one input of the whole side by side")

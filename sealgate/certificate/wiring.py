@@ -61,7 +61,8 @@ def _refusals(manifest: Manifest, spec: PipelineSpec, manifests: Mapping[str, Ma
             return
         for one in member.reads:
             if not _reading_fits(one, wanted[one.input], inputs, widths):
-                yield f"what member '{member.name}' reads as '{one.input}' is not what it takes"
+                same = "members that read one input must declare it alike (type, shape, range, center, scale)"
+                yield f"what member '{member.name}' reads as '{one.input}' is not what it takes; {same}"
     if (spec.numbers, spec.work) != sizes_of(manifests):
         yield "its sizes are not those of its members"
     yield from _answer_refusals(manifest, spec, manifests)

@@ -20,7 +20,9 @@ from training.experiment import planned, run_experiment
 from training.manifests import manifest_of
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = [ROOT / "sealgate" / "demo" / "breast_cancer.toml", *sorted((ROOT / "examples").glob("*/*.toml"))]
+PIPELINE = ROOT / "examples" / "pipeline" / "two_eyes.toml"  # trains nothing
+_TRAINED = [path for path in sorted((ROOT / "examples").glob("*/*.toml")) if path != PIPELINE]
+EXAMPLES = [ROOT / "sealgate" / "demo" / "breast_cancer.toml", *_TRAINED]
 QUICK = ("breast_cancer", "breast_cancer_objective", "progression_adassp", "digits")
 ROW = re.compile(r"(?m)^\| \[[\w ]+\]\(\.\./([\w/.]+\.toml)\) \|.*\| ([0-9.]+) \| ([0-9.]+) \(([\w-]+)\) \|$")
 
@@ -36,6 +38,13 @@ def name_of(path: Path) -> str:
 
 def test_every_example_stands_in_the_table_and_nothing_else():
     assert sorted(stated()) == sorted(map(name_of, EXAMPLES))
+
+
+def test_the_members_of_the_pipeline_look_at_the_same_images():
+    known = {load_configuration(path).model.name: path for path in _TRAINED if path.parent.name == "vision"}
+    members = re.findall(r'(?m)^bundle = "models/(.+)"$', PIPELINE.read_text())
+    first, second = (manifest_of(load_configuration(known[name])).inputs for name in members)
+    assert first == second
 
 
 def check_cost(path: Path) -> None:

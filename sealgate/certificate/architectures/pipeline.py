@@ -126,7 +126,7 @@ class PipelineSpec(Spec, frozen=True, kw_only=True, tag="pipeline"):
         if len(answering) < 2 or [part.member for part in self.fusion.parts] != [one.name for one in answering]:
             yield "its fusion does not name, in order, exactly the members that no other reads"
         if self.fusion.how not in FUSIONS or (self.fusion.how == "log-mean" and not self.classes):
-            yield "its fusion is not one that its members' answers allow"
+            yield f"its fusion is not one of {', '.join(FUSIONS)}, or is log-mean of values"
         try:
             weights = [parse_decimal(part.weight) for part in self.fusion.parts]
             if min(weights) < 0 or sum(weights) != Decimal(1):

@@ -421,6 +421,8 @@ def test_a_pipelines_manifest_makes_no_bundle_and_a_bundles_no_pipeline(bench):
         ('name = "right"', 'name = "left"', "name of its own"),
         ("[[member]]", "[[members]]", "members"),
         ('bundle = "toy"', 'bundle = "nowhere"', "nowhere"),
+        ('how = "mean"', 'how = "vote"', "not one of mean, log-mean"),
+        ('reads.features = "row"\n[fusion]', 'reads.rows = "row"\n[fusion]', "no input 'rows'; it has: features"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(bench, old, new, what):
