@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 
 import msgspec
@@ -73,6 +74,11 @@ def describe_weights(*, size: int, sha256: str) -> SealedWeights:
 def envelope_bytes(weights: SealedWeights, *, key: str, wrapped: bytes) -> bytes:
     """The file's bytes."""
     return canonical_json(KeyEnvelope(weights=weights, key=key, wrapped=base64.b64encode(wrapped).decode()))
+
+
+def called_by_content(envelope: KeyEnvelope) -> str:
+    """A short name of this very file, for who hands on the data keys of a pipeline's members: 128 bits of SHA-256."""
+    return f":{hashlib.sha256(canonical_json(envelope)).hexdigest()[:32]}"
 
 
 def parse_envelope(data: bytes) -> KeyEnvelope:

@@ -33,6 +33,8 @@ from sealgate.certificate.files import CARD, CERTIFICATE, MANIFEST, SIGNATURE, B
 from sealgate.certificate.manifest import Manifest, parse_manifest
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.refusals import refusal
+from sealgate.certificate.repository import MEMBERS as MEMBERS
+from sealgate.certificate.repository import is_pipeline as is_pipeline
 from sealgate.certificate.schema import Composed, Composition
 from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
 from sealgate.certificate.statement import BundleFiles, parse_composition_statement, parse_pipeline_statement
@@ -42,7 +44,6 @@ from sealgate.limits import MAX_CERTIFICATE, MAX_MEMBERS, MAX_PIPELINE_WEIGHTS
 from sealgate.protocol.canonical import canonical_json
 from sealgate.protocol.frames import ModelFacts
 
-MEMBERS = "members"
 _FILES = (MANIFEST, CERTIFICATE, CARD, SIGNATURE)
 
 
@@ -58,11 +59,6 @@ class VerifiedPipeline:
     certificate_digest: str
     facts: ModelFacts
     members: Mapping[str, VerifiedBundle] = field(repr=False)
-
-
-def is_pipeline(directory: Path) -> bool:
-    """Whether the folder is to be verified as a pipeline. A bundle with such a folder in it is none of the two."""
-    return (directory / MEMBERS).is_dir() and not directory.is_symlink()
 
 
 def member_signature(name: str) -> str:

@@ -2,6 +2,7 @@
 
     models/NAME/              a bundle: one version of a model
     models/NAME/VERSION/      bundles of one model, each folder named by the version that its manifest states
+    .../members/MEMBER/       bundles inside a bundle: it is a pipeline, and these are its members
 
 A folder is a bundle if it holds a file `manifest.json`, and otherwise a folder of versions if it holds folders. What is
 neither is still named, so that a worker refuses it aloud. Names that begin with a dot are passed over.
@@ -20,6 +21,7 @@ from pathlib import Path
 from sealgate.certificate.files import MANIFEST
 from sealgate.limits import MAX_BUNDLES
 
+MEMBERS = "members"
 _PARTS = re.compile(r"[0-9]+|[A-Za-z]+")
 
 
@@ -39,6 +41,11 @@ class Place:
     def version(self) -> str:
         """The version that the manifest must state; "" where the layout says none."""
         return self.called.partition("/")[2]
+
+
+def is_pipeline(directory: Path) -> bool:
+    """Whether the folder is to be verified as a pipeline. A bundle with such a folder in it is none of the two."""
+    return (directory / MEMBERS).is_dir() and not directory.is_symlink()
 
 
 def places_of(models: Path, *, most: int = MAX_BUNDLES) -> list[Place]:

@@ -178,7 +178,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     require_audit: bool = False  # models whose certificate states no audit are not loaded
     require_model_signature: bool = False  # models whose model.sig was not checked are not loaded
     require_encryption: bool = False  # models whose weights lie on the disk in plain are not loaded
-    model_keys: dict[str, str] = {}  # base64 of the data keys of encrypted bundles, by directory name
+    model_keys: dict[str, str] = {}  # base64 of the data keys of encrypted bundles, by place; of members, by file
     avoid_key_ids: tuple[int, ...] = ()  # of earlier and other workers' keys: a stale request must not hit a new key
     bundles: tuple[str, ...] | None = None  # places below models_dir to load, "NAME" or "NAME/VERSION"; None: all
     memory_limits: dict[str, int] = {}  # bytes that loading a model may take, by its name

@@ -28,6 +28,7 @@ import cryptography
 import msgspec
 import torch
 
+from sealgate.certificate.key_envelope import KeyEnvelope, called_by_content
 from sealgate.certificate.publishers import Publishers, load_publishers
 from sealgate.certificate.repository import Place, places_of
 from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
@@ -113,11 +114,13 @@ def _load(
 
 
 def _data_key(plan: BootPlan, name: str) -> DataKeyOf:
-    """The key that the host unwrapped for this bundle, if it did."""
-    given = plan.model_keys.get(name)
-    if given is None:
-        return no_data_key
-    return lambda _envelope: Secret(bytearray(base64.b64decode(given)))
+    """The key that the host unwrapped for this bundle, or for a member of this pipeline, if it did."""
+
+    def given(envelope: KeyEnvelope) -> Secret:
+        found = plan.model_keys.get(name) or plan.model_keys.get(called_by_content(envelope))
+        return no_data_key(envelope) if found is None else Secret(bytearray(base64.b64decode(found)))
+
+    return given
 
 
 def _refusal(called: str, reason: str) -> ModelRefusal:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ import secure_runtime.host
 from sealgate.certificate.bundle import verify_bundle
 from sealgate.certificate.encryption import encrypt_bundle
 from sealgate.certificate.files import KEY
+from sealgate.certificate.pipeline_making import make_pipeline
 from sealgate.certificate.wrapping_keys import write_new_key
 from sealgate.deployment import Deployment, DeploymentSection, ModelsSection, Settings
 from sealgate.errors import ConfigurationError
@@ -81,6 +83,51 @@ def test_a_deployment_may_demand_more(forge: Forge, tmp_path: Path, demand: str,
     loaded, refused = main._load_models(demanding, "cpu")
     assert set(loaded) == ({"mine"} if demand == "require_encryption" else set())
     assert ("plain", code) in [(one.name, one.reason) for one in refused]
+
+
+PIPELINE = """
+name = "both"
+version = "1"
+description = "two that agree"
+[[member]]
+name = "left"
+bundle = "plain"
+reads.features = "row"
+[[member]]
+name = "right"
+bundle = "mine"
+reads.features = "row"
+[fusion]
+how = "mean"
+weights.left = "0.5"
+weights.right = "0.5"
+"""
+
+
+def test_the_worker_gets_the_keys_of_a_pipelines_members(forge: Forge, tmp_path: Path) -> None:
+    """Each its own: with `require_encryption` a pipeline loads where all its members are encrypted."""
+    ring = wrapping_keys(deployment(tmp_path, "file:models.key"))
+    (tmp_path / "models" / "p.toml").write_text(PIPELINE)
+    encrypt_bundle(tmp_path / "models" / "plain", forge.publishers, ring.keys[0])
+    make_pipeline(
+        tmp_path / "models" / "p.toml",
+        tmp_path / "models" / "both",
+        key=forge.key,
+        publishers=forge.publishers,
+        data_key=ring.unwrap,
+    )
+    for name in ("plain", "mine", "others"):
+        shutil.rmtree(tmp_path / "models" / name)
+    (tmp_path / "models" / "p.toml").unlink()
+    told: list[str] = []
+    given = data_keys(deployment(tmp_path, "file:models.key"), tell=told.append)
+    assert (len(given), len(set(given.values())), told) == (2, 2, [])
+    assert data_keys(deployment(tmp_path, "file:models.key"), tell=told.append, places=("another",)) == {}
+    with_keys = msgspec.structs.replace(plan(tmp_path, forge), model_keys=given, require_encryption=True)
+    loaded, refused = main._load_models(with_keys, "cpu")
+    assert (set(loaded), refused) == ({"both"}, ())
+    loaded, refused = main._load_models(plan(tmp_path, forge), "cpu")
+    assert ([*loaded], [(one.name, one.reason) for one in refused]) == ([], [("both", "weights-locked")])
 
 
 def test_a_key_of_a_mixed_up_bundle_is_refused_alone(forge: Forge, tmp_path: Path) -> None:
