@@ -87,8 +87,8 @@ class LiveWorker:
         return (*nothing, *self.models.get(model, {}).values())
 
     def judged(self, model: str, certificates: tuple[str, ...]) -> bool:
-        """Whether the policy was asked about every version that it has, if the gateway says about which it was."""
-        return not certificates or all(digest in certificates for _, digest in self.models.get(model, {}).values())
+        """Whether the policy was asked about every version that it has. Which it was asked about must be said."""
+        return all(digest in certificates for _, digest in self.models.get(model, {}).values())
 
 
 class Admission:

@@ -130,6 +130,7 @@ class Desk:
             media_type="message/ohttp-req",
             caller=CALLER,
             decision=Decision(policy_digest=policy, policy_ids=("clients-infer",)),
+            judged=("b" * 64,),
         )
 
         async def ask() -> tuple[Any, bytes]:
@@ -310,6 +311,7 @@ def test_a_request_is_held_by_the_budgets_of_the_policy_that_decided_it(desk: Ca
             media_type="message/ohttp-req",
             caller=CALLER,
             decision=Decision(policy_digest=POLICY, policy_ids=("clients-infer",)),
+            judged=("b" * 64,),
         )
         one.log.append(Record(kind="audit.query"), hold_up)
         first, second = (asyncio.ensure_future(one.admission.submit(frame, BODY, asyncio.Event())) for _ in range(2))
@@ -377,6 +379,7 @@ def test_words_of_a_gateway_that_leave_no_room_for_the_end_are_refused_before(
         media_type="message/ohttp-req",
         caller=caller,
         decision=Decision(policy_digest=POLICY, policy_ids=ids),
+        judged=("b" * 64,),
     )
     with pytest.raises(DecodeError):
         asyncio.run(one.admission.submit(frame, BODY, asyncio.Event()))

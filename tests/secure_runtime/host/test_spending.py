@@ -49,6 +49,7 @@ class NoisyDesk(Desk):
         values: dict[str, Any] = {
             "id": 5, "model": "m", "operation": "infer", "purpose": "treatment", "media_type": "message/ohttp-req",
             "caller": CALLER, "decision": Decision(policy_digest=POLICY, policy_ids=("p",), obligations=obligations),
+            "judged": ("b" * 64,),
             **changes,
         }  # fmt: skip
         return Submit(**values)
