@@ -128,6 +128,7 @@ def _obtain(arguments: argparse.Namespace) -> KeptEvidence:
     from sealgate.client.errors import UsageError
     from sealgate.client.results import reaching
     from sealgate.client.transport import SealedTransport
+    from sealgate.errors import DecodeError
     from sealgate.evidence.kept import KeptEvidence, parse_kept
     from sealgate.evidence.trust import load_trust
     from sealgate.limits import MAX_KEPT_EVIDENCE
@@ -136,9 +137,12 @@ def _obtain(arguments: argparse.Namespace) -> KeptEvidence:
         try:
             with arguments.file.open("rb") as file:
                 return parse_kept(file.read(MAX_KEPT_EVIDENCE + 1))
-        except OSError as error:
-            hint = "FILE is what `sealgate attest verify --out FILE` kept; to ask a service, give --trust"
-            raise UsageError(f"{arguments.file} cannot be read: {error.strerror}; {hint}") from error
+        except (OSError, DecodeError) as error:
+            said = (
+                f"cannot be read: {error.strerror}" if isinstance(error, OSError) else f"is no kept evidence: {error}"
+            )
+            hint = "FILE is what `sealgate attest verify --out FILE` kept; to ask a service, give --trust alone"
+            raise UsageError(f"{arguments.file} {said}; {hint}") from error
     if arguments.trust is None:
         raise UsageError("whose evidence? Give --trust for a service, or the FILE of kept evidence")
     if not 0 < arguments.timeout <= 3600:

@@ -155,6 +155,9 @@ def test_showing_needs_a_service_or_a_file() -> None:
 def test_a_file_that_cannot_be_read_is_one_line_that_says_what_a_file_is(tmp_path: Path) -> None:
     with pytest.raises(SealgateError, match=r"cannot be read: .*; FILE is what .* to ask a service, give --trust"):
         run("show", tmp_path)
+    (tmp_path / "rows.csv").write_text("age,pulse")
+    with pytest.raises(SealgateError, match=r"rows.csv is no kept evidence: not a JSON document; FILE"):
+        run("show", tmp_path / "rows.csv")
 
 
 def test_measuring_prints_what_a_trust_file_can_pin(capsys: pytest.CaptureFixture[str]) -> None:
