@@ -16,6 +16,7 @@ KEEP_ALIVE_S = 15  # an idle connection
 LINGER_S = 2.0  # how long a body that was refused is read and thrown away, so that the refusal is not lost
 WRITE_STALL_S = 30.0  # a reader that takes less than about a PIECE of its answer in this time is dropped
 PIECE = 256 * 1024  # how much of an answer is handed to the connection at once
+GATHERED_ANSWER = 64 * 1024  # bytes of one turn that wait for its end, to leave in one write
 SHUTDOWN_S = 15  # what is in flight may finish when the gateway is asked to stop
 
 # Bodies --------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from gateway.authentication.authorities import Authorities, Generation
 from gateway.authentication.forwarded import CERTIFICATE_FIELD, CHAIN_FIELD, EXTENSION, Forwarded
 from gateway.authentication.watched_files import WatchedFiles
 from gateway.errors import MEDIA_PROBLEM, Problem
+from gateway.gathered_writes import GatheredWrites
 from gateway.limits import (
     HEAD_TIMEOUT_S,
     LINGER_S,
@@ -134,7 +135,7 @@ class SealedHttpProtocol(HttpToolsProtocol):
     # The peer ---------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(GatheredWrites(transport, self.loop))  # type: ignore[arg-type]
         secure = transport.get_extra_info("ssl_object")
         self._tls = {"client_cert_chain": () if secure is None else _shown_chain(secure)}
         self._local = transport.get_extra_info("socket").family == socket.AF_UNIX
