@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
-from http.client import HTTPSConnection
+from http.client import HTTPException, HTTPSConnection
 
 import httpx
 import pytest
@@ -84,7 +84,7 @@ def answer_of(deployment, path="/health/live"):
     try:
         connection.request("GET", path)
         return connection.getresponse().status
-    except OSError:
+    except (OSError, HTTPException):
         return None
     finally:
         connection.close()
