@@ -38,7 +38,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     from sealgate.client.arguments import read_connection
     from sealgate.client.commands import check_place, keep_receipt, say_recorded
-    from sealgate.client.errors import InferenceFailed, ServiceRefused
+    from sealgate.client.errors import InferenceFailed, ServiceRefused, UsageError
     from sealgate.client.session import Session
     from sealgate.client.sources import read_source
 
@@ -58,6 +58,8 @@ def _run(arguments: argparse.Namespace) -> int:
     with session:
         try:
             metadata = session.metadata(arguments.model, version=arguments.version)
+            if arguments.heat_map is not None and "image" not in metadata.parameters.contents.values():
+                raise UsageError("--heat-map is for models over images")  # before anything is paid for
             found = session.explain(
                 arguments.model,
                 source.inputs(metadata),

@@ -272,6 +272,7 @@ def test_explain_prints_tables_pictures_and_json(
     assert (document["method"], document["targets"], document["labels"]) == ("coefficients", [1, 1], ["class 1"] * 2)
     with pytest.raises(UsageError, match="--heat-map is for models over images"):
         run(EXPLAIN, site, tmp_path, "--rows", tmp_path / "rows.csv", "--heat-map", tmp_path / "m.png")
+    assert not capsys.readouterr().out, "nothing was asked, so nothing is paid for"
 
 
 # The local proxy, and the client that Triton's users have -----------------------------------------------------------
