@@ -1,7 +1,8 @@
 """One batch of records becomes durable: one transaction, then one signature, then the receipts.
 
     1. pseudonyms that the records use are written
-    2. each record is completed, its effect runs in a SAVEPOINT, its rules are checked; a refusal fails it alone
+    2. each record is completed, its effect runs in a SAVEPOINT (see `_accept`), its rules are checked; a refusal fails
+       it alone
     3. leaves, index rows, tree rows and open requests are written
     4. the head moves from the size we know to the new one, under the writer's seal; if it is elsewhere, somebody else
        wrote: fatal
@@ -20,7 +21,7 @@ Long, because it is one transaction from its first statement to its receipts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -121,6 +122,7 @@ class Pending:
     effect: Effect | None = None
     future: Future[Appended] | None = None
     awaited: asyncio.Future[Appended] | None = None
+    repeatable: bool = False  # the effect does nothing but through its connection, and may run again once undone
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,10 @@ class _Accepted:
     record: Record
     leaf: bytes
     hashed: bytes
+
+
+class _DidNotWorkOut(Exception):
+    """An effect failed among others: all are undone, and run again one by one."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +241,7 @@ class Committer:
         refused: list[tuple[Pending, Exception]] = []
         with self._engine.begin() as connection:
             flushed = self._subjects.flush(connection)  # 1
-            accepted = list(self._accept(connection, batch, refused))  # 2
+            accepted = self._accept(connection, batch, refused)  # 2
             nodes = {(peak.level, peak.position): peak.hash for peak in self._frontier.peaks}
             expected = self.size
             for item in accepted:
@@ -312,9 +318,38 @@ class Committer:
 
     def _accept(
         self, connection: Connection, batch: list[Pending], refused: list[tuple[Pending, Exception]]
-    ) -> Iterable[_Accepted]:
-        index = self._frontier.size
+    ) -> list[_Accepted]:
+        """One savepoint for all effects of a batch, if all may run again; one for each if one of them did not work
+        out, so that it alone is undone, and for those that may run once only."""
         taken = self._taken(connection, batch)
+        effects = [pending for pending in batch if pending.effect is not None]
+        if len(effects) > 1 and all(pending.repeatable for pending in effects):
+            intents = dict(self._intents)
+            self._rows.savepoint(connection, after=False)
+            try:
+                accepted = list(self._accept_each(connection, batch, set(taken), refused, alone=False))
+            except _DidNotWorkOut:
+                connection.exec_driver_sql("ROLLBACK TO effect")
+                connection.exec_driver_sql("RELEASE effect")
+                self._intents = intents
+                refused.clear()
+            else:
+                connection.exec_driver_sql("RELEASE effect")  # fails if an effect ended the transaction
+                return accepted
+        return list(self._accept_each(connection, batch, taken, refused, alone=True))
+
+    def _accept_each(
+        self,
+        connection: Connection,
+        batch: list[Pending],
+        taken: set[str],
+        refused: list[tuple[Pending, Exception]],
+        *,
+        alone: bool,
+    ) -> Iterator[_Accepted]:
+        """`alone`: each effect has a savepoint. Else the caller has one, and _DidNotWorkOut is raised where an effect
+        is to be undone."""
+        index = self._frontier.size
         effects = False
         for pending in batch:
             try:
@@ -322,6 +357,8 @@ class Committer:
                     require_unused(pending.draft.id, taken)
                 if pending.effect is None:
                     record, leaf = self._finished(self._complete(pending.draft))
+                elif not alone:
+                    record, leaf = self._with_others(connection, pending.draft, pending.effect)
                 else:
                     self._rows.savepoint(connection, after=effects)
                     effects = True
@@ -331,6 +368,8 @@ class Committer:
                     raise  # the database itself failed, not the effect's wish
                 refused.append((pending, error))
                 continue
+            except _DidNotWorkOut:
+                raise
             except Exception as error:
                 refused.append((pending, error))
                 continue
@@ -352,14 +391,28 @@ class Committer:
     def _with_effect(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
         """Call within the savepoint, which stands afterwards, whatever the effect did."""
         try:
-            before = self._complete(draft)
-            after = msgspec.structs.replace(
-                effect(connection, before), v=1, log=before.log, id=before.id, ts_us=before.ts_us, salt=before.salt
-            )
-            return self._finished(after)
+            return self._after(connection, draft, effect)
         except BaseException:
             connection.exec_driver_sql("ROLLBACK TO effect")
             raise
+
+    def _with_others(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
+        """Call within the savepoint of all effects. What the database itself fails with comes out as it is."""
+        try:
+            return self._after(connection, draft, effect)
+        except DBAPIError as error:
+            if not isinstance(error, IntegrityError | DataError):
+                raise
+            raise _DidNotWorkOut from error
+        except Exception as error:
+            raise _DidNotWorkOut from error
+
+    def _after(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
+        before = self._complete(draft)
+        after = msgspec.structs.replace(
+            effect(connection, before), v=1, log=before.log, id=before.id, ts_us=before.ts_us, salt=before.salt
+        )
+        return self._finished(after)
 
     def _complete(self, draft: Record) -> Record:
         """Fill what the writer answers for: version, origin, id, time, salt."""

@@ -202,26 +202,31 @@ class AuditLog:
         with self._reader.begin() as connection:
             yield connection
 
-    def append(self, draft: Record, effect: Effect | None = None) -> Future[Appended]:
+    def append(self, draft: Record, effect: Effect | None = None, *, repeatable: bool = False) -> Future[Appended]:
         """Queue a record. The future resolves when the record is on disk and its checkpoint is signed, not before.
 
         `draft` MAY leave v, log, id, ts_us and salt empty; an end MAY leave what its authorization says. The future
         fails with LogUnavailable if the log cannot take it, AppendRefused if it breaks a rule, or with what `effect`
         raised; then nothing was written. Cancelling the future has no effect. Never raises itself.
+
+        `repeatable` says of the effect that it does nothing but through its connection: it may then be undone together
+        with those of other records, because one of them failed, and run again. That saves each a savepoint.
         """
         future: Future[Appended] = Future()
         future.set_running_or_notify_cancel()  # from here on cancel() answers False
         try:
-            self._take_in(Pending(draft, effect, future=future))
+            self._take_in(Pending(draft, effect, future=future, repeatable=repeatable))
         except AuditError as error:
             future.set_exception(error)
         return future
 
-    def append_awaited(self, draft: Record, effect: Effect | None = None) -> asyncio.Future[Appended]:
+    def append_awaited(
+        self, draft: Record, effect: Effect | None = None, *, repeatable: bool = False
+    ) -> asyncio.Future[Appended]:
         """As `append`, for a coroutine to await: the records of one batch wake their event loop once, together."""
         awaited: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         try:
-            self._take_in(Pending(draft, effect, awaited=awaited))
+            self._take_in(Pending(draft, effect, awaited=awaited, repeatable=repeatable))
         except AuditError as error:
             awaited.set_exception(error)
         return awaited

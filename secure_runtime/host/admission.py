@@ -319,7 +319,7 @@ class Admission:
         return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
 
     async def _append(self, draft: Record, effect: Effect | None) -> Appended:
-        return await self._log.append_awaited(draft, effect)
+        return await self._log.append_awaited(draft, effect, repeatable=True)  # see `spending`
 
     def _actor(self, caller: Caller) -> str:
         return self._log.actor(caller.tenant, caller.subject)

@@ -52,6 +52,9 @@ def epsilon_fits(statement: Statement, grant: Grant) -> bool:
     return least <= statement.eps_micro <= most and statement.eps_micro % one_row == 0
 
 
+# Effects below are repeatable, as audit.log.AuditLog.append_awaited wants them: they act through their connection only.
+
+
 def reserve(budgets: BudgetBook, frame: Submit, *, clock: Clock) -> Effect:
     """The authorization, with what is held and left; or the denial, naming the budget."""
     caller = frame.caller

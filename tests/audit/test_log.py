@@ -256,11 +256,13 @@ def test_an_effect_may_deny(bench) -> None:
         log.append(bench.end(done.record)).result()
 
 
-def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench) -> None:
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench, repeatable: bool) -> None:
     log = bench.open(extra_tables=(BUDGET,))
-    gate = threading.Event()
+    gate, begun_to_wait = threading.Event(), threading.Event()
 
     def wait(_: Connection, record: Record) -> Record:
+        begun_to_wait.set()
         gate.wait()
         return record
 
@@ -279,11 +281,12 @@ def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench) -> None:
         return record
 
     blocker = log.append(bench.draft(), wait)
-    good = log.append(bench.draft(), effect(1, None))
-    bad = log.append(bench.draft(), effect(2, ValueError("no")))
-    twice = log.append(bench.draft(), duplicate)
-    odd = log.append(bench.draft(), lambda *_: None)
-    good_too = log.append(bench.draft(), effect(3, None))
+    begun_to_wait.wait()
+    good = log.append(bench.draft(), effect(1, None), repeatable=repeatable)
+    bad = log.append(bench.draft(), effect(2, ValueError("no")), repeatable=repeatable)
+    twice = log.append(bench.draft(), duplicate, repeatable=repeatable)
+    odd = log.append(bench.draft(), lambda *_: None, repeatable=repeatable)
+    good_too = log.append(bench.draft(), effect(3, None), repeatable=repeatable)
     gate.set()
     blocker.result()
     assert good_too.result().index == good.result().index + 1
@@ -292,6 +295,83 @@ def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench) -> None:
             future.result()
     assert sorted(row.units for row in bench.rows(select(spent))) == [1, 3]
     assert log.state.ok
+
+
+def test_repeatable_effects_share_a_savepoint_until_one_fails_and_then_nothing_of_the_first_try_is_left(bench) -> None:
+    log = bench.open(extra_tables=(BUDGET,))
+    gate, begun_to_wait = threading.Event(), threading.Event()
+    runs: list[int] = []
+
+    def wait(_: Connection, record: Record) -> Record:
+        begun_to_wait.set()
+        gate.wait()
+        return record
+
+    def effect(units: int, error: Exception | None = None) -> Any:
+        def run(connection: Connection, record: Record) -> Record:
+            runs.append(units)
+            connection.execute(insert(spent).values(grant_id=record.id, units=units))
+            if error:
+                raise error
+            return record
+
+        return run
+
+    under_way = log.append(bench.draft("inference.authorized")).result()
+    chosen = bench.draft("inference.authorized", id="01890000-0000-7000-8000-000000000001")
+
+    def batch(*errors: Exception | None) -> list[Any]:
+        gate.clear()
+        begun_to_wait.clear()
+        blocker = log.append(bench.draft(), wait)
+        begun_to_wait.wait()  # so that what follows is a batch of its own
+        futures = [
+            log.append(draft, effect(place, error), repeatable=True)
+            for place, (draft, error) in enumerate(zip(drafts, errors, strict=True))
+        ]
+        gate.set()
+        blocker.result()
+        return futures
+
+    # What an end and an id of the caller's own choice leave in memory must not stand in the way of the second run.
+    drafts = [bench.end(under_way.record), chosen, bench.draft(), bench.draft()]
+    ended, begun, failed, fine = batch(None, None, ValueError("no"), None)
+    assert [ended.result().index + 1, ended.result().index + 2] == [begun.result().index, fine.result().index]
+    with pytest.raises(ValueError, match="no"):
+        failed.result()
+    assert runs == [0, 1, 2, 0, 1, 2, 3]
+    assert sorted(row.units for row in bench.rows(select(spent))) == [0, 1, 3]
+    runs.clear()
+    drafts = [bench.end(begun.result().record), bench.draft()]
+    assert [future.result().index for future in batch(None, None)] == [log.state.size - 2, log.state.size - 1]
+    assert runs == [0, 1]
+    with pytest.raises(AppendRefused):
+        log.append(bench.end(under_way.record)).result()
+    assert log.state.ok
+
+
+def test_a_repeatable_effect_that_ends_the_transaction_fails_the_log(sqlite_bench) -> None:
+    log = sqlite_bench.open()
+    gate, begun_to_wait = threading.Event(), threading.Event()
+
+    def wait(_: Connection, record: Record) -> Record:
+        begun_to_wait.set()
+        gate.wait()
+        return record
+
+    def commits(connection: Connection, record: Record) -> Record:
+        connection.exec_driver_sql("COMMIT")
+        return record
+
+    blocker = log.append(sqlite_bench.draft(), wait)
+    begun_to_wait.wait()
+    futures = [log.append(sqlite_bench.draft(), commits, repeatable=True) for _ in range(2)]
+    gate.set()
+    blocker.result()
+    for future in futures:
+        with pytest.raises(LogUnavailable):
+            future.result()
+    assert not log.state.ok
 
 
 # Many callers --------------------------------------------------------------------------------------------------------
