@@ -1,8 +1,8 @@
 """How much memory the worker has taken: what its allocator holds, and the most that was ever resident.
 
 Inside the sandbox there is no /proc to read, so the C library is asked (mallinfo2, glibc 2.33) and the kernel
-(getrusage). A model's need is what grew while it was loaded and warmed up: by the allocator's word, or the growth of the
-peak where that is more. It is a measurement, not a bound: what bounds a worker is its limit of memory.
+(getrusage). A model's need is what grew while it was loaded and warmed up: by the allocator's word, or the growth of
+the peak where that is more. It is a measurement, not a bound: what bounds a worker is its limit of memory.
 
 Trusts: the C library's own account. Never: opens a file.
 """
@@ -13,13 +13,13 @@ import ctypes
 import resource
 from dataclasses import dataclass
 
-_FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+_FIELDS = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 
 
 class _MallInfo2(ctypes.Structure):
     """struct mallinfo2 of mallinfo(3)."""
 
-    _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS]  # noqa: RUF012 - as ctypes wants it
+    _fields_ = [(name, ctypes.c_size_t) for name in _FIELDS]
 
 
 def _allocator() -> ctypes.CDLL | None:

@@ -51,7 +51,8 @@ def test_a_folder_of_models_holds_bundles_and_folders_of_versions(tmp_path: Path
     [("1", "2", "10"), ("1.0rc1", "1.0", "1.0.1", "1.1"), ("2025-12-31", "2026-01-02"), ("a", "1"), ("v1", "v2")],
 )
 def test_versions_are_ordered_number_by_number(older_first: tuple[str, ...]) -> None:
-    assert sorted(older_first[::-1], key=version_order) == list(older_first)
+    newest_first = list(older_first[::-1])
+    assert sorted(newest_first, key=version_order) == list(older_first)
 
 
 def test_what_was_unloaded_is_not_served_at_the_next_start(tmp_path: Path) -> None:
