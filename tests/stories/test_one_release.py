@@ -41,7 +41,7 @@ def served(template: Template, tmp_path_factory: pytest.TempPathFactory) -> Iter
         for name, (example, _, _) in MODELS.items():
             key = template.folder / "publisher.key"
             held = ("--heldout-csv", folder / f"{name}.csv")
-            run_sealgate("train", EXAMPLES / example, "--out", live.root / "models", "--key", key, *held)
+            run_sealgate("train", EXAMPLES / example, "--out", live.root / "models", "--key", key, "--no-audit", *held)
         live.start()
         live.ready()
         yield live, folder

@@ -34,8 +34,10 @@ from training.split import commit, hold_out
 EXAMPLE = Path(__file__).parents[2] / "sealgate" / "demo" / "breast_cancer.toml"
 
 
-@pytest.mark.parametrize("source", ["data.csv", "data.parquet", "data.npz"])
-@pytest.mark.parametrize("family", ["logistic-regression", "linear-regression", "mlp"])
+@pytest.mark.parametrize(
+    ("family", "source"),
+    [("logistic-regression", "data.csv"), ("linear-regression", "data.parquet"), ("mlp", "data.npz")],
+)
 def test_from_rows_to_answers(tmp_path, key, family, source):
     write_data(tmp_path / source, tiny(400))
     config = tmp_path / "config.toml"

@@ -51,6 +51,7 @@ def test_one_run_tells_private_training_from_none():
     assert exposed.right > 75 > private.right
 
 
+@pytest.mark.slow
 def test_the_likelihood_ratio_attack_finds_members_of_an_exposed_model_only():
     (_, private) = offline_ratio(*attacked(PRIVATE))
     (_, exposed) = offline_ratio(*attacked(EXPOSED))

@@ -34,7 +34,7 @@ def hockey_stick(first: np.ndarray, second: np.ndarray, epsilon: float, step: fl
 
 
 @pytest.mark.parametrize("label", [0.0, 1.0])
-@pytest.mark.parametrize("others", [0, 3, 40])
+@pytest.mark.parametrize("others", [0, 3, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("ridge", "sigma"), [(2.0, 3.0), (0.5, 1.0), (20.0, 0.8)])
 def test_no_row_shows_more_than_is_claimed(label, others, ridge, sigma):
     generator = np.random.default_rng(others)
