@@ -85,15 +85,6 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
     )
 
 
-def build_app(
-    deployment: Deployment, *, telemetry: Telemetry | None = None, watch: Watch | None = None, clock: Clock = now_us
-) -> Litestar:
-    """The application of one gateway process."""
-    telemetry = telemetry or Telemetry(clock=clock)
-    gate = make_gate(deployment, telemetry=telemetry, clock=clock)
-    return _application(deployment, gate, watch)
-
-
 def _application(deployment: Deployment, gate: Gate, watch: Watch | None) -> Litestar:
     metrics = open_metrics(deployment, watch.figures if watch else None, gate.link, lambda own: _look(own, gate))
     console = open_console(deployment, gate)

@@ -47,11 +47,6 @@ def find_publishers(directory: Path, given: Path | None) -> Publishers:
     raise ConfigurationError(f"no publishers.toml near {directory}; name one with --publishers FILE")
 
 
-def bundle_directories(directory: Path) -> list[Path]:
-    """The bundles under a models directory or a state directory, by name; raises ConfigurationError."""
-    return [place.path for place in _places(directory)]
-
-
 def _places(directory: Path) -> list[Place]:
     root = directory / "models" if (directory / "models").is_dir() else directory
     if (root / "manifest.json").is_file():

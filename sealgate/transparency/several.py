@@ -159,11 +159,6 @@ def missing_logs(wanted: Iterable[str], origins: Iterable[str]) -> tuple[str, ..
     return tuple(name for name in wanted if not any(belongs_to(origin, name) for origin in there))
 
 
-def origin_said(path: Path) -> str:
-    """Which log a bundle says that it is of; "" if it says nothing. Raises ConfigurationError if it cannot be read."""
-    return _tree_said(path)[0]
-
-
 def _tree_said(path: Path) -> tuple[str, int]:
     try:
         with path.open("rb") as stream:
