@@ -1,7 +1,8 @@
 """CONFIG.toml of `sealgate train`: a lab note that a program can read. Every number in it is a public constant.
 
 Numbers are parsed as exact decimals, never as floats, because they end in signed bytes. Unknown keys are errors: a
-misspelt `clip_nrom` must not silently mean the default. Trusts: the person who wrote it. Never: looks at the data.
+misspelt `clip_nrom` must not silently mean the default. Long, because it is the list of what can be said. Trusts: the
+person who wrote it. Never: looks at the data.
 """
 
 from __future__ import annotations

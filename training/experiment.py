@@ -8,7 +8,8 @@
     6  measure on held-out rows, beside the same model without privacy
     7  write, sign, verify and place the bundle
 
-Trusts: the configuration's public constants. Never: tunes anything by the rows it sees.
+Trusts: the configuration's public constants. Never: tunes anything by the rows it sees. Long, because each of the seven
+is a function here, in the order of reading.
 """
 
 from __future__ import annotations

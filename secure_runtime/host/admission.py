@@ -6,7 +6,8 @@
 
 Trusts: the gateway's word for who the caller is and what the policy said (both are recorded as its word); the audit log
 for durability. Never: sees plaintext; releases an answer without its record; says more than a public code to a caller.
-What cannot be recorded raises LogUnavailable, and nothing is released.
+What cannot be recorded raises LogUnavailable, and nothing is released. Long, because what is promised between the two
+records is seen only where both are made.
 """
 
 from __future__ import annotations
