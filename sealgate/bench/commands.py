@@ -29,6 +29,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--soak", type=float, metavar="MINUTES", help="a steady load for so long, instead of the tables"
     )
+    parser.add_argument(
+        "--busy", type=float, default=1.0, metavar="SHARE", help="of the time of a soak; it rests between (default: 1)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument(
         "--folder", type=Path, help="where its own deployment is made and left (default: removed again)"

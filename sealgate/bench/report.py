@@ -25,7 +25,7 @@ from sealgate.client.errors import UsageError
 from sealgate.terminal import render_table
 
 _RUNNING = ("trust", "token_file", "model", "purpose", "rows")
-_MOST_S, _MOST_MIN = 600.0, 7 * 24 * 60.0
+_MOST_S, _MOST_MIN, _LEAST_BUSY = 600.0, 7 * 24 * 60.0, 0.01
 
 
 def report(given: argparse.Namespace) -> int:
@@ -53,6 +53,8 @@ def _parts(given: argparse.Namespace) -> list[str]:
         raise UsageError(f"--seconds must be more than 0 and at most {_MOST_S:.0f}")
     if given.soak is not None and not 0 < given.soak <= _MOST_MIN:
         raise UsageError(f"--soak must be more than 0 and at most {_MOST_MIN:.0f} minutes")
+    if not _LEAST_BUSY <= given.busy <= 1:
+        raise UsageError(f"--busy must be at least {_LEAST_BUSY} and at most 1")
     return parts
 
 
@@ -86,7 +88,7 @@ def _in_workshop(parts: list[str], given: argparse.Namespace, printed: _Printer)
     folder = kept or Path(tempfile.mkdtemp(prefix="sealgate-bench-"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        workshop = Workshop(folder.absolute())
+        workshop = Workshop(folder.absolute(), short_keys=given.soak is not None)
         _say("making a deployment of its own, and training a model for a moment")
         workshop.make()
         with workshop.serve() as stand:
@@ -103,7 +105,7 @@ def _measure(stand: Stand, parts: list[str], given: argparse.Namespace, printed:
     with Caller(stand) as caller:
         if given.soak is not None:
             _say(f"a steady load for {given.soak:g} minutes")
-            printed.table("soak", soak(caller, minutes=given.soak, say=_say))
+            printed.table("soak", soak(caller, minutes=given.soak, say=_say, busy=given.busy))
         else:
             _measure_parts(caller, parts, given, printed)
 

@@ -1,12 +1,13 @@
 """The soak: a steady load for long, and whether memory stays flat.
 
-Every few seconds of load the memory of each process is read. The slope is a least-squares line over the second half,
-when caches are full; a process is called flat where that is less than `_FLAT_MI` MiB an hour.
+Every few seconds of load the memory of each process is read; between them it may rest. The slope is a least-squares
+line over the second half, when caches are full; a process is called flat where it is less than `_FLAT_MI` MiB an hour.
 Trusts: /proc. Never: hides a refused request: the first one ends the soak.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,8 +42,8 @@ class Watched:
         return sum((at - middle_s) * (size - middle) for at, size in zip(times, sizes, strict=True)) / spread
 
 
-def soak(caller: Caller, *, minutes: float, say: Callable[[str], None]) -> Table:
-    """Load for so long; raises what a refused request raises."""
+def soak(caller: Caller, *, minutes: float, say: Callable[[str], None], busy: float = 1.0) -> Table:
+    """Load for so long, for the share `busy` of the time; raises what a refused request raises."""
     began = monotonic_ns()
     watched: dict[int, Watched] = {}
     rates: list[float] = []
@@ -51,7 +52,9 @@ def soak(caller: Caller, *, minutes: float, say: Callable[[str], None]) -> Table
         if at - renewed > _EVIDENCE_S:
             caller.sealer.renew()
             renewed = at
+        asked_ns = monotonic_ns()
         asked = caller.ask(_CALLERS, seconds=_RUN_S)
+        worked_s = (monotonic_ns() - asked_ns) / 1e9
         rates.append(asked.run.rate)
         answered += asked.run.answered
         at = (monotonic_ns() - began) / 1e9
@@ -63,10 +66,11 @@ def soak(caller: Caller, *, minutes: float, say: Callable[[str], None]) -> Table
             told = at
             sizes = ", ".join(f"{one.role} {one.bytes[-1] / _MI:.1f}" for one in watched.values())
             say(f"{at / 60:.0f} min: {answered} answered, MiB: {sizes}")
-    return _table(watched, rates, answered=answered, minutes=minutes)
+        time.sleep(worked_s * (1 / busy - 1))
+    return _table(watched, rates, answered=answered, minutes=minutes, own=caller.stand.own)
 
 
-def _table(watched: dict[int, Watched], rates: list[float], *, answered: int, minutes: float) -> Table:
+def _table(watched: dict[int, Watched], rates: list[float], *, answered: int, minutes: float, own: bool) -> Table:
     table = Table(
         f"Soak: {minutes:g} minutes, {_CALLERS} callers, {answered} requests, none refused",
         ("process", "pid", "MiB first", "middle", "last", "MiB/hour, second half", ""),
@@ -80,10 +84,10 @@ def _table(watched: dict[int, Watched], rates: list[float], *, answered: int, mi
         numbers.append({"role": one.role, "bytes": one.bytes, "at_s": one.at_s, "mi_per_hour": hourly})
     if rates:
         first, last = rates[: max(1, len(rates) // 4)], rates[-max(1, len(rates) // 4) :]
-        remembered = sum(rates) / len(rates) * 3600 * _REMEMBERED / _MI
+        until = "10 minutes here" if own else "25 hours by default"
         table.notes.append(
-            f"A worker must remember every request that it opened until its key is gone (about {_REMEMBERED} bytes "
-            f"each, bounded): at this rate up to {remembered:.0f} MiB an hour of its growth are that."
+            f"A worker must remember every request that it opened until its key is gone ({until}; about {_REMEMBERED} "
+            f"bytes each, bounded): {answered} requests are at most {answered * _REMEMBERED / _MI:.0f} MiB of it."
         )
         table.notes.append(
             f"Requests/s: {sum(first) / len(first):.0f} in the first quarter, {sum(last) / len(last):.0f} in the last."

@@ -32,6 +32,7 @@ from sealgate.protocol.inference import InferRequest, encode_infer_request
 from sealgate.protocol.tensors import tensor_from_list
 
 _CONFIG = Path(demo.__file__).with_name("breast_cancer.toml")
+_KEY_S = 300  # that a request key of a soak is published, and then opened
 _MODEL, _PURPOSE = "breast-cancer", "treatment"
 _BUDGETS = """\
 # Raised for measuring: reserved and settled for every request, never reached.
@@ -129,7 +130,9 @@ def running(
 class Workshop:
     """A deployment of our own in `folder`: made once, served as often as is measured."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, short_keys: bool = False) -> None:
+        """`short_keys`: request keys change every five minutes, so that what hangs on them comes and goes in a soak."""
+        self._short_keys = short_keys
         self.state = folder / "deployment"
         self._heldout = folder / "rows.csv"
         self._config = folder / _CONFIG.name
@@ -141,6 +144,8 @@ class Workshop:
         (self.state / "policy" / "budgets.toml").write_text(_BUDGETS)
         settings = self.state / "deployment.toml"
         said = settings.read_text().replace("require_audit = true", "require_audit = false")
+        if self._short_keys:
+            said = said.replace("[runtime]\n", f"[runtime]\nkey_active_s = {_KEY_S}\nkey_stale_s = {_KEY_S}\n")
         settings.write_text(f'{said}\n[telemetry]\nmetrics = "127.0.0.1:{self._metrics}"\n')
         text = (
             _CONFIG.read_text()

@@ -67,7 +67,7 @@ def test_memory_payloads_and_soak(stand: Stand, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("sealgate.bench.soak._RUN_S", 0.2)
     with Caller(stand) as caller:
         found = measures.payloads(caller).numbers
-        table = soak(caller, minutes=0.02, say=lambda _: None)
+        table = soak(caller, minutes=0.02, say=lambda _: None, busy=0.5)
     shown = measures.memory(stand, title="m")
     assert {row[0] for row in shown.rows} >= {"gateway", "host", "worker"}
     assert all(one["resident"] >= one["proportional"] > 0 for one in shown.numbers)
@@ -124,6 +124,7 @@ def test_the_slope_of_memory() -> None:
         (["--only", "speed"], "there is no speed; there are steps"),
         (["--seconds", "0"], "--seconds must be"),
         (["--soak", "-1"], "--soak must be"),
+        (["--soak", "1", "--busy", "0"], "--busy must be"),
         (["--trust", "x"], "give these too: --token-file, --model, --purpose, --rows"),
         (["--folder", "."], "is not empty"),
     ],
