@@ -6,12 +6,16 @@ Sizes are bytes, times seconds unless the name says otherwise. Bounds are checke
 from __future__ import annotations
 
 # Sealed messages -----------------------------------------------------------------------------------------------------
-MAX_SEALED_REQUEST = 16 * 1024 * 1024 + 64 * 1024  # one encapsulated request, all chunks together
-MAX_SEALED_RESPONSE = 64 * 1024 * 1024
-MAX_INNER_MESSAGE = 16 * 1024 * 1024  # one decoded Binary HTTP message
+DEFAULT_MESSAGE_MB, MAX_MESSAGE_MB = 16, 128  # what [deployment] max_request_mb is, and is at most
+DEFAULT_MESSAGE = DEFAULT_MESSAGE_MB * 1024 * 1024
+MAX_INNER_MESSAGE = MAX_MESSAGE_MB * 1024 * 1024  # one decoded Binary HTTP message in any deployment
+SEALED_ROOM = 64 * 1024  # what a sealed message has beside its chunks
+SEALED_SHARE = 512  # and one byte for so many: a chunk's tag and length are 20 for 16 KiB
+MAX_SEALED_REQUEST = MAX_INNER_MESSAGE + MAX_INNER_MESSAGE // SEALED_SHARE + SEALED_ROOM  # all chunks together
+MAX_SEALED_RESPONSE = MAX_SEALED_REQUEST
 CHUNKED_ABOVE = 64 * 1024  # inner messages above this are sealed as chunks (bounded memory at the opener)
 CHUNK = 16 * 1024  # plaintext bytes in one chunk; streams pad to it
-MAX_CHUNKS = 8192
+MAX_CHUNKS = 16384
 MAX_KEY_CONFIGS = 16
 MAX_KEY_CONFIGS_BYTES = 64 * 1024
 
@@ -23,12 +27,15 @@ MAX_TARGET = 4096  # scheme, authority and path, each
 # Open Inference Protocol ---------------------------------------------------------------------------------------------
 MAX_TENSORS = 64
 MAX_TENSOR_RANK = 8
-MAX_TENSOR_ELEMENTS = 16 * 1024 * 1024
+MAX_TENSOR_ELEMENTS = 16 * 1024 * 1024  # that are made one by one: of JSON, texts, pictures, columns
+MAX_BINARY_ELEMENTS = MAX_INNER_MESSAGE  # of numbers that come as they are held: a byte each at least
+MAX_INFERENCE_JSON = 16 * 1024 * 1024  # numbers as text become many times their size as objects: more go as binary data
 MAX_PARAMETERS = 64
 
 # Frames between our own processes ------------------------------------------------------------------------------------
 MAX_FRAME_HEADER = 256 * 1024
-MAX_FRAME_BODY = 64 * 1024 * 1024
+MAX_FRAME_BODY = MAX_SEALED_REQUEST
+LARGE_BODY = 256 * 1024  # of a frame: above it, it is gathered in memory of its own
 MAX_SUBJECT_NAME = 1024  # characters of what a caller is called
 MAX_ADMIN_NOTE = 300  # characters of an operator's words in a record
 ADMIN_ANSWER_S = 60.0  # how long a command waits for the host

@@ -104,12 +104,13 @@ def _encode(framing: int, control: bytes, message: Request | Response, pad_to: P
     else:
         length = encode_varint(len(body)) if len(body) else b""
         parts = [headers, b"\x00", length, body, b"\x00", trailers, b"\x00"]
-    encoded = b"".join((encode_varint(framing), control, *parts))
-    if len(encoded) > MAX_INNER_MESSAGE:
+    parts = [encode_varint(framing), control, *parts]
+    size = sum(map(len, parts))
+    if size > MAX_INNER_MESSAGE:
         raise DecodeError("the message is too large", code="too-large")
-    if pad_to is None:
-        return encoded
-    return encoded.ljust(min(pad_to(len(encoded)), MAX_INNER_MESSAGE), b"\x00")
+    if pad_to is not None:
+        parts.append(bytes(max(0, min(pad_to(size), MAX_INNER_MESSAGE) - size)))
+    return b"".join(parts)
 
 
 def _prefixed(data: bytes) -> bytes:

@@ -11,12 +11,13 @@ Long, because every frame stands here: this page is the whole contract between t
 from __future__ import annotations
 
 import struct
+from io import BytesIO
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_FRAME_BODY, MAX_FRAME_HEADER
+from sealgate.limits import LARGE_BODY, MAX_FRAME_BODY, MAX_FRAME_HEADER
 from sealgate.protocol.completion import Completion
 
 _PREFIX = struct.Struct(">II")
@@ -414,37 +415,73 @@ def encode_frame(frame: Frame, body: bytes | memoryview = b"") -> tuple[bytes, b
     return _PREFIX.pack(len(header), len(body)) + header, body
 
 
+class _LargeBody:
+    """The body of one frame, gathered piece by piece. A BytesIO hands out what it holds without a copy."""
+
+    def __init__(self, frame: Any, size: int) -> None:
+        self.frame = frame
+        self._missing = size
+        self._body = BytesIO()
+
+    def take(self, data: memoryview) -> memoryview:
+        """Keep what belongs to the body; returns the rest."""
+        taken = data[: self._missing]
+        self._body.write(taken)
+        self._missing -= len(taken)
+        return data[len(taken) :]
+
+    @property
+    def size(self) -> int:
+        """What is there of it."""
+        return self._body.tell()
+
+    @property
+    def whole(self) -> bytes | None:
+        """The body, once all of it is there."""
+        return None if self._missing else self._body.getvalue()
+
+
 class FrameReader:
     """Cuts a byte stream into frames of one direction (`GatewayToHost`, `HostToGateway`, ...).
 
     Feed it bytes as they arrive; it yields `(frame, body)` with `body` an owned `bytes`. Raises DecodeError on anything
-    that the other side should not have sent; the connection is then unusable and must be closed.
+    that the other side should not have sent, bodies above `body_max` included; the connection is then unusable and must
+    be closed.
     """
 
-    def __init__(self, kinds: Any) -> None:
+    def __init__(self, kinds: Any, *, body_max: int = MAX_FRAME_BODY) -> None:
         self._decoder = msgspec.msgpack.Decoder(kinds)
+        self._body_max = body_max
         self._buffer = bytearray()
+        self._large: _LargeBody | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[Any, bytes]]:
         """All complete frames; keeps the rest."""
-        self._buffer += data
         frames: list[tuple[Any, bytes]] = []
+        if self._large is not None:
+            data = self._large.take(memoryview(data))
+            if (body := self._large.whole) is None:
+                return frames
+            frames.append((self._large.frame, body))
+            self._large = None
+        self._buffer += data
         start, have = 0, len(self._buffer)
         while have - start >= _PREFIX.size:
             header_size, body_size = _PREFIX.unpack_from(self._buffer, start)
-            if header_size > MAX_FRAME_HEADER or body_size > MAX_FRAME_BODY:
+            if header_size > MAX_FRAME_HEADER or body_size > self._body_max:
                 raise DecodeError("frame is too large")
-            end = start + _PREFIX.size + header_size + body_size
-            if have < end:
+            at = start + _PREFIX.size
+            end = at + header_size + body_size
+            if have < end and (body_size < LARGE_BODY or have < at + header_size):
                 break
             with memoryview(self._buffer) as view:
-                header = view[start + _PREFIX.size : start + _PREFIX.size + header_size]
-                try:
-                    frame = self._decoder.decode(header)
-                except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-                    raise DecodeError("frame header is malformed") from error
-                finally:
-                    header.release()
+                frame = self._decode(view[at : at + header_size])
+                if have < end:
+                    self._large = _LargeBody(frame, body_size)
+                    with view[at + header_size :] as begun:
+                        self._large.take(begun)
+                    start = have
+                    break
                 body = bytes(view[end - body_size : end])
             frames.append((frame, body))
             start = end
@@ -452,7 +489,15 @@ class FrameReader:
             del self._buffer[:start]
         return frames
 
+    def _decode(self, header: memoryview) -> Any:
+        try:
+            return self._decoder.decode(header)
+        except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
+            raise DecodeError("frame header is malformed") from error
+        finally:
+            header.release()
+
     @property
     def pending(self) -> int:
         """Bytes of an incomplete frame."""
-        return len(self._buffer)
+        return len(self._buffer) + (self._large.size if self._large is not None else 0)

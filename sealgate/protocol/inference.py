@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_INNER_MESSAGE, MAX_NAME, MAX_TENSORS
+from sealgate.limits import MAX_INFERENCE_JSON, MAX_NAME, MAX_TENSORS
 from sealgate.protocol.tensors import (
     DATATYPES,
     Parameter,
@@ -233,14 +233,21 @@ def _assemble(document: msgspec.Struct, raw: Sequence[Bytes]) -> tuple[list[tupl
 def _disassemble(fields: HeaderFields, body: Bytes) -> tuple[memoryview, memoryview | None]:
     """The JSON, and what follows it; None if the message says that it is JSON only."""
     view = memoryview(body).cast("B")
-    if len(view) > MAX_INNER_MESSAGE:
-        raise DecodeError("the inference message is too large")
     lengths = [value for name, value in fields if name.lower() == HEADER_LENGTH_FIELD]
     if not lengths:
-        return view, None
+        return _small_json(view), None
     if len(lengths) > 1 or not re.fullmatch("[0-9]{1,9}", lengths[0]) or int(lengths[0]) > len(view):
         raise DecodeError("Inference-Header-Content-Length is not the length of a part of the body")
-    return view[: int(lengths[0])], view[int(lengths[0]) :]
+    return _small_json(view[: int(lengths[0])]), view[int(lengths[0]) :]
+
+
+def _small_json(document: memoryview) -> memoryview:
+    if len(document) > MAX_INFERENCE_JSON:
+        raise DecodeError(
+            f"the inference message has more than {MAX_INFERENCE_JSON >> 20} MiB of JSON; "
+            "send its tensors as binary data, or fewer rows at once"
+        )
+    return document
 
 
 def _encode_tensors(
@@ -288,7 +295,7 @@ def _decode_tensors(described: Sequence[_JsonTensor], raw: memoryview | None, ro
             tensor = tensor_from_json(label, one.name, one.datatype, one.shape, inline)
             tensors.append(Tensor(tensor.name, tensor.datatype, tensor.shape, tensor.data, parameters))
             continue
-        count_elements(label, one.datatype, one.shape)
+        count_elements(label, one.datatype, one.shape, binary=True)
         if raw is None or type(size) is not int or not 0 <= size <= len(raw):
             raise DecodeError(f"{label}: expected binary_data_size bytes of data behind the JSON")
         tensors.append(check_tensor(Tensor(one.name, one.datatype, one.shape, raw[:size], parameters), role))

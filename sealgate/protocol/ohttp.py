@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 
 from sealgate.ambient import Entropy, random_bytes
 from sealgate.errors import DecodeError, OpenError, UnknownKeyError
@@ -217,7 +218,7 @@ def seal_request(
     info = _KIND[chunked] + b" request\x00" + header
     enc, context = setup_sender(config.kem, Kdf.HKDF_SHA256, aead, config.public_key, info, entropy=entropy)
     parts = ChunkEncoder(context).whole(inner) if chunked else [context.seal(b"", inner)]
-    envelope = b"".join((header, enc, *parts))
+    envelope = _joined(header + enc, parts)
     media_type = MEDIA_CHUNKED_REQUEST if chunked else MEDIA_REQUEST
     return envelope, media_type, ResponseOpener(_ResponseKeys(context, aead, enc, chunked=chunked))
 
@@ -238,6 +239,15 @@ def open_request(
     inner = open_whole(context, body) if sealed.chunked else context.open(b"", body)
     keys = _ResponseKeys(context, sealed.aead, sealed.enc, chunked=sealed.chunked)
     return Plaintext(inner), ResponseSealer(keys, entropy=entropy)
+
+
+def _joined(head: bytes, parts: Iterable[bytes]) -> bytes:
+    """All of it in one piece. Chunks are made one by one: they and the whole are not in memory together."""
+    whole = BytesIO()
+    whole.write(head)
+    for part in parts:
+        whole.write(part)
+    return whole.getvalue()
 
 
 # Responses ------------------------------------------------------------------------------------------------------------
@@ -273,7 +283,7 @@ class ResponseSealer:
         nonce = self._entropy(self._keys.nonce_size)
         sealer = Sealer(*self._keys.derive(nonce))
         parts = ChunkEncoder(sealer).whole(inner) if self._keys.chunked else [sealer.seal(b"", inner)]
-        return b"".join((nonce, *parts)), self._keys.media_type
+        return _joined(nonce, parts), self._keys.media_type
 
     def stream(self) -> tuple[bytes, ChunkEncoder]:
         """For an answer that comes in pieces: the first bytes to send, and the encoder of the rest."""

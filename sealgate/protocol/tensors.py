@@ -23,7 +23,13 @@ from typing import Any, TypeAlias
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_NAME, MAX_PARAMETERS, MAX_TENSOR_ELEMENTS, MAX_TENSOR_RANK
+from sealgate.limits import (
+    MAX_BINARY_ELEMENTS,
+    MAX_NAME,
+    MAX_PARAMETERS,
+    MAX_TENSOR_ELEMENTS,
+    MAX_TENSOR_RANK,
+)
 
 Parameter: TypeAlias = str | bool | int | float
 Parameters: TypeAlias = Mapping[str, Parameter]
@@ -80,7 +86,7 @@ def check_tensor(tensor: Tensor, role: str = "tensor") -> Tensor:
     """The same tensor, if its bytes are what its datatype and shape call for; raises DecodeError."""
     label = check_name(tensor.name, role)
     check_parameters(tensor.parameters, label)
-    count = count_elements(label, tensor.datatype, tensor.shape)
+    count = count_elements(label, tensor.datatype, tensor.shape, binary=True)
     data = memoryview(tensor.data).cast("B")
     size = DATATYPES[tensor.datatype].size
     if tensor.datatype == "BYTES":
@@ -167,18 +173,20 @@ def _is_parameter(value: object) -> bool:
     return math.isfinite(value) if isinstance(value, float) else isinstance(value, str)
 
 
-def count_elements(label: str, datatype: str, shape: Sequence[int]) -> int:
-    """How many elements a known datatype and a shape within bounds call for."""
+def count_elements(label: str, datatype: str, shape: Sequence[int], *, binary: bool = False) -> int:
+    """How many elements a known datatype and a shape within bounds call for. `binary`: the numbers come as they are
+    held, and are not made one by one."""
     if datatype not in DATATYPES:
         raise DecodeError(f"{label}: unknown datatype; known are {', '.join(DATATYPES)}")
     if len(shape) > MAX_TENSOR_RANK or any(type(size) is not int or size < 0 for size in shape):
         raise DecodeError(f"{label}: a shape must be at most {MAX_TENSOR_RANK} sizes, none negative")
+    most = MAX_BINARY_ELEMENTS if binary and datatype != "BYTES" else MAX_TENSOR_ELEMENTS
     count = 1
     for size in shape:
         # Bounded at every step, sizes of 0 included: products stay small, and nothing is hidden behind a 0.
         count *= max(size, 1)
-        if count > MAX_TENSOR_ELEMENTS:
-            raise DecodeError(f"{label}: more than {MAX_TENSOR_ELEMENTS} elements")
+        if count > most:
+            raise DecodeError(f"{label}: more than {most} elements")
     return 0 if 0 in shape else count
 
 

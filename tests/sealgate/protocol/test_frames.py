@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import tracemalloc
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_FRAME_BODY, MAX_FRAME_HEADER
+from sealgate.limits import LARGE_BODY, MAX_FRAME_BODY, MAX_FRAME_HEADER
 from sealgate.protocol.frames import (
     AuditRead,
     Caller,
@@ -91,6 +92,44 @@ def test_one_changed_byte_never_raises_anything_else(place: int, value: int) -> 
 def test_sizes_are_refused_before_anything_is_waited_for(header: int, body: int) -> None:
     with pytest.raises(DecodeError, match="too large"):
         FrameReader(GatewayToHost).feed(struct.pack(">II", header, body))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.sampled_from([0, 1, LARGE_BODY - 1, LARGE_BODY, LARGE_BODY + 1, 3 * LARGE_BODY]), max_size=5),
+    st.lists(st.integers(LARGE_BODY // 8, 2 * LARGE_BODY), min_size=1, max_size=9),
+)
+def test_large_bodies_come_whole_however_they_are_cut(sizes: list[int], cuts: list[int]) -> None:
+    sent = [(Cancel(id=number + 1), bytes([number + 1]) * size) for number, size in enumerate(sizes)]
+    stream = memoryview(b"".join(wire(frame, body) for frame, body in sent))
+    reader, found, at, turn = FrameReader(GatewayToHost), [], 0, 0
+    while at < len(stream):
+        found += reader.feed(stream[at : at + cuts[turn % len(cuts)]])
+        at, turn = at + cuts[turn % len(cuts)], turn + 1
+    assert found == sent
+    assert reader.pending == 0
+    assert all(type(body) is bytes for _, body in found)
+
+
+def test_a_large_body_is_held_once() -> None:
+    size = 64 * LARGE_BODY
+    stream = wire(Cancel(id=1), bytes(size))
+    reader = FrameReader(GatewayToHost)
+    tracemalloc.start()
+    try:
+        for at in range(0, len(stream), LARGE_BODY):
+            found = reader.feed(stream[at : at + LARGE_BODY])
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(found[0][1]) == size
+    assert size <= most < 1.3 * size
+
+
+def test_a_reader_takes_no_larger_bodies_than_it_was_told() -> None:
+    assert FrameReader(GatewayToHost, body_max=9).feed(wire(Cancel(id=1), bytes(9)))
+    with pytest.raises(DecodeError, match="too large"):
+        FrameReader(GatewayToHost, body_max=9).feed(struct.pack(">II", 20, 10))
 
 
 def test_a_frame_too_large_is_not_written() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_INNER_MESSAGE, MAX_NAME, MAX_TENSORS
+from sealgate.limits import MAX_INFERENCE_JSON, MAX_NAME, MAX_TENSOR_ELEMENTS, MAX_TENSORS
 from sealgate.protocol.inference import (
     HEADER_LENGTH_FIELD,
     InferRequest,
@@ -269,8 +269,22 @@ def test_header_length_stands_once() -> None:
 
 
 def test_sizes_are_bounded() -> None:
-    with pytest.raises(DecodeError, match="too large"):
-        decode_infer_request([], b" " * (MAX_INNER_MESSAGE + 1))
+    for fields in ([], [("inference-header-content-length", str(MAX_INFERENCE_JSON + 1))]):
+        with pytest.raises(DecodeError, match="more than 16 MiB of JSON; send its tensors as binary data"):
+            decode_infer_request(fields, b" " * (MAX_INFERENCE_JSON + 1))
+
+
+def test_binary_numbers_may_be_more_than_those_that_are_made_one_by_one() -> None:
+    count = MAX_TENSOR_ELEMENTS + 1
+    tensor = Tensor("x", "UINT8", (count,), bytes(count))
+    fields, body = encode_infer_request(InferRequest((tensor,)), binary=True)
+    assert len(decode_infer_request(fields, body)[0].inputs[0].data) == count
+    described = f'{{"inputs":[{{"name":"x","datatype":"UINT8","shape":[{count}],"data":[0]}}]}}'
+    with pytest.raises(DecodeError, match=f"more than {MAX_TENSOR_ELEMENTS} elements"):
+        decode_infer_request([], described.encode())
+    texts = described.replace("UINT8", "BYTES").replace('"data":[0]', '"parameters":{"binary_data_size":0}')
+    with pytest.raises(DecodeError, match=f"more than {MAX_TENSOR_ELEMENTS} elements"):
+        decode_infer_request([("inference-header-content-length", str(len(texts)))], texts.encode())
 
 
 @pytest.mark.parametrize("name", ["binary_data_size", "binary_data", "binary_data_output"])

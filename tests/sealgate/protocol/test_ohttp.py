@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.errors import DecodeError, OpenError, ProtocolError, TruncatedError, UnknownKeyError
-from sealgate.limits import CHUNK, CHUNKED_ABOVE, MAX_INNER_MESSAGE, MAX_KEY_CONFIGS, MAX_SEALED_REQUEST
+from sealgate.limits import (
+    CHUNK,
+    CHUNKED_ABOVE,
+    DEFAULT_MESSAGE,
+    MAX_INNER_MESSAGE,
+    MAX_KEY_CONFIGS,
+    MAX_SEALED_REQUEST,
+)
 from sealgate.protocol import hpke, ohttp
 from sealgate.protocol.chunked import ChunkDecoder, ChunkEncoder, open_whole
 from sealgate.protocol.hpke import Aead, Kdf, Kem, KemPrivateKey
@@ -28,6 +35,7 @@ from sealgate.protocol.ohttp import (
     open_request,
     seal_request,
 )
+from sealgate.protocol.sizes import sealed_size
 from sealgate.protocol.varint import encode_varint, read_varint
 
 unhex = bytes.fromhex
@@ -171,12 +179,23 @@ def test_exchange(kem: Kem, aead: Aead, chunked: bool, size: int) -> None:
 def test_large_messages_are_chunked_by_themselves() -> None:
     config = config_of(Kem.MLKEM768_X25519)
     assert seal_request(config, bytes(CHUNKED_ABOVE))[1] == MEDIA_REQUEST
-    envelope, media_type, _ = seal_request(config, bytes(MAX_INNER_MESSAGE))
+    envelope, media_type, _ = seal_request(config, bytes(DEFAULT_MESSAGE))
     assert media_type == MEDIA_CHUNKED_REQUEST
-    assert len(envelope) <= MAX_SEALED_REQUEST
-    assert len(open_request(SealedRequest.parse(envelope, media_type), KEYS[config.kem])[0]) == MAX_INNER_MESSAGE
+    assert len(envelope) <= sealed_size(DEFAULT_MESSAGE)
+    assert len(open_request(SealedRequest.parse(envelope, media_type), KEYS[config.kem])[0]) == DEFAULT_MESSAGE
     with pytest.raises(DecodeError):
         seal_request(config, bytes(MAX_INNER_MESSAGE + 1))
+
+
+@pytest.mark.slow
+def test_the_largest_message_fits_what_is_accepted() -> None:
+    config = config_of(Kem.MLKEM768_X25519)
+    envelope, media_type, opener = seal_request(config, bytes(MAX_INNER_MESSAGE))
+    assert len(envelope) <= MAX_SEALED_REQUEST
+    plaintext, sealer = open_request(SealedRequest.parse(envelope, media_type), KEYS[config.kem])
+    assert len(plaintext) == MAX_INNER_MESSAGE
+    answer, answer_type = sealer.seal(plaintext.view())
+    assert len(opener.open(answer, answer_type)) == MAX_INNER_MESSAGE
 
 
 def test_preferred_ciphers() -> None:
