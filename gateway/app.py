@@ -38,8 +38,8 @@ from gateway.tracing import open_traces
 from gateway.watching import Watch
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
-from sealgate.limits import MAX_SEALED_REQUEST
 from sealgate.protocol.figures import Figures
+from sealgate.protocol.sizes import sealed_size
 
 ROUTES = (
     sealed.send_sealed,
@@ -75,7 +75,11 @@ def make_gate(deployment: Deployment, *, telemetry: Telemetry, clock: Clock = no
             deployment.socket, telemetry=telemetry, on_state=lambda state: policies.follow(state.policy_digest)
         ),
         logs=open_logs(deployment),
-        sealed=Intake(requests_max=settings.max_concurrent, body_timeout_s=settings.body_timeout_s),
+        sealed=Intake(
+            requests_max=settings.max_concurrent,
+            body_timeout_s=settings.body_timeout_s,
+            body_max=sealed_size(deployment.max_message),
+        ),
         evidence=Intake(requests_max=EVIDENCE_IN_FLIGHT),
         asking=Intake(requests_max=AUDIT_ASKING),
         reading=Intake(requests_max=AUDIT_IN_FLIGHT),
@@ -115,7 +119,7 @@ def _application(deployment: Deployment, gate: Gate, watch: Watch | None) -> Lit
         lifespan=[linked],
         before_send=[tell_nonce],
         openapi_config=openapi_config(version("sealgate")),
-        request_max_body_size=MAX_SEALED_REQUEST,
+        request_max_body_size=gate.sealed.body_max,
         logging_config=None,
         debug=False,
     )

@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any, TypeVar
 
 from gateway.errors import CallerGone, Problem
 from gateway.limits import MAX_BUFFERED_BODIES, WATCH_AFTER_S
-from sealgate.limits import MAX_SEALED_REQUEST
+from sealgate.limits import DEFAULT_MESSAGE
+from sealgate.protocol.sizes import LIMIT_FIELD, sealed_size, tell_limit
 
 Receive = Callable[[], Awaitable[Any]]
 _T = TypeVar("_T")
@@ -28,12 +30,13 @@ class Slot:
         self._intake = intake
         self.held = 0
 
-    async def read_body(self, receive: Receive, *, declared: str | None, limit: int = MAX_SEALED_REQUEST) -> bytes:
+    async def read_body(self, receive: Receive, *, declared: str | None, limit: int | None = None) -> bytes:
         """The whole body; `declared` is the Content-Length field. Raises Problem or CallerGone."""
+        limit = self._intake.body_max if limit is None else limit
         if declared is not None and (not declared.isdecimal() or len(declared) > 18):
             raise Problem("malformed-request", headers=_CLOSE)
         if declared is not None and int(declared) > limit:
-            raise Problem("too-large")
+            raise _too_large(limit)
         try:
             async with asyncio.timeout(self._intake.body_timeout_s):
                 return await self._collect(receive, limit)
@@ -41,28 +44,38 @@ class Slot:
             raise Problem("too-slow", headers=_CLOSE) from None
 
     async def _collect(self, receive: Receive, limit: int) -> bytes:
-        body = bytearray()
+        body = BytesIO()  # which hands out what it holds without a copy
         more = True
         while more:
             message = await receive()
             if message["type"] != "http.request":
                 raise CallerGone
             part = message.get("body", b"")
-            if len(body) + len(part) > limit:
-                raise Problem("too-large")
+            if body.tell() + len(part) > limit:
+                raise _too_large(limit)
             self._intake.hold(self, len(part))
-            body += part
+            body.write(part)
             more = message.get("more_body", False)
-        return bytes(body)
+        return body.getvalue()
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem("too-large", headers={LIMIT_FIELD: tell_limit(limit)})
 
 
 class Intake:
     """Counts what is under way. One for each kind of work, used from the event loop only."""
 
     def __init__(
-        self, *, requests_max: int, body_timeout_s: float = 20.0, bytes_max: int = MAX_BUFFERED_BODIES
+        self,
+        *,
+        requests_max: int,
+        body_timeout_s: float = 20.0,
+        bytes_max: int = MAX_BUFFERED_BODIES,
+        body_max: int = sealed_size(DEFAULT_MESSAGE),
     ) -> None:
         self.body_timeout_s = body_timeout_s
+        self.body_max = body_max
         self._requests_max = requests_max
         self._bytes_max = bytes_max
         self._share_max = requests_max - requests_max // 4  # of one caller: the others always find a place
@@ -90,6 +103,15 @@ class Intake:
             self._shares[caller] -= 1
             if not self._shares[caller]:
                 del self._shares[caller]
+
+    @contextmanager
+    def answering(self, count: int) -> Iterator[None]:
+        """Count the bytes of an answer while it is sent. It is paid for and not refused: what comes after it is."""
+        self.bytes += count
+        try:
+            yield
+        finally:
+            self.bytes -= count
 
     def hold(self, slot: Slot, count: int) -> None:
         """Count bytes that `slot` keeps until its end; raises Problem("busy") when all bodies together are too much."""

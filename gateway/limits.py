@@ -1,7 +1,7 @@
 """Every bound of the gateway, in one place. Sizes are bytes, times seconds unless the name says otherwise.
 
-The body of a sealed request is bounded by `sealgate.limits.MAX_SEALED_REQUEST`; how many requests at once and how long
-a sender may take are settings of the deployment (`[gateway]` in deployment.toml).
+How large the body of a sealed request is, how many come at once and how long a sender may take are settings of the
+deployment (`[deployment]` and `[gateway]` in deployment.toml).
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ class SealedDoor:
         }
         await tell_nonce(start, scope)
         await send(start)
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        with self._gate.sealed.answering(len(body)):
+            await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _answer(self, sent: _Sent, model: str) -> tuple[int, str, dict[str, str], bytes]:
         try:

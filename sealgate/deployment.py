@@ -33,7 +33,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from sealgate.errors import ConfigurationError
-from sealgate.limits import MAX_DRAIN_S, MAX_SETTING, MAX_SOCKET_PATH, MAX_WORKERS
+from sealgate.limits import (
+    DEFAULT_MESSAGE_MB,
+    MAX_DRAIN_S,
+    MAX_MESSAGE_MB,
+    MAX_SETTING,
+    MAX_SOCKET_PATH,
+    MAX_WORKERS,
+    MEMORY_PER_MESSAGE,
+)
 
 
 class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,6 +49,7 @@ class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True,
 
     audience: str
     origin: str
+    max_request_mb: int = DEFAULT_MESSAGE_MB  # MiB of a request, and of an answer, inside the seal
 
 
 class OtherLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -185,6 +194,11 @@ class Deployment:
     settings: Settings
 
     @property
+    def max_message(self) -> int:
+        """Bytes of the largest inner message, either way."""
+        return self.settings.deployment.max_request_mb * 1024 * 1024
+
+    @property
     def token_audience(self) -> str:
         return self.settings.gateway.token_audience or f"https://{self.settings.deployment.audience}"
 
@@ -326,6 +340,7 @@ def open_deployment(root: Path) -> Deployment:
     ):
         if value not in allowed:
             raise ConfigurationError(f"{path}: {name} is '{value}', must be one of: {', '.join(allowed)}")
+    _check_sizes(path, settings)
     if not 1 <= settings.log.witness_every_s <= 86_400:
         raise ConfigurationError(f"{path}: log.witness_every_s must be from 1 to 86400")
     origins = [settings.deployment.origin, *(other.origin for other in settings.log.others)]
@@ -339,6 +354,18 @@ def open_deployment(root: Path) -> Deployment:
         raise ConfigurationError(f"{path}: attestation.tpm_pcrs must name registers, 0 to 23")
     _require_telemetry(path, settings.telemetry)
     return Deployment(root.resolve(), settings)
+
+
+def _check_sizes(path: Path, settings: Settings) -> None:
+    """Raise ConfigurationError for messages that no process here could hold."""
+    largest, memory = settings.deployment.max_request_mb, settings.runtime.memory_limit_mb
+    if not 1 <= largest <= MAX_MESSAGE_MB:
+        raise ConfigurationError(f"{path}: deployment.max_request_mb must be from 1 to {MAX_MESSAGE_MB}")
+    if memory < largest * MEMORY_PER_MESSAGE:
+        raise ConfigurationError(
+            f"{path}: with deployment.max_request_mb = {largest} runtime.memory_limit_mb must be at least "
+            f"{largest * MEMORY_PER_MESSAGE}: a worker holds a request several times over while it answers it"
+        )
 
 
 def _require_telemetry(path: Path, telemetry: TelemetrySection) -> None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 # Sealed messages -----------------------------------------------------------------------------------------------------
 DEFAULT_MESSAGE_MB, MAX_MESSAGE_MB = 16, 128  # what [deployment] max_request_mb is, and is at most
+MEMORY_PER_MESSAGE = 16  # times its largest message is what a worker's limit of memory must be at least
 DEFAULT_MESSAGE = DEFAULT_MESSAGE_MB * 1024 * 1024
 MAX_INNER_MESSAGE = MAX_MESSAGE_MB * 1024 * 1024  # one decoded Binary HTTP message in any deployment
 SEALED_ROOM = 64 * 1024  # what a sealed message has beside its chunks
 SEALED_SHARE = 512  # and one byte for so many: a chunk's tag and length are 20 for 16 KiB
-MAX_SEALED_REQUEST = MAX_INNER_MESSAGE + MAX_INNER_MESSAGE // SEALED_SHARE + SEALED_ROOM  # all chunks together
-MAX_SEALED_RESPONSE = MAX_SEALED_REQUEST
+MAX_SEALED_MESSAGE = MAX_INNER_MESSAGE + MAX_INNER_MESSAGE // SEALED_SHARE + SEALED_ROOM  # all chunks together
 CHUNKED_ABOVE = 64 * 1024  # inner messages above this are sealed as chunks (bounded memory at the opener)
 CHUNK = 16 * 1024  # plaintext bytes in one chunk; streams pad to it
 MAX_CHUNKS = 16384
@@ -34,7 +34,7 @@ MAX_PARAMETERS = 64
 
 # Frames between our own processes ------------------------------------------------------------------------------------
 MAX_FRAME_HEADER = 256 * 1024
-MAX_FRAME_BODY = MAX_SEALED_REQUEST
+MAX_FRAME_BODY = MAX_SEALED_MESSAGE
 LARGE_BODY = 256 * 1024  # of a frame: above it, it is gathered in memory of its own
 MAX_SUBJECT_NAME = 1024  # characters of what a caller is called
 MAX_ADMIN_NOTE = 300  # characters of an operator's words in a record

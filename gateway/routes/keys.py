@@ -21,6 +21,7 @@ from gateway.routes.openapi import answers
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.hpke import Kem
 from sealgate.protocol.ohttp import MEDIA_KEYS, decode_key_configs
+from sealgate.protocol.sizes import LIMIT_FIELD, tell_limit
 
 MEDIA_EVIDENCE = "application/eat+cwt"
 
@@ -43,7 +44,7 @@ Nonce = Annotated[
 )
 async def key_configurations(gate: NamedDependency[Gate], form: Format = None, model: Model = None) -> Response[bytes]:
     """`application/ohttp-keys` (RFC 9458 section 3), each worker's newest first. Verify the evidence before sealing to
-    any."""
+    any. The field Upload-Limit says how many bytes a sealed request may have (max-size)."""
     state = gate.link.state
     configs = state.key_configs
     if model is not None and state.workers:
@@ -56,7 +57,8 @@ async def key_configurations(gate: NamedDependency[Gate], form: Format = None, m
         usable = decode_key_configs(configs)
         # Clients that want a single bare configuration know no post-quantum key exchange.
         configs = next((one for one in usable if one.kem is Kem.X25519), usable[0]).encode()
-    return Response(content=configs, media_type=MEDIA_KEYS, headers={"Cache-Control": "no-cache"})
+    told = {"Cache-Control": "no-cache", LIMIT_FIELD: tell_limit(gate.sealed.body_max)}
+    return Response(content=configs, media_type=MEDIA_KEYS, headers=told)
 
 
 @get(

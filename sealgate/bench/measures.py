@@ -21,7 +21,6 @@ from sealgate.bench.load import LoadFailed, Run, percentile
 from sealgate.bench.sealing import Sealer
 from sealgate.bench.stand import Stand, Workshop
 from sealgate.errors import SealgateError
-from sealgate.limits import MAX_SEALED_REQUEST
 
 CALLERS = (1, 8, 64)
 PAYLOADS = (*(1024 * 4**power for power in range(9)), 100 << 20)  # 1 KiB to 64 MiB, and 100 MiB
@@ -240,7 +239,7 @@ def payloads(caller: Caller) -> Table:
             cells = ("", "", "", str(error)[:100])
         table.rows.append((_size(size), rows, *cells))
         numbers.append(row)
-    table.notes.append(f"A sealed request has at most {MAX_SEALED_REQUEST / _MI:.1f} MiB (sealgate/limits.py).")
+    table.notes.append("The largest request is a setting of the deployment: [deployment] max_request_mb.")
     table.numbers = numbers
     return table
 

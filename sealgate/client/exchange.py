@@ -54,13 +54,7 @@ from sealgate.evidence.kept import AskedEvidence
 from sealgate.evidence.token import MEDIA_TYPE as EVIDENCE_TYPE
 from sealgate.evidence.trust import Trust
 from sealgate.evidence.verify import VerifiedEvidence
-from sealgate.limits import (
-    EVIDENCE_NONCE,
-    MAX_EVIDENCE,
-    MAX_HELD_EVIDENCE,
-    MAX_KEY_CONFIGS_BYTES,
-    MAX_SEALED_REQUEST,
-)
+from sealgate.limits import DEFAULT_MESSAGE, EVIDENCE_NONCE, MAX_EVIDENCE, MAX_HELD_EVIDENCE, MAX_KEY_CONFIGS_BYTES
 from sealgate.protocol import bhttp
 from sealgate.protocol.frames import Obligations
 from sealgate.protocol.hpke import Kem
@@ -73,6 +67,7 @@ from sealgate.protocol.ohttp import (
     commitment,
     seal_request,
 )
+from sealgate.protocol.sizes import LIMIT_FIELD, in_mib, inner_size, padded_within, read_limit, sealed_size
 from sealgate.transparency.receipt import VerifiedReceipt
 from sealgate.transparency.shards import is_later
 
@@ -113,6 +108,7 @@ class SealedChannel:
         self._cose = cose_receipts
         self._clock = clock
         self._entropy = entropy
+        self._max_sealed = sealed_size(DEFAULT_MESSAGE)  # of a request, as the gateway said last
         self._evidence: VerifiedEvidence | None = None
         self._by_model: dict[str, VerifiedEvidence] = {}  # replaced whole, too: of workers that serve one model each
 
@@ -174,7 +170,9 @@ class SealedChannel:
 
     def _fetch_evidence(self, model: str) -> Generator[OuterRequest, OuterResponse, VerifiedEvidence]:
         asked = yield from ask_evidence(self._entropy, model=model)
-        return asked.verify(self.trust, now_us=self._clock())
+        evidence = asked.verify(self.trust, now_us=self._clock())
+        self._max_sealed = asked.max_sealed
+        return evidence
 
     # Steps 2 and 12 --------------------------------------------------------------------------------------------------
 
@@ -189,6 +187,8 @@ class SealedChannel:
     ) -> Flow:
         sent_us = self._clock()
         evidence.require_current(sent_us)
+        limit = inner_size(self._max_sealed)
+        _require_room(len(request.body), limit)
         inner = bhttp.encode_request(
             bhttp.Request(
                 method=request.method,
@@ -197,15 +197,16 @@ class SealedChannel:
                 path=request.path,
                 fields=inner_fields(request, credential, sent_us),
                 body=request.body,
-            )
+            ),
+            pad_to=padded_within(limit),
         )
+        _require_room(len(inner), limit)
         config = choose_config(evidence)
         sealed, media_type, opener = seal_request(config, inner, entropy=self._entropy)
-        if len(sealed) > MAX_SEALED_REQUEST:
-            raise UsageError("the request is larger than the service accepts; send fewer rows at once")
         accept = opener.media_type
         headers = seal_headers(request, target, media_type=media_type, accept=accept, cose=self._cose)
-        answer = yield from self._send(seal_envelope(target, sealed, headers), credential)
+        envelope = seal_envelope(target, sealed, headers, limit=self._max_sealed)
+        answer = yield from self._send(envelope, credential)
         asked = Asked(
             model=target.model,
             operation=target.operation,
@@ -283,10 +284,17 @@ def ask_evidence(entropy: Entropy, *, model: str = "") -> Generator[OuterRequest
     data = _body_of((yield OuterRequest(method="GET", path=path, headers=accept, limit=MAX_EVIDENCE)), EVIDENCE_TYPE)
     accept = (("accept", MEDIA_KEYS),)
     path = "/.well-known/ohttp-gateway"
-    keys = _body_of(
-        (yield OuterRequest(method="GET", path=path, headers=accept, limit=MAX_KEY_CONFIGS_BYTES)), MEDIA_KEYS
-    )
-    return AskedEvidence(nonce=nonce, data=data, published=keys)
+    answer = yield OuterRequest(method="GET", path=path, headers=accept, limit=MAX_KEY_CONFIGS_BYTES)
+    max_sealed = read_limit(answer.headers.get(LIMIT_FIELD.lower(), ""))
+    return AskedEvidence(nonce=nonce, data=data, published=_body_of(answer, MEDIA_KEYS), max_sealed=max_sealed)
+
+
+def _require_room(size: int, limit: int) -> None:
+    if size > limit:
+        raise UsageError(
+            f"the request has {in_mib(size)}, and this service takes {in_mib(limit)} at most: send fewer rows at once, "
+            "or ask its operator to raise max_request_mb"
+        )
 
 
 def choose_config(evidence: VerifiedEvidence) -> KeyConfig:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from sealgate.client.credentials import Credential
 from sealgate.client.errors import UsageError
-from sealgate.limits import MAX_NAME, MAX_SEALED_RESPONSE
+from sealgate.limits import MAX_NAME, MAX_SEALED_MESSAGE
 from sealgate.transparency.cose_receipt import MEDIA_TYPE as MEDIA_COSE
 
 _TARGET = re.compile(r"/v2/models/([^/?#]+)(?:/versions/[^/?#]+)?(/infer|/explain|/ready|/stats)?\Z")
@@ -144,7 +144,9 @@ def seal_headers(
     )
 
 
-def seal_envelope(target: Target, sealed: bytes, headers: tuple[tuple[str, str], ...]) -> OuterRequest:
-    """The sealed request on its way to the gateway."""
+def seal_envelope(
+    target: Target, sealed: bytes, headers: tuple[tuple[str, str], ...], *, limit: int = MAX_SEALED_MESSAGE
+) -> OuterRequest:
+    """The sealed request on its way to the gateway; of the answer no more than `limit` is read."""
     path = f"/sealed/{quote(target.model, safe='')}"
-    return OuterRequest(method="POST", path=path, headers=headers, body=sealed, limit=MAX_SEALED_RESPONSE)
+    return OuterRequest(method="POST", path=path, headers=headers, body=sealed, limit=limit)

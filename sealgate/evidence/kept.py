@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from sealgate.errors import DecodeError
 from sealgate.evidence.trust import Trust
 from sealgate.evidence.verify import VerifiedEvidence, verify_evidence
-from sealgate.limits import MAX_KEPT_EVIDENCE
+from sealgate.limits import DEFAULT_MESSAGE, MAX_KEPT_EVIDENCE
 from sealgate.protocol.canonical import canonical_json, parse_canonical_json
+from sealgate.protocol.sizes import sealed_size
 
 _FORM = "sealgate kept evidence v1"
 _MEMBERS = ("nonce", "evidence", "published")
@@ -22,11 +23,13 @@ _MEMBERS = ("nonce", "evidence", "published")
 
 @dataclass(frozen=True, kw_only=True)
 class AskedEvidence:
-    """What came, not judged: `data` is the evidence, `published` the list at /.well-known/ohttp-gateway."""
+    """What came, not judged: `data` is the evidence, `published` the list at /.well-known/ohttp-gateway, and
+    `max_sealed` what the gateway said beside it of the largest sealed request; that is not kept."""
 
     nonce: bytes
     data: bytes
     published: bytes
+    max_sealed: int = sealed_size(DEFAULT_MESSAGE)
 
     def verify(self, trust: Trust, *, now_us: int) -> VerifiedEvidence:
         """Judge it as of a time; raises EvidenceError."""

@@ -108,9 +108,8 @@ def _encode(framing: int, control: bytes, message: Request | Response, pad_to: P
     size = sum(map(len, parts))
     if size > MAX_INNER_MESSAGE:
         raise DecodeError("the message is too large", code="too-large")
-    if pad_to is not None:
-        parts.append(bytes(max(0, min(pad_to(size), MAX_INNER_MESSAGE) - size)))
-    return b"".join(parts)
+    padding = 0 if pad_to is None else max(0, min(pad_to(size), MAX_INNER_MESSAGE) - size)
+    return b"".join((*parts, bytes(padding)))
 
 
 def _prefixed(data: bytes) -> bytes:

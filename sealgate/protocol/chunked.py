@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sealgate.errors import DecodeError, OpenError, TruncatedError
-from sealgate.limits import CHUNK, MAX_CHUNKS, MAX_INNER_MESSAGE, MAX_SEALED_RESPONSE
+from sealgate.limits import CHUNK, MAX_CHUNKS, MAX_INNER_MESSAGE, MAX_SEALED_MESSAGE
 from sealgate.protocol.hpke import TAG_SIZE, Opener, Sealer
 from sealgate.protocol.varint import encode_varint, read_varint
 
@@ -58,7 +58,7 @@ class ChunkDecoder:
     Holds at most `limit` bytes. After any error the decoder is unusable.
     """
 
-    def __init__(self, opener: Opener, *, limit: int = MAX_SEALED_RESPONSE) -> None:
+    def __init__(self, opener: Opener, *, limit: int = MAX_SEALED_MESSAGE) -> None:
         self._opener = opener
         self._left = limit
         self._chunks = 0

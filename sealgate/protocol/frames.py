@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import LARGE_BODY, MAX_FRAME_BODY, MAX_FRAME_HEADER
+from sealgate.limits import DEFAULT_MESSAGE, LARGE_BODY, MAX_FRAME_BODY, MAX_FRAME_HEADER
 from sealgate.protocol.completion import Completion
 
 _PREFIX = struct.Struct(">II")
@@ -183,6 +183,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     avoid_key_ids: tuple[int, ...] = ()  # of earlier and other workers' keys: a stale request must not hit a new key
     bundles: tuple[str, ...] | None = None  # places below models_dir to load, "NAME" or "NAME/VERSION"; None: all
     memory_limits: dict[str, int] = {}  # bytes that loading a model may take, by its name
+    max_message: int = DEFAULT_MESSAGE  # bytes of an inner message, either way
     number: int = 0  # of this worker among those that run side by side, for the choice of a device
 
     def without_keys(self) -> BootPlan:

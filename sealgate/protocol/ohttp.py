@@ -18,17 +18,11 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
+from itertools import chain
 
 from sealgate.ambient import Entropy, random_bytes
 from sealgate.errors import DecodeError, OpenError, UnknownKeyError
-from sealgate.limits import (
-    CHUNKED_ABOVE,
-    MAX_INNER_MESSAGE,
-    MAX_KEY_CONFIGS,
-    MAX_KEY_CONFIGS_BYTES,
-    MAX_SEALED_REQUEST,
-    MAX_SEALED_RESPONSE,
-)
+from sealgate.limits import CHUNKED_ABOVE, MAX_INNER_MESSAGE, MAX_KEY_CONFIGS, MAX_KEY_CONFIGS_BYTES, MAX_SEALED_MESSAGE
 from sealgate.protocol.chunked import ChunkDecoder, ChunkEncoder, open_whole
 from sealgate.protocol.hpke import (
     NONCE_SIZE,
@@ -173,7 +167,7 @@ class SealedRequest:
         """Raises DecodeError; its code is `unsupported-media-type`, `too-large`, `unsupported-suite` or `malformed`."""
         if media_type not in (MEDIA_REQUEST, MEDIA_CHUNKED_REQUEST):
             raise DecodeError("not a media type of a sealed request", code="unsupported-media-type")
-        if len(raw) > MAX_SEALED_REQUEST:
+        if len(raw) > MAX_SEALED_MESSAGE:
             raise DecodeError("the sealed request is too large", code="too-large")
         if len(raw) < _HEADER.size:
             raise DecodeError("the sealed request ends early")
@@ -242,11 +236,9 @@ def open_request(
 
 
 def _joined(head: bytes, parts: Iterable[bytes]) -> bytes:
-    """All of it in one piece. Chunks are made one by one: they and the whole are not in memory together."""
+    """In one piece; chunks are made one by one, so that not all of them are in memory beside the whole."""
     whole = BytesIO()
-    whole.write(head)
-    for part in parts:
-        whole.write(part)
+    whole.writelines(chain((head,), parts))
     return whole.getvalue()
 
 
@@ -305,7 +297,7 @@ class ResponseOpener:
         """The Binary HTTP response. Raises OpenError, TruncatedError or DecodeError (wrong type, too large)."""
         if media_type != self.media_type:
             raise DecodeError("the answer is not of the media type that the request asked for")
-        if len(sealed_response) > MAX_SEALED_RESPONSE:
+        if len(sealed_response) > MAX_SEALED_MESSAGE:
             raise DecodeError("the sealed response is too large", code="too-large")
         if len(sealed_response) < self.nonce_size:
             raise OpenError

@@ -1,9 +1,9 @@
 """How large a message may be in one deployment, and how that is said.
 
-`[deployment] max_request_mb` bounds the inner message of a request and of its answer, padding included. What the network
-carries is a little more: header, encapsulated key, a length and a tag for each chunk. A gateway says the sealed size in
-the field `Upload-Limit` (draft-ietf-httpbis-resumable-upload, member max-size) beside the keys, so that a client knows
-before it sends. Pure. Trusts nothing: a limit that is read is never above MAX_SEALED_REQUEST.
+`[deployment] max_request_mb` bounds the inner message of a request and of its answer, padding included. What the
+network carries is a little more: header, encapsulated key, a length and a tag for each chunk. A gateway says the sealed
+size in the field `Upload-Limit` (draft-ietf-httpbis-resumable-upload, member max-size) beside the keys, so that a
+client knows before it sends. Pure. Trusts nothing: a limit that is read is never above MAX_SEALED_MESSAGE.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from sealgate.limits import (
     DEFAULT_MESSAGE,
     MAX_INNER_MESSAGE,
-    MAX_SEALED_REQUEST,
+    MAX_SEALED_MESSAGE,
     SEALED_ROOM,
     SEALED_SHARE,
 )
@@ -52,7 +52,7 @@ def tell_limit(sealed: int) -> str:
 def read_limit(value: str) -> int:
     """The largest sealed request that a gateway says it takes; what every gateway takes where it says nothing."""
     found = _MAX_SIZE.search(value)
-    return sealed_size(DEFAULT_MESSAGE) if found is None else min(int(found[1]), MAX_SEALED_REQUEST)
+    return sealed_size(DEFAULT_MESSAGE) if found is None else min(int(found[1]), MAX_SEALED_MESSAGE)
 
 
 def in_mib(size: int) -> str:

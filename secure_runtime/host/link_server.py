@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from sealgate.errors import DecodeError
+from sealgate.limits import MAX_FRAME_BODY
 from sealgate.local_socket import bind_local
 from sealgate.protocol.frame_writer import FrameWriter
 from sealgate.protocol.frames import (
@@ -67,7 +68,7 @@ class _GatewayConnection(asyncio.Protocol):
 
     def __init__(self, server: LinkServer) -> None:
         self._server = server
-        self._reader = FrameReader(GatewayToHost)
+        self._reader = FrameReader(GatewayToHost, body_max=server.body_max)
         self._transport: asyncio.Transport | None = None
         self._writer: FrameWriter | None = None
         self._gone: dict[int, asyncio.Event] = {}  # one per request in flight
@@ -140,7 +141,8 @@ class _GatewayConnection(asyncio.Protocol):
 class LinkServer:
     """Listens, and tells every connected gateway about changes. Owned by the host's event loop."""
 
-    def __init__(self, service: Service, *, metrics: HostMetrics | None = None) -> None:
+    def __init__(self, service: Service, *, metrics: HostMetrics | None = None, body_max: int = MAX_FRAME_BODY) -> None:
+        self.body_max = body_max
         self.service = service
         self.metrics = metrics
         self.connections: set[_GatewayConnection] = set()

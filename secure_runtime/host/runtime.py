@@ -50,6 +50,7 @@ from sealgate.protocol.frames import (
     Submit,
 )
 from sealgate.protocol.ohttp import decode_key_configs
+from sealgate.protocol.sizes import sealed_size
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
 from secure_runtime.attestation.endorsed import open_attester
@@ -146,7 +147,7 @@ class RuntimeHost:
             ),
             clock=clock,
         )
-        self._server = LinkServer(self, metrics=self._metrics)
+        self._server = LinkServer(self, metrics=self._metrics, body_max=sealed_size(deployment.max_message))
         self._admin = AdminServer(self)
         self._witness_trouble = witness_trouble
         self._told = (False, "", "ok", "")
@@ -180,6 +181,7 @@ class RuntimeHost:
                 name: one.memory_limit_mb * 1024 * 1024 for name, one in choice.named.items() if one.memory_limit_mb
             },
             number=lane.number,
+            max_message=deployment.max_message,
         )
         return Planned(plan=plan, measured=measure_host(plan, environment=worker_environment(plan)))
 

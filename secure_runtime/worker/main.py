@@ -46,6 +46,7 @@ from sealgate.protocol.frames import (
     encode_frame,
 )
 from sealgate.protocol.secrets import Secret
+from sealgate.protocol.sizes import sealed_size
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.limits import COLLECT_EVERY, MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
 from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
@@ -161,7 +162,7 @@ def _seal(
     if plan.torch_threads != 1 or device != "cpu":
         # A fork has only the thread that forked: the others' locks would stay locked, and a GPU's context is lost.
         raise SandboxRefused("single-use processes need torch_threads = 1 and the CPU")
-    channel, slots, layers = start(answerer(plan, engine))
+    channel, slots, layers = start(answerer(plan, engine), body_max=sealed_size(plan.max_message))
     sandbox.seal(report, zygote=layers)
     single_use = SingleUse(channel, slots, models={name: model.facts for name, model in models.items()})
     rehearse_single_use(plan, engine, models, single_use)
@@ -185,7 +186,7 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     plan = plan.without_keys()
     plan_values.pop("model_keys", None)
     measurements = _measure()
-    engine = Engine(LoadedModels(loaded), max_batch_rows=plan.max_batch_rows)
+    engine = Engine(LoadedModels(loaded), max_batch_rows=plan.max_batch_rows, max_message=plan.max_message)
     rehearse(plan, engine, loaded)
     try:
         single_use = _seal(plan, engine, loaded, report, device=device)
@@ -212,5 +213,5 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
     flush(sock, outgoing)
     gc.freeze()  # torch is a million objects that stay: collections need not look at them
     gc.set_threshold(COLLECT_EVERY)
-    serve(worker, sock, outgoing)
+    serve(worker, sock, outgoing, body_max=sealed_size(plan.max_message))
     return 0

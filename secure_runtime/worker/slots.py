@@ -16,12 +16,11 @@ from typing import TypeVar
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_FRAME_HEADER, MAX_SEALED_REQUEST
+from sealgate.limits import DEFAULT_MESSAGE, MAX_FRAME_HEADER
 from sealgate.protocol.frames import Grant, Took
+from sealgate.protocol.sizes import sealed_size
 
 _PREFIX = struct.Struct(">II")
-_BODY = MAX_SEALED_REQUEST  # also of an answer: what the engine makes fits an inner message
-_SIZE = _PREFIX.size + MAX_FRAME_HEADER + _BODY
 
 
 class Job(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,13 +56,15 @@ class Slot:
     """One piece of shared memory. Owned by one process at a time: the worker, then the single-use process, then again
     the worker."""
 
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _SIZE)
+    def __init__(self, body_max: int = sealed_size(DEFAULT_MESSAGE)) -> None:
+        """`body_max` is for sealed requests and answers alike: what the engine makes fits an inner message."""
+        self._body_max = body_max
+        self._memory = mmap.mmap(-1, _PREFIX.size + MAX_FRAME_HEADER + body_max)
 
     def put(self, header: Job | Result, body: bytes) -> None:
         """Replace the content; raises DecodeError for what does not fit."""
         encoded = msgspec.msgpack.encode(header)
-        if len(encoded) > MAX_FRAME_HEADER or len(body) > _BODY:
+        if len(encoded) > MAX_FRAME_HEADER or len(body) > self._body_max:
             raise DecodeError("a slot cannot hold that", code="too-large")
         end = _PREFIX.size + len(encoded)
         self._memory[_PREFIX.size : end] = encoded
@@ -75,7 +76,7 @@ class Slot:
         header_size, body_size = _PREFIX.unpack_from(self._memory)
         end = _PREFIX.size + header_size
         try:
-            if header_size > MAX_FRAME_HEADER or body_size > _BODY:
+            if header_size > MAX_FRAME_HEADER or body_size > self._body_max:
                 raise DecodeError("a slot cannot hold that", code="too-large")
             header = msgspec.msgpack.decode(self._memory[_PREFIX.size : end], type=kind)
             return header, self._memory[end : end + body_size]

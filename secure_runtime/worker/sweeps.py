@@ -21,6 +21,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
+from sealgate.limits import DEFAULT_MESSAGE, LARGE_BODY
 from sealgate.protocol import bhttp
 from sealgate.protocol.completion import Completion, Statement, sign_completions
 from sealgate.protocol.frames import (
@@ -38,6 +39,7 @@ from sealgate.protocol.frames import (
     Work,
 )
 from sealgate.protocol.ohttp import commitment
+from sealgate.protocol.sizes import padded_within, sealed_size
 from secure_runtime.errors import TurnedAway
 from secure_runtime.limits import RECEIVE_BYTES
 from secure_runtime.worker.engine.answers import EngineAnswer
@@ -85,6 +87,7 @@ class Worker:
             clock=clock,
             entropy=entropy,
         )
+        self._pad_to = padded_within(plan.max_message)
         self._seq = 0
         self._ends: list[tuple[Statement, Callable[[Completion], Done], bytes]] = []  # not signed yet
 
@@ -190,7 +193,7 @@ class Worker:
         self, work: Work, raw: bytes, admitted: Admitted, answer: EngineAnswer, took: Callable[[], Took]
     ) -> None:
         """Seal the answer, forget the question, sign what was done."""
-        sealed, media_type = admitted.sealer.seal(bhttp.encode_response(answer.response))
+        sealed, media_type = admitted.sealer.seal(bhttp.encode_response(answer.response, pad_to=self._pad_to))
         admitted.plaintext.wipe()
         statement = self._statement(
             work.grant,
@@ -235,13 +238,20 @@ def _done(completion: Completion, **rest: Any) -> Done:
     return Done(completion=completion, **rest)
 
 
-def serve(worker: Worker, sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
-    """Until the host hangs up or says Shutdown. `outgoing` is what the worker's `send` fills.
+def serve(
+    worker: Worker,
+    sock: socket.socket,
+    outgoing: list[bytes | memoryview],
+    *,
+    body_max: int = sealed_size(DEFAULT_MESSAGE),
+) -> None:
+    """Until the host hangs up or says Shutdown. `outgoing` is what the worker's `send` fills; `body_max` bounds what is
+    taken for one request.
 
     An explanation takes as long as thousands of answers: one is made at a turn, after what else arrived has been
     answered and sent, so that nobody waits for more than one of somebody else's.
     """
-    reader = FrameReader(HostToWorker)
+    reader = FrameReader(HostToWorker, body_max=body_max)
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     if worker.channel is not None:
@@ -296,6 +306,10 @@ def _drain(sock: socket.socket, reader: FrameReader, into: deque[tuple[Frame, by
 
 def flush(sock: socket.socket, outgoing: list[bytes | memoryview]) -> None:
     """Write what is queued; nothing stays in it."""
-    if outgoing:
-        data, outgoing[:] = b"".join(outgoing), []
-        sock.sendall(data)
+    if not outgoing:
+        return
+    parts, outgoing[:] = outgoing[:], []
+    if sum(map(len, parts)) <= LARGE_BODY:
+        parts = [b"".join(parts)]  # one system call, and one wake-up of the host
+    for part in parts:
+        sock.sendall(part)

@@ -26,6 +26,7 @@ from sealgate.protocol import bhttp
 from sealgate.protocol.frames import BootPlan
 from sealgate.protocol.hpke import OneSecret
 from sealgate.protocol.ohttp import SealedRequest
+from sealgate.protocol.sizes import padded_within
 from secure_runtime.errors import SandboxRefused, TurnedAway
 from secure_runtime.limits import MAX_SINGLE_USE, ZYGOTE_START_S
 from secure_runtime.worker.engine.serving import Engine
@@ -50,6 +51,8 @@ Layers = dict[str, dict[str, str]]
 def answerer(plan: BootPlan, engine: Engine, *, clock: Clock = now_us) -> Answer:
     """What a single-use process does: checks 5 to 10, the model, the sealed answer."""
 
+    pad_to = padded_within(plan.max_message)
+
     def answer(job: Job, raw: bytes) -> tuple[Result, bytes]:
         opened = False
         meter = SweepMeter()
@@ -65,7 +68,7 @@ def answerer(plan: BootPlan, engine: Engine, *, clock: Clock = now_us) -> Answer
         meter.opened(1)
         (made,) = engine.run([admitted])
         meter.seals()
-        response, media_type = admitted.sealer.seal(bhttp.encode_response(made.response))
+        response, media_type = admitted.sealer.seal(bhttp.encode_response(made.response, pad_to=pad_to))
         admitted.plaintext.wipe()
         result = Result(
             opened=True,
@@ -83,11 +86,11 @@ def answerer(plan: BootPlan, engine: Engine, *, clock: Clock = now_us) -> Answer
     return answer
 
 
-def start(answer: Answer) -> tuple[socket.socket, tuple[Slot, ...], Layers]:
+def start(answer: Answer, *, body_max: int) -> tuple[socket.socket, tuple[Slot, ...], Layers]:
     """Fork the zygote. The worker calls it once, before its seal: the channel, the slots, and what the zygote found
-    when it tried its own sandbox and that of a child. Raises SandboxRefused.
+    when it tried its own sandbox and that of a child. Raises SandboxRefused. `body_max` is that of a slot.
     """
-    slots = tuple(Slot() for _ in range(MAX_SINGLE_USE))
+    slots = tuple(Slot(body_max) for _ in range(MAX_SINGLE_USE))
     worker = os.getpid()
     gc.collect()
     if os.fork() == 0:

@@ -12,9 +12,12 @@ import pytest
 
 from gateway import serve, tls_identity
 from gateway.limits import MAX_HEAD
-from sealgate.limits import MAX_SEALED_REQUEST
+from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol import frames
+from sealgate.protocol.sizes import sealed_size
 from tests.gateway.conftest import DIE, HANG, plain_answer, post_sealed, sealed_request
+
+LARGEST = sealed_size(DEFAULT_MESSAGE)
 
 
 class Peer:
@@ -83,7 +86,7 @@ def code_of(body):
 
 def test_a_declared_size_over_the_limit_is_refused_before_any_byte_of_it(shared):
     with Peer(shared) as peer:
-        peer.send(sealed_head(shared, Content_Length=str(MAX_SEALED_REQUEST + 1)))
+        peer.send(sealed_head(shared, Content_Length=str(LARGEST + 1)))
         status, fields, body = peer.head()
     assert (status, code_of(body), fields["content-type"]) == (413, "too-large", "application/problem+json")
     assert shared.gate.sealed.bytes == 0
@@ -95,14 +98,14 @@ def test_a_body_that_grows_over_the_limit_is_refused_and_its_memory_freed(gatewa
         peer.send(sealed_head(gateway, Transfer_Encoding="chunked"))
         most = 0
         # One thread only: an SSL connection may not be read and written at the same time.
-        for _ in range(MAX_SEALED_REQUEST // 65536 + 64):
+        for _ in range(LARGEST // 65536 + 64):
             peer.send(chunk)
             most = max(most, gateway.gate.sealed.bytes)
             if select.select([peer.tls], [], [], 0)[0]:
                 break
         status, _, body = peer.head()
         assert (status, code_of(body)) == (413, "too-large")
-    assert 0 < most <= MAX_SEALED_REQUEST
+    assert 0 < most <= LARGEST
     gateway.until(lambda: gateway.gate.sealed.bytes == 0)
     assert gateway.host.bodies() == []
 
@@ -110,7 +113,7 @@ def test_a_body_that_grows_over_the_limit_is_refused_and_its_memory_freed(gatewa
 def test_a_refused_body_is_not_read_for_ever(gateway, monkeypatch):
     monkeypatch.setattr(tls_identity, "LINGER_S", 0.05)
     with Peer(gateway) as peer:
-        peer.send(sealed_head(gateway, Content_Length=str(MAX_SEALED_REQUEST + 1)))
+        peer.send(sealed_head(gateway, Content_Length=str(LARGEST + 1)))
         assert peer.head()[0] == 413
         assert peer.rest() == b""  # and then the connection ends although the body never came
 

@@ -26,7 +26,6 @@ import torch
 
 from sealgate.ambient import Entropy
 from sealgate.certificate.inputs import TextContent
-from sealgate.limits import MAX_FIELD_SECTION, MAX_INNER_MESSAGE
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import Obligations
 from secure_runtime.errors import BadInput
@@ -37,9 +36,9 @@ from secure_runtime.worker.engine.answers import EngineAnswer, completed, failed
 from secure_runtime.worker.engine.attribution import METHODS, Attributions, Explainer, evaluations, methods_of
 from secure_runtime.worker.engine.obligations import apply_to_values
 from secure_runtime.worker.engine.parsing import Job, require_outputs
+from secure_runtime.worker.engine.room import require_fitting, too_large
 from secure_runtime.worker.engine.tensors import from_torch, texts_of
 
-_MAX_BODY = MAX_INNER_MESSAGE - MAX_FIELD_SECTION
 _PARAMETERS = frozenset({"method", "target"})
 
 
@@ -157,8 +156,8 @@ def _formed(job: Job, outputs: dict[str, torch.Tensor], method: str) -> EngineAn
         if values.is_floating_point():
             values = apply_to_values(values.to(torch.float64), job.admitted.grant.obligations)
         tensors.append(from_torch(name, values, "FP64" if values.is_floating_point() else "INT64"))
-    if sum(len(tensor.data) for tensor in tensors) > _MAX_BODY:
-        raise BadInput("the explanation would be larger than a message may be; send fewer rows at once", status=413)
+    if sum(len(tensor.data) for tensor in tensors) > job.max_body:
+        raise too_large("explanation")
     facts = job.model.facts
     fields, body = inference.encode_infer_response(
         inference.InferResponse(
@@ -170,7 +169,6 @@ def _formed(job: Job, outputs: dict[str, torch.Tensor], method: str) -> EngineAn
         ),
         binary_outputs=job.wants_binary,
     )
-    if len(body) > _MAX_BODY:
-        raise BadInput("the explanation would be larger than a message may be; send fewer rows at once", status=413)
+    require_fitting(fields, body, max_body=job.max_body, what="explanation")
     response = bhttp.Response(status=200, fields=tuple(fields), body=body)
     return completed(job.model, response, units=job.rows * job.model.manifest.explain_units)

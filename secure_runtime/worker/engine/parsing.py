@@ -39,6 +39,7 @@ class Job:
     wants_binary: inference.BinaryOutputs
     inputs: dict[str, torch.Tensor]  # by the manifest's names, [rows, ...] each
     rows: int
+    max_body: int  # bytes of the answer's body
 
 
 def clock_watch(admitted: Admitted, clock: Clock) -> Callable[[], None]:
@@ -51,7 +52,7 @@ def clock_watch(admitted: Admitted, clock: Clock) -> Callable[[], None]:
     return go_on
 
 
-def parse(index: int, admitted: Admitted, model: LoadedModel, clock: Clock) -> Job:
+def parse(index: int, admitted: Admitted, model: LoadedModel, clock: Clock, *, max_body: int) -> Job:
     """The request's tensors as the model takes them; raises BadInput."""
     try:
         request, wants_binary = inference.decode_infer_request(admitted.request.fields, admitted.request.body)
@@ -74,6 +75,7 @@ def parse(index: int, admitted: Admitted, model: LoadedModel, clock: Clock) -> J
         wants_binary=wants_binary,
         inputs=inputs,
         rows=rows,
+        max_body=max_body,
     )
 
 

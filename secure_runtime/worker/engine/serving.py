@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 
 from sealgate.ambient import Clock, Entropy, monotonic_ns, now_us, process_cpu_ns, random_bytes
-from sealgate.limits import MAX_FIELD_SECTION, MAX_INNER_MESSAGE
+from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol import bhttp, inference
 from secure_runtime.errors import BadInput
 from secure_runtime.limits import SLICE_ROWS
@@ -29,13 +29,12 @@ from secure_runtime.worker.engine.lookup import LoadedModels, Lookup
 from secure_runtime.worker.engine.noise import noised
 from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_values
 from secure_runtime.worker.engine.parsing import TOO_SLOW, Job, clock_watch, parse, require_outputs
+from secure_runtime.worker.engine.room import body_room, require_fitting, require_room
 from secure_runtime.worker.engine.statistics import Statistics
 from secure_runtime.worker.engine.tensors import from_torch
 from secure_runtime.worker.gatekeeper import Admitted
 
 _MODEL_ERROR = BadInput("the model could not be run on this input", status=500, code="model-error")
-_TOO_LARGE = "the answer would be larger than a message may be; send fewer rows at once"
-_MAX_BODY = MAX_INNER_MESSAGE - MAX_FIELD_SECTION  # of an answer: what stands around it has room
 
 
 class _TooSlow(Exception):
@@ -50,11 +49,13 @@ class Engine:
         models: Mapping[str, LoadedModel] | Lookup,
         *,
         max_batch_rows: int,
+        max_message: int = DEFAULT_MESSAGE,
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
         self._models: Lookup = LoadedModels(models) if isinstance(models, Mapping) else models
         self._max_batch_rows = max_batch_rows
+        self._max_body = body_room(max_message)
         self._statistics = Statistics()
         self.shares: dict[int, Share] = {}  # of the newest `run`, by the place of an answer; none where nothing ran
         self._clock = clock
@@ -79,7 +80,7 @@ class Engine:
                 if one.target.operation == "read-model":
                     answers[index] = self._read(one, model)
                     continue
-                job = parse(index, one, model, self._clock)
+                job = parse(index, one, model, self._clock, max_body=self._max_body)
                 if one.target.operation == "explain":
                     to_explain.append(job)
                     continue
@@ -178,7 +179,7 @@ def _run_explanation(job: Job, clock: Clock, entropy: Entropy) -> EngineAnswer:
 def _predict(batch: Sequence[Job], clock: Clock) -> Mapping[str, torch.Tensor]:
     """All rows of a batch, a slice at a time: what a model needs per row does not add up, and time is looked at."""
     model, rows = batch[0].model, sum(job.rows for job in batch)
-    inputs = {spec.name: torch.cat([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
+    inputs = {spec.name: _together([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
     expires_us = max(job.admitted.grant.expires_us for job in batch)
     slices: list[Mapping[str, torch.Tensor]] = []
     at_once = model.manifest.architecture.rows_at_once(SLICE_ROWS)
@@ -186,23 +187,19 @@ def _predict(batch: Sequence[Job], clock: Clock) -> Mapping[str, torch.Tensor]:
         if start and clock() >= expires_us:
             raise _TooSlow
         slices.append(model.predict({name: one[start : start + at_once] for name, one in inputs.items()}))
-    return {name: torch.cat([one[name] for one in slices]) for name in slices[0]}
+    return {name: _together([one[name] for one in slices]) for name in slices[0]}
 
 
-def _require_room(outputs: Mapping[str, torch.Tensor], wants_binary: inference.BinaryOutputs) -> None:
-    """Raise BadInput for an answer that cannot fit, before it is written: a number in JSON takes two bytes or more."""
-    least = 0
-    for name, values in outputs.items():
-        binary = wants_binary == "all" or name in wants_binary
-        least += values.numel() * (values.element_size() if binary else 2)
-    if least > _MAX_BODY:
-        raise BadInput(_TOO_LARGE, status=413)
+def _together(rows: list[torch.Tensor]) -> torch.Tensor:
+    """Rows of a batch in one tensor. A large request is a batch of its own, and is not copied."""
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _answered(job: Job, outputs: Mapping[str, torch.Tensor], entropy: Entropy) -> EngineAnswer:
     """Noise first, if the permit demands it; from then on the true outputs are out of reach, and epsilon is spent."""
     wanted = {output.name for output in job.request.outputs}
-    _require_room({name: values for name, values in outputs.items() if not wanted or name in wanted}, job.wants_binary)
+    given = {name: values for name, values in outputs.items() if not wanted or name in wanted}
+    require_room(given, job.wants_binary, max_body=job.max_body)
     epsilon_micro = job.admitted.grant.obligations.noise_epsilon_micro
     if not epsilon_micro:
         return _formed(job, outputs, wanted)
@@ -231,7 +228,7 @@ def _formed(job: Job, outputs: Mapping[str, torch.Tensor], wanted: Container[str
             values = apply_to_values(values, obligations)
         if values is None:
             continue
-        tensors.append(from_torch(spec.name, values, spec.datatype, labels=spec.labels))
+        tensors.append(from_torch(spec.name, values, spec.datatype, labels=spec.labels, room=job.max_body))
     facts = job.model.facts
     fields, body = inference.encode_infer_response(
         inference.InferResponse(
@@ -239,7 +236,6 @@ def _formed(job: Job, outputs: Mapping[str, torch.Tensor], wanted: Container[str
         ),
         binary_outputs=job.wants_binary,
     )
-    if len(body) > _MAX_BODY:
-        raise BadInput(_TOO_LARGE, status=413)
+    require_fitting(fields, body, max_body=job.max_body)
     response = bhttp.Response(status=200, fields=tuple(fields), body=body)
     return completed(job.model, response, units=job.rows * job.model.manifest.units_per_row)

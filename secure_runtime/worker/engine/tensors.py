@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sealgate.certificate.inputs import ImageContent, InputTensor, TextContent
-from sealgate.limits import MAX_INNER_MESSAGE, MAX_TENSOR_ELEMENTS
+from sealgate.limits import DEFAULT_MESSAGE, MAX_TENSOR_ELEMENTS
 from sealgate.protocol.inference import Tensor, tensor_to_list
 from secure_runtime.errors import BadInput
 from secure_runtime.models.tokenizers import tokens_of
@@ -93,13 +93,15 @@ def texts_of(tensor: Tensor, spec: InputTensor) -> list[str]:
         raise BadInput(f"input '{tensor.name}' has a text that is not UTF-8") from None
 
 
-def from_torch(name: str, values: torch.Tensor, datatype: str, *, labels: Sequence[str] = ()) -> Tensor:
+def from_torch(
+    name: str, values: torch.Tensor, datatype: str, *, labels: Sequence[str] = (), room: int = DEFAULT_MESSAGE
+) -> Tensor:
     """A dense torch tensor as the protocol carries it, converted to the declared datatype: numbers rounded to nearest,
-    indices [n] as BYTES to the `labels` that they stand for. Raises BadInput for more names than a message holds."""
+    indices [n] as BYTES to the `labels` that they stand for. Raises BadInput for names of more than `room` bytes."""
     if datatype == "BYTES":
         texts = [text.encode() for text in labels]
         size = torch.tensor([_LENGTH.size + len(text) for text in texts])[values.cpu()].sum()
-        if int(size) > MAX_INNER_MESSAGE:  # before it is written: of a name, a request may ask for millions
+        if int(size) > room:  # before it is written: of a name, a request may ask for millions
             raise BadInput("the answer would be larger than a message may be; send fewer rows at once", status=413)
         framed = [_LENGTH.pack(len(text)) + text for text in texts]
         data = b"".join([framed[index] for index in values.tolist()])

@@ -18,7 +18,7 @@ from sealgate.limits import (
     DEFAULT_MESSAGE,
     MAX_INNER_MESSAGE,
     MAX_KEY_CONFIGS,
-    MAX_SEALED_REQUEST,
+    MAX_SEALED_MESSAGE,
 )
 from sealgate.protocol import hpke, ohttp
 from sealgate.protocol.chunked import ChunkDecoder, ChunkEncoder, open_whole
@@ -191,7 +191,7 @@ def test_large_messages_are_chunked_by_themselves() -> None:
 def test_the_largest_message_fits_what_is_accepted() -> None:
     config = config_of(Kem.MLKEM768_X25519)
     envelope, media_type, opener = seal_request(config, bytes(MAX_INNER_MESSAGE))
-    assert len(envelope) <= MAX_SEALED_REQUEST
+    assert len(envelope) <= MAX_SEALED_MESSAGE
     plaintext, sealer = open_request(SealedRequest.parse(envelope, media_type), KEYS[config.kem])
     assert len(plaintext) == MAX_INNER_MESSAGE
     answer, answer_type = sealer.seal(plaintext.view())
@@ -557,7 +557,7 @@ def test_garbage_streams(data: bytes, step: int) -> None:
 
 def test_oversized_envelopes_are_refused_by_length_alone() -> None:
     with pytest.raises(DecodeError) as caught:
-        SealedRequest.parse(bytes(MAX_SEALED_REQUEST + 1), MEDIA_REQUEST)
+        SealedRequest.parse(bytes(MAX_SEALED_MESSAGE + 1), MEDIA_REQUEST)
     assert caught.value.code == "too-large"
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sealgate.limits import CHUNK, DEFAULT_MESSAGE, MAX_INNER_MESSAGE, MAX_SEALED_REQUEST
+from sealgate.limits import CHUNK, DEFAULT_MESSAGE, MAX_INNER_MESSAGE, MAX_SEALED_MESSAGE
 from sealgate.protocol.hpke import TAG_SIZE, Kem
 from sealgate.protocol.sizes import in_mib, inner_size, padded_within, read_limit, sealed_size, tell_limit
 from sealgate.protocol.varint import encode_varint
@@ -19,7 +19,7 @@ def test_what_sealing_adds_fits(inner: int) -> None:
     """Counted from the format: header, encapsulated key, and a length and tag for each chunk and the final one."""
     chunks = -(-inner // CHUNK)
     each = len(encode_varint(CHUNK + TAG_SIZE)) + TAG_SIZE
-    assert 7 + _ENC + inner + chunks * each + 1 + TAG_SIZE <= sealed_size(inner) <= MAX_SEALED_REQUEST
+    assert 7 + _ENC + inner + chunks * each + 1 + TAG_SIZE <= sealed_size(inner) <= MAX_SEALED_MESSAGE
 
 
 @given(st.integers(1, 128))
@@ -37,7 +37,7 @@ def test_a_limit_that_is_told_is_understood(mb: int) -> None:
         ("max-size=5", 5),
         ("max-append-size=7, max-size=6", 6),
         ("max-size=9, min-size=1", 9),
-        ("max-size=999999999999999", MAX_SEALED_REQUEST),
+        ("max-size=999999999999999", MAX_SEALED_MESSAGE),
         ("max-size=" + "9" * 400, sealed_size(DEFAULT_MESSAGE)),
     ],
 )

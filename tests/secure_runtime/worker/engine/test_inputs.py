@@ -103,13 +103,11 @@ def test_outputs_come_as_they_are_declared(made: Any, score: str, label: str) ->
         assert found["label"] == [wanted]
 
 
-def test_class_names_that_no_message_holds_are_refused_before_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_class_names_that_no_message_holds_are_refused_before_they_are_written() -> None:
     labels, indices = ("a", "b" * 96), torch.tensor([1, 0, 1])
-    monkeypatch.setattr(tensors, "MAX_INNER_MESSAGE", 205)
-    assert tensors.from_torch("label", indices, "BYTES", labels=labels).shape == (3,)
-    monkeypatch.setattr(tensors, "MAX_INNER_MESSAGE", 204)
+    assert tensors.from_torch("label", indices, "BYTES", labels=labels, room=205).shape == (3,)
     with pytest.raises(BadInput) as refused:
-        tensors.from_torch("label", indices, "BYTES", labels=labels)
+        tensors.from_torch("label", indices, "BYTES", labels=labels, room=204)
     assert refused.value.status == 413
 
 
