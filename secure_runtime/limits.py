@@ -6,6 +6,7 @@ from __future__ import annotations
 MAX_IN_FLIGHT_PER_GATEWAY = 4096  # frames asked and not yet answered on one gateway connection
 MAX_UNREAD_BYTES = 256 * 1024 * 1024  # answers waiting for one gateway to read them; beyond, it is cut off
 MAX_IN_FLIGHT_BYTES = 256 * 1024 * 1024  # sealed requests handed to the worker and not yet completed
+HASHED_AT_ONCE = 1024 * 1024  # sealed bytes that the event loop hashes itself: a millisecond or two
 ROOM_FOR_END = 2048  # of a leaf: an end adds commitments, digests and the worker's signature to its authorization
 MAX_BINDING = 128  # characters of a credential's binding
 COLLECT_EVERY = 20_000  # objects made and not gone, until Python looks for cycles among them

@@ -20,7 +20,7 @@ from typing import TextIO
 from sealgate.client.errors import UsageError
 from sealgate.client.metadata import ModelMetadata
 from sealgate.errors import ConfigurationError
-from sealgate.limits import MAX_INNER_MESSAGE, MAX_TENSOR_ELEMENTS
+from sealgate.limits import MAX_INFERENCE_JSON, MAX_TENSOR_ELEMENTS
 
 Number = int | float
 
@@ -54,7 +54,7 @@ def parse_rows(file: TextIO) -> RowTable:
             if not cells:
                 continue
             size += sum(map(len, cells)) + len(cells)
-            if size > 2 * MAX_INNER_MESSAGE:
+            if size > 2 * MAX_INFERENCE_JSON:
                 raise UsageError("the rows are more than one request can hold; split the file")
             rows.append((reader.line_num, tuple(cell.strip() for cell in cells)))
     except (csv.Error, UnicodeDecodeError) as error:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import inspect
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar, cast
@@ -37,6 +38,7 @@ from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.evidence.kept import AskedEvidence
 from sealgate.evidence.trust import Trust, load_trust
 from sealgate.evidence.verify import VerifiedEvidence
+from sealgate.limits import LARGE_BODY
 
 EXTENSION = "sealgate"
 DEFAULT_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
@@ -44,6 +46,7 @@ TrustSource: TypeAlias = "Trust | str | os.PathLike[str]"
 AsyncTokenSource: TypeAlias = "TokenSource | Callable[[], Awaitable[str]]"
 
 _Result = TypeVar("_Result")
+_PIECE = 64 * 1024
 _DROPPED_INNER = frozenset({"content-length", "transfer-encoding"})
 
 
@@ -194,12 +197,12 @@ class SealedTransport(httpx.BaseTransport):
         request = _outer_request(self._client, outer, self.trust, timings)
         response = self._client.send(request, stream=True, follow_redirects=False)
         try:
-            body = bytearray()
+            body = BytesIO()  # which hands out what it holds without a copy
             for part in response.iter_raw():
                 _append(body, part, outer.limit)
         finally:
             response.close()
-        return _outer_response(response, bytes(body))
+        return _outer_response(response, body.getvalue())
 
     def close(self) -> None:
         self._client.close()
@@ -281,12 +284,12 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         request = _outer_request(self._client, outer, self.trust, timings)
         response = await self._client.send(request, stream=True, follow_redirects=False)
         try:
-            body = bytearray()
+            body = BytesIO()
             async for part in response.aiter_raw():
                 _append(body, part, outer.limit)
         finally:
             await response.aclose()
-        return _outer_response(response, bytes(body))
+        return _outer_response(response, body.getvalue())
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -300,19 +303,37 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         await self.aclose()
 
 
+class _Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A large body, piece by piece: what is below takes a TLS record at a time and copies the rest of what it was given
+    each time. Can be read again, for a second attempt."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = memoryview(body)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for start in range(0, len(self._body), _PIECE):
+            yield bytes(self._body[start : start + _PIECE])
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+
 def _outer_request(
     client: httpx.Client | httpx.AsyncClient, outer: OuterRequest, trust: Trust, timings: Mapping[str, Any] | None
 ) -> httpx.Request:
     headers = [("accept-encoding", "identity"), *outer.headers]
     request = client.build_request(outer.method, trust.url + outer.path, headers=headers, content=outer.body or None)
+    if len(outer.body) > LARGE_BODY:
+        request.stream = _Pieces(outer.body)
     if timings is not None:
         request.extensions = {**request.extensions, "timeout": timings}
     return request
 
 
-def _append(body: bytearray, part: bytes, limit: int) -> None:
-    body += part
-    if len(body) > limit:
+def _append(body: BytesIO, part: bytes, limit: int) -> None:
+    body.write(part)
+    if body.tell() > limit:
         raise DecodeError("the gateway's answer is larger than it may be", code="too-large")
 
 

@@ -33,12 +33,12 @@ from sealgate.protocol.ohttp import (
     MEDIA_CHUNKED_RESPONSE,
     MEDIA_REQUEST,
     MEDIA_RESPONSE,
-    commitment,
 )
 from sealgate.transparency.record import Record
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
 from secure_runtime.host.choice import ModelRules
+from secure_runtime.host.commitments import committed
 from secure_runtime.host.link_server import Reply
 from secure_runtime.host.metering import Metering
 from secure_runtime.host.watching import Journey, Watcher
@@ -148,10 +148,11 @@ class Admission:
         return journey.told(reply), sealed
 
     async def _submit(self, frame: Submit, body: bytes, gone: asyncio.Event, journey: Journey) -> tuple[Reply, bytes]:
+        req_commit = await committed(body)  # first: from the check of the policy to the record nothing is awaited
         if frame.decision.policy_digest != self._policy_digest:
             return _POLICY_CHANGED, b""
         draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
-        draft = _with(draft, kind="inference.authorized", req_commit=commitment(body), id=uuid7(self._clock()))
+        draft = _with(draft, kind="inference.authorized", req_commit=req_commit, id=uuid7(self._clock()))
         _require_room(draft, frame)
         try:
             worker = self._require_serving(frame, body)
@@ -229,7 +230,9 @@ class Admission:
             outcome = await worker.link.run(
                 grant, body, media_type=frame.media_type, gone=gone, timeout_s=self._timeout_s, grace_s=WORKER_GRACE_S
             )
-            self._require_honest(outcome, grant, end.req_commit, worker, media_type=_ANSWERED_AS.get(frame.media_type))
+            answer = outcome.sealed_response
+            commits = (end.req_commit, await committed(answer) if answer else "")
+            self._require_honest(outcome, grant, commits, worker, media_type=_ANSWERED_AS.get(frame.media_type))
         except WorkerGone as error:
             ended = await self._fail(intent, error.code)
             journey.ended(ended.record)
@@ -247,7 +250,7 @@ class Admission:
 
     @staticmethod
     def _require_honest(
-        outcome: Outcome, grant: Grant, req_commit: str, worker: LiveWorker, *, media_type: str | None
+        outcome: Outcome, grant: Grant, commits: tuple[str, str], worker: LiveWorker, *, media_type: str | None
     ) -> None:
         """The completion is the live instance's, about this grant and this request, and fits the body it came with.
 
@@ -263,8 +266,7 @@ class Admission:
             statement.instance == worker.instance
             and statement.grant == grant.id
             and statement.model == grant.model
-            and statement.req_commit == req_commit
-            and statement.resp_commit == (commitment(sealed) if sealed else "")
+            and (statement.req_commit, statement.resp_commit) == commits
             and bool(sealed) == (not outcome.done.problem)
             and outcome.done.problem in ("", *_STATUS)
             and (not sealed or outcome.done.media_type == media_type)
