@@ -1,5 +1,9 @@
 """Randomness of training: a keystream of AES-256 in counter mode under a fresh key of the operating system.
 
+The counter mode is that inside GCM (NIST SP 800-38D, GCTR), because OpenSSL has faster code for it than for the bare
+mode: half the time where the processor has vector AES. The tag is never asked for. GCM's counter has 32 bits, so a new
+key is drawn before it would begin again.
+
 torch's and numpy's generators are predictable and can be seeded by anybody in the process, so noise drawn from them
 could be subtracted again. Nothing here can be seeded or replayed: the key is drawn when the stream is made and is kept
 nowhere else.
@@ -28,7 +32,9 @@ from sealgate.ambient import Entropy, random_bytes
 NOISE_TRANSFORM = "box-muller-4"
 NOISE_ARITHMETIC = "float64-continuous"
 _TWO_64 = 1 << 64
-BLOCK = 65_536  # values at a time: what fits into a processor's cache
+BLOCK = 65_536  # values at a time: what fits into a processor's cache, with all that they are made from
+_ZEROS = memoryview(bytes(1 << 16))  # what is encrypted; few, so that they stay in the cache, too
+KEY_BYTES = (1 << 36) - (1 << 26)  # of one key, below the 2^36 - 32 of GCM; more than one call takes is left
 ERROR = 2.0**-49  # of a value, times its pair's length, if log, sine and cosine are right to the last place
 _SMALL = 1 << 45  # smaller words have too few bits for a logarithm, and are given 64 more
 
@@ -37,12 +43,25 @@ class Keystream:
     """An endless stream of unpredictable bytes; one per use, never shared between threads."""
 
     def __init__(self, entropy: Entropy = random_bytes) -> None:
-        self._encryptor = Cipher(algorithms.AES(entropy(32)), modes.CTR(entropy(16))).encryptor()
-        self._zeros = bytes(8 * BLOCK)
-        self._room = bytearray(8 * BLOCK + 15)  # what is written over again and again; never handed out
+        self._entropy = entropy
+        self._room = memoryview(bytearray(8 * BLOCK + 15))  # words, written over again and again; never handed out
+        self._values = torch.empty(BLOCK, dtype=torch.float64)
+        self._cosines = torch.empty(BLOCK // 2, dtype=torch.float64)
+        self._draw_key()
+
+    def _draw_key(self) -> None:
+        self._encryptor = Cipher(algorithms.AES(self._entropy(32)), modes.GCM(self._entropy(12))).encryptor()
+        self._left = KEY_BYTES
+
+    def _spend(self, size: int) -> None:
+        """Before so many bytes are taken."""
+        if size > self._left:
+            self._draw_key()
+        self._left -= size
 
     def words(self, count: int) -> NDArray[np.uint64]:
         """`count` independent uniform 64-bit integers."""
+        self._spend(8 * count)
         return np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
 
     def uniform(self, count: int) -> NDArray[np.float64]:
@@ -72,26 +91,33 @@ class Keystream:
         """`count` independent standard normal values for noise that is rounded: float64 [count]."""
         values = torch.empty(count, dtype=torch.float64)
         for start in range(0, count, BLOCK):
-            self._box_muller(values[start : start + BLOCK])
+            part = values[start : start + BLOCK]
+            part.copy_(self.normal_block(len(part)))
         return values
 
-    def _box_muller(self, values: torch.Tensor) -> None:
-        """Fill float64 [n], n at most BLOCK, from one word for each value."""
-        pairs = (len(values) + 1) // 2
-        size = 16 * pairs
-        self._encryptor.update_into(memoryview(self._zeros)[:size], self._room)
+    def normal_block(self, count: int, *, bits: int = 0) -> torch.Tensor:
+        """The same, at most `BLOCK`, times 2^bits, which changes no digit; written over by the next call."""
+        pairs = (count + 1) // 2
+        self._fill_room(16 * pairs)
         words = torch.frombuffer(self._room, dtype=torch.int64, count=2 * pairs)
         # Words are read as signed numbers: a size k, for the interval (k - 1/2, k + 1/2), and a sign.
-        radius = words[:pairs].double().abs_()
-        if radius.min() < _SMALL:
+        values, cosines = self._values[: 2 * pairs].copy_(words), self._cosines[:pairs]
+        radius, angle = values[:pairs].abs_(), values[pairs:]
+        if pairs and radius.amin() < _SMALL:
             small = radius < _SMALL
             place = torch.from_numpy(self.uniform(int(small.sum())) - 0.5)
             radius[small] = (radius[small] + place).abs_().clamp_min_(2.0**-54)
-        radius.mul_(2.0**-63).log_().mul_(-2.0).sqrt_()
-        angle = words[pairs:].double().mul_(2.0**-63 * math.pi)
-        torch.mul(radius, angle.cos(), out=values[:pairs])
-        rest = len(values) - pairs
-        torch.mul(radius[:rest], angle.sin_()[:rest], out=values[pairs:])
+        radius.mul_(2.0**-63).log_().mul_(-2.0 * 4.0**bits).sqrt_()
+        torch.cos(angle.mul_(2.0**-63 * math.pi), out=cosines)
+        angle.sin_().mul_(radius)
+        radius.mul_(cosines)
+        return values[:count]
+
+    def _fill_room(self, size: int) -> None:
+        self._spend(size)
+        for start in range(0, size, len(_ZEROS)):
+            some = min(len(_ZEROS), size - start)
+            self._encryptor.update_into(_ZEROS[:some], self._room[start : start + some + 15])
 
 
 class PoissonSampler:

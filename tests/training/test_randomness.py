@@ -11,8 +11,10 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
+from training import randomness
 from training.randomness import BLOCK, ERROR, Keystream, PoissonSampler
 
 NEVER = 1e-9
@@ -30,12 +32,23 @@ class Fixed:
         return part
 
 
-def test_the_keystream_is_aes_256_ctr():
-    """NIST SP 800-38A, F.5.5: the keystream is ciphertext xor plaintext of the first block."""
-    key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
-    counter = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
-    words = Keystream(Fixed(key, counter)).words(2)
-    assert words.tobytes().hex() == "0bdf7df1591716335e9a8b15c860c502"
+def test_the_keystream_is_aes_256_in_counter_mode():
+    """McGrew and Viega 2004, test case 14: key and nonce zero, plaintext zero. And bare AES in counter mode agrees."""
+    words = Keystream(Fixed(bytes(32), bytes(12))).words(2)
+    assert words.tobytes().hex() == "cea7403d4d606b6e074ec5d3baf39d18"
+    key, nonce = bytes(range(32)), bytes(range(100, 112))
+    bare = Cipher(algorithms.AES(key), modes.CTR(nonce + (2).to_bytes(4, "big"))).encryptor()
+    assert Keystream(Fixed(key, nonce)).words(1001).tobytes() == bare.update(bytes(8008))
+
+
+def test_a_key_is_replaced_before_its_counter_begins_again(monkeypatch):
+    monkeypatch.setattr(randomness, "KEY_BYTES", 160)
+    parts = [np.random.default_rng(index).bytes(size) for index in range(4) for size in (32, 12)]
+    stream = Keystream(Fixed(*parts))
+    drawn = [stream.words(10), stream.words(1), stream.standard_normal(9).numpy(), stream.words(10), stream.words(1)]
+    first, second, third = (Keystream(Fixed(*parts[2 * index : 2 * index + 2])) for index in range(3))
+    made = [first.words(10), first.words(1), second.standard_normal(9).numpy(), second.words(10), third.words(1)]
+    assert [one.tolist() for one in drawn] == [one.tolist() for one in made]
 
 
 def test_two_streams_never_agree_and_seeding_changes_nothing():
@@ -184,7 +197,7 @@ def test_the_room_for_the_next_words_is_not_what_was_handed_out():
 
 def test_the_tails_are_not_cut_where_32_bits_would_cut_them():
     """With a 32-bit uniform a single Box-Muller value ends at 6.66; the smallest 64-bit word reaches beyond nine."""
-    zero_words = Keystream(Fixed(bytes(32), bytes(16)))
+    zero_words = Keystream(Fixed(bytes(32), bytes(12)))
     zero_words.words = lambda count: np.zeros(count, dtype=np.uint64)
     assert zero_words.gaussian(1)[0] > 9
 
@@ -248,6 +261,6 @@ def test_rate_one_takes_everybody_and_impossible_rates_are_refused():
 def test_adding_a_row_does_not_change_whether_others_enter():
     for _ in range(20):
         part = np.random.default_rng().bytes(48)
-        few = PoissonSampler(Fraction(1, 3), Keystream(Fixed(part[:32], part[32:]))).draw(100)
-        more = PoissonSampler(Fraction(1, 3), Keystream(Fixed(part[:32], part[32:]))).draw(101)
+        few = PoissonSampler(Fraction(1, 3), Keystream(Fixed(part[:32], part[32:44]))).draw(100)
+        more = PoissonSampler(Fraction(1, 3), Keystream(Fixed(part[:32], part[32:44]))).draw(101)
         assert few.tolist() == [row for row in more.tolist() if row < 100]

@@ -28,9 +28,10 @@ class Direct:
     """Per-unit gradients themselves: [u, ...] in the parameter's shape."""
 
     values: torch.Tensor
+    beside: Outer | None = None  # a contribution whose `behind` are these values, in one place: their norms are there
 
     def squares(self) -> torch.Tensor:
-        return square_norms(self.values)
+        return square_norms(self.values) if self.beside is None else self.beside.behind_squares()
 
     def weighted(self, factors: torch.Tensor) -> torch.Tensor:
         return torch.mv(self.values.flatten(1).t(), factors).view(self.values.shape[1:])
@@ -47,6 +48,7 @@ class Outer:
     behind: torch.Tensor
     shape: torch.Size  # of the parameter; p * d numbers
     _each: torch.Tensor | None = field(default=None, init=False)
+    _behind_squares: torch.Tensor | None = field(default=None, init=False)
 
     @property
     def multiplied(self) -> bool:
@@ -56,10 +58,16 @@ class Outer:
     def squares(self) -> torch.Tensor:
         places, before, behind = self.before.shape[1], self.before.shape[2], self.behind.shape[2]
         if places == 1:
-            return square_norms(self.before) * square_norms(self.behind)
+            return square_norms(self.before) * self.behind_squares()
         if GHOST_GAIN * places * places * (before + behind) < before * behind * places:
             return self._ghost()
         return square_norms(self.each())
+
+    def behind_squares(self) -> torch.Tensor:
+        """Squared norm of all that is behind: float64 [u]."""
+        if self._behind_squares is None:
+            self._behind_squares = square_norms(self.behind)
+        return self._behind_squares
 
     def _ghost(self) -> torch.Tensor:
         """|sum of g a^T|^2 = sum over pairs of places of (a . a')(g . g'), in float64 because terms may cancel."""

@@ -37,29 +37,41 @@ def _summed(values: torch.Tensor, rows: int) -> torch.Tensor:
 def _linear(layer: nn.Linear, before: torch.Tensor, behind: torch.Tensor, rows: int) -> Parts:
     before = before.reshape(len(before), -1, before.shape[-1])  # [m, T, d]
     behind = behind.reshape(len(behind), -1, behind.shape[-1])  # [m, T, p]
-    yield layer.weight, Outer(_folded(before, rows), _folded(behind, rows), layer.weight.shape)
-    if layer.bias is not None:
-        at_once = behind[:, 0] if behind.shape[1] == 1 else behind.sum(dim=1)
-        yield layer.bias, Direct(_summed(at_once, rows))
+    weight = Outer(_folded(before, rows), _folded(behind, rows), layer.weight.shape)
+    yield layer.weight, weight
+    if layer.bias is not None and weight.behind.shape[1] == 1:
+        yield layer.bias, Direct(behind[:, 0], beside=weight)
+    elif layer.bias is not None:
+        yield layer.bias, Direct(_summed(behind.sum(dim=1), rows))
 
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d, before: torch.Tensor, behind: torch.Tensor, rows: int) -> Parts:
-    flat = before.dim() == 3  # one dimension is two with a height of one
-    kernel, stride, dilation = ((1, *one) if flat else one for one in (layer.kernel_size, layer.stride, layer.dilation))
-    padded = functional.pad(before, _padding(layer))
-    windows = functional.unfold(padded[:, :, None] if flat else padded, kernel, dilation, 0, stride)  # [m, d, T]
+    windows = _windows(layer, before, behind.shape[2:])  # [m, T, d]
     behind = behind.flatten(2)  # [m, p, T]
     if layer.groups == 1:
-        before, behind_places = windows.transpose(1, 2), behind.transpose(1, 2)
-        yield layer.weight, Outer(_folded(before, rows), _folded(behind_places, rows), layer.weight.shape)
+        places = behind.transpose(1, 2)
+        yield layer.weight, Outer(_folded(windows, rows), _folded(places, rows), layer.weight.shape)
     else:
         count = len(windows) * layer.groups
-        product = torch.bmm(
-            behind.reshape(count, -1, behind.shape[2]), windows.reshape(count, -1, windows.shape[2]).transpose(1, 2)
-        )
+        apart = windows.view(*windows.shape[:2], layer.groups, -1).transpose(1, 2)
+        product = torch.bmm(behind.reshape(count, -1, behind.shape[2]), apart.reshape(count, *apart.shape[2:]))
         yield layer.weight, Direct(_summed(product.view(len(windows), *layer.weight.shape), rows))
     if layer.bias is not None:
         yield layer.bias, Direct(_summed(behind.sum(dim=2), rows))
+
+
+def _windows(layer: nn.Conv1d | nn.Conv2d, before: torch.Tensor, places: torch.Size) -> torch.Tensor:
+    """What each place of the output saw: [m, T, d]. A view copied once is twice as fast as torch's `unfold`."""
+    padded = functional.pad(before, _padding(layer)).contiguous()
+    (rows, channels), strides = padded.shape[:2], padded.stride()
+    steps = [size * by for size, by in zip(strides[2:], layer.stride, strict=True)]
+    inside = [size * by for size, by in zip(strides[2:], layer.dilation, strict=True)]
+    view = padded.as_strided(
+        (rows, *places, channels, *layer.kernel_size),
+        (strides[0], *steps, strides[1], *inside),
+        padded.storage_offset(),
+    )
+    return view.reshape(rows, math.prod(places), -1)
 
 
 def _padding(layer: nn.Conv1d | nn.Conv2d) -> list[int]:

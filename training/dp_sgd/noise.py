@@ -42,7 +42,6 @@ ROUNDED_BITS = 10  # rounding makes the noise larger by 4 * 10^-8 of itself
 ROOM = 2.0**-10  # of the noise, in front of everything that floating point does to it
 GRID_BITS = 16  # rounding moves the sum by 2^-16 clip norms at most
 SMOOTHING = 6  # grid units, far above the smoothing parameter of the integers
-_SHIFT = 1.5 * 2.0 ** (52 - ROUNDED_BITS)
 SUMMED_UNITS = 2**18  # of one step, for which the next line holds whatever the order of the sum
 SUMMATION = SUMMED_UNITS**2 * 2.0**-52  # of the clip norm: what float64 may lose, in either of two neighbouring sums
 
@@ -62,7 +61,7 @@ class GaussianNoise(Noise):
         if not 0 < deviation < math.inf:
             raise ValueError("noise needs a deviation above zero")
         self._stream = stream
-        self._deviation = deviation * (1.0 + ROOM)
+        self._unit = deviation * (1.0 + ROOM) * 2.0**-ROUNDED_BITS
 
     def add(self, summed: list[torch.Tensor]) -> None:
         left = sum(one.numel() for one in summed)
@@ -71,15 +70,15 @@ class GaussianNoise(Noise):
             rest = one.view(-1)
             while len(rest):  # a block of noise at a time, while it is in the processor's cache
                 if not len(values):
-                    values = self._stream.standard_normal(min(left, BLOCK))
+                    values = self._stream.normal_block(min(left, BLOCK), bits=ROUNDED_BITS)
                 size = min(len(rest), len(values))
                 self._add(rest[:size], values[:size].to(one.device))
                 rest, values, left = rest[size:], values[size:], left - size
 
     def _add(self, part: torch.Tensor, values: torch.Tensor) -> None:
-        """In units of the deviation; adding 1.5 * 2^52 grid units leaves no room for anything finer."""
-        values.add_(part.to(torch.float64), alpha=1.0 / self._deviation).add_(_SHIFT).sub_(_SHIFT)
-        part.copy_(values.mul_(self._deviation))
+        """In grid units, and in float64 whatever the part is."""
+        values.add_(part, alpha=1.0 / self._unit).round_()
+        part.copy_(values.mul_(self._unit))
 
 
 @dataclass(frozen=True, kw_only=True)
