@@ -51,9 +51,10 @@ def test_the_core_is_small(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_core_needs_nothing_but_cryptography() -> None:
     root = Path(sealgate.protocol.__file__).parent
     allowed = {"cryptography", "sealgate", "__future__"}
-    standard = {"hashlib", "hmac", "re", "struct", "typing", "enum", "dataclasses", "collections"}
+    standard = {"hashlib", "hmac", "re", "struct", "typing", "enum", "dataclasses", "collections", "itertools"}
+    memory_only = "from io import BytesIO"  # of a module that also opens files
     for name in CORE:
         for line in (root / f"{name}.py").read_text().splitlines():
-            if line.startswith(("import ", "from ")):
+            if line.startswith(("import ", "from ")) and line != memory_only:
                 top = line.split()[1].split(".")[0]
                 assert top in allowed | standard, f"{name} imports {top}"

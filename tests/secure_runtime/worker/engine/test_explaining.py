@@ -45,7 +45,7 @@ from sealgate.protocol.frames import Obligations
 from sealgate.protocol.inference import Tensor, tensor_from_list
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.models.tokenizers import NOWHERE, spans_of, tokens_of
-from secure_runtime.worker.engine import captum_methods, explaining
+from secure_runtime.worker.engine import captum_methods, explaining, serving
 from secure_runtime.worker.engine.attribution import Explainer, methods_of
 
 
@@ -391,7 +391,7 @@ def test_an_output_that_there_is_not_is_refused_before_the_first_row(
 
 def test_what_fails_after_rows_were_explained_costs_those(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tensors = family(made, "mlp")
-    monkeypatch.setattr(explaining, "_MAX_BODY", 10)
+    monkeypatch.setattr(serving, "body_room", lambda _: 10)
     answer = made.ask(model, tensors, operation="explain")
     assert (answer.response.status, answer.outcome) == (413, "failed")
     assert answer.units == tensors[0].shape[0] * model.manifest.explain_units > 0
