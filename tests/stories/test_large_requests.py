@@ -166,6 +166,5 @@ def test_a_hundred_mebibytes_pass_and_each_process_holds_them_a_few_times(
         grew = {name: peak_mib(pid) - before[name] for name, pid in processes.items()}
     np.testing.assert_allclose(found[:2], small, atol=1e-6)
     assert len(found) == 200
-    print({name: round(mib) for name, mib in grew.items()})
-    for name, most in (("gateway", 2), ("runtime", 2), ("worker", 6)):
+    for name, most in (("gateway", 1.6), ("runtime", 1.6), ("worker", 5)):
         assert max(mib for one, mib in grew.items() if one.startswith(name)) < 100 * most, grew

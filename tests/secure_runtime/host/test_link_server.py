@@ -109,6 +109,24 @@ def test_a_gateway_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: py
     asyncio.run(play())
 
 
+def test_a_body_above_the_deployments_limit_ends_the_connection(tmp_path: Path) -> None:
+    async def play() -> None:
+        host = Host(size=1)
+        host.let.set()
+        server = LinkServer(host, body_max=1000)
+        await server.listen(tmp_path / "s", group="")
+        gateway = Gateway(*await asyncio.open_unix_connection(tmp_path / "s"))
+        await gateway.ask(EvidenceWanted(id=1, nonce=b""), body=bytes(1000))
+        assert len(await gateway.frames(2)) == 2
+        await gateway.ask(EvidenceWanted(id=2, nonce=b""), body=bytes(1001))
+        assert await gateway.frames(1) == []
+        assert len(host.gone) == 1
+        gateway.writer.close()
+        await server.close(drain_s=5)
+
+    asyncio.run(play())
+
+
 def test_an_answer_comes_for_every_question_even_for_a_fault(tmp_path: Path) -> None:
     async def play() -> None:
         host = Host(size=1)
