@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn, Protocol, TypeVar
 
+import msgspec
 from litestar import Request
 
 from audit.query import AuditReader
@@ -49,8 +50,7 @@ class Sent(Protocol):
 _POLICY = "gateway.policy"  # in a scope: the policy under which its caller was authenticated
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What a request says in clear that it wants. The worker compares it with what is inside the seal."""
 
     action: Action

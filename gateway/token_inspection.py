@@ -43,12 +43,16 @@ def inspect(arguments: argparse.Namespace) -> int:
             "reason": reason,
             "header": header,
             "claims": payload,
-            "understood": asdict(verified) if verified else None,
+            "understood": _understood(verified) if verified else None,
         }
         print(printable_json(json.dumps(document, indent=2)))
     else:
         print(render_pairs(_lines(header, payload, verified, reason)))
     return 0 if verified is not None else 1
+
+
+def _understood(verified: VerifiedToken) -> dict[str, Any]:
+    return {name: value for name, value in asdict(verified).items() if name != "principals"}
 
 
 def _token(path: Path | None) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 
 class Role(Enum):
     """What a principal may be. One credential may carry several."""
@@ -48,8 +50,7 @@ class Principal:
     token_binding: str = "none"  # noqa: S105  # no password
 
 
-@dataclass(frozen=True, kw_only=True)
-class Context:
+class Context(msgspec.Struct, frozen=True, kw_only=True):
     """The circumstances of one request."""
 
     purpose: str

@@ -15,14 +15,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import MutableMapping
 from typing import Any
+
+import msgspec
 
 from gateway.authentication.certificates import CertificateIdentity, CertificateReader
 from gateway.authentication.possession import Possession
 from gateway.authentication.tokens import Confirmation, TokenVerifier, VerifiedToken
 from gateway.errors import Unauthenticated
+from gateway.fields import values_of
 from policy.entities import Principal, Role
 from sealgate.protocol.binding import bind_certificate, bind_token
 
@@ -68,7 +70,7 @@ class Authenticator:
 
     async def _authenticate(self, scope: MutableMapping[str, Any]) -> Principal:
         certificate = self._certificates.read(scope)
-        presented = _presented(scope["headers"])
+        presented = _presented(scope)
         if presented is not None:
             verified = await self._tokens.verify(presented.token)
             binding = await self._confirm(scope, presented, verified, certificate)
@@ -99,24 +101,24 @@ class Authenticator:
         return "dpop" if confirmation.x5t_s256 is None else "mtls+dpop"
 
 
-@dataclass(frozen=True)
-class _Presented:
+class _Presented(msgspec.Struct, frozen=True):
     """What the Authorization field says. Proves nothing."""
 
     token: str
     as_dpop: bool
 
 
-def _presented(headers: Iterable[tuple[bytes, bytes]]) -> _Presented | None:
-    found = [value for name, value in headers if name == b"authorization"]
+def _presented(scope: MutableMapping[str, Any]) -> _Presented | None:
+    found = values_of(scope, b"authorization")
     if not found:
         return None
     if len(found) > 1:
         raise Unauthenticated("credential-repeated")
-    scheme, _, token = found[0].decode("latin-1").partition(" ")
-    if scheme.lower() not in ("bearer", "dpop"):
+    said, _, token = found[0].decode("latin-1").partition(" ")
+    scheme = said.lower()
+    if scheme not in ("bearer", "dpop"):
         raise Unauthenticated("scheme-unknown")
-    return _Presented(token.strip(" "), scheme.lower() == "dpop")
+    return _Presented(token.strip(" "), scheme == "dpop")
 
 
 def _by_token(
@@ -124,6 +126,13 @@ def _by_token(
 ) -> Principal:
     client = certificate.client if certificate else None
     mtls = client is not None and client.tenant == claims.tenant
+    known = claims.principals.get((mtls, token_binding))
+    if known is None:
+        known = claims.principals[mtls, token_binding] = _principal_of(claims, token, mtls, token_binding)
+    return known
+
+
+def _principal_of(claims: VerifiedToken, token: str, mtls: bool, token_binding: str) -> Principal:
     return Principal(
         tenant=claims.tenant,
         subject=claims.subject,

@@ -39,6 +39,7 @@ from sealgate.deployment import Deployment
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
+_NOTHING = Forwarded(local=False)
 _Shown = tuple[str, ...] | Forwarded  # what a certificate and those above it came as
 
 
@@ -129,7 +130,7 @@ class CertificateReader:
     def read(self, scope: Mapping[str, Any]) -> CertificateIdentity | None:
         """The client's certificate, None if there is none. Raises Unauthenticated if it does not count now."""
         extensions = scope.get("extensions", {})
-        forwarded: Forwarded = extensions.get(EXTENSION, Forwarded(local=False))
+        forwarded: Forwarded = extensions.get(EXTENSION, _NOTHING)
         if not forwarded.local:
             chain: tuple[str, ...] = extensions.get("tls", {}).get("client_cert_chain", ())
             if not chain:

@@ -20,6 +20,7 @@ import msgspec
 
 from gateway.errors import Unauthenticated
 from gateway.limits import MAX_CLAIM_ITEMS, MAX_CLAIM_TEXT
+from policy.entities import Principal
 from sealgate.limits import MAX_NAME
 
 AT_JWT = "at+jwt"
@@ -65,6 +66,8 @@ class VerifiedToken:
     not_before_us: int  # with the issuer's leeway
     expires_us: int  # the first moment at which it does not count, with the issuer's leeway
     confirmation: Confirmation | None
+    # What was made of it, by whether its connection counted as mTLS and by what it is bound to: a few at most.
+    principals: dict[tuple[bool, str], Principal] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

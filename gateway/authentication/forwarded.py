@@ -15,7 +15,8 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from gateway.authentication.authorities import BUILT_IN
 from gateway.errors import Unauthenticated
@@ -32,8 +33,7 @@ _BYTE_SEQUENCE = re.compile(rb":([A-Za-z0-9+/]+={0,2}):")  # RFC 8941 section 3.
 _BETWEEN = re.compile(rb"[ \t]*,[ \t]*")
 
 
-@dataclass(frozen=True)
-class Forwarded:
+class Forwarded(msgspec.Struct, frozen=True):
     """The two fields of one request, as they came. An allegation: it says nothing of whether its sender is believed.
 
     `local`: it came over the UNIX socket.

@@ -19,6 +19,7 @@ from gateway.authentication.dpop import accepted_targets, verify_proof
 from gateway.authentication.nonces import Nonces
 from gateway.authentication.proofs import ProofStore
 from gateway.errors import Unauthenticated
+from gateway.fields import values_of
 from sealgate.ambient import Clock, now_us
 from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError, DecodeError
@@ -54,7 +55,7 @@ class Possession:
 
     def require_none(self, scope: MutableMapping[str, Any]) -> None:
         """Raises Unauthenticated if the request carries a proof: it would prove nothing."""
-        if _fields(scope):
+        if values_of(scope, _FIELD):
             raise Unauthenticated("proof-unexpected")
 
     async def require(self, scope: MutableMapping[str, Any], *, jkt: str, access_token: str) -> None:
@@ -64,7 +65,7 @@ class Possession:
         """
         if scope.get(_HELD) == (jkt, access_token):
             return
-        found = _fields(scope)
+        found = values_of(scope, _FIELD)
         if len(found) != 1:  # section 4.3, the first check
             raise Unauthenticated("proof-repeated" if found else "proof-missing")
         path = scope.get("raw_path") or scope["path"].encode("ascii", "replace")
@@ -81,10 +82,6 @@ class Possession:
         scope[_HELD] = (jkt, access_token)
         if proof.nonce != self._nonces.current():  # section 8.2: told in time, it costs the client no extra request
             self.challenge(scope)
-
-
-def _fields(scope: MutableMapping[str, Any]) -> list[bytes]:
-    return [value for name, value in scope["headers"] if name == _FIELD]
 
 
 async def tell_nonce(message: Any, scope: Any) -> None:

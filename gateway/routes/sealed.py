@@ -19,6 +19,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from gateway.errors import Problem
+from gateway.fields import values_of
 from gateway.gate import Asked, Gate, Sent, audit_headers, caller_of
 from gateway.routes.openapi import SealedOperation, answers
 from gateway.watching import stepped
@@ -102,7 +103,7 @@ def _asked(request: Sent, model: str) -> Asked:
 
 def _field(request: Sent, name: bytes, otherwise: str = "") -> str:
     """The one value of a header field. Said twice, each reader on the way might take another."""
-    values = [value for field, value in request.scope["headers"] if field == name]
+    values = values_of(request.scope, name)
     if len(values) > 1:
         raise Problem("malformed-request", detail=f"The field {name.decode().title()} may be given once only.")
     return values[0].decode("latin-1") if values else otherwise

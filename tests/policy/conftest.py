@@ -139,4 +139,4 @@ def model() -> Callable[..., ModelFacts]:
 def context() -> Callable[..., Context]:
     # 2026-11-18 is a Wednesday; 10:30 UTC.
     base = Context(purpose="treatment", sealed=True, assurance="software", now_us=1_794_997_800_000_000)
-    return lambda **changes: dataclasses.replace(base, **changes)
+    return lambda **changes: msgspec.structs.replace(base, **changes)
