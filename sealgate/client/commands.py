@@ -56,6 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
             metadata = session.metadata(arguments.model, version=arguments.version)
             result = session.infer(arguments.model, source.inputs(metadata), version=arguments.version)
         except (ServiceRefused, InferenceFailed) as refused:
+            refused.args = (source.in_files(str(refused)),)
             say_recorded(refused)
             keep_receipt(arguments.receipt_out, refused.receipt_bytes)
             _keep_cose(arguments.cose_out, refused)

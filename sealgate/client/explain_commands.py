@@ -68,6 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 target=_target(arguments.target),
             )
         except (ServiceRefused, InferenceFailed) as refused:
+            refused.args = (source.in_files(str(refused)),)
             say_recorded(refused)
             keep_receipt(arguments.receipt_out, refused.receipt_bytes)
             raise

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore
 from typing import Any
@@ -28,10 +29,11 @@ from sealgate.client.exchange import SealedAnswer
 from sealgate.client.results import reaching
 from sealgate.client.transport import EXTENSION, SealedTransport
 from sealgate.errors import SealgateError
-from sealgate.limits import MAX_INNER_MESSAGE
+from sealgate.limits import DEFAULT_MESSAGE, MAX_INNER_MESSAGE
 from sealgate.protocol.inference import HEADER_LENGTH_FIELD
 
 MAX_AT_ONCE = 64  # requests whose bodies are held; others wait before theirs is read
+MAX_LARGE_AT_ONCE = 4  # of them above DEFAULT_MESSAGE
 MAX_CONNECTIONS = 256  # a thread each; further ones are closed at once
 IDLE_S = 30.0  # for a caller's next byte
 _HANDED_ON = ("content-type", HEADER_LENGTH_FIELD)
@@ -120,6 +122,7 @@ class LocalProxy(ThreadingHTTPServer):
             raise UsageError(f"{host}: the proxy listens on a loopback address only, such as 127.0.0.1")
         self.ask = ask
         self.at_once = BoundedSemaphore(MAX_AT_ONCE)
+        self.large_at_once = BoundedSemaphore(MAX_LARGE_AT_ONCE)
         self._places = BoundedSemaphore(MAX_CONNECTIONS)
         if ":" in host:
             import socket
@@ -170,7 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         length = int(self.headers.get("content-length", "0"))
         fields = [(name, self.headers[name]) for name in _HANDED_ON if name in self.headers]
-        with self.server.at_once:
+        large = self.server.large_at_once if length > DEFAULT_MESSAGE else nullcontext()
+        with large, self.server.at_once:
             body = self.rfile.read(length)
             if len(body) < length:  # it went away in the middle: what it meant to ask is not known
                 self.close_connection = True

@@ -50,12 +50,13 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
     def option(self) -> str:
         """The option of `sealgate infer` that gives what the model takes."""
+        others = "--arrays or --inputs"
         if len(self.inputs) != 1:
-            return "--inputs"
+            return others
         name, content = self.inputs[0].name, self.parameters.contents.get(self.inputs[0].name, "")
         if content == "image" and not self.parameters.encodings.get(name):
-            return "--inputs"
-        return {"table": "--rows", "image": "--images", "text": "--texts"}.get(content, "--inputs")
+            return others
+        return {"table": "--rows", "image": "--images", "text": "--texts"}.get(content, others)
 
 
 _decoder = msgspec.json.Decoder(ModelMetadata)

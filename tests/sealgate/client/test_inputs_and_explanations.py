@@ -247,6 +247,38 @@ def test_infer_takes_pictures_texts_and_any_tensors(
     assert len(json.loads(capsys.readouterr().out)["outputs"]["label"]) == 2
 
 
+def test_an_error_about_a_picture_names_its_file(site: Any, service: Any, tmp_path: Path) -> None:
+    serving(service, images())
+    (tmp_path / "good.png").write_bytes(picture()[1])
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    for command in (INFER, EXPLAIN):
+        with pytest.raises(InferenceFailed) as refused:
+            run(command, site, tmp_path, "--images", tmp_path / "good.png", tmp_path / "bad.png")
+        assert str(tmp_path / "bad.png") + ": neither PNG nor JPEG" in str(refused.value)
+        assert "row" not in str(refused.value)
+
+
+def test_infer_takes_arrays_as_numpy_saves_them(
+    site: Any, service: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serving(service, images())
+    pixels, encoded = picture()
+    (tmp_path / "a.png").write_bytes(encoded)
+    assert run(INFER, site, tmp_path, "--images", tmp_path / "a.png", "--json") == 0
+    by_picture = json.loads(capsys.readouterr().out)["outputs"]
+    np.save(tmp_path / "a.npy", pixels.reshape(1, 1, 6, 9))
+    for named in (f"{tmp_path / 'a.npy'}", f"image={tmp_path / 'a.npy'}"):
+        assert run(INFER, site, tmp_path, "--arrays", named, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["outputs"] == by_picture
+    np.save(tmp_path / "wide.npy", pixels.reshape(1, 1, 6, 9).astype("<f8"))
+    for named, why in (
+        (tmp_path / "wide.npy", "wide.npy holds FP64, but input 'image' takes UINT8"),
+        (f"other={tmp_path / 'a.npy'}", "say which input it is, each once: INPUT=FILE with image"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            run(INFER, site, tmp_path, "--arrays", named)
+
+
 @pytest.mark.parametrize("text", ["{", '{"inputs": []}x', '{"inputs": [{"name": "a"}]}'])
 def test_tensors_that_are_none_are_refused_before_anything_is_asked(
     site: Any, service: Any, tmp_path: Path, text: str
