@@ -1,8 +1,8 @@
 """One batch of records becomes durable: one transaction, then one signature, then the receipts.
 
     1. pseudonyms that the records use are written
-    2. each record is completed, its effect runs in a SAVEPOINT (see `_accept`), its rules are checked; a refusal fails
-       it alone
+    2. each record is completed, its effect runs (on the batch's ledger, or in a SAVEPOINT: `effects`), its rules are
+       checked; a refusal fails it alone. The ledger is read before, and written after
     3. leaves, index rows, tree rows and open requests are written
     4. the head moves from the size we know to the new one, under the writer's seal; if it is elsewhere, somebody else
        wrote: fatal
@@ -21,10 +21,11 @@ Long, because it is one transaction from its first statement to its receipts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, text
@@ -33,11 +34,12 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from audit.database import WriterHold
 from audit.days import count_days
 from audit.drafting import finished, is_uuid, require_unused
+from audit.effects import AnyEffect, Effect, Ledger, LedgerEffect, Ledgers
 from audit.errors import AppendRefused, LogDamaged
 from audit.holds import HOLD_KINDS, chained
 from audit.opening import Intent, Opened
 from audit.publishing import Publisher
-from audit.rows import Statement
+from audit.rows import Rows, Statement
 from audit.sealing import HeadSeal
 from audit.shards import Shard, add_shard
 from audit.subjects import Subjects
@@ -52,12 +54,6 @@ from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import ENDS, Record
 from sealgate.transparency.shards import half_year_of, shard_name
 from sealgate.transparency.standing import InForce
-
-Effect = Callable[[Connection, Record], Record]
-"""Runs inside the writer's transaction, in a SAVEPOINT of its own, with the record as it would be written (id and time
-filled). Returns the record to write, the same or another (a denial, for example). MUST NOT commit, roll back, block or
-touch the log's own tables. Raising undoes what it did and fails this append alone; an error of the database itself
-fails the log."""
 
 Balances = Callable[[Connection, str], Mapping[str, tuple[int, int]]]
 """What is left of each privacy budget (millionths), and since when its window runs (microseconds), under the policy of
@@ -119,10 +115,9 @@ class Pending:
     the two futures, or none."""
 
     draft: Record
-    effect: Effect | None = None
+    effect: AnyEffect | None = None
     future: Future[Appended] | None = None
     awaited: asyncio.Future[Appended] | None = None
-    repeatable: bool = False  # the effect does nothing but through its connection, and may run again once undone
 
 
 @dataclass(frozen=True)
@@ -134,16 +129,29 @@ class _Accepted:
     hashed: bytes
 
 
-class _DidNotWorkOut(Exception):
-    """An effect failed among others: all are undone, and run again one by one."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of a batch. The caller resolves the futures, after it has noted the new size."""
 
     appended: list[tuple[Pending, Appended]]
     refused: list[tuple[Pending, Exception]]
+
+
+class _Savepoint:
+    """Lets each effect of a batch be undone alone. Owned by one transaction."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self._stands = rows, False
+
+    def begin(self, connection: Connection) -> None:
+        """The next effect begins; what the one before did stands."""
+        self._rows.savepoint(connection, after=self._stands)
+        self._stands = True
+
+    def end(self, connection: Connection) -> None:
+        """What the last one did stands."""
+        if self._stands:
+            connection.exec_driver_sql("RELEASE effect")  # fails if an effect ended the transaction
 
 
 # Built once: building them costs as much as running them.
@@ -319,57 +327,28 @@ class Committer:
     def _accept(
         self, connection: Connection, batch: list[Pending], refused: list[tuple[Pending, Exception]]
     ) -> list[_Accepted]:
-        """One savepoint for all effects of a batch, if all may run again; one for each if one of them did not work
-        out, so that it alone is undone, and for those that may run once only."""
-        taken = self._taken(connection, batch)
-        effects = [pending for pending in batch if pending.effect is not None]
-        if len(effects) > 1 and all(pending.repeatable for pending in effects):
-            intents = dict(self._intents)
-            self._rows.savepoint(connection, after=False)
-            try:
-                accepted = list(self._accept_each(connection, batch, set(taken), refused, alone=False))
-            except _DidNotWorkOut:
-                connection.exec_driver_sql("ROLLBACK TO effect")
-                connection.exec_driver_sql("RELEASE effect")
-                self._intents = intents
-                refused.clear()
-            else:
-                connection.exec_driver_sql("RELEASE effect")  # fails if an effect ended the transaction
-                return accepted
-        return list(self._accept_each(connection, batch, taken, refused, alone=True))
-
-    def _accept_each(
-        self,
-        connection: Connection,
-        batch: list[Pending],
-        taken: set[str],
-        refused: list[tuple[Pending, Exception]],
-        *,
-        alone: bool,
-    ) -> Iterator[_Accepted]:
-        """`alone`: each effect has a savepoint. Else the caller has one, and _DidNotWorkOut is raised where an effect
-        is to be undone."""
+        """Those of the batch that are to be written, in their order."""
+        ledgers = Ledgers()
+        drafts = self._completed(batch, self._taken(connection, batch), refused, ledgers)
+        ledgers.load(connection)
+        savepoint = _Savepoint(self._rows)
+        accepted: list[_Accepted] = []
         index = self._frontier.size
-        effects = False
-        for pending in batch:
+        for pending, draft in drafts:
+            effect = pending.effect
             try:
-                if pending.draft.id:
-                    require_unused(pending.draft.id, taken)
-                if pending.effect is None:
-                    record, leaf = self._finished(self._complete(pending.draft))
-                elif not alone:
-                    record, leaf = self._with_others(connection, pending.draft, pending.effect)
+                if effect is None:
+                    record, leaf = self._finished(draft)
+                elif isinstance(effect, LedgerEffect):
+                    record, leaf = self._on_ledger(ledgers.of(effect), draft, effect)
                 else:
-                    self._rows.savepoint(connection, after=effects)
-                    effects = True
-                    record, leaf = self._with_effect(connection, pending.draft, pending.effect)
+                    savepoint.begin(connection)
+                    record, leaf = self._with_effect(connection, draft, effect)
             except DBAPIError as error:
                 if not isinstance(error, IntegrityError | DataError):
                     raise  # the database itself failed, not the effect's wish
                 refused.append((pending, error))
                 continue
-            except _DidNotWorkOut:
-                raise
             except Exception as error:
                 refused.append((pending, error))
                 continue
@@ -377,10 +356,31 @@ class Committer:
                 self._intents[record.id] = Intent(index, record, index)
             elif record.kind in ENDS:
                 del self._intents[record.grant]
-            yield _Accepted(pending, index, record, leaf, leaf_hash(leaf))
+            accepted.append(_Accepted(pending, index, record, leaf, leaf_hash(leaf)))
             index += 1
-        if effects:
-            connection.exec_driver_sql("RELEASE effect")  # fails if an effect ended the transaction
+        savepoint.end(connection)
+        ledgers.store(connection)
+        return accepted
+
+    def _completed(
+        self, batch: list[Pending], taken: set[str], refused: list[tuple[Pending, Exception]], ledgers: Ledgers
+    ) -> list[tuple[Pending, Record]]:
+        """The drafts with what the writer fills in, less those that are refused for it; their ledgers know what they
+        will need. Nothing is needed for the end of a request that is not under way: it will be refused."""
+        drafts = []
+        for pending in batch:
+            try:
+                if pending.draft.id:
+                    require_unused(pending.draft.id, taken)
+                draft = self._complete(pending.draft)
+                if isinstance(effect := pending.effect, LedgerEffect):
+                    ledger = ledgers.of(effect)
+                    if draft.kind not in ENDS or draft.grant in self._intents:
+                        effect.expect(ledger, draft)
+                drafts.append((pending, draft))
+            except Exception as error:
+                refused.append((pending, error))
+        return drafts
 
     def _taken(self, connection: Connection, batch: list[Pending]) -> set[str]:
         """The ids of this batch that are not new. Those that callers chose are looked up, all at once: found out here,
@@ -391,27 +391,25 @@ class Committer:
     def _with_effect(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
         """Call within the savepoint, which stands afterwards, whatever the effect did."""
         try:
-            return self._after(connection, draft, effect)
+            return self._after(draft, effect(connection, draft))
         except BaseException:
             connection.exec_driver_sql("ROLLBACK TO effect")
             raise
 
-    def _with_others(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
-        """Call within the savepoint of all effects. What the database itself fails with comes out as it is."""
+    def _on_ledger(self, ledger: Ledger, draft: Record, effect: LedgerEffect[Any]) -> tuple[Record, bytes]:
+        ledger.begin()
         try:
-            return self._after(connection, draft, effect)
-        except DBAPIError as error:
-            if not isinstance(error, IntegrityError | DataError):
-                raise
-            raise _DidNotWorkOut from error
-        except Exception as error:
-            raise _DidNotWorkOut from error
+            return self._after(draft, effect.run(ledger, draft))
+        except BaseException:
+            ledger.undo()
+            raise
 
-    def _after(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
-        before = self._complete(draft)
-        after = msgspec.structs.replace(
-            effect(connection, before), v=1, log=before.log, id=before.id, ts_us=before.ts_us, salt=before.salt
-        )
+    def _after(self, before: Record, after: Record) -> tuple[Record, bytes]:
+        """What an effect made of a record; what the writer filled in stands."""
+        if after is not before:
+            after = msgspec.structs.replace(
+                after, v=1, log=before.log, id=before.id, ts_us=before.ts_us, salt=before.salt
+            )
         return self._finished(after)
 
     def _complete(self, draft: Record) -> Record:

@@ -24,7 +24,7 @@ from sealgate.protocol.administration import OVER
 from sealgate.transparency.record import Record
 
 if TYPE_CHECKING:
-    from audit.commit import Effect
+    from audit.effects import Effect
 
 COMPLETED, REFUSED = "erasure.completed", "erasure.refused"
 HELD = "legal-hold"

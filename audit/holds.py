@@ -33,7 +33,7 @@ from sealgate.protocol.canonical import canonical_json
 from sealgate.transparency.record import Record, parse_leaf
 
 if TYPE_CHECKING:
-    from audit.commit import Effect
+    from audit.effects import Effect
 
 PLACED, RELEASED = "hold.placed", "hold.released"
 HOLD_KINDS = frozenset({PLACED, RELEASED})

@@ -25,9 +25,10 @@ from typing import Literal, TypeAlias
 from sqlalchemy import Connection, Engine, MetaData
 from sqlalchemy.exc import DBAPIError
 
-from audit.commit import Appended, Balances, Committer, Effect, Pending
+from audit.commit import Appended, Balances, Committer, Pending
 from audit.database import WriterHold, open_database
 from audit.days import catch_up_days
+from audit.effects import AnyEffect, Effect
 from audit.errors import AppendRefused, AuditError, LogUnavailable, reason_of
 from audit.limits import (
     DISK_FLOOR_DIVISOR,
@@ -115,7 +116,7 @@ class AuditLog:
         shard: ShardSpan = "never",
         balances: Balances = lambda _connection, _digest: {},
         extra_tables: Sequence[MetaData] = (),
-        on_abort: Effect | None = None,
+        on_abort: AnyEffect | None = None,
         mldsa: Cosigner | None = None,
         disk_free: Callable[[], int] | None = None,
         disk_reserve_bytes: int = DISK_RESERVE_BYTES,
@@ -202,31 +203,26 @@ class AuditLog:
         with self._reader.begin() as connection:
             yield connection
 
-    def append(self, draft: Record, effect: Effect | None = None, *, repeatable: bool = False) -> Future[Appended]:
+    def append(self, draft: Record, effect: AnyEffect | None = None) -> Future[Appended]:
         """Queue a record. The future resolves when the record is on disk and its checkpoint is signed, not before.
 
         `draft` MAY leave v, log, id, ts_us and salt empty; an end MAY leave what its authorization says. The future
         fails with LogUnavailable if the log cannot take it, AppendRefused if it breaks a rule, or with what `effect`
         raised; then nothing was written. Cancelling the future has no effect. Never raises itself.
-
-        `repeatable` says of the effect that it does nothing but through its connection: it may then be undone together
-        with those of other records, because one of them failed, and run again. That saves each a savepoint.
         """
         future: Future[Appended] = Future()
         future.set_running_or_notify_cancel()  # from here on cancel() answers False
         try:
-            self._take_in(Pending(draft, effect, future=future, repeatable=repeatable))
+            self._take_in(Pending(draft, effect, future=future))
         except AuditError as error:
             future.set_exception(error)
         return future
 
-    def append_awaited(
-        self, draft: Record, effect: Effect | None = None, *, repeatable: bool = False
-    ) -> asyncio.Future[Appended]:
+    def append_awaited(self, draft: Record, effect: AnyEffect | None = None) -> asyncio.Future[Appended]:
         """As `append`, for a coroutine to await: the records of one batch wake their event loop once, together."""
         awaited: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         try:
-            self._take_in(Pending(draft, effect, awaited=awaited, repeatable=repeatable))
+            self._take_in(Pending(draft, effect, awaited=awaited))
         except AuditError as error:
             awaited.set_exception(error)
         return awaited
@@ -404,7 +400,7 @@ def _settle(future: Future[Appended] | asyncio.Future[Appended], outcome: Append
         future.set_result(outcome)
 
 
-def _recover(committer: Committer, on_abort: Effect | None) -> None:
+def _recover(committer: Committer, on_abort: AnyEffect | None) -> None:
     """Record the opening, and an end for every request that the last writer left open. Nothing else runs yet."""
     open_intents = committer.open_intents
     detail = {"size": str(committer.size), "aborted": str(len(open_intents))}

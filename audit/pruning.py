@@ -40,7 +40,7 @@ from sealgate.transparency.pruned import INDICES, KIND, SHARD, SHORTEST, Indices
 from sealgate.transparency.record import Record, parse_leaf
 
 if TYPE_CHECKING:
-    from audit.commit import Effect
+    from audit.effects import Effect
 
 _INDEXED = select(
     record_table.c.idx,

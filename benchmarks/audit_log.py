@@ -24,9 +24,11 @@ from pathlib import Path
 
 import msgspec
 
-from audit.log import AuditLog, Connection
+from audit.effects import LedgerEffect
+from audit.log import AuditLog
 from policy.budget import BudgetBook
 from policy.budgets import Budget, Window
+from policy.ledger import Ledger
 from sealgate.ambient import monotonic_ns
 from sealgate.terminal import render_table
 from sealgate.transparency.notes import NoteSigner
@@ -45,6 +47,13 @@ class Series:
     def __init__(self, name: str, url: str, people: Path) -> None:
         self.name = name
         self._book = BudgetBook([Budget(name="all", tenant="clinic", window=Window.DAY, requests=10**12)])
+        self._claim = self._book.claim(tenant="clinic", subject="someone", model="m")
+        self._reserving = LedgerEffect(Ledger, lambda ledger, _: self._book.expect(ledger, self._claim), self._reserve)
+        self._settling = LedgerEffect(
+            Ledger,
+            lambda ledger, record: self._book.expect_end(ledger, grant=record.grant, noised=False),
+            self._settle,
+        )
         self.log = AuditLog.open(
             url,
             signer=NoteSigner.from_seed(ORIGIN, b"\x01" * 32),
@@ -59,20 +68,20 @@ class Series:
 
     async def request(self) -> None:
         draft = Record(kind="inference.authorized", req_commit=DIGEST, model_digest=DIGEST, **COMMON)
-        begun = await asyncio.wrap_future(self.log.append(draft, self._reserve))
+        begun = await asyncio.wrap_future(self.log.append(draft, self._reserving))
         end = Record(
             kind="inference.completed", grant=begun.record.id, model="m", model_digest=DIGEST, units=1,
             outcome="completed", runtime_instance="worker", runtime_seq=begun.index, runtime_sig="s" * 86,
             req_commit=DIGEST, resp_commit=DIGEST,
         )  # fmt: skip
-        await asyncio.wrap_future(self.log.append(end, self._settle))
+        await asyncio.wrap_future(self.log.append(end, self._settling))
 
-    def _reserve(self, connection: Connection, record: Record) -> Record:
-        self._book.reserve(connection, grant=record.id, tenant="clinic", subject="someone", model="m", now_us=NOW_US)
+    def _reserve(self, ledger: Ledger, record: Record) -> Record:
+        self._book.reserve(ledger, self._claim, grant=record.id, now_us=NOW_US)
         return msgspec.structs.replace(record, budget_after_micro=1)
 
-    def _settle(self, connection: Connection, record: Record) -> Record:
-        self._book.settle(connection, grant=record.grant, units=1, now_us=NOW_US)
+    def _settle(self, ledger: Ledger, record: Record) -> Record:
+        self._book.settle(ledger, grant=record.grant, units=1, now_us=NOW_US)
         return record
 
 

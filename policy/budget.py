@@ -1,32 +1,33 @@
 """The budget ledger: how much of each budget is used, kept in the audit log's own database.
 
-Every function runs inside the transaction of the audit writer, so a record and what it cost become durable together or
-not at all. A request is counted, and its units held back, BEFORE it is forwarded; what it really cost replaces what was
-held when it ends; a crash in between leaves the whole hold spent. One statement checks and takes, so however many
-callers there are, none takes what another has taken.
+Everything happens on a `policy.ledger.Ledger` inside the transaction of the audit writer, so a record and what it cost
+become durable together or not at all. A request is counted, and its units held back, BEFORE it is forwarded; what it
+really cost replaces what was held when it ends; a crash in between leaves the whole hold spent. Requests of one batch
+are worked out one after the other on the same rows, so none takes what another has taken.
 
 Integers only. A budget's row moves to the next calendar window when its first request arrives there, and never back,
-whatever the clock does. Trusts: its caller's transaction, and that grant ids are unique. Never: commits.
+whatever the clock does. Trusts: its caller's transaction, and that grant ids are unique. Never: reads or writes a table
+itself, but for `balances`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text
 
 from policy.budgets import Budget, PrivacyBudget
-from policy.epsilon import Ended, EpsilonBook, Left, add_tables
+from policy.epsilon import Ended, EpsilonBook, Left, PrivacyClaim, add_tables
 from policy.errors import BudgetExhausted, NoPrivacyBudget, PolicyError, PrivacyBudgetExhausted
+from policy.ledger import Hold, Ledger, Pages
 from policy.limits import MAX_AMOUNT
-from policy.statements import Statement
 from policy.windows import window_of
 
 __all__ = [
     "BudgetBook",
     "BudgetExhausted",
+    "Claim",
     "Ended",
     "Left",
     "NoPrivacyBudget",
@@ -64,36 +65,6 @@ Table(
 
 add_tables(_TABLES)
 
-# The same text for SQLite 3.35 and PostgreSQL. No row comes back exactly if the budget has too little left.
-_TAKE = Statement("""
-    INSERT INTO budget_use AS ledger (budget, period, starts_us, requests_used, units_used, units_held)
-    VALUES (:budget, :period, :starts_us, 1, 0, :hold)
-    ON CONFLICT (budget, period) DO UPDATE SET
-        requests_used = 1 + CASE WHEN ledger.starts_us < excluded.starts_us THEN 0 ELSE ledger.requests_used END,
-        units_used = CASE WHEN ledger.starts_us < excluded.starts_us THEN 0 ELSE ledger.units_used END,
-        units_held = :hold + CASE WHEN ledger.starts_us < excluded.starts_us THEN 0 ELSE ledger.units_held END,
-        starts_us = CASE WHEN ledger.starts_us < excluded.starts_us THEN excluded.starts_us ELSE ledger.starts_us END
-    WHERE ledger.starts_us < excluded.starts_us
-       OR (ledger.requests_used < :requests AND ledger.units_used + ledger.units_held <= :units - :hold)
-    RETURNING starts_us, requests_used, units_used + units_held
-""")
-_BEGAN = Statement("SELECT starts_us FROM budget_use WHERE budget = :budget AND period = :period")
-_GIVE_BACK = Statement("""
-    UPDATE budget_use SET requests_used = requests_used - 1, units_held = units_held - :hold
-    WHERE budget = :budget AND period = :period AND starts_us = :starts_us
-""")
-_HOLD = Statement("""
-    INSERT INTO budget_hold (grant_id, budget, period, starts_us, units)
-    VALUES (:grant, :budget, :period, :starts_us, :hold)
-""")
-_RELEASE = Statement("DELETE FROM budget_hold WHERE grant_id = :grant RETURNING budget, period, starts_us, units")
-_CHARGE = Statement(f"""
-    UPDATE budget_use SET
-        units_held = units_held - :hold,
-        units_used = CASE WHEN units_used > {MAX_AMOUNT} - :units THEN {MAX_AMOUNT} ELSE units_used + :units END
-    WHERE budget = :budget AND period = :period AND starts_us = :starts_us
-""")  # noqa: S608 - the only insertion is our own integer constant
-
 
 @dataclass(frozen=True)
 class Reserved:
@@ -104,8 +75,21 @@ class Reserved:
     privacy: Left | None
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What one request counts against: budgets, and privacy budgets for the most epsilon that it may spend (0 if its
+    answers need no noise)."""
+
+    budgets: tuple[Budget, ...]
+    privacy: PrivacyClaim | None
+
+
 class BudgetBook:
-    """The budgets in force, and their use. Holds no state of its own: the tables do."""
+    """The budgets in force, and their use. Holds no state of its own: the tables do.
+
+    What follows is worked out on a `policy.ledger.Ledger` that was loaded: first `expect` (or `expect_end`) says what
+    will be needed of it. Whoever calls undoes what an exception leaves half done there.
+    """
 
     tables: MetaData = _TABLES
 
@@ -115,47 +99,57 @@ class BudgetBook:
             self._by_tenant.setdefault(budget.tenant, []).append(budget)
         self._epsilon = EpsilonBook(privacy)
 
-    def reserve(
-        self,
-        conn: Connection,
-        *,
-        grant: str,
-        tenant: str,
-        subject: str,
-        model: str,
-        eps_micro: int = 0,
-        now_us: int,
-    ) -> Reserved:
+    def claim(self, *, tenant: str, subject: str, model: str, eps_micro: int = 0) -> Claim:
+        """What a request of this caller counts against."""
+        applying = [
+            budget
+            for budget in self._by_tenant.get(tenant, ())
+            if budget.applies(tenant=tenant, subject=subject, model=model)
+        ]
+        privacy = None
+        if eps_micro:
+            privacy = self._epsilon.claim(tenant=tenant, subject=subject, model=model, micro=eps_micro)
+        return Claim(tuple(applying), privacy)
+
+    def expect(self, ledger: Ledger, claim: Claim) -> None:
+        """This claim will be reserved."""
+        ledger.requests.expect(budget.name for budget in claim.budgets)
+        if claim.privacy is not None:
+            ledger.epsilon.expect(budget.name for budget in claim.privacy.budgets)
+
+    def expect_end(self, ledger: Ledger, *, grant: str, noised: bool) -> None:
+        """This grant will be settled or abandoned; `noised` says that something may be held of a privacy budget."""
+        ledger.requests.expect_end(grant)
+        if noised:
+            ledger.epsilon.expect_end(grant)
+
+    def reserve(self, ledger: Ledger, claim: Claim, *, grant: str, now_us: int) -> Reserved:
         """Count one request against every budget that applies to it, or against none.
 
-        `eps_micro` is the most epsilon that its noised answers may spend; 0 means that they need no noise. Raises
-        BudgetExhausted (PrivacyBudgetExhausted), naming the budget and when it renews, or NoPrivacyBudget; then nothing
-        is counted, so the caller may go on in the same transaction (and record the denial).
+        Raises BudgetExhausted (PrivacyBudgetExhausted), naming the budget and when it renews, or NoPrivacyBudget; then
+        nothing is counted, so the caller may go on with the same ledger (and record the denial).
         """
-        taken: list[dict[str, Any]] = []
+        pages = ledger.requests
+        taken: list[Hold] = []
         left: int | None = None
         privacy: Left | None = None
         try:
-            for budget in self._by_tenant.get(tenant, ()):
-                if budget.applies(tenant=tenant, subject=subject, model=model):
-                    entry, remaining = _take(conn, budget, grant=grant, now_us=now_us)
-                    taken.append(entry)
-                    left = remaining if left is None else min(left, remaining)
-            if eps_micro:
-                privacy = self._epsilon.hold(
-                    conn, grant=grant, tenant=tenant, subject=subject, model=model, micro=eps_micro, now_us=now_us
-                )
+            for budget in claim.budgets:
+                hold, remaining = _take(pages, budget, now_us=now_us)
+                taken.append(hold)
+                left = remaining if left is None else min(left, remaining)
+            if claim.privacy is not None:
+                privacy = self._epsilon.hold(ledger.epsilon, claim.privacy, grant=grant, now_us=now_us)
         except PolicyError:
-            if taken:
-                _GIVE_BACK.run(conn, taken)
+            for hold in taken:
+                _give_back(pages, hold)
             raise
-        holds = [entry for entry in taken if entry["hold"]]
-        if holds:
-            _HOLD.run(conn, holds)
+        if held := [hold for hold in taken if hold.amount]:
+            pages.hold(grant, held)
         return Reserved(left, privacy)
 
     def settle(
-        self, conn: Connection, *, grant: str, units: int, eps_micro: int | None = None, now_us: int
+        self, ledger: Ledger, *, grant: str, units: int, eps_micro: int | None = None, now_us: int
     ) -> Ended | None:
         """Replace what was held for `grant` by what it cost. Doing so again, or for no hold, changes nothing.
 
@@ -167,44 +161,55 @@ class BudgetBook:
         """
         if not 0 <= units <= MAX_AMOUNT or now_us < 0:
             raise PolicyError("units and times are whole numbers of at least 0", code="budget-amount")
-        if held := _release(conn, grant):
-            _CHARGE.run(conn, [{**entry, "units": units} for entry in held])
-        return None if eps_micro is None else self._epsilon.settle(conn, grant=grant, micro=eps_micro)
+        for hold in ledger.requests.release(grant):
+            _charge(ledger.requests, hold, units=units)
+        return None if eps_micro is None else self._epsilon.settle(ledger.epsilon, grant=grant, micro=eps_micro)
 
-    def abandon(self, conn: Connection, *, grant: str) -> Ended | None:
+    def abandon(self, ledger: Ledger, *, grant: str) -> Ended | None:
         """The request ended without anybody knowing what it cost: all that was held counts as spent."""
-        if held := _release(conn, grant):
-            _CHARGE.run(conn, [{**entry, "units": entry["hold"]} for entry in held])
-        return self._epsilon.settle(conn, grant=grant, micro=None)
+        for hold in ledger.requests.release(grant):
+            _charge(ledger.requests, hold, units=hold.amount)
+        return self._epsilon.settle(ledger.epsilon, grant=grant, micro=None)
 
     def balances(self, conn: Connection) -> dict[str, tuple[int, int]]:
         """What is left of each privacy budget that was ever used (millionths), and since when its window runs."""
         return self._epsilon.balances(conn)
 
 
-def _take(conn: Connection, budget: Budget, *, grant: str, now_us: int) -> tuple[dict[str, Any], int]:
+def _take(pages: Pages, budget: Budget, *, now_us: int) -> tuple[Hold, int]:
     """Take one request and its hold from one budget, or raise BudgetExhausted; nothing has changed then."""
+    period = budget.window.value
     starts_us, renews_us = window_of(budget.window, now_us)
     hold = 0 if budget.units is None else budget.units_per_request
     requests = MAX_AMOUNT if budget.requests is None else budget.requests
     units = MAX_AMOUNT if budget.units is None else budget.units
-    entry = {"grant": grant, "budget": budget.name, "period": budget.window.value, "starts_us": starts_us, "hold": hold}
-    row = None
-    if requests >= 1 and units >= hold:  # the statement checks a row that exists; a first request must fit too
-        row = _TAKE.row(conn, {**entry, "requests": requests, "units": units})
-    if row is None:
-        began = _BEGAN.row(conn, entry)
-        began_us = began[0] if began else 0
-        if began_us > starts_us:  # the clock has gone back: what counts is still the later window, until it ends
-            renews_us = window_of(budget.window, began_us)[1]
+    key = (budget.name, period)
+    began_us, used, spent, held = pages.use(key) or (starts_us, 0, 0, 0)
+    if began_us > starts_us:  # the clock has gone back: what counts is still the later window, until it ends
+        starts_us, renews_us = began_us, window_of(budget.window, began_us)[1]
+    elif began_us < starts_us:
+        used = spent = held = 0
+    if used >= requests or spent + held > units - hold:
         raise BudgetExhausted(budget.name, renews_us=renews_us)
-    entry["starts_us"], requests_used, units_taken = row
-    remaining = requests - requests_used
+    used, held = used + 1, held + hold
+    pages.put(key, (starts_us, used, spent, held))
+    remaining = requests - used
     if hold:
-        remaining = min(remaining, (units - units_taken) // hold)
-    return entry, remaining
+        remaining = min(remaining, (units - spent - held) // hold)
+    return Hold(budget.name, period, starts_us, hold), remaining
 
 
-def _release(conn: Connection, grant: str) -> list[dict[str, Any]]:
-    rows = _RELEASE.rows(conn, {"grant": grant})
-    return [{"budget": row[0], "period": row[1], "starts_us": row[2], "hold": row[3]} for row in rows]
+def _give_back(pages: Pages, hold: Hold) -> None:
+    """What was taken a moment ago. The window that it was taken from stays the present one."""
+    key = (hold.budget, hold.period)
+    if (use := pages.use(key)) is not None:
+        starts_us, used, spent, held = use
+        pages.put(key, (starts_us, used - 1, spent, held - hold.amount))
+
+
+def _charge(pages: Pages, hold: Hold, *, units: int) -> None:
+    """These units were used instead of what was held, unless another window runs by now."""
+    key = (hold.budget, hold.period)
+    if (use := pages.use(key)) is not None and use[0] == hold.starts_us:
+        starts_us, used, spent, held = use
+        pages.put(key, (starts_us, used, min(spent + units, MAX_AMOUNT), held - hold.amount))

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from audit.effects import AnyEffect
 from audit.errors import LogUnavailable
-from audit.log import Appended, AuditLog, Effect
+from audit.log import Appended, AuditLog
 from policy.budget import BudgetBook
 from policy.limits import MAX_ROUND_DIGITS, MAX_TOP_K
 from sealgate.ambient import Clock, now_us, uuid7
@@ -321,8 +322,8 @@ class Admission:
         self._watcher.denied(ended.record)
         return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
 
-    async def _append(self, draft: Record, effect: Effect | None) -> Appended:
-        return await self._log.append_awaited(draft, effect, repeatable=True)  # see `spending`
+    async def _append(self, draft: Record, effect: AnyEffect | None) -> Appended:
+        return await self._log.append_awaited(draft, effect)
 
     def _actor(self, caller: Caller) -> str:
         return self._log.actor(caller.tenant, caller.subject)

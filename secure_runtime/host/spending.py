@@ -1,4 +1,4 @@
-"""What a request may cost and did cost: the effects that run in the log's own transaction, and how a refusal is told.
+"""What a request may cost and did cost: effects on the ledger in the log's own transaction; how a refusal is told.
 
 Reserved at `authorized`, settled to the worker's signed word at the end, spent whole where nobody knows. On record:
 `eps_micro` is what is held on an `inference.authorized` and what was spent on its end; `budget_after_micro` is what
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from audit.effects import LedgerEffect
 from policy.budget import BudgetBook, BudgetExhausted, Ended, Left, NoPrivacyBudget
 from policy.errors import PrivacyBudgetHeld
+from policy.ledger import Ledger
 from policy.limits import MAX_NOISE_EPSILON_MICRO, MAX_NOISE_ROWS
 from sealgate.ambient import Clock
 from sealgate.errors import DecodeError
@@ -26,7 +28,7 @@ from sealgate.transparency.record import Record
 from secure_runtime.limits import MAX_EXHAUSTIONS
 
 if TYPE_CHECKING:
-    from audit.log import Appended, Connection, Effect
+    from audit.log import Appended
 
 
 def most_epsilon(obligations: Obligations, operation: str) -> int:
@@ -52,25 +54,18 @@ def epsilon_fits(statement: Statement, grant: Grant) -> bool:
     return least <= statement.eps_micro <= most and statement.eps_micro % one_row == 0
 
 
-# Effects below are repeatable, as audit.log.AuditLog.append_awaited wants them: they act through their connection only.
-
-
-def reserve(budgets: BudgetBook, frame: Submit, *, clock: Clock) -> Effect:
+def reserve(budgets: BudgetBook, frame: Submit, *, clock: Clock) -> LedgerEffect[Ledger]:
     """The authorization, with what is held and left; or the denial, naming the budget."""
-    caller = frame.caller
     eps_micro = most_epsilon(frame.decision.obligations, frame.operation)
+    caller = frame.caller
+    claim = budgets.claim(tenant=caller.tenant, subject=caller.subject, model=frame.model, eps_micro=eps_micro)
 
-    def reserved(connection: Connection, draft: Record) -> Record:
+    def expect(ledger: Ledger, _: Record) -> None:
+        budgets.expect(ledger, claim)
+
+    def reserved(ledger: Ledger, draft: Record) -> Record:
         try:
-            left = budgets.reserve(
-                connection,
-                grant=draft.id,
-                tenant=caller.tenant,
-                subject=caller.subject,
-                model=draft.model,
-                eps_micro=eps_micro,
-                now_us=clock(),
-            )
+            left = budgets.reserve(ledger, claim, grant=draft.id, now_us=clock())
         except BudgetExhausted as error:
             detail = {"budget": error.name, "renews_us": str(error.renews_us)}
             return _with(draft, kind="inference.denied", reason=error.code, detail=detail)
@@ -78,34 +73,40 @@ def reserve(budgets: BudgetBook, frame: Submit, *, clock: Clock) -> Effect:
             return _with(draft, kind="inference.denied", reason=error.code)
         if left.requests is not None:
             draft = _with(draft, detail={**draft.detail, "requests_left": str(left.requests)})
-        return _with_left(_with(draft, eps_micro=eps_micro), left.privacy)
+        return _with_left(_with(draft, eps_micro=eps_micro), left.privacy) if eps_micro else draft
 
-    return reserved
+    return LedgerEffect(Ledger, expect, reserved)
 
 
-def settle(budgets: BudgetBook, granted: Record, *, clock: Clock) -> Effect:
+def settle(budgets: BudgetBook, granted: Record, *, clock: Clock) -> LedgerEffect[Ledger]:
     """The end that the worker signed: what it cost replaces what was held for the authorization `granted`."""
     noised = granted.eps_micro > 0
 
-    def settled(connection: Connection, draft: Record) -> Record:
+    def expect(ledger: Ledger, draft: Record) -> None:
+        budgets.expect_end(ledger, grant=draft.grant, noised=noised)
+
+    def settled(ledger: Ledger, draft: Record) -> Record:
         spent_micro = draft.eps_micro if noised else None
-        ended = budgets.settle(connection, grant=draft.grant, units=draft.units, eps_micro=spent_micro, now_us=clock())
+        ended = budgets.settle(ledger, grant=draft.grant, units=draft.units, eps_micro=spent_micro, now_us=clock())
         return _with_left(draft, ended.left if ended else None)
 
-    return settled
+    return LedgerEffect(Ledger, expect, settled)
 
 
-def abandon(budgets: BudgetBook) -> Effect:
+def abandon(budgets: BudgetBook) -> LedgerEffect[Ledger]:
     """An end that nobody signed, also of a request that a crash cut off: it may have run, so all that was held counts
     as spent."""
 
-    def abandoned(connection: Connection, draft: Record) -> Record:
-        ended: Ended | None = budgets.abandon(connection, grant=draft.grant)
+    def expect(ledger: Ledger, draft: Record) -> None:
+        budgets.expect_end(ledger, grant=draft.grant, noised=True)
+
+    def abandoned(ledger: Ledger, draft: Record) -> Record:
+        ended: Ended | None = budgets.abandon(ledger, grant=draft.grant)
         if ended is None:
             return draft
         return _with_left(_with(draft, eps_micro=ended.spent_micro), ended.left)
 
-    return abandoned
+    return LedgerEffect(Ledger, expect, abandoned)
 
 
 def refusal(denied: Appended) -> Refused:

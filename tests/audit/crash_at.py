@@ -74,8 +74,8 @@ def live_until_killed(bench: Any, statement: int, *, after: bool, pipe: int) -> 
 def _write(bench: Any, log: AuditLog, pipe: int) -> None:
     log.actor("clinic", "somebody")
     begun = [log.append(bench.draft("inference.authorized"), spend).result() for _ in range(2)]
-    ended = log.append(bench.draft("inference.failed", grant=begun[0].record.id), spend, repeatable=True).result()
-    several = [log.append(bench.draft(), spend if number % 2 else None, repeatable=True) for number in range(4)]
+    ended = log.append(bench.draft("inference.failed", grant=begun[0].record.id), spend).result()
+    several = [log.append(bench.draft(), spend if number % 2 else None) for number in range(4)]
     for done in (*begun, ended, *(future.result() for future in several)):
         os.write(pipe, msgspec.json.encode([done.index, done.record.id]) + b"\n")
     log._committer.publish()

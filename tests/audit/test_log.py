@@ -6,15 +6,16 @@ import asyncio
 import itertools
 import sqlite3
 import threading
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, Text, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from audit.effects import LedgerEffect
 from audit.errors import AppendRefused, LogUnavailable
-from audit.log import LogState
+from audit.log import AuditLog, LogState
 from audit.rows import index_row
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
@@ -256,8 +257,7 @@ def test_an_effect_may_deny(bench) -> None:
         log.append(bench.end(done.record)).result()
 
 
-@pytest.mark.parametrize("repeatable", [False, True])
-def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench, repeatable: bool) -> None:
+def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench) -> None:
     log = bench.open(extra_tables=(BUDGET,))
     gate, begun_to_wait = threading.Event(), threading.Event()
 
@@ -282,11 +282,11 @@ def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench, repeatable:
 
     blocker = log.append(bench.draft(), wait)
     begun_to_wait.wait()
-    good = log.append(bench.draft(), effect(1, None), repeatable=repeatable)
-    bad = log.append(bench.draft(), effect(2, ValueError("no")), repeatable=repeatable)
-    twice = log.append(bench.draft(), duplicate, repeatable=repeatable)
-    odd = log.append(bench.draft(), lambda *_: None, repeatable=repeatable)
-    good_too = log.append(bench.draft(), effect(3, None), repeatable=repeatable)
+    good = log.append(bench.draft(), effect(1, None))
+    bad = log.append(bench.draft(), effect(2, ValueError("no")))
+    twice = log.append(bench.draft(), duplicate)
+    odd = log.append(bench.draft(), lambda *_: None)
+    good_too = log.append(bench.draft(), effect(3, None))
     gate.set()
     blocker.result()
     assert good_too.result().index == good.result().index + 1
@@ -297,78 +297,135 @@ def test_an_effect_that_raises_undoes_itself_and_nothing_else(bench, repeatable:
     assert log.state.ok
 
 
-def test_repeatable_effects_share_a_savepoint_until_one_fails_and_then_nothing_of_the_first_try_is_left(bench) -> None:
-    log = bench.open(extra_tables=(BUDGET,))
+class Tally:
+    """A ledger: how many units were spent in all; what it did for the log's writer."""
+
+    said: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        self.expected: list[str] = []
+        self.units: dict[str, int] = {}
+        self.before: dict[str, int] = {}
+
+    def load(self, connection: Connection) -> None:
+        self.said.append(f"load {len(self.expected)}")
+
+    def begin(self) -> None:
+        self.before = dict(self.units)
+
+    def undo(self) -> None:
+        self.said.append("undo")
+        self.units = self.before
+
+    def store(self, connection: Connection) -> None:
+        self.said.append("store")
+        for grant, units in self.units.items():
+            connection.execute(insert(spent).values(grant_id=grant, units=units))
+
+
+def spends(units: int, *, expecting: Exception | None = None, running: Exception | None = None) -> Any:
+    def expect(ledger: Tally, record: Record) -> None:
+        if expecting:
+            raise expecting
+        ledger.expected.append(record.id)
+
+    def run(ledger: Tally, record: Record) -> Record:
+        ledger.units[record.id] = units
+        if running:
+            raise running
+        return record
+
+    return LedgerEffect(Tally, expect, run)
+
+
+def in_one_batch(log: AuditLog, bench: Any, *appends: tuple[Record, Any]) -> list[Any]:
     gate, begun_to_wait = threading.Event(), threading.Event()
-    runs: list[int] = []
 
     def wait(_: Connection, record: Record) -> Record:
         begun_to_wait.set()
         gate.wait()
         return record
 
-    def effect(units: int, error: Exception | None = None) -> Any:
-        def run(connection: Connection, record: Record) -> Record:
-            runs.append(units)
-            connection.execute(insert(spent).values(grant_id=record.id, units=units))
-            if error:
-                raise error
-            return record
+    blocker = log.append(bench.draft(), wait)
+    begun_to_wait.wait()  # so that what follows is a batch of its own
+    futures = [log.append(draft, effect) for draft, effect in appends]
+    gate.set()
+    blocker.result()
+    return futures
 
-        return run
 
+def test_a_batch_shares_a_ledger_and_a_record_that_is_refused_leaves_nothing_in_it(bench) -> None:
+    log = bench.open(extra_tables=(BUDGET,))
     under_way = log.append(bench.draft("inference.authorized")).result()
     chosen = bench.draft("inference.authorized", id="01890000-0000-7000-8000-000000000001")
-
-    def batch(*errors: Exception | None) -> list[Any]:
-        gate.clear()
-        begun_to_wait.clear()
-        blocker = log.append(bench.draft(), wait)
-        begun_to_wait.wait()  # so that what follows is a batch of its own
-        futures = [
-            log.append(draft, effect(place, error), repeatable=True)
-            for place, (draft, error) in enumerate(zip(drafts, errors, strict=True))
-        ]
-        gate.set()
-        blocker.result()
-        return futures
-
-    # What an end and an id of the caller's own choice leave in memory must not stand in the way of the second run.
-    drafts = [bench.end(under_way.record), chosen, bench.draft(), bench.draft()]
-    ended, begun, failed, fine = batch(None, None, ValueError("no"), None)
-    assert [ended.result().index + 1, ended.result().index + 2] == [begun.result().index, fine.result().index]
-    with pytest.raises(ValueError, match="no"):
-        failed.result()
-    assert runs == [0, 1, 2, 0, 1, 2, 3]
-    assert sorted(row.units for row in bench.rows(select(spent))) == [0, 1, 3]
-    runs.clear()
-    drafts = [bench.end(begun.result().record), bench.draft()]
-    assert [future.result().index for future in batch(None, None)] == [log.state.size - 2, log.state.size - 1]
-    assert runs == [0, 1]
+    Tally.said.clear()
+    appends = [
+        (bench.end(under_way.record), spends(0)),
+        (chosen, spends(1)),
+        (bench.draft(), spends(2, running=ValueError("no"))),
+        (bench.draft(), spends(3, expecting=ValueError("nor this"))),
+        (bench.draft(tenant="x" * 10_000), spends(4)),  # does not fit into the index, which its effect cannot know
+        (bench.end(under_way.record), spends(5)),  # has ended already
+        (bench.draft(), spends(6)),
+    ]
+    futures = in_one_batch(log, bench, *appends)
+    assert [futures[number].result().index - under_way.index - 2 for number in (0, 1, 6)] == [0, 1, 2]
+    for number, kind in ((2, ValueError), (3, ValueError), (4, AppendRefused), (5, AppendRefused)):
+        with pytest.raises(kind):
+            futures[number].result()
+    assert sorted(row.units for row in bench.rows(select(spent))) == [0, 1, 6]
+    assert Tally.said == ["load 6", "undo", "undo", "undo", "store"]
+    never = log.append(bench.end(under_way.record), spends(7))
     with pytest.raises(AppendRefused):
-        log.append(bench.end(under_way.record)).result()
+        never.result()
+    assert Tally.said[5:] == ["load 0", "undo", "store"], "what is not under way is not looked for"
     assert log.state.ok
 
 
-def test_a_repeatable_effect_that_ends_the_transaction_fails_the_log(sqlite_bench) -> None:
-    log = sqlite_bench.open()
-    gate, begun_to_wait = threading.Event(), threading.Event()
+def test_effects_of_both_kinds_in_one_batch(bench) -> None:
+    log = bench.open(extra_tables=(BUDGET,))
 
-    def wait(_: Connection, record: Record) -> Record:
-        begun_to_wait.set()
-        gate.wait()
+    def alone(connection: Connection, record: Record) -> Record:
+        connection.execute(insert(spent).values(grant_id=record.id, units=100))
+        raise ValueError("no")
+
+    futures = in_one_batch(
+        log,
+        bench,
+        (bench.draft(), spends(1)),
+        (bench.draft(), alone),
+        (bench.draft(), spends(2)),
+        (bench.draft(), None),
+    )
+    with pytest.raises(ValueError, match="no"):
+        futures.pop(1).result()
+    assert [future.result().index for future in futures] == [2, 3, 4]
+    assert sorted(row.units for row in bench.rows(select(spent))) == [1, 2]
+
+
+def test_a_ledger_that_cannot_be_stored_fails_the_log(bench) -> None:
+    log = bench.open(extra_tables=(BUDGET,))
+
+    def twice(ledger: Tally, record: Record) -> Record:
+        ledger.units["the same"] = 1
         return record
+
+    effect = LedgerEffect(Tally, lambda *_: None, twice)
+    log.append(bench.draft(), effect).result()
+    with pytest.raises(LogUnavailable):
+        log.append(bench.draft(), effect).result()
+    assert not log.state.ok
+    assert len(bench.rows(select(spent))) == 1
+
+
+def test_an_effect_that_ends_the_transaction_fails_the_log(sqlite_bench) -> None:
+    log = sqlite_bench.open()
 
     def commits(connection: Connection, record: Record) -> Record:
         connection.exec_driver_sql("COMMIT")
         return record
 
-    blocker = log.append(sqlite_bench.draft(), wait)
-    begun_to_wait.wait()
-    futures = [log.append(sqlite_bench.draft(), commits, repeatable=True) for _ in range(2)]
-    gate.set()
-    blocker.result()
-    for future in futures:
+    for future in in_one_batch(log, sqlite_bench, *[(sqlite_bench.draft(), commits)] * 2):
         with pytest.raises(LogUnavailable):
             future.result()
     assert not log.state.ok

@@ -20,10 +20,11 @@ from audit.postgresql import PostgresqlDatabase
 from audit.query import AuditReader, RecordFilter
 from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
-from policy.budget import BudgetBook, BudgetExhausted
+from policy.budget import BudgetExhausted
 from policy.budgets import Budget, Window
 from sealgate.errors import ConfigurationError
 from sealgate.transparency.record import Record
+from tests.policy.one_by_one import OneByOne
 
 WRITERS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = %s"
 
@@ -294,7 +295,7 @@ def test_narrow_questions_use_an_index_in_keyset_order_among_many(postgres_bench
 
 
 def test_sixty_four_callers_never_overspend_a_budget_in_it(postgres_bench) -> None:
-    book = BudgetBook([Budget(name="daily", tenant="clinic", window=Window.DAY, requests=40)])
+    book = OneByOne([Budget(name="daily", tenant="clinic", window=Window.DAY, requests=40)])
     log = postgres_bench.open(extra_tables=(book.tables,))
     postgres_bench.start_worker(log)
     outcomes: list[str] = []

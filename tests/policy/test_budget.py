@@ -21,9 +21,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.pool import NullPool
 
-from policy.budget import BudgetBook, BudgetExhausted, window_of
+from policy.budget import BudgetExhausted, window_of
 from policy.budgets import Budget, Window
 from policy.errors import PolicyError
+from tests.policy.one_by_one import OneByOne
 
 NOON = int(datetime(2026, 11, 18, 12, 0, 30, tzinfo=UTC).timestamp()) * 1_000_000
 MINUTE = 60_000_000
@@ -49,7 +50,7 @@ def open_engine(url: str) -> Engine:
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
     engine = open_engine(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    BudgetBook.tables.create_all(engine)
+    OneByOne.tables.create_all(engine)
     return engine
 
 
@@ -63,7 +64,7 @@ def _budget(name: str = "b", **changes: Any) -> Budget:
     return Budget(**{"name": name, "tenant": "clinic", "window": Window.DAY, **changes})
 
 
-def _reserve(book: BudgetBook, conn: Connection, grant: str = "g", **changes: Any) -> int | None:
+def _reserve(book: OneByOne, conn: Connection, grant: str = "g", **changes: Any) -> int | None:
     asked = {"tenant": "clinic", "subject": "app", "model": "m", "now_us": NOON, **changes}
     return book.reserve(conn, grant=grant, **asked).requests
 
@@ -82,7 +83,7 @@ def _holds(conn: Connection) -> int:
 
 
 def test_requests_are_counted_down_and_then_refused(conn):
-    book = BudgetBook([_budget(requests=3)])
+    book = OneByOne([_budget(requests=3)])
     assert [_reserve(book, conn, f"g{n}") for n in range(3)] == [2, 1, 0]
     with pytest.raises(BudgetExhausted) as caught:
         _reserve(book, conn, "g3")
@@ -93,7 +94,7 @@ def test_requests_are_counted_down_and_then_refused(conn):
 
 
 def test_no_budget_applies(conn):
-    book = BudgetBook([_budget(requests=0)])
+    book = OneByOne([_budget(requests=0)])
     assert _reserve(book, conn, tenant="other") is None
     assert _use(conn) == (0, 0, 0)
 
@@ -112,14 +113,14 @@ def test_no_budget_applies(conn):
     ],
 )
 def test_which_requests_count(conn, budget, counted):
-    assert _reserve(BudgetBook([_budget(requests=5, **budget)]), conn) == (4 if counted else None)
+    assert _reserve(OneByOne([_budget(requests=5, **budget)]), conn) == (4 if counted else None)
     assert _use(conn) == ((1, 0, 0) if counted else (0, 0, 0))
 
 
 @pytest.mark.parametrize("limits", [{"requests": 0}, {"units": 0}, {"units": 9, "units_per_request": 10}])
 def test_a_limit_too_small_for_the_first_request(conn, limits):
     with pytest.raises(BudgetExhausted):
-        _reserve(BudgetBook([_budget(**limits)]), conn)
+        _reserve(OneByOne([_budget(**limits)]), conn)
     assert _use(conn) == (0, 0, 0)
     assert _holds(conn) == 0
 
@@ -129,7 +130,7 @@ def test_the_tightest_budget_decides_and_a_refusal_takes_from_none(conn):
     for order in ([roomy, tight], [tight, roomy]):
         conn.execute(text("DELETE FROM budget_use"))
         conn.execute(text("DELETE FROM budget_hold"))
-        book = BudgetBook(order)
+        book = OneByOne(order)
         assert _reserve(book, conn, "g0") == 0
         before = _use(conn, "roomy"), _use(conn, "tight"), _holds(conn)
         with pytest.raises(BudgetExhausted, match="tight"):
@@ -138,7 +139,7 @@ def test_the_tightest_budget_decides_and_a_refusal_takes_from_none(conn):
 
 
 def test_a_refusal_in_a_fresh_window_leaves_nothing_counted(conn):
-    book = BudgetBook([_budget("minute", window=Window.MINUTE, requests=5), _budget("day", requests=1)])
+    book = OneByOne([_budget("minute", window=Window.MINUTE, requests=5), _budget("day", requests=1)])
     _reserve(book, conn, "g0")
     with pytest.raises(BudgetExhausted, match="day"):
         _reserve(book, conn, "g1", now_us=NOON + MINUTE)
@@ -149,7 +150,7 @@ def test_a_refusal_in_a_fresh_window_leaves_nothing_counted(conn):
 
 
 def test_units_are_held_then_settled(conn):
-    book = BudgetBook([_budget(units=100, units_per_request=30)])
+    book = OneByOne([_budget(units=100, units_per_request=30)])
     assert [_reserve(book, conn, f"g{n}") for n in range(3)] == [2, 1, 0]
     assert _use(conn) == (3, 0, 90)
     with pytest.raises(BudgetExhausted):
@@ -161,7 +162,7 @@ def test_units_are_held_then_settled(conn):
 
 
 def test_settling_twice_or_abandoning_after_settling_changes_nothing(conn):
-    book = BudgetBook([_budget(units=100, units_per_request=30)])
+    book = OneByOne([_budget(units=100, units_per_request=30)])
     _reserve(book, conn)
     book.settle(conn, grant="g", units=7, now_us=NOON)
     for again in (
@@ -175,21 +176,21 @@ def test_settling_twice_or_abandoning_after_settling_changes_nothing(conn):
 
 
 def test_an_abandoned_hold_is_spent_whole(conn):
-    book = BudgetBook([_budget(units=100, units_per_request=30)])
+    book = OneByOne([_budget(units=100, units_per_request=30)])
     _reserve(book, conn)
     book.abandon(conn, grant="g")
     assert _use(conn) == (1, 30, 0)
 
 
 def test_a_grant_reserves_once(conn):
-    book = BudgetBook([_budget(units=100, units_per_request=10)])
+    book = OneByOne([_budget(units=100, units_per_request=10)])
     _reserve(book, conn)
     with pytest.raises(IntegrityError):
         _reserve(book, conn)
 
 
 def test_units_above_the_hold_are_charged_in_full(conn):
-    book = BudgetBook([_budget(units=100, units_per_request=10)])
+    book = OneByOne([_budget(units=100, units_per_request=10)])
     _reserve(book, conn)
     book.settle(conn, grant="g", units=250, now_us=NOON)
     assert _use(conn) == (1, 250, 0)
@@ -199,7 +200,7 @@ def test_units_above_the_hold_are_charged_in_full(conn):
 
 def test_amounts_never_overflow(conn):
     most = 2**53 - 1
-    book = BudgetBook([_budget(units=most, units_per_request=1)])
+    book = OneByOne([_budget(units=most, units_per_request=1)])
     for number in range(3):
         conn.execute(text("UPDATE budget_use SET units_used = 0"))
         _reserve(book, conn, f"g{number}")
@@ -210,7 +211,7 @@ def test_amounts_never_overflow(conn):
 
 @pytest.mark.parametrize("units", [-1, 2**53, -(2**70)])
 def test_amounts_that_are_none(conn, units):
-    book = BudgetBook([_budget(units=1000)])
+    book = OneByOne([_budget(units=1000)])
     _reserve(book, conn)
     with pytest.raises(PolicyError):
         book.settle(conn, grant="g", units=units, now_us=NOON)
@@ -232,7 +233,7 @@ def test_amounts_that_are_none(conn, units):
 )
 def test_windows_renew(conn, window, starts, ends):
     first, following = (int(datetime.fromisoformat(f"{at}+00:00").timestamp()) * 1_000_000 for at in (starts, ends))
-    book = BudgetBook([_budget(window=window, requests=1)])
+    book = OneByOne([_budget(window=window, requests=1)])
     assert _reserve(book, conn, "g0", now_us=first) == 0
     for moment in (first, NOON, following - 1):
         with pytest.raises(BudgetExhausted) as caught:
@@ -262,7 +263,7 @@ def test_windows_tile_time(window, now_us):
 
 
 def test_what_was_held_in_an_old_window_does_not_burden_the_new_one(conn):
-    book = BudgetBook([_budget(window=Window.MINUTE, units=100, units_per_request=60)])
+    book = OneByOne([_budget(window=Window.MINUTE, units=100, units_per_request=60)])
     _reserve(book, conn, "old")
     _reserve(book, conn, "new", now_us=NOON + MINUTE)
     assert _use(conn) == (1, 0, 60)
@@ -273,7 +274,7 @@ def test_what_was_held_in_an_old_window_does_not_burden_the_new_one(conn):
 
 
 def test_a_clock_that_goes_back_gets_no_second_window(conn):
-    book = BudgetBook([_budget(window=Window.MINUTE, requests=2)])
+    book = OneByOne([_budget(window=Window.MINUTE, requests=2)])
     assert _reserve(book, conn, "g0", now_us=NOON + MINUTE) == 1
     assert _reserve(book, conn, "g1", now_us=NOON) == 0
     for moment in (NOON, NOON - 1440 * MINUTE, NOON + MINUTE):
@@ -283,7 +284,7 @@ def test_a_clock_that_goes_back_gets_no_second_window(conn):
 
 def test_after_a_clock_that_went_back_a_refusal_says_when_the_budget_really_renews(conn):
     ahead = NOON + 3 * 365 * 1440 * MINUTE
-    book = BudgetBook([_budget(window=Window.DAY, requests=1)])
+    book = OneByOne([_budget(window=Window.DAY, requests=1)])
     _reserve(book, conn, "while the clock was wrong", now_us=ahead)
     with pytest.raises(BudgetExhausted) as caught:
         _reserve(book, conn, "afterwards", now_us=NOON)
@@ -296,9 +297,9 @@ def test_after_a_clock_that_went_back_a_refusal_says_when_the_budget_really_rene
 def test_usage_survives_new_limits_and_restarts(engine):
     for requests, left in ((3, 2), (3, 1), (10, 7)):
         with engine.begin() as connection:
-            assert _reserve(BudgetBook([_budget(requests=requests)]), connection, f"g{left}") == left
+            assert _reserve(OneByOne([_budget(requests=requests)]), connection, f"g{left}") == left
     with engine.begin() as connection, pytest.raises(BudgetExhausted):
-        _reserve(BudgetBook([_budget(requests=2)]), connection, "g9")
+        _reserve(OneByOne([_budget(requests=2)]), connection, "g9")
 
 
 # Any sequence, against a ledger that a child could write -------------------------------------------------------------
@@ -316,7 +317,7 @@ HOLD = 15
 @settings(max_examples=120, deadline=None)
 @given(st.lists(steps, max_size=40))
 def test_any_sequence_agrees_with_a_plain_ledger(sequence):
-    book = BudgetBook(
+    book = OneByOne(
         [
             _budget(name, subject=who, requests=requests, units=units, units_per_request=HOLD, window=Window.MINUTE)
             for name, (who, requests, units) in LIMITS.items()
@@ -324,7 +325,7 @@ def test_any_sequence_agrees_with_a_plain_ledger(sequence):
     )
     engine = open_engine("sqlite://")
     with engine.begin() as conn:
-        BudgetBook.tables.create_all(conn)
+        OneByOne.tables.create_all(conn)
         now, grants, spent = NOON, 0, []  # spent: (minute, who, units, grant or None when settled)
         for step in sequence:
             if step[0] == "later":
@@ -374,7 +375,7 @@ def test_any_sequence_agrees_with_a_plain_ledger(sequence):
 
 def test_64_threads_never_overspend(engine):
     """100 requests and 1,000 units for 64 callers who ask for far more; each has a connection of its own."""
-    book = BudgetBook([_budget("requests", requests=100), _budget("units", units=1000, units_per_request=9)])
+    book = OneByOne([_budget("requests", requests=100), _budget("units", units=1000, units_per_request=9)])
     won: list[str] = []
     lost: list[str] = []
     failed: list[BaseException] = []
@@ -420,7 +421,7 @@ def test_64_threads_through_the_audit_log(tmp_path):
     from sealgate.transparency.notes import NoteSigner
     from sealgate.transparency.record import Record
 
-    book = BudgetBook([_budget("roomy", units=10**6), _budget("tight", requests=40)])
+    book = OneByOne([_budget("roomy", units=10**6), _budget("tight", requests=40)])
 
     def effect(connection: Connection, draft: Record) -> Record:
         try:
@@ -465,8 +466,8 @@ import sys
 from sqlalchemy import text
 sys.path.insert(0, {folder!r})
 from test_budget import NOON, _budget, _reserve, open_engine
-from policy.budget import BudgetBook
-book = BudgetBook([_budget(requests=10**9, units=10**9, units_per_request=10)])
+from tests.policy.one_by_one import OneByOne
+book = OneByOne([_budget(requests=10**9, units=10**9, units_per_request=10)])
 engine = open_engine(sys.argv[1])
 run = sys.argv[2]
 for number in range(10**9):
@@ -491,7 +492,7 @@ def test_a_kill_at_any_moment_neither_doubles_nor_loses(tmp_path, engine):
         conn.execute(text("CREATE TABLE journal (grant_id TEXT PRIMARY KEY, units INTEGER)"))
     chance = random.Random(20261118)
     script = CHILD.format(folder=str(Path(__file__).parent))
-    book = BudgetBook([_budget(requests=10**9, units=10**9, units_per_request=10)])
+    book = OneByOne([_budget(requests=10**9, units=10**9, units_per_request=10)])
     for run in range(8):
         child = subprocess.Popen([sys.executable, "-c", script, url, str(run)], stdout=subprocess.PIPE)
         assert child.stdout is not None

@@ -20,10 +20,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precon
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.pool import NullPool, StaticPool
 
-from policy.budget import BudgetBook, BudgetExhausted, Left, NoPrivacyBudget, PrivacyBudgetExhausted, Reserved
+from policy.budget import BudgetExhausted, Left, NoPrivacyBudget, PrivacyBudgetExhausted, Reserved
 from policy.budgets import Budget, PrivacyBudget, Window, parse_budgets
 from policy.errors import PolicyError, PolicyFileError, PrivacyBudgetHeld
 from policy.usage import Usage, read_usage
+from tests.policy.one_by_one import OneByOne
 
 NOON = int(datetime(2026, 11, 18, 12, 0, 30, tzinfo=UTC).timestamp()) * 1_000_000
 DAY = 86_400_000_000
@@ -49,7 +50,7 @@ def open_engine(url: str, **options: Any) -> Engine:
 @pytest.fixture
 def engine(tmp_path: Path) -> Engine:
     engine = open_engine(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
-    BudgetBook.tables.create_all(engine)
+    OneByOne.tables.create_all(engine)
     return engine
 
 
@@ -64,7 +65,7 @@ def whole(name: str = "p", epsilon: str = "10", **changes: Any) -> PrivacyBudget
     return PrivacyBudget(epsilon=epsilon, **values)
 
 
-def reserve(book: BudgetBook, conn: Connection, grant: str = "g", eps_micro: int = 10**6, **changes: Any) -> Reserved:
+def reserve(book: OneByOne, conn: Connection, grant: str = "g", eps_micro: int = 10**6, **changes: Any) -> Reserved:
     asked = {"tenant": "clinic", "subject": "app", "model": "m", "now_us": NOON, **changes}
     return book.reserve(conn, grant=grant, eps_micro=eps_micro, **asked)
 
@@ -83,7 +84,7 @@ def holds(conn: Connection) -> int:
 
 
 def test_epsilon_is_held_then_settled_and_the_rest_comes_back(conn: Connection) -> None:
-    book = BudgetBook([], [whole(epsilon="3")])
+    book = OneByOne([], [whole(epsilon="3")])
     assert reserve(book, conn, eps_micro=2_000_000).privacy == Left("p", 1_000_000)
     assert use(conn) == (0, 2_000_000)
     ended = book.settle(conn, grant="g", units=4, eps_micro=500_000, now_us=NOON)
@@ -95,7 +96,7 @@ def test_epsilon_is_held_then_settled_and_the_rest_comes_back(conn: Connection) 
 
 
 def test_what_nobody_knows_is_spent_whole_and_only_once(conn: Connection) -> None:
-    book = BudgetBook([], [whole()])
+    book = OneByOne([], [whole()])
     reserve(book, conn)
     ended = book.abandon(conn, grant="g")
     assert ended is not None
@@ -106,7 +107,7 @@ def test_what_nobody_knows_is_spent_whole_and_only_once(conn: Connection) -> Non
 
 
 def test_more_than_was_held_is_refused_and_stays_held(engine: Engine) -> None:
-    book = BudgetBook([], [whole()])
+    book = OneByOne([], [whole()])
     with engine.begin() as conn:
         reserve(book, conn)
     for grant, micro in (("g", 1_000_001), ("g", -1), ("never", 1)):
@@ -117,7 +118,7 @@ def test_more_than_was_held_is_refused_and_stays_held(engine: Engine) -> None:
 
 
 def test_an_exhausted_budget_is_named_and_never_renews(conn: Connection) -> None:
-    book = BudgetBook([], [whole(epsilon="1.5")])
+    book = OneByOne([], [whole(epsilon="1.5")])
     reserve(book, conn)
     book.settle(conn, grant="g", units=0, eps_micro=500_001, now_us=NOON)
     with pytest.raises(PrivacyBudgetExhausted) as caught:
@@ -130,7 +131,7 @@ def test_an_exhausted_budget_is_named_and_never_renews(conn: Connection) -> None
 
 
 def test_what_others_hold_is_told_apart_from_what_is_spent(conn: Connection) -> None:
-    book = BudgetBook([], [whole(epsilon="1.5")])
+    book = OneByOne([], [whole(epsilon="1.5")])
     reserve(book, conn)
     with pytest.raises(PrivacyBudgetHeld) as caught:
         reserve(book, conn, "h")
@@ -142,7 +143,7 @@ def test_what_others_hold_is_told_apart_from_what_is_spent(conn: Connection) -> 
 
 def test_a_first_request_above_the_whole_is_refused(conn: Connection) -> None:
     with pytest.raises(PrivacyBudgetExhausted):
-        reserve(BudgetBook([], [whole(epsilon="0.999999")]), conn)
+        reserve(OneByOne([], [whole(epsilon="0.999999")]), conn)
     assert use(conn) == (0, 0)
 
 
@@ -153,7 +154,7 @@ def test_a_first_request_above_the_whole_is_refused(conn: Connection) -> None:
 def test_windows_renew_and_what_was_held_in_an_old_one_pays_there(
     conn: Connection, window: Window, renews: str
 ) -> None:
-    book = BudgetBook([], [whole(epsilon="1", window=window)])
+    book = OneByOne([], [whole(epsilon="1", window=window)])
     reserve(book, conn, "old")
     with pytest.raises(PrivacyBudgetExhausted) as caught:
         reserve(book, conn, "no")
@@ -167,7 +168,7 @@ def test_windows_renew_and_what_was_held_in_an_old_one_pays_there(
 
 
 def test_after_a_clock_that_went_back_a_refusal_says_when_the_budget_really_renews(conn: Connection) -> None:
-    book = BudgetBook([], [whole(epsilon="1", window=Window.YEAR)])
+    book = OneByOne([], [whole(epsilon="1", window=Window.YEAR)])
     reserve(book, conn, "while the clock was wrong", now_us=NOON + 3 * 365 * DAY)
     book.settle(conn, grant="while the clock was wrong", units=0, eps_micro=1_000_000, now_us=NOON)
     with pytest.raises(PrivacyBudgetExhausted) as caught:
@@ -179,7 +180,7 @@ def test_after_a_clock_that_went_back_a_refusal_says_when_the_budget_really_rene
 
 
 def test_no_noise_needs_no_budget_and_noise_without_one_is_refused(conn: Connection) -> None:
-    book = BudgetBook([Budget(name="r", tenant="clinic", window=Window.DAY, requests=5)], [whole(models=("other",))])
+    book = OneByOne([Budget(name="r", tenant="clinic", window=Window.DAY, requests=5)], [whole(models=("other",))])
     assert reserve(book, conn, eps_micro=0) == Reserved(4, None)
     with pytest.raises(NoPrivacyBudget):
         reserve(book, conn, "h")
@@ -190,13 +191,13 @@ def test_no_noise_needs_no_budget_and_noise_without_one_is_refused(conn: Connect
 def test_a_share_alone_is_no_budget(conn: Connection) -> None:
     share = whole("share", tenant="clinic", subject="app")
     with pytest.raises(NoPrivacyBudget):
-        reserve(BudgetBook([], [share]), conn)
+        reserve(OneByOne([], [share]), conn)
 
 
 def test_every_budget_that_applies_is_spent_and_a_refusal_takes_from_none(conn: Connection) -> None:
     both = [whole(epsilon="10"), whole("share", "1", tenant="clinic", subject="app", window=Window.DAY)]
     counted = Budget(name="r", tenant="clinic", window=Window.DAY, units=1000, units_per_request=10)
-    book = BudgetBook([counted], both)
+    book = OneByOne([counted], both)
     assert reserve(book, conn).privacy == Left("share", 0)
     before = use(conn), use(conn, "share"), holds(conn)
     with pytest.raises(PrivacyBudgetExhausted) as caught:
@@ -208,8 +209,8 @@ def test_every_budget_that_applies_is_spent_and_a_refusal_takes_from_none(conn: 
 
 
 def test_a_budget_that_left_the_policy_is_still_settled(conn: Connection) -> None:
-    reserve(BudgetBook([], [whole()]), conn)
-    ended = BudgetBook([], []).settle(conn, grant="g", units=0, eps_micro=300_000, now_us=NOON)
+    reserve(OneByOne([], [whole()]), conn)
+    ended = OneByOne([], []).settle(conn, grant="g", units=0, eps_micro=300_000, now_us=NOON)
     assert ended is not None
     assert (ended.spent_micro, ended.left) == (300_000, None)
     assert use(conn) == (300_000, 0)
@@ -228,8 +229,8 @@ class Conservation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.engine = open_engine("sqlite://", poolclass=StaticPool)
-        BudgetBook.tables.create_all(self.engine)
-        self.book = BudgetBook(
+        OneByOne.tables.create_all(self.engine)
+        self.book = OneByOne(
             [],
             [
                 whole("all", "5"),
@@ -316,7 +317,7 @@ TestConservation.settings = settings(max_examples=25, stateful_step_count=30, de
 
 def test_64_threads_never_overspend_requests_units_or_epsilon(engine: Engine) -> None:
     """64 callers with connections of their own, four rounds each, against three budgets that bind in turn."""
-    book = BudgetBook(
+    book = OneByOne(
         [
             Budget(name="r", tenant="clinic", window=Window.DAY, requests=200),
             Budget(name="u", tenant="clinic", window=Window.DAY, units=2000, units_per_request=9),
@@ -369,8 +370,8 @@ import sys
 from sqlalchemy import text
 sys.path.insert(0, {folder!r})
 from test_privacy_budget import NOON, open_engine, reserve, whole
-from policy.budget import BudgetBook
-book = BudgetBook([], [whole(epsilon="9000000")])
+from tests.policy.one_by_one import OneByOne
+book = OneByOne([], [whole(epsilon="9000000")])
 engine = open_engine(sys.argv[1])
 run = sys.argv[2]
 for number in range(10**9):
@@ -393,7 +394,7 @@ def test_a_kill_at_any_moment_neither_doubles_nor_loses(tmp_path: Path, engine: 
         conn.execute(text("CREATE TABLE journal (grant_id TEXT PRIMARY KEY, spent INTEGER)"))
     chance = random.Random(20261122)
     script = CHILD.format(folder=str(Path(__file__).parent))
-    book = BudgetBook([], [whole(epsilon="9000000")])
+    book = OneByOne([], [whole(epsilon="9000000")])
     for run in range(6):
         child = subprocess.Popen([sys.executable, "-c", script, url, str(run)], stdout=subprocess.PIPE)
         assert child.stdout is not None
@@ -420,7 +421,7 @@ def test_a_kill_at_any_moment_neither_doubles_nor_loses(tmp_path: Path, engine: 
 
 def test_usage_shows_the_present_window_only(conn: Connection) -> None:
     counted = Budget(name="r", tenant="clinic", window=Window.DAY, requests=5, units=50, units_per_request=10)
-    book = BudgetBook([counted], [whole(epsilon="3"), whole("day", "2", window=Window.DAY)])
+    book = OneByOne([counted], [whole(epsilon="3"), whole("day", "2", window=Window.DAY)])
     reserve(book, conn)
     reserve(book, conn, "h", 250_000)
     book.settle(conn, grant="h", units=7, eps_micro=125_000, now_us=NOON)
@@ -527,10 +528,10 @@ def test_names_are_unique_among_all_budgets() -> None:
 
 
 def test_what_is_left_of_each_budget_that_was_used_can_be_carried_over(conn: Connection) -> None:
-    book = BudgetBook((), (whole(), whole("day", window=Window.DAY), whole("other", models=("n",))))
+    book = OneByOne((), (whole(), whole("day", window=Window.DAY), whole("other", models=("n",))))
     reserve(book, conn, "g", eps_micro=3 * 10**6)
     reserve(book, conn, "h", eps_micro=10**6)
     book.settle(conn, grant="g", units=1, eps_micro=2 * 10**6, now_us=NOON)
     midnight = NOON // DAY * DAY
     assert book.balances(conn) == {"day": (7 * 10**6, midnight), "p": (7 * 10**6, 0)}
-    assert BudgetBook(()).balances(conn) == {}  # of another policy: nothing that it knows
+    assert OneByOne(()).balances(conn) == {}  # of another policy: nothing that it knows

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, text
 
-from policy.budget import BudgetBook, Left, PrivacyBudgetExhausted
+from policy.budget import Left, PrivacyBudgetExhausted
 from policy.budgets import Budget, PrivacyBudget, Window
 from policy.errors import PrivacyBudgetHeld
 from policy.usage import read_ledger
 
 pytest.importorskip("psycopg", reason="NEEDS the extra 'postgres': nothing of budgets in PostgreSQL was tested")
 from tests.audit.postgres_server import PostgresServer, missing
+from tests.policy.one_by_one import OneByOne
 
 NOON = 1_794_997_830_000_000
 DAY = 86_400_000_000
@@ -39,19 +40,19 @@ def server() -> Iterator[PostgresServer]:
 def engine(server: PostgresServer) -> Iterator[Engine]:
     name = server.create()
     made = create_engine(server.url(name))
-    BudgetBook.tables.create_all(made)
+    OneByOne.tables.create_all(made)
     yield made
     made.dispose()
     server.drop(name)
 
 
-def reserve(book: BudgetBook, conn: Any, grant: str, micro: int, *, now_us: int = NOON) -> Left | None:
+def reserve(book: OneByOne, conn: Any, grant: str, micro: int, *, now_us: int = NOON) -> Left | None:
     asked = {"tenant": "clinic", "subject": "app", "model": "m", "now_us": now_us}
     return book.reserve(conn, grant=grant, eps_micro=micro, **asked).privacy
 
 
 def test_the_same_answers_as_in_sqlite(engine: Engine) -> None:
-    book = BudgetBook(COUNTED, BUDGETS)
+    book = OneByOne(COUNTED, BUDGETS)
     with engine.begin() as conn:
         assert reserve(book, conn, "a", 2_000_000) == Left("day", 1_000_000)
         with pytest.raises(PrivacyBudgetHeld):
@@ -77,7 +78,7 @@ def test_the_same_answers_as_in_sqlite(engine: Engine) -> None:
 
 
 def test_callers_on_connections_of_their_own_never_overspend(engine: Engine) -> None:
-    book = BudgetBook(COUNTED, BUDGETS[:1])
+    book = OneByOne(COUNTED, BUDGETS[:1])
     won: list[str] = []
     failed: list[BaseException] = []
 

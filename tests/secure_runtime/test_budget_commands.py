@@ -10,7 +10,6 @@ import pytest
 from sqlalchemy import create_engine
 
 from gateway.provisioning import provision
-from policy.budget import BudgetBook
 from policy.errors import LedgerUnreadable
 from policy.history import PolicyHistory
 from policy.store import load_files
@@ -19,6 +18,7 @@ from sealgate.ambient import now_us
 from sealgate.cli import main
 from sealgate.deployment import Deployment, open_deployment
 from secure_runtime.budget_commands import _gauge
+from tests.policy.one_by_one import OneByOne
 
 BUDGETS = """
 [[budget]]
@@ -47,7 +47,7 @@ def deployment(tmp_path: Path) -> Deployment:
 def spend(deployment: Deployment) -> None:
     """What a host would have written: one request of 1.25 settled, one of 1 under way."""
     files = load_files(deployment.policy)
-    book = BudgetBook(files.budgets, files.privacy_budgets)
+    book = OneByOne(files.budgets, files.privacy_budgets)
     engine = create_engine(f"sqlite:///{deployment.database}")
     with engine.begin() as conn:
         book.tables.create_all(conn)

@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from audit.log import AuditLog, Connection
-from policy.budget import BudgetBook, BudgetExhausted
+from policy.budget import BudgetExhausted
 from policy.decide import load_policy
 from sealgate.transparency.record import Record
 from tests.gateway.conftest import Running, copied, hosted
 from tests.gateway.console.conftest import Watched, logged_in, opened
+from tests.policy.one_by_one import OneByOne
 
 MODEL = "breast-cancer"
 PRIVATE = """
@@ -31,7 +32,7 @@ window = "forever"
 class Spending:
     """A host's part: holds at the beginning of a request and settles at its end, in the log's transactions."""
 
-    def __init__(self, running: Running, log: AuditLog, book: BudgetBook) -> None:
+    def __init__(self, running: Running, log: AuditLog, book: OneByOne) -> None:
         self.running, self._log, self._book = running, log, book
 
     def begin(self, *, eps_micro: int = 0) -> Record:
@@ -71,7 +72,7 @@ def _spending(provisioned: Any, database: str) -> Iterator[Spending]:
         with (deployment.policy / "budgets.toml").open("a") as file:
             file.write(PRIVATE)
         policy = load_policy(deployment.policy)
-        book = BudgetBook(policy.budgets, policy.privacy_budgets)
+        book = OneByOne(policy.budgets, policy.privacy_budgets)
         with hosted(deployment) as host, opened(deployment, extra_tables=(book.tables,)) as log:
             running = Running(deployment, host)
             yield Spending(running, log, book)
