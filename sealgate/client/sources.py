@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealgate.client.arrays import Array, read_array, tensors_of
 from sealgate.client.errors import UsageError
 from sealgate.client.rows import RowTable, read_rows, select_columns
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_INFERENCE_JSON, MAX_INNER_MESSAGE
 
 if TYPE_CHECKING:
+    from sealgate.client.arrays import Array
     from sealgate.client.inputs import Inputs
     from sealgate.client.metadata import ModelMetadata
 
@@ -45,6 +45,8 @@ class Source:
         if self.document is not None:
             return self.document
         if self.arrays:
+            from sealgate.client.arrays import tensors_of
+
             return tensors_of(self.arrays, metadata)
         kind, given = ("image", list(self.pictures)) if self.pictures else ("text", list(self.texts))
         of_kind = [spec.name for spec in metadata.inputs if metadata.parameters.contents.get(spec.name) == kind]
@@ -91,6 +93,8 @@ def read_source(arguments: argparse.Namespace) -> Source:
         pictures = tuple(_bytes_of(path, limit=MAX_INNER_MESSAGE) for path in arguments.images)
         return Source(pictures=pictures, files=tuple(arguments.images))
     if arguments.arrays is not None:
+        from sealgate.client.arrays import read_array
+
         return Source(arrays=tuple(map(read_array, arguments.arrays)))
     if arguments.texts is not None:
         texts = tuple(_text_of(arguments.texts).splitlines())
