@@ -8,8 +8,8 @@ not been authenticated and permitted.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -19,9 +19,10 @@ from litestar import Request
 from audit.query import AuditReader
 from gateway.authentication.authenticate import Authenticator
 from gateway.errors import PROBLEMS, PolicyChanged, Problem, Unauthenticated
-from gateway.intake import Intake, Receive, while_awaited
+from gateway.intake import Intake
 from gateway.limits import POLICY_ATTEMPTS, SOURCES_KNOWN
 from gateway.other_logs import ReadableLogs
+from gateway.patience import Patience, Receive
 from gateway.policy_in_force import PolicyInForce
 from gateway.runtime_link import RuntimeLink
 from gateway.telemetry import Telemetry, quoted
@@ -74,6 +75,7 @@ class Gate:
     request_timeout_s: float
     telemetry: Telemetry
     clock: Clock
+    patience: Patience = field(default_factory=Patience)
 
     @property
     def audit(self) -> AuditReader:
@@ -145,8 +147,7 @@ class Gate:
         journey: Journey | None = request.scope.get(JOURNEY)
         if journey is not None:
             frame = journey.handed_over(frame)
-        work = self.link.submit(frame, body)
-        reply, sealed = await while_awaited(request.receive, work, timeout_s=self.request_timeout_s)
+        reply, sealed = await self.awaited(request, self.link.submit(frame, body))
         if journey is not None:
             journey.came_back(reply, began_ns)
         if isinstance(reply, frames.Refused):
@@ -156,8 +157,7 @@ class Gate:
 
     async def record_read(self, request: Sent, frame: frames.AuditRead) -> frames.Recorded:
         """An auditor's read becomes a durable record before anything is read."""
-        work = self.link.record_audit_read(frame)
-        reply = await while_awaited(request.receive, work, timeout_s=self.request_timeout_s)
+        reply = await self.awaited(request, self.link.record_audit_read(frame))
         if isinstance(reply, frames.Refused):
             raise _refusal(reply)
         note(request, log=reply.log, record=reply.record)
@@ -181,11 +181,22 @@ class Gate:
             decision=decision,
             cose=asked.cose,
         )
-        reply = await while_awaited(request.receive, self.link.deny(frame), timeout_s=self.request_timeout_s)
+        reply = await self.awaited(request, self.link.deny(frame))
         if isinstance(reply, frames.Refused):
             raise _refusal(reply)
         note(request, reason=decision.reason, log=reply.log, record=reply.record)
         raise Problem(problem, headers=audit_headers(reply))
+
+    async def awaited(self, request: Sent, work: Coroutine[Any, Any, _T]) -> _T:
+        """The result of `work`, which is cancelled when the caller goes away (CallerGone) or time is up (Problem)."""
+        limit = self.patience.limit(self.request_timeout_s, receive=request.receive)
+        try:
+            with limit:
+                return await work
+        except TimeoutError:
+            if not limit.ran_out:
+                raise
+            raise Problem("timed-out") from None
 
     def versions(self, model: str) -> tuple[frames.ModelFacts, ...]:
         """Every version of a model that may answer now."""

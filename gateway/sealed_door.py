@@ -18,7 +18,7 @@ import msgspec
 from gateway.authentication.possession import tell_nonce
 from gateway.errors import MEDIA_PROBLEM, CallerGone
 from gateway.gate import Gate, audit_headers, note
-from gateway.intake import Receive
+from gateway.patience import Receive
 from gateway.routes.problems import as_problem
 from gateway.routes.sealed import PATH, forwarded
 

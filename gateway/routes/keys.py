@@ -15,7 +15,6 @@ from litestar.params import QueryParameter
 
 from gateway.errors import Problem
 from gateway.gate import Gate
-from gateway.intake import while_awaited
 from gateway.limits import MAX_NONCE
 from gateway.routes.openapi import answers
 from sealgate.limits import MAX_NAME
@@ -72,8 +71,7 @@ async def attestation(
     """A signed, self-contained token (RFC 9711) that names the keys, the models and the isolation of one worker."""
     raw, wanted = _nonce(nonce or ""), (model or "")[:MAX_NAME]
     with gate.evidence.slot():
-        asked = gate.link.evidence(raw, model=wanted)
-        evidence = await while_awaited(request.receive, asked, timeout_s=gate.request_timeout_s)
+        evidence = await gate.awaited(request, gate.link.evidence(raw, model=wanted))
     return Response(content=evidence, media_type=MEDIA_EVIDENCE, headers={"Cache-Control": "no-store"})
 
 
