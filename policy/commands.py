@@ -224,7 +224,7 @@ def _diff(place: Place, *, as_json: bool) -> int:
     difference = compare(
         load_side(before.path, digest=before.digest, scenarios=old),
         load_side(place.path, bundles=bundles),
-        models=list(bundles.values()),
+        models=bundles.sound(),
     )
     print(_difference_document(difference) if as_json else _difference_text(difference, place))
     return 0
@@ -252,6 +252,9 @@ def _difference_text(difference: Difference, place: Place) -> str:
         ]
         headings = ("who", "action", "in force", "then", "denied by", "cases", "where")
         parts.append(render_table(headings, rows_of_answers))
+    elif not difference.asked:
+        parts.append("No answer can differ: what decides (policies, schema, tenants) is the same.")
+        return "\n\n".join(parts)
     else:
         parts.append("No answer to the questions asked differs.")
     left_out = f"; {difference.left_out} more were left out" if difference.left_out else ""

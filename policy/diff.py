@@ -110,7 +110,9 @@ def load_side(
 
 
 def compare(before: Side, after: Side, *, models: Iterable[ModelFacts] = ()) -> Difference:
-    """What is different in `after`."""
+    """What is different in `after`. Where nothing that decides differs, nothing is asked."""
+    if _decides_alike(before, after):
+        return Difference(changes=tuple(_changes(before, after)), answers=(), asked=0, left_out=0)
     grid, left_out = _grid(before, after, list(models))
     asked = [*_scenario_questions(before, after), *grid]
     return Difference(
@@ -119,6 +121,13 @@ def compare(before: Side, after: Side, *, models: Iterable[ModelFacts] = ()) -> 
         asked=len(asked),
         left_out=left_out,
     )
+
+
+def _decides_alike(before: Side, after: Side) -> bool:
+    """Budgets and scenarios decide nothing, and comments are not part of a policy."""
+    old, new = before.files, after.files
+    parts = ((before.policies, after.policies), (before.rules, after.rules))
+    return all(a == b for a, b in (*parts, (old.schema, new.schema), (old.tenants, new.tenants)))
 
 
 # Contents ------------------------------------------------------------------------------------------------------------

@@ -5,15 +5,17 @@ Trusts: the paths that a person types. Never: changes anything, or verifies a mo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from policy.history import PolicyHistory
 from policy.store import SCHEMA_FILE
-from sealgate.certificate.repository import places_of
+from sealgate.certificate.publishers import Publishers, load_publishers
+from sealgate.certificate.repository import is_pipeline, places_of
 from sealgate.deployment import Deployment, open_deployment
-from sealgate.errors import ConfigurationError
+from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.protocol.frames import ModelFacts
 
 
@@ -55,29 +57,32 @@ def in_force(deployment: Deployment) -> Place | None:
 
 
 class Bundles(Mapping[str, ModelFacts]):
-    """What the models of a deployment state of themselves, by name; each is verified when it is asked for."""
+    """What the models of a deployment state of themselves, by name; signatures are checked when it is asked for. That
+    epsilon is right is for whoever serves a model to find out, and takes seconds."""
 
     def __init__(self, deployment: Deployment | None) -> None:
         self._deployment = deployment
+        self._known: dict[Path, ModelFacts] = {}
 
     def __getitem__(self, name: str) -> ModelFacts:
         if self._deployment is None or name not in self._names():
             raise KeyError(name)
-        from sealgate.certificate.bundle import verify_bundle, verify_statements
-        from sealgate.certificate.publishers import load_publishers
-
-        publishers = load_publishers(self._deployment.publishers)
         path = self._paths()[name]
-        said = verify_statements(path, publishers)
-        if said.locked_under:  # what it states needs no key, and the weights say nothing of it
-            return said.facts
-        return verify_bundle(path, publishers).facts
+        if path not in self._known:
+            self._known[path] = _facts(path, load_publishers(self._deployment.publishers))
+        return self._known[path]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())
 
     def __len__(self) -> int:
         return len(self._names())
+
+    def sound(self) -> Iterator[ModelFacts]:
+        """All but those that are refused: nobody is answered by them."""
+        for name in self:
+            with contextlib.suppress(CertificateError):
+                yield self[name]
 
     def require(self, name: str) -> ModelFacts:
         """The model with that name; raises ConfigurationError that names those there are."""
@@ -95,3 +100,10 @@ class Bundles(Mapping[str, ModelFacts]):
             return {}
         places = [place for place in places_of(self._deployment.models) if place.path.is_dir()]
         return {place.model: place.path for place in places} | {place.called: place.path for place in places}
+
+
+def _facts(path: Path, publishers: Publishers) -> ModelFacts:
+    from sealgate.certificate.bundle import signed_facts
+    from sealgate.certificate.pipeline import verify_pipeline
+
+    return verify_pipeline(path, publishers).facts if is_pipeline(path) else signed_facts(path, publishers)

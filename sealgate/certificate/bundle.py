@@ -151,6 +151,14 @@ def verify_statements(directory: Path, publishers: Publishers, *, told: Told = _
     return _finish(directory, checked, told)
 
 
+def signed_facts(directory: Path, publishers: Publishers) -> ModelFacts:
+    """What the signed statements say, for whoever asks only what would be allowed: steps 1 to 6, so no weights are read
+    and epsilon is not recomputed. Nothing is served by this. Raises CertificateError."""
+    with open_folder(directory) as folder:
+        checked = _check_statements(folder, folder.check_listing(), publishers, _silent)
+    return _facts(checked.manifest, checked.certificate, checked.certificate_digest)
+
+
 @dataclass(frozen=True)
 class _Checked:
     """After step 6."""
