@@ -1,7 +1,8 @@
 """The soak: a steady load for long, and whether memory stays flat.
 
-Every few seconds of load the memory of each process is read; between them it may rest. The slope is a least-squares
-line over the second half, when caches are full; a process is called flat where it is less than `_FLAT_MI` MiB an hour.
+After every few seconds of load the memory that each process wrote is read (pages of files count for others too, and
+change with them); then it may rest. The slope is a least-squares line over the second half, when caches are full; a
+process is called flat where it is less than `_FLAT_MI` MiB an hour.
 Trusts: /proc. Never: hides a refused request: the first one ends the soak.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from sealgate.ambient import monotonic_ns
-from sealgate.bench.accounting import memory_bytes
+from sealgate.bench.accounting import own_memory_bytes
 from sealgate.bench.measures import Caller, Table
 
 _CALLERS = 8
@@ -25,7 +26,7 @@ _FLAT_MI = 1.0  # an hour; less than this is noise of an allocator
 
 @dataclass
 class Watched:
-    """Memory of one process over time: seconds and bytes (proportional)."""
+    """Memory of one process over time: seconds, and bytes that it wrote itself."""
 
     role: str
     at_s: list[float] = field(default_factory=list)
@@ -61,7 +62,7 @@ def soak(caller: Caller, *, minutes: float, say: Callable[[str], None], busy: fl
         for pid, role in caller.stand.processes().items():
             one = watched.setdefault(pid, Watched(role))
             one.at_s.append(at)
-            one.bytes.append(memory_bytes(pid)[1])
+            one.bytes.append(own_memory_bytes(pid))
         if at - told > 60:
             told = at
             sizes = ", ".join(f"{one.role} {one.bytes[-1] / _MI:.1f}" for one in watched.values())

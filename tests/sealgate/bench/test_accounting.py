@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sealgate.bench.accounting import CpuTimer, children, cpu_ns, memory_bytes, serving
+from sealgate.bench.accounting import CpuTimer, children, cpu_ns, memory_bytes, own_memory_bytes, serving
 
 BUSY = "import time\ninput()\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ninput()"
 
@@ -53,6 +53,7 @@ def test_a_process_that_is_not_there_costs_nothing(busy: subprocess.Popen[str]) 
     busy.wait()
     assert cpu_ns(busy.pid) == 0
     assert memory_bytes(busy.pid) == (0, 0)
+    assert own_memory_bytes(busy.pid) == 0
     assert children(busy.pid) == []
     assert CpuTimer({busy.pid: "gone"}).spent_us() == {"gone": 0.0}
 
@@ -62,6 +63,7 @@ def test_memory_agrees_with_another_reader(busy: subprocess.Popen[str]) -> None:
     assert busy.stdout is not None
     busy.stdout.readline()
     resident, proportional = memory_bytes(busy.pid)
+    assert 0 < own_memory_bytes(busy.pid) < proportional
     other = psutil.Process(busy.pid).memory_full_info()
     assert resident == pytest.approx(other.rss, rel=0.02)
     assert other.uss * 0.95 <= proportional <= resident, "own pages, and a part of those that are shared"
