@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gateway.exchange import WHOLE
 from gateway.gate import source_class
 from gateway.limits import PIECE
 from gateway.telemetry import Telemetry
@@ -41,9 +42,12 @@ class AccessLog:
             return message
 
         async def counted_send(message: Any) -> None:
-            if message["type"] == "http.response.start":
+            kind = message["type"]
+            if kind == WHOLE:  # no larger than a piece
+                seen["status"], seen["sent"] = message["status"], len(message["body"])
+            if kind == "http.response.start":
                 seen["status"] = message["status"]
-            if message["type"] != "http.response.body":
+            if kind != "http.response.body":
                 await send(message)
                 return
             body = message.get("body", b"")

@@ -10,14 +10,15 @@ problem document.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from gateway.authentication.possession import tell_nonce
 from gateway.errors import MEDIA_PROBLEM, CallerGone
+from gateway.exchange import WHOLE
 from gateway.gate import Gate, audit_headers, note
+from gateway.limits import PIECE
 from gateway.patience import Receive
 from gateway.routes.problems import as_problem
 from gateway.routes.sealed import PATH, forwarded
@@ -26,8 +27,7 @@ _PREFIX = PATH[: PATH.index("{")]
 _TEMPLATE = f"{_PREFIX}{{model}}"  # as the framework's router says it
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
+class _Sent(msgspec.Struct, frozen=True):
     """See gateway.gate.Sent."""
 
     scope: Any
@@ -52,12 +52,15 @@ class SealedDoor:
             "type": "http.response.start",
             "status": status,
             "headers": [
-                *((name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()),
+                *[(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
                 (b"content-type", media_type.encode()),
                 (b"content-length", b"%d" % len(body)),
             ],
         }
         await tell_nonce(start, scope)
+        if len(body) <= PIECE and WHOLE in scope.get("extensions", ()):
+            await send(start | {"type": WHOLE, "body": body})
+            return
         await send(start)
         with self._gate.sealed.answering(len(body)):
             await send({"type": "http.response.body", "body": body, "more_body": False})

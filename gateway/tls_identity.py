@@ -18,7 +18,9 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
+import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -26,6 +28,7 @@ from gateway.authentication.authorities import Authorities, Generation
 from gateway.authentication.forwarded import CERTIFICATE_FIELD, CHAIN_FIELD, EXTENSION, Forwarded
 from gateway.authentication.watched_files import WatchedFiles
 from gateway.errors import MEDIA_PROBLEM, Problem
+from gateway.exchange import WHOLE, Exchange
 from gateway.gathered_writes import GatheredWrites
 from gateway.limits import (
     HEAD_TIMEOUT_S,
@@ -42,6 +45,7 @@ from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError
 
 _DER = 2  # X509_FILETYPE_ASN1, as the private chain of Python before 3.13 takes it
+_NOTHING: dict[str, Any] = {}  # all that there is to say of the extension WHOLE
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -127,10 +131,12 @@ class SealedHttpProtocol(HttpToolsProtocol):
     _certificate: tuple[bytes, ...] = ()  # fields of the present request that forward a certificate
     _chain: tuple[bytes, ...] = ()
     _in_head = True
+    _begins = False  # the head began with the bytes that are being parsed
     _ended = False  # the connection is given up: nothing more of it is parsed
     _unproductive = 0  # bytes since the peer last completed a head or sent a byte of a body
     _deadline: asyncio.TimerHandle | None = None  # for the head, or for the rest of a body that was refused
     _stall: asyncio.TimerHandle | None = None
+    _idle_since: float | None = None  # by the loop's clock; None while something is under way
 
     # The peer ---------------------------------------------------------------------------------------------------------
 
@@ -146,10 +152,9 @@ class SealedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"tls": self._tls}  # type: ignore[dict-item]
+        self.scope["extensions"] = {"tls": self._tls, WHOLE: _NOTHING}  # type: ignore[dict-item]
         self._certificate, self._chain = (), ()
-        self._in_head = True
-        self._arm(HEAD_TIMEOUT_S)
+        self._in_head = self._begins = True
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -163,7 +168,37 @@ class SealedHttpProtocol(HttpToolsProtocol):
         if self._local or self._certificate or self._chain:
             forwarded = Forwarded(local=self._local, certificate=self._certificate, chain=self._chain)
             self.scope["extensions"][EXTENSION] = forwarded  # type: ignore[assignment]
-        super().on_headers_complete()
+        self._begin_exchange()
+
+    def _begin_exchange(self) -> None:
+        """The head is whole: complete the scope, and let the application have it, now or when its turn comes."""
+        version, scope = self.parser.get_http_version(), self.scope
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = self.parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        before = self.cycle
+        self.cycle = Exchange(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            False,
+            self.server_state.default_headers,
+            asyncio.Event(),
+            self.expect_100_continue,
+            version != "1.0" and self.parser.should_keep_alive(),
+            self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:  # pipelined: no more is read until it is its turn
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     # Bounds on what the peer sends ------------------------------------------------------------------------------------
 
@@ -175,6 +210,9 @@ class SealedHttpProtocol(HttpToolsProtocol):
             return
         self._unproductive += len(data)
         super().data_received(data)
+        if self._begins and self._in_head:  # a head that came in one piece needs no timer
+            self._begins = False
+            self._arm(HEAD_TIMEOUT_S)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:  # a trailer must never become a header of the request
@@ -182,10 +220,13 @@ class SealedHttpProtocol(HttpToolsProtocol):
         field = name.lower()
         if field == CERTIFICATE_FIELD:
             self._certificate += (value,)
-        elif field == CHAIN_FIELD:
+            return
+        if field == CHAIN_FIELD:
             self._chain += (value,)
-        else:
-            super().on_header(name, value)
+            return
+        if field == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((field, value))
 
     def on_body(self, body: bytes) -> None:
         self._unproductive = 0
@@ -197,10 +238,39 @@ class SealedHttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._rest()
         if self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
             # Refused before the body was read: take what is under way for a moment, so that the refusal arrives.
             self._arm(LINGER_S)
+
+    def _rest(self) -> None:
+        """The connection is idle from now on. One timer runs at a time; when it is due it looks for how long it was."""
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._look_again_in(self.timeout_keep_alive)
+
+    def _look_again_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None or self.transport.is_closing():
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._look_again_in(left)
+        else:
+            self.transport.close()
 
     def _arm(self, seconds: float) -> None:
         self._disarm()
@@ -234,6 +304,8 @@ class SealedHttpProtocol(HttpToolsProtocol):
         self._disarm()
         if self._stall is not None:
             self._stall.cancel()
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
         super().connection_lost(exc)
 
     # Refusals below the application -----------------------------------------------------------------------------------
