@@ -11,7 +11,6 @@ Pure. Trusts: whoever may write the file. Never: accepts an unknown field, or tw
 from __future__ import annotations
 
 import hashlib
-import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from audit.holds import Hold
 from audit.limits import MAX_RETENTION_DAYS, MAX_RETENTION_FILE, MAX_RETENTION_RULES
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
+from sealgate.toml_words import in_words
 
 KEPT = frozenset({"hold.placed", "hold.released", "retention.pruned", "erasure.completed", "erasure.refused"})
 """Kinds that are never pruned. They are few, and name nobody."""
@@ -43,7 +43,6 @@ days = 2192             # health: six years
 
 _Name = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}\Z")]
 _Days = Annotated[int, msgspec.Meta(ge=1, le=MAX_RETENTION_DAYS)]
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -122,8 +121,7 @@ def parse_retention(data: bytes, *, name: str = "retention.toml") -> Retention:
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{name}: not UTF-8 text") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError, ValueError) as error:
-        text = "nests too deeply" if isinstance(error, RecursionError) else str(error).replace("$.", "")
-        raise ConfigurationError(f"{name}: {_UNPRINTABLE.sub('?', text)[:300]}") from error
+        raise ConfigurationError(f"{name}: {in_words(error, _File)}") from error
     if len(file.rule) > MAX_RETENTION_RULES:
         raise ConfigurationError(f"{name}: more than {MAX_RETENTION_RULES} rules")
     seen = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from typing import Annotated, TypeVar
 
@@ -11,6 +10,7 @@ import msgspec
 from policy.errors import PolicyFileError
 from policy.limits import MAX_POLICY_FILE
 from sealgate.limits import MAX_NAME
+from sealgate.toml_words import in_words
 
 Name = Annotated[str, msgspec.Meta(pattern=rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME - 1}}}\Z")]
 """A tenant, purpose, model or budget name."""
@@ -19,7 +19,6 @@ Subject = Annotated[str, msgspec.Meta(pattern=rf"^[\x21-\x7e]{{1,{MAX_NAME}}}\Z"
 """What a token or a certificate mapping calls its caller."""
 
 _T = TypeVar("_T")
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
 def parse_toml(data: bytes, shape: type[_T], *, name: str) -> _T:
@@ -31,11 +30,4 @@ def parse_toml(data: bytes, shape: type[_T], *, name: str) -> _T:
     except UnicodeDecodeError as error:
         raise PolicyFileError(f"{name}: not UTF-8 text") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError, ValueError) as error:
-        raise PolicyFileError(f"{name}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nests too deeply"
-    text = str(error).replace("`$.", "`").replace("$.", "")
-    return _UNPRINTABLE.sub("?", text.replace("\n", " "))[:300]
+        raise PolicyFileError(f"{name}: {in_words(error, shape)}") from error

@@ -42,6 +42,7 @@ from sealgate.limits import (
     MAX_WORKERS,
     MEMORY_PER_MESSAGE,
 )
+from sealgate.toml_words import in_words
 
 
 class DeploymentSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -329,8 +330,8 @@ def open_deployment(root: Path) -> Deployment:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     try:
         settings = msgspec.convert(_with_named_models(tomllib.loads(text.decode())), Settings)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: {in_words(error, Settings)}") from error
     for name, value, allowed in (
         ("gateway.client_certificates", settings.gateway.client_certificates, ("none", "optional", "required")),
         ("gateway.crl", settings.gateway.crl, ("off", "if-present", "required")),

@@ -21,6 +21,7 @@ from sealgate.certificate.decimals import MICRO, decimal_text
 from sealgate.certificate.manifest import ARITHMETICS, NAME, SENSITIVITIES, VERSION
 from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.limits import MAX_CLASSES, MAX_COLUMNS, MAX_ROWS_PER_UNIT, MAX_TRAINING_STEPS
+from sealgate.toml_words import in_words
 from training.limits import MAX_AUGMENTATIONS, MAX_CONFIGURATION, MAX_SHIFT
 
 PACKAGE = "package:"  # begins the name of a folder inside an installed Python package
@@ -203,7 +204,7 @@ def load_configuration(path: Path) -> Configuration:
         parsed = tomllib.loads(data.decode(), parse_float=Decimal)
         configuration = _beside(path, msgspec.convert(parsed, Configuration))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(f"{path}: {in_words(error, Configuration)}") from error
     try:
         check_configuration(configuration)
     except ConfigurationError as error:

@@ -41,6 +41,7 @@ from gateway.limits import (
 from policy.entities import Role
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
+from sealgate.toml_words import in_words
 
 FILE = "issuers.toml"
 _ANY = "*"
@@ -119,7 +120,7 @@ def load_issuers(directory: Path) -> dict[str, Issuer]:
     try:
         file = msgspec.convert(tomllib.loads(_read(path).decode()), _File)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, msgspec.ValidationError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(f"{path}: {in_words(error, _File)}") from error
     issuers: dict[str, Issuer] = {}
     for item in file.issuer:
         if item.name in issuers:

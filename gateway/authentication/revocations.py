@@ -34,6 +34,7 @@ from gateway.limits import MAX_CLAIM_TEXT, MAX_REASON, MAX_REVOCATIONS, MAX_REVO
 from sealgate.ambient import Clock, now_us
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
+from sealgate.toml_words import in_words
 
 FILE = "revoked.toml"
 
@@ -86,7 +87,7 @@ def parse_revocations(data: bytes, *, name: str) -> tuple[Revocation, ...]:
     try:
         return msgspec.convert(tomllib.loads(data.decode()), RevocationFile).revoked
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, msgspec.ValidationError) as error:
-        raise ConfigurationError(f"{name}: {error}") from error
+        raise ConfigurationError(f"{name}: {in_words(error, RevocationFile)}") from error
 
 
 class Revocations:

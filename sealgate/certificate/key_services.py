@@ -27,6 +27,7 @@ from sealgate.certificate.sealed_weights import DATA_KEY
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.limits import KEY_SERVICE_S, MAX_KEY_SERVICE_FILE, MAX_KEY_SERVICE_S
 from sealgate.protocol.secrets import Secret
+from sealgate.toml_words import in_words
 
 Table = TypeVar("Table", bound=msgspec.Struct)
 _HTTPS = re.compile(r"https://[A-Za-z0-9.\-\[\]:]{1,253}\Z")
@@ -97,8 +98,7 @@ def read_table(path: Path, kind: type[Table]) -> Table:
     try:
         return msgspec.convert(tomllib.loads(data.decode()), kind)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as error:
-        text = "nests too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
-        raise ConfigurationError(f"{path}: {text}") from error
+        raise ConfigurationError(f"{path}: {in_words(error, kind)}") from error
 
 
 def https_address(text: str, path: Path) -> str:

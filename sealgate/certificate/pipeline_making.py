@@ -74,6 +74,7 @@ from sealgate.certificate.statement import BundleFiles, composition_statement, p
 from sealgate.certificate.wiring import sizes_of, width_of
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_MEMBERS, MAX_PIPELINE_FILE
+from sealgate.toml_words import in_words
 
 _MICRO = 1_000_000
 _NOT_PROTECTED = (
@@ -116,7 +117,7 @@ def read_pipeline(path: Path) -> _File:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(f"{path}: {in_words(error, _File)}") from error
     if not 0 < len(found.member) <= MAX_MEMBERS:
         raise ConfigurationError(f"{path} needs at least one [[member]], and at most {MAX_MEMBERS}")
     if len({one.name for one in found.member}) != len(found.member):

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME, MAX_PUBLISHERS, MAX_PUBLISHERS_FILE
+from sealgate.toml_words import in_words
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +88,7 @@ def load_publishers(path: Path) -> Publishers:
     try:
         parsed = msgspec.convert(tomllib.loads(data.decode()), _File)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(f"{path}: {in_words(error, _File)}") from error
     if len(parsed.publisher) > MAX_PUBLISHERS:
         raise ConfigurationError(f"{path} names more than {MAX_PUBLISHERS} publishers")
     found: dict[str, Ed25519PublicKey] = {}

@@ -28,6 +28,7 @@ import msgspec
 
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME, MAX_PRICE_LIST, MAX_PRICES
+from sealgate.toml_words import in_words
 
 _AMOUNT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?\Z")
 _CURRENCY = re.compile(r"[A-Z]{3}\Z")
@@ -112,7 +113,7 @@ def load_prices(path: Path) -> PriceList:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(f"{path}: {in_words(error, _File)}") from error
     if not _CURRENCY.match(read.currency):
         raise ConfigurationError(f"{path}: currency must be three capital letters (ISO 4217), such as EUR")
     if not 1 <= len(read.price) <= MAX_PRICES:

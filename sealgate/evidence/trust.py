@@ -43,6 +43,7 @@ from sealgate.evidence.endorsements.snp import SnpAnchor, SnpTable, parse_snp_an
 from sealgate.evidence.endorsements.tdx import TdxAnchor, TdxTable, parse_tdx_anchor
 from sealgate.evidence.endorsements.tpm import TpmAnchor, TpmTable, parse_tpm_anchor
 from sealgate.limits import MAX_NAME, MAX_TRUST_FILE
+from sealgate.toml_words import in_words
 from sealgate.transparency.cosignatures import CosignerKey
 from sealgate.transparency.notes import NoteVerifier
 from sealgate.transparency.published import parse_mldsa_log_key
@@ -140,7 +141,7 @@ def parse_trust(data: bytes, *, source: str, ca_file: Path | None = None) -> Tru
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{source}: not UTF-8 text") from error
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError, ValueError) as error:
-        raise ConfigurationError(f"{source}: {_one_line(error)}") from error
+        raise ConfigurationError(f"{source}: {in_words(error, _TrustTable)}") from error
     try:
         return Trust(
             audience=_authority(table.audience),
@@ -272,8 +273,3 @@ def _pin(name: str, table: _PinTable) -> ModelPin:
         certificate_digest=table.certificate_digest,
         max_epsilon_micro=None if table.max_epsilon is None else parse_epsilon(table.max_epsilon),
     )
-
-
-def _one_line(error: Exception) -> str:
-    text = "nests too deeply" if isinstance(error, RecursionError) else str(error).replace("$.", "")
-    return re.sub(r"[^\x20-\x7e]", "?", text.replace("\n", " "))[:300]

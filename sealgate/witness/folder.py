@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 from sealgate.ambient import Clock, now_us, random_bytes
 from sealgate.errors import ConfigurationError, LogError
 from sealgate.limits import MAX_TRUST_FILE, MAX_WITNESSED_LOGS
+from sealgate.toml_words import in_words
 from sealgate.transparency.cosignatures import Cosigner
 from sealgate.transparency.notes import Checkpoint, NoteVerifier, require_key_name, split_note
 from sealgate.witness.store import Store
@@ -174,7 +175,7 @@ def _read_settings(root: Path) -> _Settings:
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        raise ConfigurationError(f"{path}: {in_words(error, _Settings)}") from error
 
 
 def _write_settings(root: Path, settings: _Settings) -> None:

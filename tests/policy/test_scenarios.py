@@ -127,9 +127,9 @@ def test_records_that_may_be_read(policy_set: PolicySet) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("expect", "expects", r"unknown field|`expect`"),
-        ('"permit"', '"yes"', "`scenario\\[0\\].expect`"),
-        ('name = "plain"', "", "`name`"),
+        ("expect", "expects", r"no setting 'expects'|set 'expect'"),
+        ('"permit"', '"yes"', r"\[\[scenario\]\] number 1 expect must be one of"),
+        ('name = "plain"', "", "must set 'name'"),
         ('model = "tumour"', 'model = "tumor"', r"there is no model 'tumor' \(known: tumour\)"),
         ('model = "tumour"', "", "say which model to infer"),
         ('model = "tumour"', 'action = "query-audit"\nmodel = "tumour"', "query-audit is not about a model"),
@@ -141,8 +141,12 @@ def test_records_that_may_be_read(policy_set: PolicySet) -> None:
         ('tenant = "clinic"', 'tenant = "clinic"\nroles = ["root"]', r"roles"),
         ('tenant = "clinic"', 'tenant = "clinic"\nauthn = "password"', r"authn"),
         ('epsilon = "3"', "epsilon = 3", r"epsilon"),
-        ("[[scenario]]", '[[scenario]]\nname = "other"\n[[scenario]]', r"scenario\[0\]"),
-        (PLAIN, MODEL, "`scenario`"),
+        (
+            "[[scenario]]",
+            '[[scenario]]\nname = "other"\n[[scenario]]',
+            r"\[\[scenario\]\] number 1 needs the table \[scenario.caller\]",
+        ),
+        (PLAIN, MODEL, "must set 'scenario'"),
         (PLAIN, "x" * 10, "a.toml: "),
     ],
 )

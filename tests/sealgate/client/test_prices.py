@@ -77,7 +77,7 @@ def test_nothing_is_rounded_before_it_is_shown(millionths: int, units: int) -> N
         ("", 'currency = "EUR"', "entries"),
         ('[[price]]\nunit = "1"', 'currency = "euro"', "capital letters"),
         ('[[price]]\nunit = "1"', "", "currency"),
-        ("[[price]]\nunit = 0.1", 'currency = "EUR"', "Expected `str`"),
+        ("[[price]]\nunit = 0.1", 'currency = "EUR"', "unit must be text in quotes, not a number"),
         ('[[price]]\nunit = "-1"', 'currency = "EUR"', "decimal text"),
         ('[[price]]\nunit = "1e9"', 'currency = "EUR"', "decimal text"),
         ('[[price]]\nunit = "1"\ncolour = "red"', 'currency = "EUR"', "colour"),
