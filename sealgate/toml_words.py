@@ -12,6 +12,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Sequence
+from enum import EnumType
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
