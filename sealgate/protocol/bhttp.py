@@ -28,14 +28,14 @@ PadTo: TypeAlias = Callable[[int], int] | None
 
 _MAX_INFORMATIONAL = 16  # 1xx responses before the final one; they are read and dropped
 
-_METHOD = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.\-]*")
-_AUTHORITY = re.compile(r"[!-~]*")
-_NOT_IN_AUTHORITY = frozenset("@/?#\\")
-_PATH = re.compile(r"/[!-~]*")
+_TARGET = re.compile(  # method, scheme, authority (visible ASCII but for @ / ? # \), path (but for #); a line each
+    r"""[!#$%&'*+\-.^_`|~0-9A-Za-z]+\n[a-z][a-z0-9+.\-]*\n[!"$-.0->A-\[\]-~]*\n/[!"$-~]*"""
+)
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_VALUE = re.compile(r"[^\x00\r\n]*")
-_CONNECTION = frozenset({"connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"})
+_VALUE = re.compile(  # no NUL, CR or LF, nor white space at either end
+    r"(?:[\x01-\x08\x0b\x0c\x0e-\x1f!-\xff](?:[\x01-\x09\x0b\x0c\x0e-\xff]*[\x01-\x08\x0b\x0c\x0e-\x1f!-\xff])?)?"
+)
+_CONNECTION = frozenset({"connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"})
 
 
 # Values ---------------------------------------------------------------------------------------------------------------
@@ -116,9 +116,14 @@ def _prefixed(data: bytes) -> bytes:
     return encode_varint(len(data)) + data
 
 
+def _prefixed_text(text: str) -> str:
+    """The same before each byte becomes a character, of which there are many short ones."""
+    return (chr(len(text)) if len(text) < 0x40 else str(encode_varint(len(text)), "latin-1")) + text
+
+
 def _field_lines(fields: Fields) -> bytes:
     _check_fields(fields)
-    section = b"".join(_prefixed(name.encode("ascii")) + _prefixed(value.encode("latin-1")) for name, value in fields)
+    section = "".join([_prefixed_text(text) for field in fields for text in field]).encode("latin-1")
     if len(section) > MAX_FIELD_SECTION:
         raise DecodeError("the field section is too large")
     return section
@@ -133,7 +138,7 @@ def decode_request(data: Bytes) -> Request:
     framing = reader.integer()
     if framing not in (0, 2):
         raise DecodeError("the message is not a request")
-    method, scheme, authority, path = (reader.text(MAX_TARGET) for _ in range(4))
+    method, scheme, authority, path = reader.text(), reader.text(), reader.text(), reader.text()
     _check_target(method, scheme, authority, path)
     return Request(method, scheme, authority, path, *reader.rest(indeterminate=framing == 2))
 
@@ -168,18 +173,16 @@ class _Reader:
         return value
 
     def take(self, length: int) -> memoryview:
-        end = self._at + length
-        if end > len(self._data):
+        start, self._at = self._at, self._at + length
+        if self._at > len(self._data):
             raise DecodeError("the message ends early")
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
+        return self._data[start : self._at]
 
-    def text(self, limit: int, length: int | None = None) -> str:
-        """A length-prefixed string (the length is read unless given), each byte one character."""
-        length = self.integer() if length is None else length
-        if length > limit:
-            raise DecodeError("a name, value or part of the target is too long")
+    def text(self) -> str:
+        """A part of the target: its length, and as many bytes."""
+        length = self.integer()
+        if length > MAX_TARGET:
+            raise DecodeError("a part of the target is too long")
         return str(self.take(length), "latin-1")
 
     @property
@@ -197,28 +200,39 @@ class _Reader:
         return headers, content, trailers
 
     def fields(self, *, indeterminate: bool) -> Fields:
-        """One field section; an absent one is empty."""
+        """One field section; an absent one is empty. Finds the places of all names and values, then reads them."""
         if self.at_end:
             return ()
         length = MAX_FIELD_SECTION if indeterminate else self.integer()
         if length > MAX_FIELD_SECTION:
             raise DecodeError("the field section is too large")
-        end = self._at + length
-        if not indeterminate and end > len(self._data):
+        data = self._data[self._at : self._at + length + 8]  # 8: the integer that ends a section of unknown length
+        if not indeterminate and len(self._data) < self._at + length:
             raise DecodeError("the message ends early")
-        fields: list[tuple[str, str]] = []
-        while indeterminate or self._at < end:
-            name_length = self.integer()
-            if name_length == 0:
-                if indeterminate:
+        places: list[tuple[int, int, int, int]] = []
+        at = 0
+        try:
+            while indeterminate or at < length:
+                size, start = (data[at], at + 1) if data[at] < 0x40 else read_varint(data, at)
+                if size == 0:
                     break
-                raise DecodeError("a field has no name")
-            name, value = self.text(MAX_FIELD_SECTION, name_length), self.text(MAX_FIELD_SECTION)
-            if self._at > end or len(fields) >= MAX_FIELDS:
-                raise DecodeError("the field section is too large or its length is wrong")
-            fields.append((name, value))
+                end = start + size
+                size, value = (data[end], end + 1) if data[end] < 0x40 else read_varint(data, end)
+                at = value + size
+                places.append((start, end, value, at))
+                if at > min(length, len(data)) or len(places) > MAX_FIELDS:
+                    raise DecodeError("the field section is too large or its length is wrong")
+        except IndexError:
+            raise DecodeError("the message ends early") from None
+        if indeterminate:
+            length = start
+        elif at < length:
+            raise DecodeError("a field has no name")
+        text = str(data[:at], "latin-1")
+        self._at += length
+        fields = tuple([(text[start:end], text[value:at]) for start, end, value, at in places])
         _check_fields(fields)
-        return tuple(fields)
+        return fields
 
     def _chunks(self) -> memoryview:
         """Content of indeterminate length. One chunk stays a view, more are joined in a buffer of their own."""
@@ -239,19 +253,15 @@ class _Reader:
 def _check_target(method: str, scheme: str, authority: str, path: str) -> None:
     if max(len(method), len(scheme), len(authority), len(path)) > MAX_TARGET:
         raise DecodeError("a part of the target is too long")
-    if not (_METHOD.fullmatch(method) and _SCHEME.fullmatch(scheme)):
-        raise DecodeError("the method or the scheme is not valid")
-    if not _AUTHORITY.fullmatch(authority) or _NOT_IN_AUTHORITY.intersection(authority):
-        raise DecodeError("the authority is not valid")
-    if not _PATH.fullmatch(path) or "#" in path:
-        raise DecodeError("the path is not valid")
+    if not _TARGET.fullmatch(f"{method}\n{scheme}\n{authority}\n{path}"):
+        raise DecodeError("the method, the scheme, the authority or the path is not valid")
 
 
-def _check_fields(fields: Fields | list[tuple[str, str]]) -> None:
+def _check_fields(fields: Fields) -> None:
     if len(fields) > MAX_FIELDS:
         raise DecodeError("there are too many fields")
     for name, value in fields:
-        if not _NAME.fullmatch(name) or name in _CONNECTION or (name == "te" and value != "trailers"):
+        if not _NAME.fullmatch(name) or (name in _CONNECTION and (name, value) != ("te", "trailers")):
             raise DecodeError("a field name is not valid here")
-        if not _VALUE.fullmatch(value) or value != value.strip(" \t") or (value and max(value) > "\xff"):
+        if not _VALUE.fullmatch(value):
             raise DecodeError("a field value is not valid")

@@ -14,11 +14,12 @@ responses under one nonce, or checks freshness and replay (the gatekeeper does).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain
+from typing import NamedTuple
 
 from sealgate.ambient import Entropy, random_bytes
 from sealgate.errors import DecodeError, OpenError, UnknownKeyError
@@ -49,6 +50,7 @@ MEDIA_CHUNKED_RESPONSE = "message/ohttp-chunked-res"
 MEDIA_KEYS = "application/ohttp-keys"
 
 _HEADER = struct.Struct(">BHHH")
+_SUITES = {struct.pack(">HHH", *suite): suite for suite in itertools.product(Kem, Kdf, Aead)}
 _KIND = {False: b"message/bhttp", True: b"message/bhttp chunked"}
 _PREFERRED = {  # a post-quantum KEM with a 256-bit cipher; otherwise the fastest
     Kem.MLKEM768_X25519: (Aead.AES_256_GCM, Aead.CHACHA20_POLY1305, Aead.AES_128_GCM),
@@ -145,8 +147,7 @@ def decode_key_configs(data: bytes | memoryview) -> tuple[KeyConfig, ...]:
 # Requests -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class SealedRequest:
+class SealedRequest(NamedTuple):
     """An encapsulated request whose header was read and whose body is opaque.
 
     Holding one proves: the bytes are within bounds, begin with a header of a suite known here, and are long enough to
@@ -158,9 +159,13 @@ class SealedRequest:
     kem: Kem
     kdf: Kdf
     aead: Aead
-    enc: bytes = field(repr=False)
+    enc: bytes
     media_type: str
-    raw: bytes = field(repr=False)
+    raw: bytes
+    chunked: bool
+
+    def __repr__(self) -> str:
+        return f"<SealedRequest to key {self.key_id}>"
 
     @classmethod
     def parse(cls, raw: bytes, media_type: str) -> SealedRequest:
@@ -171,19 +176,15 @@ class SealedRequest:
             raise DecodeError("the sealed request is too large", code="too-large")
         if len(raw) < _HEADER.size:
             raise DecodeError("the sealed request ends early")
-        key_id, kem_id, kdf_id, aead_id = _HEADER.unpack_from(raw)
-        try:
-            kem, kdf, aead = Kem(kem_id), Kdf(kdf_id), Aead(aead_id)
-        except ValueError as error:
-            raise DecodeError("the sealed request names an unknown suite", code="unsupported-suite") from error
+        suite = _SUITES.get(raw[1 : _HEADER.size])
+        if suite is None:
+            raise DecodeError("the sealed request names an unknown suite", code="unsupported-suite")
+        kem, kdf, aead = suite
         body = _HEADER.size + kem.enc_size
-        if len(raw) < body + TAG_SIZE + (media_type == MEDIA_CHUNKED_REQUEST):
+        chunked = media_type == MEDIA_CHUNKED_REQUEST
+        if len(raw) < body + TAG_SIZE + chunked:
             raise DecodeError("the sealed request ends early")
-        return cls(key_id, kem, kdf, aead, raw[_HEADER.size : body], media_type, raw)
-
-    @property
-    def chunked(self) -> bool:
-        return self.media_type == MEDIA_CHUNKED_REQUEST
+        return cls(raw[0], kem, kdf, aead, raw[_HEADER.size : body], media_type, raw, chunked)
 
     def commitment(self) -> str:
         """SHA-256 of the exact bytes, in hex."""
@@ -238,7 +239,7 @@ def open_request(
 def _joined(head: bytes, parts: Iterable[bytes]) -> bytes:
     """In one piece; chunks are made one by one, so that not all of them are in memory beside the whole."""
     whole = BytesIO()
-    whole.writelines(chain((head,), parts))
+    whole.writelines(itertools.chain((head,), parts))
     return whole.getvalue()
 
 
@@ -274,8 +275,9 @@ class ResponseSealer:
             raise DecodeError("the response is too large to be sealed", code="too-large")
         nonce = self._entropy(self._keys.nonce_size)
         sealer = Sealer(*self._keys.derive(nonce))
-        parts = ChunkEncoder(sealer).whole(inner) if self._keys.chunked else [sealer.seal(b"", inner)]
-        return _joined(nonce, parts), self._keys.media_type
+        if not self._keys.chunked:
+            return nonce + sealer.seal(b"", inner), self._keys.media_type
+        return _joined(nonce, ChunkEncoder(sealer).whole(inner)), self._keys.media_type
 
     def stream(self) -> tuple[bytes, ChunkEncoder]:
         """For an answer that comes in pieces: the first bytes to send, and the encoder of the rest."""

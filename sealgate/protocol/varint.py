@@ -28,6 +28,8 @@ def read_varint(data: bytes | bytearray | memoryview, offset: int) -> tuple[int,
     if offset >= len(data):
         raise DecodeError("data ends where an integer is expected")
     first = data[offset]
+    if first < 0x40:
+        return first, offset + 1
     end = offset + (1 << (first >> 6))
     if end > len(data):
         raise DecodeError("data ends inside an integer")

@@ -19,7 +19,7 @@ Trusts: `Job`. Never: explains under a duty that it would break; does more work 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -37,7 +37,7 @@ from secure_runtime.worker.engine.attribution import METHODS, Attributions, Expl
 from secure_runtime.worker.engine.obligations import apply_to_values
 from secure_runtime.worker.engine.parsing import Job, require_outputs
 from secure_runtime.worker.engine.room import require_fitting, too_large
-from secure_runtime.worker.engine.tensors import from_torch, texts_of
+from secure_runtime.worker.engine.tensors import from_torch, texts_of, together
 
 _PARAMETERS = frozenset({"method", "target"})
 
@@ -51,12 +51,13 @@ def explained(job: Job, *, go_on: Callable[[], None], entropy: Entropy) -> Engin
     assert isinstance(predictor, Predictor)
     explainer = Explainer(manifest, predictor, method, entropy=entropy)
     require_outputs(job.request, _names(job, explainer), of="the explanation")
-    targets = _targets(job)
+    inputs = {name: together([given]) for name, given in job.inputs.items()}
+    targets = _targets(job, inputs)
     rows: list[Attributions] = []
     try:
         for row, target in enumerate(targets):
             go_on()
-            rows.append(explainer.explain({name: one[row : row + 1] for name, one in job.inputs.items()}, target))
+            rows.append(explainer.explain({name: one[row : row + 1] for name, one in inputs.items()}, target))
             if not all(bool(torch.isfinite(values).all()) for values in rows[-1].by_input.values()):
                 others = ", ".join(name for name in methods_of(manifest) if name != method)
                 why = f"row {row + 1} has no {method}; try another method: {others}"
@@ -109,7 +110,7 @@ def _require_bounded(job: Job, method: str) -> None:
         raise BadInput(f"explaining {job.rows} rows by {method} is too much work: {fewer}", status=413)
 
 
-def _targets(job: Job) -> list[int]:
+def _targets(job: Job, inputs: Mapping[str, torch.Tensor]) -> list[int]:
     """The class that is explained, row by row; 0 for values."""
     manifest, asked = job.model.manifest, job.request.parameters.get("target")
     labels = next((output.labels for output in manifest.outputs if output.role == "label"), ())
@@ -121,7 +122,7 @@ def _targets(job: Job) -> list[int]:
         label = next(output.name for output in manifest.outputs if output.role == "label")
         most = manifest.architecture.rows_at_once(max(1, job.rows))
         parts = [
-            job.model.predict({name: values[at : at + most] for name, values in job.inputs.items()})[label]
+            job.model.predict({name: values[at : at + most] for name, values in inputs.items()})[label]
             for at in range(0, job.rows, most)
         ]
         return [int(index) for index in torch.cat(parts).tolist()]

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from sealgate.ambient import Clock
 from sealgate.certificate.inputs import InputTensor
 from sealgate.errors import DecodeError
@@ -18,7 +16,7 @@ from secure_runtime.errors import BadInput
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine.columns import columns_in, table_of
 from secure_runtime.worker.engine.noise import require_few_rows
-from secure_runtime.worker.engine.tensors import to_model
+from secure_runtime.worker.engine.tensors import Rows, to_model
 from secure_runtime.worker.gatekeeper import Admitted
 
 TOO_SLOW = BadInput("the rows could not be answered in time; send fewer at once", status=504, code="model-error")
@@ -37,7 +35,7 @@ class Job:
     model: LoadedModel
     request: inference.InferRequest
     wants_binary: inference.BinaryOutputs
-    inputs: dict[str, torch.Tensor]  # by the manifest's names, [rows, ...] each
+    inputs: dict[str, Rows]  # by the manifest's names, [rows, ...] each
     rows: int
     max_body: int  # bytes of the answer's body
 
@@ -60,9 +58,9 @@ def parse(index: int, admitted: Admitted, model: LoadedModel, clock: Clock, *, m
         raise BadInput(str(error)) from None
     _require_offered(request)
     inputs = _inputs(request.inputs, model.manifest.inputs, clock_watch(admitted, clock))
-    rows = len(next(iter(inputs.values())))
-    if any(len(one) != rows for one in inputs.values()):
-        sent = ", ".join(f"'{name}' has {len(one)}" for name, one in inputs.items())
+    rows = next(iter(inputs.values())).shape[0]
+    if any(one.shape[0] != rows for one in inputs.values()):
+        sent = ", ".join(f"'{name}' has {one.shape[0]}" for name, one in inputs.items())
         raise BadInput(f"the inputs must have the same number of rows: {sent}", code="input-shape")
     obligations = admitted.grant.obligations
     if obligations.noise_epsilon_micro and admitted.target.operation == "infer":
@@ -97,10 +95,10 @@ def _require_offered(request: inference.InferRequest) -> None:
 
 def _inputs(
     sent: Sequence[inference.Tensor], specs: Sequence[InputTensor], go_on: Callable[[], None]
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Rows]:
     """Each declared input, from one tensor of its name or, for a table, from one for each of its columns."""
     given = {tensor.name: tensor for tensor in sent}
-    found: dict[str, torch.Tensor] = {}
+    found: dict[str, Rows] = {}
     for spec in specs:
         if spec.name in given:
             found[spec.name] = to_model(given.pop(spec.name), spec, go_on=go_on)

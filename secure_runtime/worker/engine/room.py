@@ -6,13 +6,12 @@ answer is asked for as binary data. Trusts: the plan for how large a message is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
-import torch
+from collections.abc import Iterable
 
 from sealgate.limits import MAX_FIELD_SECTION, MAX_INFERENCE_JSON
 from sealgate.protocol.inference import HEADER_LENGTH_FIELD, BinaryOutputs
 from secure_runtime.errors import BadInput
+from secure_runtime.worker.engine.tensors import OutputRows
 
 _JSON_NUMBER = 2  # bytes that a number takes at least, with what divides it from the next
 
@@ -30,11 +29,15 @@ def body_room(max_message: int) -> int:
     return max_message - MAX_FIELD_SECTION
 
 
-def require_room(outputs: Mapping[str, torch.Tensor], wants_binary: BinaryOutputs, *, max_body: int) -> None:
-    """Raise BadInput for an answer that cannot fit, before it is written."""
-    binary = [one for name, one in outputs.items() if wants_binary == "all" or name in wants_binary]
-    as_text = _JSON_NUMBER * (sum(map(torch.numel, outputs.values())) - sum(map(torch.numel, binary)))
-    if as_text > MAX_INFERENCE_JSON or as_text + sum(one.numel() * one.element_size() for one in binary) > max_body:
+def require_room(outputs: Iterable[OutputRows], rows: int, wants_binary: BinaryOutputs, *, max_body: int) -> None:
+    """Raise BadInput for an answer of so many rows that cannot fit, before it is written."""
+    as_text = as_bytes = 0
+    for one in outputs:
+        if wants_binary == "all" or one.name in wants_binary:
+            as_bytes += rows * one.row_bytes
+        else:
+            as_text += rows * one.numbers * _JSON_NUMBER
+    if as_text > MAX_INFERENCE_JSON or as_text + as_bytes > max_body:
         raise too_large()
 
 

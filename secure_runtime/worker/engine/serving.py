@@ -12,14 +12,16 @@ or the worker; raises.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
 from sealgate.ambient import Clock, Entropy, monotonic_ns, now_us, process_cpu_ns, random_bytes
+from sealgate.certificate.manifest import Manifest
 from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol import bhttp, inference
+from sealgate.protocol.frames import Obligations
 from secure_runtime.errors import BadInput
 from secure_runtime.limits import SLICE_ROWS
 from secure_runtime.models.bundle import LoadedModel
@@ -31,7 +33,7 @@ from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_v
 from secure_runtime.worker.engine.parsing import TOO_SLOW, Job, clock_watch, parse, require_outputs
 from secure_runtime.worker.engine.room import body_room, require_fitting, require_room
 from secure_runtime.worker.engine.statistics import Statistics
-from secure_runtime.worker.engine.tensors import from_torch
+from secure_runtime.worker.engine.tensors import OutputRows, together
 from secure_runtime.worker.gatekeeper import Admitted
 
 _MODEL_ERROR = BadInput("the model could not be run on this input", status=500, code="model-error")
@@ -154,11 +156,12 @@ def _run_batch(batch: Sequence[Job], clock: Clock, entropy: Entropy) -> list[Eng
         if isinstance(error, BadInput):  # what is wrong with this one request's numbers
             return [failed(error, batch[0].model)]
         return [failed(TOO_SLOW if isinstance(error, _TooSlow) else _MODEL_ERROR, batch[0].model)]
+    reduced: dict[Obligations, list[OutputRows]] = {}
     answers, start = [], 0
     for job in batch:
         end = start + job.rows
         try:
-            answers.append(_answered(job, {name: values[start:end] for name, values in outputs.items()}, entropy))
+            answers.append(_answered(job, outputs, slice(start, end), reduced, entropy))
         except BadInput as error:
             answers.append(failed(error, job.model))
         except Exception:
@@ -179,7 +182,7 @@ def _run_explanation(job: Job, clock: Clock, entropy: Entropy) -> EngineAnswer:
 def _predict(batch: Sequence[Job], clock: Clock) -> Mapping[str, torch.Tensor]:
     """All rows of a batch, a slice at a time: what a model needs per row does not add up, and time is looked at."""
     model, rows = batch[0].model, sum(job.rows for job in batch)
-    inputs = {spec.name: _together([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
+    inputs = {spec.name: together([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
     expires_us = max(job.admitted.grant.expires_us for job in batch)
     slices: list[Mapping[str, torch.Tensor]] = []
     at_once = model.manifest.architecture.rows_at_once(SLICE_ROWS)
@@ -187,25 +190,32 @@ def _predict(batch: Sequence[Job], clock: Clock) -> Mapping[str, torch.Tensor]:
         if start and clock() >= expires_us:
             raise _TooSlow
         slices.append(model.predict({name: one[start : start + at_once] for name, one in inputs.items()}))
-    return {name: _together([one[name] for one in slices]) for name in slices[0]}
+    if len(slices) == 1:
+        return slices[0]
+    return {name: torch.cat([one[name] for one in slices]) for name in slices[0]}
 
 
-def _together(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Rows of a batch in one tensor. A large request is a batch of its own, and is not copied."""
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-
-def _answered(job: Job, outputs: Mapping[str, torch.Tensor], entropy: Entropy) -> EngineAnswer:
-    """Noise first, if the permit demands it; from then on the true outputs are out of reach, and epsilon is spent."""
-    wanted = {output.name for output in job.request.outputs}
-    given = {name: values for name, values in outputs.items() if not wanted or name in wanted}
-    require_room(given, job.wants_binary, max_body=job.max_body)
-    epsilon_micro = job.admitted.grant.obligations.noise_epsilon_micro
+def _answered(
+    job: Job,
+    outputs: Mapping[str, torch.Tensor],
+    rows: slice,
+    reduced: dict[Obligations, list[OutputRows]],
+    entropy: Entropy,
+) -> EngineAnswer:
+    """`outputs` are the batch's, `rows` this request's, `reduced` what was made of them for neighbours. Noise first, if
+    the permit demands it; from then on the true outputs are out of reach, and epsilon is spent."""
+    obligations, manifest = job.admitted.grant.obligations, job.model.manifest
+    if obligations not in reduced:
+        reduced[obligations] = _reduced(manifest, outputs, obligations)
+    given = _wanted(job, reduced[obligations])
+    require_room(given, job.rows, job.wants_binary, max_body=job.max_body)
+    epsilon_micro = obligations.noise_epsilon_micro
     if not epsilon_micro:
-        return _formed(job, outputs, wanted)
-    private = noised(outputs, job.model.manifest, epsilon_micro=epsilon_micro, entropy=entropy)
+        return _formed(job, given, rows)
+    true = {name: values[rows] for name, values in outputs.items()}
+    private = noised(true, manifest, epsilon_micro=epsilon_micro, entropy=entropy)
     try:
-        answer = _formed(job, private, wanted)
+        answer = _formed(job, _wanted(job, _reduced(manifest, private, obligations)), slice(0, job.rows))
     except BadInput as error:  # that it failed is told, and may depend on what was drawn
         answer = failed(error, job.model)
     except Exception:
@@ -213,26 +223,35 @@ def _answered(job: Job, outputs: Mapping[str, torch.Tensor], entropy: Entropy) -
     return replace(answer, eps_micro=job.rows * epsilon_micro)
 
 
-def _formed(job: Job, outputs: Mapping[str, torch.Tensor], wanted: Container[str]) -> EngineAnswer:
-    """The answer as the permit allows it, in the caller's form."""
-    obligations = job.admitted.grant.obligations
-    tensors: list[inference.Tensor] = []
-    for spec in job.model.manifest.outputs:
-        if job.request.outputs and spec.name not in wanted:
-            continue
+def _reduced(manifest: Manifest, outputs: Mapping[str, torch.Tensor], obligations: Obligations) -> list[OutputRows]:
+    """Outputs as a permit allows them, in the manifest's order. All of a batch: its requests often have one permit."""
+    found: list[OutputRows] = []
+    for spec in manifest.outputs:
         values: torch.Tensor | None = outputs[spec.name]
         assert values is not None
         if spec.role == "scores":
             values = apply_to_scores(values, obligations)
         elif spec.role == "value":
             values = apply_to_values(values, obligations)
-        if values is None:
-            continue
-        tensors.append(from_torch(spec.name, values, spec.datatype, labels=spec.labels, room=job.max_body))
+        if values is not None:
+            found.append(OutputRows(spec.name, values, spec.datatype, labels=spec.labels))
+    return found
+
+
+def _wanted(job: Job, outputs: list[OutputRows]) -> list[OutputRows]:
+    wanted = {output.name for output in job.request.outputs}
+    return [one for one in outputs if one.name in wanted] if wanted else outputs
+
+
+def _formed(job: Job, outputs: Sequence[OutputRows], rows: slice) -> EngineAnswer:
+    """The answer in the caller's form."""
     facts = job.model.facts
     fields, body = inference.encode_infer_response(
         inference.InferResponse(
-            model_name=facts.name, model_version=facts.version, outputs=tuple(tensors), id=job.request.id
+            model_name=facts.name,
+            model_version=facts.version,
+            outputs=tuple([one.part(rows.start, rows.stop, room=job.max_body) for one in outputs]),
+            id=job.request.id,
         ),
         binary_outputs=job.wants_binary,
     )

@@ -105,9 +105,11 @@ def test_outputs_come_as_they_are_declared(made: Any, score: str, label: str) ->
 
 def test_class_names_that_no_message_holds_are_refused_before_they_are_written() -> None:
     labels, indices = ("a", "b" * 96), torch.tensor([1, 0, 1])
-    assert tensors.from_torch("label", indices, "BYTES", labels=labels, room=205).shape == (3,)
+    rows = tensors.OutputRows("label", indices, "BYTES", labels=labels)
+    assert rows.part(0, 3, room=205).shape == (3,)
+    assert bytes(rows.part(1, 2, room=5).data) == b"\1\0\0\0a"
     with pytest.raises(BadInput) as refused:
-        tensors.from_torch("label", indices, "BYTES", labels=labels, room=204)
+        rows.part(0, 3, room=204)
     assert refused.value.status == 413
 
 

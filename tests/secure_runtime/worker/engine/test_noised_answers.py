@@ -178,7 +178,7 @@ def test_what_fails_after_the_draw_has_spent(
         raise fault
 
     asker_works = asker.work(1, template.rows[:2], NOISE), asker.work(2, template.rows[:2], Obligations())
-    monkeypatch.setattr(serving, "from_torch", fail)
+    monkeypatch.setattr(serving, "_formed", fail)
     [(noisy, told), (plain, silent)] = asker.sweep(*asker_works)
     assert (noisy.completion.statement.outcome, noisy.completion.statement.eps_micro) == ("failed", 1_000_000)
     assert stated(told) == ['noise-epsilon="0.5"'], "the record says that it was spent: clients compare"
