@@ -94,6 +94,11 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="share the steps of dp-sgd among N processes of this machine, each with so many threads (1)",
     )
+    parser.add_argument(
+        "--shard",
+        action="store_true",
+        help="share the weights, too: each of the --processes holds its part of them and of the optimizer's state",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -138,6 +143,7 @@ def _run(arguments: argparse.Namespace) -> int:
         audit=not arguments.no_audit,
         resume=arguments.resume,
         processes=arguments.processes,
+        sharded=arguments.shard,
         owner=Owner(
             wrapping=None if arguments.encrypt is None else open_key(arguments.encrypt),
             fingerprint=None if arguments.fingerprint is None else read_secret(arguments.fingerprint),

@@ -84,7 +84,8 @@ def _gradients(plan: Plan) -> str:
     if steps is None:
         return ""
     modes = ", ".join(sorted({one.mode for one in steps.chosen}))
-    return f"{modes} on {steps.processes} processes" if steps.processes > 1 else modes
+    sharded = ", weights sharded" if steps.sharded else ""
+    return f"{modes} on {steps.processes} processes{sharded}" if steps.processes > 1 else modes
 
 
 def certificate_of(

@@ -116,6 +116,7 @@ class _Asked:
     audit: bool
     resume: bool
     processes: int
+    sharded: bool
     sweep: Sweep | None
     owner: Owner
     narrator: Narrator
@@ -182,6 +183,7 @@ def run_experiment(
     audit: bool = True,
     resume: bool = False,
     processes: int = 1,
+    sharded: bool = False,
     sweep: Sweep | None = None,
     owner: Owner = NOTHING,
     narrator: Narrator | None = None,
@@ -195,7 +197,7 @@ def run_experiment(
     the certificate says that there was none, and loaders may refuse it. A `sweep` is run before the certified model, so
     that its figures stand in the certificate.
     `owner` says how the model is protected for whom it belongs to. With `processes` above one the steps of DP-SGD are
-    shared by so many; the audit attacks the engine in this one.
+    shared by so many, and with `sharded` the weights; the audit attacks the engine in this one.
     `entropy` is a seam for tests of failure: any other source than the operating system's makes a certificate that
     every verifier refuses.
     """
@@ -210,6 +212,7 @@ def run_experiment(
         audit=audit,
         resume=resume,
         processes=processes,
+        sharded=sharded,
         sweep=sweep,
         owner=owner,
         narrator=narrator or Quiet(),
@@ -269,7 +272,7 @@ def _shared(plan: Plan, asked: _Asked, configuration: Configuration) -> Plan:
     return on_processes(
         plan,
         asked.processes,
-        checkpoints=bool(configuration.engine.checkpoint_every),
+        sharded=asked.sharded,
         fingerprint=asked.owner.fingerprint is not None,
     )
 
@@ -447,7 +450,9 @@ def _swept(asked: _Asked, rows: _Rows, features: tuple[torch.Tensor, ...]) -> tu
         return ()
 
     def again(other: Configuration) -> Measured:
-        return _thrown_away(other, rows, features, entropy=asked.entropy, processes=asked.processes)
+        return _thrown_away(
+            other, rows, features, entropy=asked.entropy, processes=asked.processes, sharded=asked.sharded
+        )
 
     return asked.sweep.measured(rows.configuration, again, told=asked.narrator.swept)
 
@@ -464,12 +469,18 @@ def planned(configuration: Configuration, manifest: Manifest) -> tuple[Spending,
 
 
 def _thrown_away(
-    configuration: Configuration, rows: _Rows, features: tuple[torch.Tensor, ...], *, entropy: Entropy, processes: int
+    configuration: Configuration,
+    rows: _Rows,
+    features: tuple[torch.Tensor, ...],
+    *,
+    entropy: Entropy,
+    processes: int,
+    sharded: bool,
 ) -> Measured:
     """One run of a sweep, measured on the same held-out rows."""
     manifest = rows.manifest
     spending, plan, cost = planned(configuration, manifest)
-    plan = replace(plan, processes=processes) if isinstance(plan, SgdPlan) else plan
+    plan = replace(plan, processes=processes, sharded=sharded) if isinstance(plan, SgdPlan) else plan
     plan = on_network(plan, configuration, rows.kept)
     module = fresh_module(configuration, manifest, entropy)
     _, part = parts_of(module)

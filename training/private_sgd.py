@@ -33,7 +33,8 @@ from training.dp_sgd.checkpoint import Checkpoints
 from training.dp_sgd.choice import AUTO, Choice
 from training.dp_sgd.distributed import SharedNoise, share_weights
 from training.dp_sgd.gradient_sum import GradientSum
-from training.dp_sgd.noise import CONTINUOUS, noise_of
+from training.dp_sgd.noise import CONTINUOUS, Noise, noise_of
+from training.dp_sgd.sharding import ShardedSum, ShardNoise, whole
 from training.dp_sgd.units import Augmentation, Units
 from training.dp_sgd.updates import MEAN, SGD, Update, UpdateRule
 from training.errors import TrainingError
@@ -119,50 +120,48 @@ def train_privately(
     entropy: Entropy = random_bytes,
     on_step: Callable[[int], None] = lambda _step: None,
     on_choice: Callable[[Choice], None] = lambda _choice: None,
+    on_weights: Callable[[int, torch.Tensor], None] | None = None,
     checkpoints: Checkpoints | None = None,
     distributed: bool = False,
+    sharded: bool = False,
 ) -> int:
     """Train the module in place; returns the number of steps executed. Raises TrainingError if it diverges.
 
     inputs: scaled, each [n, ...], in the order of the module's arguments, numbers or int64 tokens; targets: [n];
     groups: int64 [n], equal for the rows of one person, for privacy of persons. Module and numbers are put into the
     declared arithmetic; the module comes back in the one it had. With `checkpoints` a run goes on where an earlier one
-    was cut off, never beyond `constants.steps` in all. `distributed`: every process of torch's process group calls this
-    with its own shard of the units and the same constants (`training.dp_sgd.distributed`).
+    was cut off, never beyond `constants.steps` in all. `on_weights` is told the place of each trained parameter and its
+    value, before each `on_step`.
+
+    `distributed`: every process of torch's process group calls this with its own shard of the units and the same
+    constants (`training.dp_sgd.distributed`); the first one writes checkpoints, and all must be able to read them.
+    `sharded`: besides, each holds its share of the weights only (`training.dp_sgd.sharding`); the module is empty until
+    this returns.
     """
-    if distributed and checkpoints:
-        raise TrainingError("runs on several processes keep no checkpoints", code="checkpoints-unsupported")
     given_type = next(module.parameters()).dtype
     module.to(constants.dtype)
     inputs = tuple(one.to(constants.dtype) if one.is_floating_point() else one for one in inputs)
-    targets = targets.to(constants.dtype)
-    parameters = [one for one in module.parameters() if one.requires_grad]
-    update = Update(parameters, rule=constants.rule, steps=constants.steps)
-    done = checkpoints.restore(module, update) if checkpoints else 0
     sampler = PoissonSampler(constants.rate, Keystream(entropy))
-    noise = noise_of(
-        constants.noise,
-        Keystream(entropy),
-        sigma=constants.sigma,
-        clip_norm=constants.clip_norm,
-        coordinates=sum(one.numel() for one in parameters),
-    )
-    if distributed:
-        share_weights(module)
-        noise = SharedNoise(noise)
+    noise = _noise(module, constants, Keystream(entropy), distributed=distributed, sharded=sharded)
     units = Units(
         inputs,
-        targets,
+        targets.to(constants.dtype),
         groups=groups,
         rows=constants.unit_rows,
         augmentation=constants.augmentation,
         stream=Keystream(entropy) if constants.augmentation else None,
     )
-    gradient_sum = GradientSum(
+    if distributed or sharded:
+        share_weights(module)
+    gradient_sum = (ShardedSum if sharded else GradientSum)(
         module, loss=loss, clip_norm=constants.clip_norm, gradients=constants.gradients, rows=units.rows
     )
     try:
         on_choice(gradient_sum.prepare(inputs))
+        held = gradient_sum.module  # the module itself, or this process' share of it
+        parameters = [one for one in held.parameters() if one.requires_grad]
+        update = Update(parameters, rule=constants.rule, steps=constants.steps)
+        done = checkpoints.restore(held, update) if checkpoints else 0
         for step in range(done + 1, constants.steps + 1):
             drawn = torch.from_numpy(sampler.draw(units.count))
             of_units, wanted, weights = units.of(drawn)
@@ -170,12 +169,31 @@ def train_privately(
             noise.add(summed)
             update.apply([one.div_(constants.divisor) for one in summed], step=step)
             if checkpoints:
-                checkpoints.after(step, module, update, last=step == constants.steps)
+                checkpoints.after(step, held, update, last=step == constants.steps)
+            if on_weights:
+                for place, one in enumerate(parameters):
+                    on_weights(place, whole(one))
             on_step(step)
+        update.finish()
+        if isinstance(gradient_sum, ShardedSum):
+            gradient_sum.give_back()
     finally:
         gradient_sum.close()
-    update.finish()
     module.to(given_type)
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+    if not all(bool(torch.isfinite(one).all()) for one in module.parameters() if one.requires_grad):
         raise TrainingError("training diverged: lower the learning rate", code="diverged")
     return constants.steps
+
+
+def _noise(module: nn.Module, constants: PrivateSgd, stream: Keystream, *, distributed: bool, sharded: bool) -> Noise:
+    """The noise seam: of one process, of the first one for all, or of each one for its own share."""
+    noise = noise_of(
+        constants.noise,
+        stream,
+        sigma=constants.sigma,
+        clip_norm=constants.clip_norm,
+        coordinates=sum(one.numel() for one in module.parameters() if one.requires_grad),
+    )
+    if sharded:
+        return ShardNoise(noise)
+    return SharedNoise(noise) if distributed else noise

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import distributed, nn
 
 from sealgate.errors import SealgateError
+from training.dp_sgd.checkpoint import Checkpoints
 from training.dp_sgd.choice import Choice
 from training.errors import TrainingError
 from training.limits import PROCESS_JOIN_S, PROCESS_SILENCE_S
@@ -40,7 +40,7 @@ from training.losses import Loss
 from training.private_sgd import PrivateSgd, train_privately
 
 Tensors = tuple[torch.Tensor, ...]
-_CHOSEN, _STEP, _DONE, _FAILED = "chosen", "step", "done", "failed"
+_CHOSEN, _WEIGHTS, _STEP, _DONE, _FAILED = "chosen", "weights", "step", "done", "failed"
 _FIRST = 0
 
 
@@ -57,6 +57,8 @@ class Task:
     inputs: int
     constants: PrivateSgd
     loss: Loss
+    sharded: bool
+    checkpoints: Checkpoints | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ def train_on_processes(
     groups: torch.Tensor | None,
     on_step: Callable[[int], None],
     on_choice: Callable[[Choice], None],
+    sharded: bool = False,
+    checkpoints: Checkpoints | None = None,
 ) -> int:
     """As `train_privately`, by `count` processes of as many threads as this one has. Raises TrainingError.
 
@@ -93,19 +97,21 @@ def train_on_processes(
                 inputs=len(inputs),
                 constants=constants,
                 loss=loss,
+                sharded=sharded,
+                checkpoints=checkpoints,
             )
             labels = () if groups is None else (groups[rows],)
             shard = (*(_as_used(one[rows], constants) for one in inputs), targets[rows], *labels)
             _hand_over(members[place], task, (*_tensors(module), *shard))
-        for what, said in _heard(members):
-            if what == _CHOSEN:
-                on_choice(said)
-                continue
-            step, weights = said
-            _fill(parameters, weights)
+        for what, said in _heard(members, resumable=checkpoints is not None):
             if what == _DONE:
                 break
-            on_step(step)
+            if what == _WEIGHTS:
+                place, values = said
+                with torch.no_grad():
+                    parameters[place].copy_(torch.from_numpy(values))
+            else:
+                (on_choice if what == _CHOSEN else on_step)(said)
     return constants.steps
 
 
@@ -178,7 +184,7 @@ def _hand_over(member: _Member, task: Task, tensors: Tensors) -> None:
         ) from error
 
 
-def _heard(members: list[_Member]) -> Iterator[tuple[str, Any]]:
+def _heard(members: list[_Member], *, resumable: bool) -> Iterator[tuple[str, Any]]:
     """What the first process says, and nothing else; raises TrainingError as soon as any one fails or is gone."""
     pipes = [one.pipe for one in members]
     while True:
@@ -192,16 +198,16 @@ def _heard(members: list[_Member]) -> Iterator[tuple[str, Any]]:
             try:
                 what, said = pipe.recv()
             except (EOFError, OSError) as error:
-                raise _lost(members) from error
+                raise _lost(members, resumable=resumable) from error
             if what == _FAILED:
-                raise _lost(members) if said is None else TrainingError(said[1], code=said[0])
+                raise _lost(members, resumable=resumable) if said is None else TrainingError(said[1], code=said[0])
             if pipe is members[_FIRST].pipe:
                 yield what, said
             else:
                 pipes.remove(pipe)  # it is done, and may go
 
 
-def _lost(members: list[_Member]) -> TrainingError:
+def _lost(members: list[_Member], *, resumable: bool = False) -> TrainingError:
     """One line about the process that went first: those that miss it end by themselves, with a status."""
     for one in members:
         one.process.join(PROCESS_JOIN_S)
@@ -209,17 +215,12 @@ def _lost(members: list[_Member]) -> TrainingError:
     killed = sorted(code for code in codes if code < 0)
     how = f"was killed by signal {-killed[0]}" if killed else "failed"
     memory = " (out of memory?)" if killed and killed[0] == -signal.SIGKILL else ""
+    advice = "start it again, or go on from its last checkpoint with --resume"
     return TrainingError(
-        f"one of the training processes {how}{memory}; the run has ended and nothing of it is kept: start it again",
+        f"one of the training processes {how}{memory}; the run has ended"
+        + (f": {advice}" if resumable else " and nothing of it is kept: start it again"),
         code="process-lost",
     )
-
-
-def _fill(parameters: list[nn.Parameter], weights: NDArray[Any]) -> None:
-    with torch.no_grad():
-        pieces = torch.split(torch.from_numpy(weights), [one.numel() for one in parameters])
-        for one, values in zip(parameters, pieces, strict=True):
-            one.copy_(values.view_as(one))
 
 
 def _take_part(pipe: Connection) -> None:
@@ -265,10 +266,11 @@ def _train(pipe: Connection, task: Task, tensors: list[torch.Tensor]) -> None:
         world_size=task.count,
         timeout=timedelta(seconds=PROCESS_SILENCE_S),
     )
-    parameters = [one for one in module.parameters() if one.requires_grad]
+    del tensors, own, values  # a sharded module is to be the only one that holds its weights
 
-    def weights() -> NDArray[Any]:  # torch's own way of sending tensors would leave them in shared memory
-        return torch.cat([one.detach().flatten() for one in parameters]).numpy()
+    def tell(place: int, values: torch.Tensor) -> None:  # as numbers: torch would leave tensors in shared memory
+        if first:
+            pipe.send((_WEIGHTS, (place, values.numpy())))
 
     train_privately(
         module,
@@ -277,9 +279,14 @@ def _train(pipe: Connection, task: Task, tensors: list[torch.Tensor]) -> None:
         constants=task.constants,
         loss=task.loss,
         groups=groups[0] if groups else None,
-        on_step=lambda step: pipe.send((_STEP, (step, weights()))) if first else None,
+        on_step=lambda step: pipe.send((_STEP, step)) if first else None,
         on_choice=lambda choice: pipe.send((_CHOSEN, choice)) if first else None,
+        on_weights=tell,
+        checkpoints=task.checkpoints,
         distributed=True,
+        sharded=task.sharded,
     )
-    pipe.send((_DONE, (task.constants.steps, weights()) if first else None))
+    for place, one in enumerate(one for one in module.parameters() if one.requires_grad):
+        tell(place, one.detach())
+    pipe.send((_DONE, None))
     distributed.destroy_process_group()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +25,7 @@ from sealgate.certificate.recompute import GaussianSteps
 from sealgate.errors import ConfigurationError
 from tests.training.conftest import configuration_text, tiny, write_data
 from tests.training.dp_sgd.models import examples, model
+from training.dp_sgd.checkpoint import Checkpoints
 from training.errors import TrainingError
 from training.experiment import run_experiment
 from training.losses import Loss
@@ -37,7 +37,7 @@ from training.processes import shards
 ROWS, STEPS = 30, 3
 
 
-def plan(*, processes: int = 1, sigma: float = 1e-12, unit_rows: int = 4) -> SgdPlan:
+def plan(*, processes: int = 1, sharded: bool = False, sigma: float = 1e-12, unit_rows: int = 4) -> SgdPlan:
     """Every unit in every step, and noise that no float shows, unless it is asked for."""
     constants = PrivateSgd(
         rate=Fraction(1), steps=STEPS, divisor=12.0, clip_norm=0.5, sigma=sigma, learning_rate=1.0, momentum=0.5,
@@ -46,7 +46,7 @@ def plan(*, processes: int = 1, sigma: float = 1e-12, unit_rows: int = 4) -> Sgd
     account = GaussianSteps(sigma_micro=MICRO, rate=Fraction(1), steps=STEPS, delta="0.00001")
     return SgdPlan(
         account=account, constants=constants, loss=Loss.usual(3), unit="user", divisor_micro=12 * MICRO,
-        clip_norm_micro=MICRO // 2, processes=processes,
+        clip_norm_micro=MICRO // 2, processes=processes, sharded=sharded,
     )  # fmt: skip
 
 
@@ -59,11 +59,15 @@ def train(what: SgdPlan, module, groups, *, on_step=lambda _step: None):
     return what.train(module, inputs, targets, groups=groups, entropy=random_bytes, on_step=on_step)
 
 
-def test_two_processes_learn_of_persons_what_one_would():
+SHARED = pytest.mark.parametrize("sharded", [False, True], ids=["rows", "weights"])
+
+
+@SHARED
+def test_two_processes_learn_of_persons_what_one_would(sharded):
     groups = torch.arange(ROWS) % 7 * 1000  # rows of one person lie far apart
     alone, together, seen, steps = model("mlp"), model("mlp"), [], []
     train(plan(), alone, groups, on_step=lambda _step: steps.append(flat(alone)))
-    shared = plan(processes=2)
+    shared = plan(processes=2, sharded=sharded)
     assert train(shared, together, groups, on_step=lambda _step: seen.append(flat(together).clone())) == STEPS
     assert torch.allclose(flat(together), flat(alone), atol=1e-10)
     assert (flat(alone) - flat(model("mlp"))).abs().max() > 1e-3
@@ -74,19 +78,32 @@ def test_two_processes_learn_of_persons_what_one_would():
     assert multiprocessing.active_children() == []
 
 
-def test_a_killed_process_ends_the_run_with_one_line():
-    victims = []
+@SHARED
+def test_a_killed_process_ends_the_run_with_one_line_and_its_checkpoint_goes_on(tmp_path, sharded):
+    victims, seen = [], []
 
     def kill(_step):
         victims.append(max(multiprocessing.active_children(), key=lambda one: one.name))
         os.kill(victims[0].pid, signal.SIGKILL)
 
+    def kept(*, resume: bool) -> Checkpoints | None:
+        return Checkpoints(tmp_path / "checkpoint", identity="this", every=1, resume=resume) if sharded else None
+
+    shared = replace(plan(processes=2, sharded=sharded), checkpoints=kept(resume=False))
     with pytest.raises(TrainingError, match="was killed by signal 9") as caught:
-        train(plan(processes=2), model("mlp"), None, on_step=lambda step: kill(step) if step == 1 else None)
+        train(shared, model("mlp"), None, on_step=lambda step: kill(step) if step == 1 else None)
     assert caught.value.code == "process-lost"
     assert "\n" not in str(caught.value)
+    assert ("--resume" if sharded else "nothing of it is kept") in str(caught.value)
     assert victims[0].name == "sealgate-train-1"  # not the one that speaks
     assert multiprocessing.active_children() == []
+    if sharded:
+        alone, together = model("mlp"), model("mlp")
+        train(replace(shared, checkpoints=kept(resume=True)), together, None, on_step=seen.append)
+        train(plan(), alone, None)
+        assert seen[-1] == STEPS
+        assert seen[0] > 1  # nothing that is on the disk is done again
+        assert torch.allclose(flat(together), flat(alone), atol=1e-10)
 
 
 @pytest.mark.slow
@@ -128,24 +145,24 @@ def test_shards_are_a_partition_that_divides_no_person(persons, count, labelled)
     [
         (0, {}, "between 1 and 64"),
         (65, {}, "between 1 and 64"),
-        (2, {"checkpoints": True}, "checkpoint"),
+        (1, {"sharded": True}, "--shard"),
         (2, {"fingerprint": True}, "--fingerprint"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(count, more, word):
     with pytest.raises(ConfigurationError, match=word) as caught:
-        on_processes(plan(), count, **{"checkpoints": False, "fingerprint": False, **more})
+        on_processes(plan(), count, **{"sharded": False, "fingerprint": False, **more})
     assert str(caught.value).startswith("--processes: ")
 
 
 def test_mechanisms_without_steps_are_refused_before_anything_is_read(tmp_path, key):
     once = plan_adassp(target_micro=3 * MICRO, delta="0.00001", row_norm_micro=2 * MICRO)
     with pytest.raises(ConfigurationError, match="only dp-sgd"):
-        on_processes(once, 2, checkpoints=False, fingerprint=False)
+        on_processes(once, 2, sharded=False, fingerprint=False)
     config = tmp_path / "config.toml"  # there are no rows beside it
-    config.write_text(configuration_text("data.csv") + "\n[engine]\ncheckpoint_every = 5\n")
-    with pytest.raises(ConfigurationError, match=r"--processes: .*checkpoint_every"):
-        run_experiment(config, models_dir=tmp_path / "models", key=key, processes=2)
+    config.write_text(configuration_text("data.csv"))
+    with pytest.raises(ConfigurationError, match=r"--processes: --shard needs"):
+        run_experiment(config, models_dir=tmp_path / "models", key=key, sharded=True)
 
 
 def test_randomness_of_processes_cannot_be_injected():
@@ -163,19 +180,18 @@ def test_the_command_on_two_processes_makes_the_same_kind_of_bundle(tmp_path, ke
     (tmp_path / "config.toml").write_text(configuration_text("data.csv", family="mlp"))
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (tmp_path / "publisher.key").write_bytes(pem)
+    ways = {"alone": [], "rows": ["--processes", "2"], "weights": ["--processes", "2", "--shard"]}
     found = {}
-    for count in (1, 2):
-        command = [sys.executable, "-m", "sealgate", "train", "config.toml", "--out", f"models{count}"]
-        ran = subprocess.run(
-            [*command, "--processes", str(count)], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+    for way, options in ways.items():
+        command = [sys.executable, "-m", "sealgate", "train", "config.toml", "--out", way, *options]
+        ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
-        found[count] = verify_bundle(
-            tmp_path / f"models{count}" / "tiny", publishers_of({"us": key.public_key()})
-        ).certificate
-    one, two = (SimpleNamespace(c=found[count]) for count in (1, 2))
-    assert (one.c.epsilon_micro, one.c.mechanism) == (two.c.epsilon_micro, two.c.mechanism)
-    assert two.c.audit is not None
-    assert two.c.environment.gradients.endswith("on 2 processes")
-    assert abs(one.c.measured[0].value_micro - two.c.measured[0].value_micro) < 100_000
-    assert two.c.measured[0].value_micro > 600_000
+        found[way] = verify_bundle(tmp_path / way / "tiny", publishers_of({"us": key.public_key()})).certificate
+    alone = found.pop("alone")
+    assert found["rows"].environment.gradients.endswith("on 2 processes")
+    assert found["weights"].environment.gradients == "book-keeping on 2 processes, weights sharded"
+    for together in found.values():
+        assert (alone.epsilon_micro, alone.mechanism) == (together.epsilon_micro, together.mechanism)
+        assert together.audit is not None
+        assert abs(alone.measured[0].value_micro - together.measured[0].value_micro) < 100_000
+        assert together.measured[0].value_micro > 600_000

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from training.dp_sgd.contributions import Contribution, Direct, Lookup, Outer, joined
-from training.dp_sgd.layers import RULES, unsupported
+from training.dp_sgd.layers import RULES, Rule, unsupported
 from training.dp_sgd.modes import Inputs, Mode, Summing
 from training.errors import TrainingError
 from training.losses import Loss
@@ -27,6 +28,7 @@ from training.losses import Loss
 @dataclass
 class _Call:
     layer: nn.Module
+    rule: Rule
     before: torch.Tensor
     output: torch.Tensor
     versions: tuple[int, int]
@@ -44,20 +46,19 @@ class BookKeeping(Mode):
         for layer in layers:
             if why := unsupported(layer):
                 raise TrainingError(why, code="gradients-unsupported")
-        self._hooks = [layer.register_forward_hook(self._note) for layer in layers]
+        # The rule belongs to the type that the layer has now: sharding changes it.
+        self._hooks = [layer.register_forward_hook(partial(self._note, RULES[type(layer)])) for layer in layers]
 
-    def _note(self, layer: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def _note(self, rule: Rule, layer: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         if torch.is_grad_enabled():
             before = given[0].detach()
-            self._calls.append(_Call(layer, before, output, (before._version, output._version)))
+            self._calls.append(_Call(layer, rule, before, output, (before._version, output._version)))
 
     def gradients(
         self, inputs: Inputs, targets: torch.Tensor, *, rows: int, weights: torch.Tensor | None
     ) -> tuple[torch.Tensor, Summing]:
-        found = self._contributions(inputs, targets, rows=rows, weights=weights)
-        squares = torch.zeros(len(targets) // rows, dtype=torch.float64, device=targets.device)
-        for one in found.values():
-            squares += one.squares()
+        found = self.contributions(inputs, targets, rows=rows, weights=weights)
+        squares = self.squares(found, len(targets) // rows)
 
         def summed(factors: torch.Tensor) -> list[torch.Tensor]:
             return [
@@ -67,8 +68,15 @@ class BookKeeping(Mode):
 
         return squares, summed
 
+    def squares(self, found: dict[torch.Tensor, Contribution], units: int) -> torch.Tensor:
+        """Squared norms of the units' gradients over all parameters: float64 [units]."""
+        squares = torch.zeros(units, dtype=torch.float64, device=self.parameters[0].device)
+        for one in found.values():
+            squares += one.squares()
+        return squares
+
     def numbers(self, inputs: Inputs, targets: torch.Tensor) -> int:
-        found = self._contributions(inputs, targets, rows=1, weights=None)
+        found = self.contributions(inputs, targets, rows=1, weights=None)
         total = 0
         for one in found.values():
             one.squares()
@@ -82,9 +90,10 @@ class BookKeeping(Mode):
                     total += one.values.numel()
         return -(-total // len(targets))
 
-    def _contributions(
+    def contributions(
         self, inputs: Inputs, targets: torch.Tensor, *, rows: int, weights: torch.Tensor | None
     ) -> dict[torch.Tensor, Contribution]:
+        """What each parameter's gradients are made of, by one pass forward and one backward."""
         self._calls.clear()
         try:
             total = self.row_losses(self.module(*inputs), targets, weights).sum()
@@ -94,7 +103,7 @@ class BookKeeping(Mode):
             for call, gradient in zip(self._calls, behind, strict=True):
                 if gradient is not None:
                     self._require_untouched(call, len(targets))
-                    for parameter, part in RULES[type(call.layer)](call.layer, call.before, gradient, rows):
+                    for parameter, part in call.rule(call.layer, call.before, gradient, rows):
                         if parameter.requires_grad:
                             parts.setdefault(parameter, []).append(part)
         finally:

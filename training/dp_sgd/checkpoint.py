@@ -9,6 +9,9 @@ were seen by nobody: what left the process is what the checkpoint says. The numb
 have gone through is exactly the declared one, and it is never exceeded: a finished run does not go on.
 
 `identity` binds a checkpoint to the run: constants, architecture and rows. With another identity it is refused.
+A run on several processes has one checkpoint as well, written by the first of them, of whole tensors: so it may be
+resumed on another number of processes, or on one.
+
 Trusts: the file system. Never: reads pickles, or resumes what does not fit.
 """
 
@@ -22,9 +25,10 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import distributed, nn
 
 from sealgate.errors import ConfigurationError
+from training.dp_sgd.sharding import fill, whole
 from training.dp_sgd.updates import Update
 
 FORMAT = "sealgate-training-checkpoint-1"
@@ -62,24 +66,31 @@ class Checkpoints:
             raise ConfigurationError(f"{self._path} does not fit this model; delete it to begin again")
         with torch.no_grad():
             for name, one in wanted.items():
-                one.copy_(tensors[name])
+                fill(one, tensors[name])
         self.resumed = int(facts["resumed"]) + 1
         return int(facts["steps"])
 
     def after(self, step: int, module: nn.Module, update: Update, *, last: bool) -> None:
-        """Called when a step is done; every so many, and after the last, it is on the disk when this returns."""
+        """Called by all processes when a step is done; every so many, and after the last, the first one saves."""
         if last or step % self._every == 0:
             self.save(step, module, update)
 
     def save(self, step: int, module: nn.Module, update: Update) -> None:
-        """Replace the checkpoint; it is on the disk when this returns."""
+        """Replace the checkpoint; it is on the disk when this returns in the process that writes."""
         facts = {
             "format": FORMAT,
             "identity": self._identity,
             "steps": str(step),
             "resumed": str(self.resumed),
         }
-        _replace(self._path, safetensors.torch.save(_tensors(module, update), metadata=facts))
+        writes = not distributed.is_initialized() or distributed.get_rank() == 0
+        tensors: dict[str, torch.Tensor] = {}
+        for name, one in _tensors(module, update).items():
+            values = whole(one)
+            if writes:
+                tensors[name] = values
+        if writes:
+            _replace(self._path, safetensors.torch.save(tensors, metadata=facts))
 
     def discard(self) -> None:
         """The run's result is published: nothing is to be resumed any more."""

@@ -29,7 +29,7 @@ class GradientSum:
         part_numbers: int = MAX_PART_NUMBERS,
     ) -> None:
         """`rows` is the greatest number of rows of a unit; `gradients` a mode's name or "auto"."""
-        self._module = module
+        self.module = module
         self._loss = loss
         self._clip_norm = clip_norm
         self._wanted = gradients
@@ -63,9 +63,9 @@ class GradientSum:
     def prepare(self, inputs: Inputs) -> Choice:
         """Choose the mode, if that was not done; the inputs' shapes and types are all that is looked at."""
         if self._choice is None or self._mode is None:
-            self._choice = choose(self._module, inputs, loss=self._loss, wanted=self._wanted, rows=self._rows)
-            self._mode = MODES[self._choice.mode](self._module, loss=self._loss, clip_norm=self._clip_norm)
-            given, targets = made_up(self._module, inputs, loss=self._loss, count=2, dtype=self._mode.dtype)
+            self._choice = choose(self.module, inputs, loss=self._loss, wanted=self._wanted, rows=self._rows)
+            self._mode = MODES[self._choice.mode](self.module, loss=self._loss, clip_norm=self._clip_norm)
+            given, targets = made_up(self.module, inputs, loss=self._loss, count=2, dtype=self._mode.dtype)
             numbers = self._mode.numbers(given, targets)
             self._part = max(1, self._part_numbers // max(1, numbers * self._rows))
         return self._choice

@@ -42,6 +42,7 @@ class SgdPlan:
     clip_norm_micro: int
     checkpoints: Checkpoints | None = None
     processes: int = 1
+    sharded: bool = False  # each process holds its share of the weights
     chosen: list[Choice] = field(default_factory=list, repr=False, compare=False)  # filled by `train`
 
     @property
@@ -105,8 +106,6 @@ class SgdPlan:
     ) -> int:
         """See Plan."""
         if self.processes > 1:
-            if self.checkpoints is not None:
-                raise TrainingError("runs on several processes keep no checkpoints", code="checkpoints-unsupported")
             if entropy is not random_bytes:
                 raise TrainingError("processes draw from the operating system alone", code="processes-unsupported")
             return train_on_processes(
@@ -119,6 +118,8 @@ class SgdPlan:
                 groups=groups,
                 on_step=on_step,
                 on_choice=self.chosen.append,
+                sharded=self.sharded,
+                checkpoints=self.checkpoints,
             )
         return train_privately(
             module,
@@ -134,14 +135,14 @@ class SgdPlan:
         )
 
 
-def on_processes(plan: Plan, count: int, *, checkpoints: bool, fingerprint: bool) -> Plan:
+def on_processes(plan: Plan, count: int, *, sharded: bool, fingerprint: bool) -> Plan:
     """The plan on so many processes; raises ConfigurationError for what cannot be run on more than one."""
-    if count == 1:
+    if count == 1 and not sharded:
         return plan
     for holds, what in (
-        (1 < count <= MAX_PROCESSES, f"N must lie between 1 and {MAX_PROCESSES}"),
+        (1 < count <= MAX_PROCESSES or count == 1, f"N must lie between 1 and {MAX_PROCESSES}"),
+        (count > 1, "--shard needs more than one process to share the weights among"),
         (isinstance(plan, SgdPlan), "only dp-sgd without a search has steps that processes can share; leave it out"),
-        (not checkpoints, "a run on several processes keeps no checkpoints; leave it or checkpoint_every out"),
         (
             not fingerprint,
             "a fingerprint is put in between the steps of one process; leave it or --fingerprint out",
@@ -150,4 +151,4 @@ def on_processes(plan: Plan, count: int, *, checkpoints: bool, fingerprint: bool
         if not holds:
             raise ConfigurationError(f"--processes: {what}")
     assert isinstance(plan, SgdPlan)
-    return replace(plan, processes=count)
+    return replace(plan, processes=count, sharded=sharded)
