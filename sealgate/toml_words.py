@@ -182,5 +182,5 @@ def _allowed(shape: Any) -> list[str]:
     """The values of a choice."""
     values: Sequence[Any] = get_args(shape) if get_origin(shape) is Literal else ()
     if isinstance(shape, EnumType):
-        values = [one.value for one in shape]
+        values = [kind.value for kind in list[Any](shape)]
     return [f'"{one}"' if isinstance(one, str) else str(one) for one in values][:_LISTED]
