@@ -7,7 +7,7 @@ opens anything in `predict`, so that it works after the worker's sandbox is seal
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,10 @@ class LoadedModel:
     def predict(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Raw inputs by manifest name, [n, ...] each -> outputs by manifest name. Raises BadInput."""
         return self.predictor.predict(inputs)
+
+    def predict_each(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+        """`predict` of each, in order; a batch is taken when there is room for it on the device."""
+        return self.predictor.predict_each(batches)
 
 
 def load_verified(bundle: VerifiedBundle, *, device: str = "cpu") -> LoadedModel:

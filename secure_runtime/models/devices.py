@@ -1,20 +1,24 @@
 """Where a model computes, and how rows get there and back. The same calls on a processor and on a GPU.
 
-On CUDA rows are copied from page-locked memory without waiting, on a stream of the predictor's own, and answers come
-back into page-locked memory; one wait at the end of a call. On a processor all of it is nothing. Arithmetic is
-IEEE single or double on both: TensorFloat-32, which keeps ten bits of a factor, is off, or answers would depend on the
-device.
+On CUDA rows are copied from page-locked memory without waiting, each batch on a stream of its own (a lane), and answers
+come back into page-locked memory: while one batch computes, the next one is on its way. Waiting is for an event behind
+the answer. On a processor all of it is nothing. Arithmetic is IEEE single or double on both: TensorFloat-32, which
+keeps ten bits of a factor, is off, or answers would depend on the device.
 
-CUDA graphs are not used: they fix shapes, and rows arrive in any number. Trusts: torch's device abstraction. Never:
-shares a buffer between two calls, which would keep a caller's rows in memory beyond the answer.
+Trusts: torch's device abstraction; its allocators keep memory of a copy until the copy is done (CUDA semantics, "Use
+pinned memory buffers"). Never: shares a buffer between two calls, which would keep a caller's rows in memory beyond
+the answer; `graphs.py` has such buffers, and wipes them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 
 import torch
+
+from secure_runtime.limits import LANES
 
 
 def prepare_device(device: torch.device) -> None:
@@ -27,13 +31,14 @@ def prepare_device(device: torch.device) -> None:
 
 
 class Lane:
-    """A predictor's way to its device and back: one stream, used by one thread at a time."""
+    """The way of one batch at a time to the device and back: one stream, used by one thread."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # nor there
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # weights that are still on their way
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
@@ -48,15 +53,55 @@ class Lane:
         """The rows on the device, perhaps still on their way: what is queued behind them on this lane waits."""
         return sent(rows, self.device)
 
-    def fetched(self, *values: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """These tensors in the host's memory, arrived."""
+    def fetching(self, value: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Begin to bring a tensor back; what is returned waits until it has arrived in the host's memory."""
         if self._stream is None:
-            return tuple(one.cpu() for one in values)
-        found = tuple(torch.empty(one.shape, dtype=one.dtype, pin_memory=True) for one in values)
-        for here, there in zip(found, values, strict=True):
-            here.copy_(there, non_blocking=True)
+            here = value.cpu()
+            return lambda: here
+        found = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+        found.copy_(value, non_blocking=True)
+        behind = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        behind.record(self._stream)
+
+        def arrived() -> torch.Tensor:
+            behind.synchronize()
+            return found
+
+        return arrived
+
+    def record(self, function: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:
+        """What `function` computes as one graph of this lane: the tensor that every replay writes, and the replay,
+        which is called inside `entered`. `function` reads tensors that stay where they are. On a processor it runs.
+
+        Raises RuntimeError for what CUDA cannot capture, such as a size that depends on the data.
+        """
+        if self._stream is None:
+            output = function().clone()
+
+            def again() -> None:
+                output.copy_(function())
+
+            return output, again
+        with torch.cuda.stream(self._stream):
+            for _ in range(_WARM_UPS):  # libraries set themselves up at first; that cannot be captured
+                function()
         self._stream.synchronize()
-        return found
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            output = function()
+        return output, graph.replay
+
+
+class Lanes:
+    """The lanes of one predictor, taken in turn."""
+
+    def __init__(self, device: torch.device, count: int = LANES) -> None:
+        self.all = tuple(Lane(device) for _ in range(count))
+        self._turn = itertools.cycle(self.all)
+
+    def next(self) -> Lane:
+        """The one whose batch is the longest ago."""
+        return next(self._turn)
 
 
 def sent(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -64,3 +109,6 @@ def sent(rows: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda" or rows.is_cuda:
         return rows.to(device=device)
     return rows.pin_memory().to(device=device, non_blocking=True)
+
+
+_WARM_UPS = 3  # as torch's notes on CUDA graphs do

@@ -9,7 +9,7 @@ Trusts: a verified pipeline. Never: keeps an intermediate tensor after answering
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +82,15 @@ class PipelinePredictor:
                 given[name] = part.gives(read)
         found = _fused(self._fusion, answers) if self._fusion is not None else next(iter(answers.values()))
         return {self._names[role]: values for role, values in found.items()}
+
+    def predict_each(self, batches: Iterable[Batch]) -> Iterator[dict[str, torch.Tensor]]:
+        """`predict` of each, one after the other."""
+        return map(self.predict, batches)
+
+    def capture_graphs(self) -> tuple[int, ...]:
+        """As `Predictor.capture_graphs`, for every member; the sizes that all have."""
+        sizes = [set(part.predictor.capture_graphs()) for part in self._parts]
+        return tuple(sorted(set.intersection(*sizes)))
 
 
 def _joined(sources: list[torch.Tensor]) -> torch.Tensor:

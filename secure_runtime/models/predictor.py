@@ -9,15 +9,18 @@ Trusts: the checked manifest. Never: opens a file, imports, draws random numbers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
 
 from sealgate.certificate.manifest import Manifest
 from secure_runtime.errors import BadInput
+from secure_runtime.limits import GRAPH_ROWS
 from secure_runtime.models.architectures import probabilities
-from secure_runtime.models.devices import Lane
+from secure_runtime.models.devices import Lanes
+from secure_runtime.models.graphs import Graphs, capture
 from secure_runtime.models.preparation import PreparedInput
 
 _ARITHMETIC = {"float64": torch.float64, "float32": torch.float32}
@@ -33,7 +36,8 @@ class Predictor:
         self.inputs = tuple(
             PreparedInput(tensor, dtype=dtype, device=torch.device(device)) for tensor in manifest.inputs
         )
-        self._lane = Lane(torch.device(device))
+        self._lanes = Lanes(torch.device(device))
+        self._graphs: Graphs | None = None
         self._names = {output.role: output.name for output in manifest.outputs}
         span = manifest.value_range
         self._span = (float(span.low), float(span.high)) if span is not None else (-1.0, 1.0)
@@ -42,23 +46,64 @@ class Predictor:
         """Inputs by name as the model's `forward` takes them: clamped, centred, scaled, in order, [n, ...] each."""
         return tuple(prepared.scaled(inputs[prepared.spec.name]) for prepared in self.inputs)
 
-    @torch.inference_mode()
     def predict(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by their names in the manifest; raises BadInput for rows that cannot be answered.
 
         `inputs` by name: FP32, UINT8 or INT64 [n, ...] as the manifest declares; texts as their tokens.
         """
+        return self._begun(inputs)()
+
+    def predict_each(self, batches: Iterable[Mapping[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+        """`predict` of each, in order. On a GPU the next batch is on its way while one computes; it is taken from
+        `batches` then and not before."""
+        under_way: deque[Callable[[], dict[str, torch.Tensor]]] = deque()
+        for batch in batches:
+            under_way.append(self._begun(batch))
+            if len(under_way) >= len(self._lanes.all):
+                yield under_way.popleft()()
+        while under_way:
+            yield under_way.popleft()()
+
+    @torch.inference_mode()
+    def _begun(self, inputs: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
+        """Queue a batch; what is returned waits for its outputs."""
         for prepared in self.inputs:
             prepared.require(inputs[prepared.spec.name])
-        if len({len(batch) for batch in inputs.values()}) != 1:
+        sizes = {len(batch) for batch in inputs.values()}
+        if len(sizes) != 1:
             raise BadInput("the inputs have different numbers of rows", code="input-shape")
-        with self._lane.entered():
-            logits = self._module(*self.scaled(inputs))  # [n, logits]
-            if self._architecture.classes == 0:
-                (values,) = self._lane.fetched(self._values(logits))
-                return {self._names["value"]: values}
-            (scores,) = self._lane.fetched(probabilities(self._architecture, logits).to(torch.float32))  # [n, classes]
-        return {self._names["scores"]: scores, self._names["label"]: scores.argmax(dim=1)}  # label: int64 [n]
+        if self._graphs is not None and self._graphs.fitting(*sizes):
+            with self._graphs.lane.entered():
+                arrived = self._graphs.lane.fetching(self._graphs.run(inputs))
+        else:
+            lane = self._lanes.next()
+            with lane.entered():
+                arrived = lane.fetching(self._computed(inputs))
+        return lambda: self._named(arrived())
+
+    def _computed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Values float32 [n], or scores float32 [n, classes], on the device."""
+        logits = self._module(*self.scaled(inputs))  # [n, logits]
+        if self._architecture.classes == 0:
+            return self._values(logits)
+        return probabilities(self._architecture, logits).to(torch.float32)
+
+    def _named(self, found: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self._architecture.classes == 0:
+            return {self._names["value"]: found}
+        return {self._names["scores"]: found, self._names["label"]: found.argmax(dim=1)}  # label: int64 [n]
+
+    def capture_graphs(self) -> tuple[int, ...]:
+        """Answer small batches by captured graphs from here on; returns the numbers of rows. Raises RuntimeError where
+        this model cannot be captured: then it goes on as before."""
+        most = self._architecture.rows_at_once(max(GRAPH_ROWS))
+        self._graphs = capture(
+            self._computed,
+            lambda rows: {one.spec.name: one.zeros(rows) for one in self.inputs},
+            lane=self._lanes.next(),
+            sizes=[rows for rows in GRAPH_ROWS if rows <= most] or [1],
+        )
+        return self._graphs.sizes
 
     @property
     def module(self) -> nn.Module:

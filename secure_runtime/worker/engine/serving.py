@@ -12,7 +12,7 @@ or the worker; raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -184,12 +184,15 @@ def _predict(batch: Sequence[Job], clock: Clock) -> Mapping[str, torch.Tensor]:
     model, rows = batch[0].model, sum(job.rows for job in batch)
     inputs = {spec.name: together([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
     expires_us = max(job.admitted.grant.expires_us for job in batch)
-    slices: list[Mapping[str, torch.Tensor]] = []
     at_once = model.manifest.architecture.rows_at_once(SLICE_ROWS)
-    for start in range(0, rows, at_once):
-        if start and clock() >= expires_us:
-            raise _TooSlow
-        slices.append(model.predict({name: one[start : start + at_once] for name, one in inputs.items()}))
+
+    def cut() -> Iterator[Mapping[str, torch.Tensor]]:
+        for start in range(0, rows, at_once):
+            if start and clock() >= expires_us:
+                raise _TooSlow
+            yield {name: one[start : start + at_once] for name, one in inputs.items()}
+
+    slices = list(model.predict_each(cut()))
     if len(slices) == 1:
         return slices[0]
     return {name: torch.cat([one[name] for one in slices]) for name in slices[0]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -33,11 +33,11 @@ class Watched(Predictor):
     sizes: list[int]
     instead: Any = None
 
-    def predict(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _begun(self, inputs: Mapping[str, torch.Tensor]) -> Callable[[], dict[str, torch.Tensor]]:
         self.sizes.append(inputs["rows"].shape[0])
         if self.instead is not None:
             self.instead()
-        return super().predict(inputs)
+        return super()._begun(inputs)
 
 
 def text_manifest() -> Any:
