@@ -137,6 +137,7 @@ class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     canary: Canary | None = None
     max_concurrent: int = 0  # requests in flight; beyond, a caller is told to come again
     memory_limit_mb: int = 0  # what loading and warming up may take; with a worker of its own, that worker's limit
+    cuda_graphs: bool = False  # on a GPU: capture it for a few numbers of rows, which batches are padded to
 
 
 class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -13,7 +13,8 @@ from sealgate.ambient import monotonic_ns
 from sealgate.deployment import Deployment, socket_address
 from sealgate.errors import DecodeError, HostAway
 from sealgate.protocol.frames import FrameReader, HostToGateway, RuntimeState
-from secure_runtime.limits import STATE_ANSWER_S
+from sealgate.terminal import printable
+from secure_runtime.limits import MAX_TOLD, STATE_ANSWER_S
 
 
 def read_state(deployment: Deployment) -> RuntimeState:
@@ -59,6 +60,12 @@ def as_pairs(state: RuntimeState) -> Sequence[tuple[str, object]]:
         *(
             (f"worker {number}", f"{one.instance[:16]} on {one.device}: {', '.join(one.models) or 'no model'}")
             for number, one in enumerate(state.workers, 1)
+        ),
+        *(
+            (f"CUDA graphs of {called}", printable(words, limit=MAX_TOLD))
+            for called, words in {
+                called: words for one in state.workers for called, words in one.graphs.items()
+            }.items()
         ),
         *((f"model {name}", f"versions {', '.join(versions)}") for name, versions in _several(state).items()),
         *((f"model {name} answers", words) for name, words in state.routes.items()),

@@ -121,6 +121,7 @@ class WorkerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     measurements: dict[str, str]  # name to lowercase hex SHA-256 (code, environment)
     single_use: bool = False  # it can answer a request in a process of its own
     memory: dict[str, int] = {}  # bytes that loading and warming up took, by the bundle's place
+    graphs: dict[str, str] = {}  # what came of capturing CUDA graphs, in words, by the bundle's place
 
 
 Amount: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -184,6 +185,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     bundles: tuple[str, ...] | None = None  # places below models_dir to load, "NAME" or "NAME/VERSION"; None: all
     memory_limits: dict[str, int] = {}  # bytes that loading a model may take, by its name
     max_message: int = DEFAULT_MESSAGE  # bytes of an inner message, either way
+    cuda_graphs: tuple[str, ...] = ()  # models to capture as CUDA graphs, by name
     number: int = 0  # of this worker among those that run side by side, for the choice of a device
 
     def without_keys(self) -> BootPlan:
@@ -315,6 +317,7 @@ class PublishedWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     models: tuple[str, ...]
     device: str = ""
     memory: dict[str, int] = {}  # see WorkerFacts
+    graphs: dict[str, str] = {}
 
 
 class FiguresGiven(Frame, frozen=True, kw_only=True, tag="figures-given"):

@@ -274,6 +274,7 @@ def workers_of(published: Sequence[Published]) -> tuple[PublishedWorker, ...]:
             models=tuple(dict.fromkeys(model.name for model in one.facts.models)),
             device=one.facts.device,
             memory=one.facts.memory,
+            graphs=one.facts.graphs,
         )
         for one in published
     )

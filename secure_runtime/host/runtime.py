@@ -180,6 +180,7 @@ class RuntimeHost:
             memory_limits={
                 name: one.memory_limit_mb * 1024 * 1024 for name, one in choice.named.items() if one.memory_limit_mb
             },
+            cuda_graphs=tuple(name for name, one in choice.named.items() if one.cuda_graphs),
             number=lane.number,
             max_message=deployment.max_message,
         )

@@ -234,6 +234,8 @@ class WorkerLife:
             await self._append(record, live)
         for refusal in facts.refused:
             around.tell(f"model {printable(refusal.name, limit=MAX_WORKER_WORDS)} was refused: {refusal.reason}")
+        for called, words in facts.graphs.items():
+            around.tell(printable(f"CUDA graphs of {called}: {words}", limit=MAX_WORKER_WORDS))
         key_configs = self._publishable(facts.key_configs)
         if not key_configs:
             raise WorkerGone("all its keys have numbers of other workers' keys", code="worker-protocol")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.sealed_weights import DataKeyOf, no_data_key
 from sealgate.protocol.frames import ModelFacts
 from secure_runtime.errors import BadInput
-from secure_runtime.limits import SLICE_ROWS
+from secure_runtime.limits import MAX_WORKER_WORDS, SLICE_ROWS
 from secure_runtime.models.pipeline import PipelinePredictor
 from secure_runtime.models.pipeline_loading import pipeline_predictor, require_demands
 from secure_runtime.models.predictor import Predictor
@@ -37,6 +37,7 @@ class LoadedModel:
     manifest: Manifest
     predictor: Predictor | PipelinePredictor = field(repr=False)
     memory_bytes: int = 0
+    graphs: str = ""  # what came of capturing it, if that was asked for
 
     def predict(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Raw inputs by manifest name, [n, ...] each -> outputs by manifest name. Raises BadInput."""
@@ -84,6 +85,18 @@ def load_bundle(
     bundle = verify_bundle(directory, publishers, data_key=data_key)
     demands(bundle)
     return load_verified(bundle, device=device)
+
+
+def captured(model: LoadedModel, *, device: str) -> LoadedModel:
+    """The model, answering small batches by CUDA graphs where that can be done; `graphs` says what came of it."""
+    if device == "cpu":
+        return replace(model, graphs="not captured: this worker computes on the cpu, and graphs are for GPUs")
+    try:
+        sizes = model.predictor.capture_graphs()
+    except RuntimeError as error:
+        why = (str(error).splitlines() or [""])[0][:MAX_WORKER_WORDS]
+        return replace(model, graphs=f"not captured, runs as usual: {why}")
+    return replace(model, graphs=f"captured for {', '.join(map(str, sizes))} rows")
 
 
 def warm_up(model: LoadedModel, *, max_rows: int = 256) -> None:

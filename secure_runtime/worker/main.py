@@ -49,7 +49,7 @@ from sealgate.protocol.secrets import Secret
 from sealgate.protocol.sizes import sealed_size
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.limits import COLLECT_EVERY, MAX_BUNDLES, MAX_FACTS_BYTES, MAX_REFUSALS
-from secure_runtime.models.bundle import LoadedModel, load_bundle, warm_up
+from secure_runtime.models.bundle import LoadedModel, captured, load_bundle, warm_up
 from secure_runtime.models.devices import prepare_device
 from secure_runtime.worker.engine.lookup import LoadedModels
 from secure_runtime.worker.engine.serving import Engine
@@ -107,6 +107,8 @@ def _load(
         if other.facts.name == facts.name and not several:
             raise CertificateError("two bundles have one name", code="name-taken")
     warm_up(model)
+    if facts.name in plan.cuda_graphs:
+        model = captured(model, device=device)
     took = memory_used().since(before)
     limit = plan.memory_limits.get(facts.name, 0)
     if limit and took > limit:
@@ -208,6 +210,7 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
         measurements=measurements,
         single_use=single_use is not None,
         memory={called: model.memory_bytes for called, model in loaded.items()},
+        graphs={called: model.graphs for called, model in loaded.items() if model.graphs},
     )
     send(Hello(facts=facts), b"")
     flush(sock, outgoing)

@@ -15,7 +15,7 @@ import pytest
 from gateway.provisioning import provision
 from sealgate.deployment import Deployment
 from sealgate.errors import HostAway
-from sealgate.protocol.frames import RuntimeState, encode_frame
+from sealgate.protocol.frames import PublishedWorker, RuntimeState, encode_frame
 from secure_runtime import doctor, running
 
 STATE = RuntimeState(
@@ -102,3 +102,12 @@ def test_troubles_are_what_is_not_well() -> None:
     assert "w: away" in doctor.as_text(diagnosis, bad)
     assert "w: away" in doctor.as_json(diagnosis, bad)
     assert "witnesses" not in doctor.as_text(diagnosis)
+
+
+def test_what_came_of_capturing_graphs_is_told() -> None:
+    worker = PublishedWorker(
+        instance="i", key_configs=b"", models=("toy",), device="cuda:0", graphs={"toy": "captured for 1, 4 rows"}
+    )
+    assert ("CUDA graphs of toy", "captured for 1, 4 rows") in running.as_pairs(
+        msgspec.structs.replace(STATE, workers=(worker,))
+    )

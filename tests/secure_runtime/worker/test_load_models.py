@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from sealgate.certificate.audits import PROBES
 from sealgate.certificate.manifest import Manifest
 from sealgate.certificate.schema import Audit, AuditProbe
 from sealgate.protocol.frames import BootPlan, Hello, ModelRefusal, WorkerFacts, encode_frame
 from secure_runtime.limits import MAX_BUNDLES, MAX_REFUSALS
-from secure_runtime.models.bundle import LoadedModel
+from secure_runtime.models.bundle import LoadedModel, captured
 from secure_runtime.worker import main
 from secure_runtime.worker.engine.lookup import LoadedModels
 from secure_runtime.worker.memory import memory_used
@@ -207,3 +208,40 @@ def test_sizes_to_warm_up_with_are_bounded(tmp_path: Path, sizes: tuple[int, ...
     forge = Forge(manifest=msgspec.structs.replace(a_manifest(), warm_up=sizes))
     forge.write(tmp_path / "models" / "toy")
     assert load(tmp_path, forge) == ({}, {"toy": "manifest-inconsistent"})
+
+
+@pytest.mark.parametrize(
+    ("device", "fails", "said"),
+    [
+        ("cpu", "", "not captured: this worker computes on the cpu, and graphs are for GPUs"),
+        ("cuda:0", "a size depends on data\nmore", "not captured, runs as usual: a size depends on data"),
+        ("cuda:0", "", "captured for 1, 4, 16, 64, 256 rows"),
+    ],
+)
+def test_what_comes_of_capturing_a_model_is_said_and_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, fails: str, said: str
+) -> None:
+    """Loaded on the processor all the same: there, capturing runs the model itself, padded."""
+    forge = Forge()
+    forge.write(tmp_path / "models" / "toy")
+    model, _ = load(tmp_path, forge)[0]["toy"], None
+    if fails:
+
+        def fail() -> None:
+            raise RuntimeError(fails)
+
+        monkeypatch.setattr(model.predictor, "capture_graphs", fail)
+    rows = {"features": torch.tensor([[0.1, -0.2, 0.3]] * 3)}
+    wanted = model.predict(rows)
+    found = captured(model, device=device)
+    assert found.graphs == said
+    assert all(torch.allclose(values, found.predict(rows)[name]) for name, values in wanted.items())
+
+
+def test_only_models_that_are_named_are_captured(tmp_path: Path) -> None:
+    forge = Forge()
+    forge.write(tmp_path / "models" / "toy")
+    for names, told in (((), False), (("other",), False), (("toy",), True)):
+        wanted = msgspec.structs.replace(plan(tmp_path, forge), cuda_graphs=names)
+        loaded, _ = main._load_models(wanted, "cpu")
+        assert bool(loaded["toy"].graphs) is told
