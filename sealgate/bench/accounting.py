@@ -50,6 +50,11 @@ def memory_bytes(pid: int) -> tuple[int, int]:
     return resident, _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") or resident
 
 
+def peak_bytes(pid: int) -> int:
+    """The most that was ever resident; 0 where it cannot be read."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "VmHWM:")
+
+
 def own_memory_bytes(pid: int) -> int:
     """What the process wrote to memory itself, unlike the pages of files that it maps; 0 where it cannot be read."""
     return _kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss_Anon:")

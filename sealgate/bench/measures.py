@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from sealgate.ambient import monotonic_ns, now_us
-from sealgate.bench.accounting import CpuTimer, memory_bytes
+from sealgate.bench.accounting import CpuTimer, memory_bytes, peak_bytes
 from sealgate.bench.figures import mean_us, read_steps
 from sealgate.bench.load import LoadFailed, Run, percentile
 from sealgate.bench.sealing import Sealer
@@ -23,7 +23,8 @@ from sealgate.bench.stand import Stand, Workshop
 from sealgate.errors import SealgateError
 
 CALLERS = (1, 8, 64)
-PAYLOADS = (*(1024 * 4**power for power in range(9)), 100 << 20)  # 1 KiB to 64 MiB, and 100 MiB
+PAYLOADS = (1 << 10, 32 << 10, 1 << 20, 10 << 20, 100 << 20)
+_PAYLOAD_PROCESSES = ("gateway", "host", "worker")
 _GUESS = {1: 150.0}  # requests a second, until a run says better
 _OPENED = 8
 _CLIENT_TIMES = 40
@@ -211,8 +212,10 @@ def memory(stand: Stand, *, title: str) -> Table:
 
 
 def payloads(caller: Caller) -> Table:
-    """One request each of 1 KiB to 100 MiB: how long it takes, or who refuses it and how."""
-    table = Table("Payloads: one request, one caller", ("size", "rows", "sealed bytes", "ms", "MiB/s", ""))
+    """One request each of 1 KiB to 100 MiB: how long it takes and what each process held at most, or who refuses it and
+    how."""
+    peaks = [f"{role} MiB" for role in _PAYLOAD_PROCESSES]
+    table = Table("Payloads: one request, one caller", ("size", "rows", "sealed bytes", "ms", "MiB/s", *peaks, ""))
     numbers = []
     row_bytes = 4 * len(caller.stand.rows[0])
     for size in PAYLOADS:
@@ -232,16 +235,28 @@ def payloads(caller: Caller) -> Table:
                     f"the runtime refuses it, sealed: {opened.response.status} {_title(opened.response.body)}"
                 )
             best = min(run.latencies_us)
-            row |= {"sealed": sealed, "us": best}
-            cells: tuple[object, ...] = (sealed, f"{best / 1000:.1f}", f"{size / _MI / (best / 1e6):.1f}", "")
+            held = _peaks(caller.stand)
+            row |= {"sealed": sealed, "us": best, "peak": held}
+            most = [f"{held[role] / _MI:.0f}" if role in held else "" for role in _PAYLOAD_PROCESSES]
+            cells: tuple[object, ...] = (sealed, f"{best / 1000:.1f}", f"{size / _MI / (best / 1e6):.1f}", *most, "")
         except (SealgateError, OSError) as error:
             row["refused"] = str(error)
-            cells = ("", "", "", str(error)[:100])
+            cells = ("", "", "", *([""] * len(peaks)), str(error)[:100])
         table.rows.append((_size(size), rows, *cells))
         numbers.append(row)
     table.notes.append("The largest request is a setting of the deployment: [deployment] max_request_mb.")
+    if any("peak" in one and one["peak"] for one in numbers):
+        table.notes.append("MiB: the most that was ever resident, up to and with this row (VmHWM).")
     table.numbers = numbers
     return table
+
+
+def _peaks(stand: Stand) -> dict[str, int]:
+    """The largest of each role's processes, by the most that it ever held."""
+    found: dict[str, int] = {}
+    for pid, role in stand.processes().items():
+        found[role] = max(found.get(role, 0), peak_bytes(pid))
+    return {role: peak for role, peak in found.items() if peak}
 
 
 def growth(workshop: Workshop, *, seconds: float) -> Table:

@@ -29,11 +29,12 @@ from sealgate.client.transport import open_trust, tls_context
 from sealgate.demo.stage import Server, free_port, sealgate
 from sealgate.evidence.trust import Trust
 from sealgate.protocol.inference import InferRequest, encode_infer_request
-from sealgate.protocol.tensors import tensor_from_list
+from sealgate.protocol.tensors import Tensor, tensor_from_list
 
 _CONFIG = Path(demo.__file__).with_name("breast_cancer.toml")
 _KEY_S = 300  # that a request key of a soak is published, and then opened
 _MODEL, _PURPOSE = "breast-cancer", "treatment"
+_LARGEST_MB = 104  # of a request: 100 MiB, and what stands around them
 _BUDGETS = """\
 # Raised for measuring: reserved and settled for every request, never reached.
 [[budget]]
@@ -96,9 +97,11 @@ class Stand:
             wanted = session.metadata(self.model).inputs[0]
         if wanted.datatype != "FP32" or len(wanted.shape) != 2:
             raise UsageError("measuring needs a model whose first input is a table of numbers (FP32 [rows, columns])")
-        taken = [self.rows[at % len(self.rows)] for at in range(rows)]
-        values = [value for row in taken for value in row]
-        tensor = tensor_from_list(wanted.name, "FP32", (rows, len(taken[0])), values)
+        known, width = self.rows[:rows], len(self.rows[0])
+        block = tensor_from_list(wanted.name, "FP32", (len(known), width), [value for row in known for value in row])
+        whole, rest = divmod(rows, len(known))  # as bytes: a hundred mebibytes are too many numbers to make one by one
+        data = bytes(block.data) * whole + bytes(block.data[: rest * 4 * width])
+        tensor = Tensor(wanted.name, "FP32", (rows, width), data)
         fields, body = encode_infer_request(InferRequest(inputs=(tensor,)), binary=True)
         return f"/v2/models/{self.model}/infer", fields, body
 
@@ -144,6 +147,7 @@ class Workshop:
         (self.state / "policy" / "budgets.toml").write_text(_BUDGETS)
         settings = self.state / "deployment.toml"
         said = settings.read_text().replace("require_audit = true", "require_audit = false")
+        said = said.replace("[deployment]\n", f"[deployment]\nmax_request_mb = {_LARGEST_MB}\n")
         if self._short_keys:
             said = said.replace("[runtime]\n", f"[runtime]\nkey_active_s = {_KEY_S}\nkey_stale_s = {_KEY_S}\n")
         settings.write_text(f'{said}\n[telemetry]\nmetrics = "127.0.0.1:{self._metrics}"\n')

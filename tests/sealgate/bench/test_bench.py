@@ -72,7 +72,8 @@ def test_memory_payloads_and_soak(stand: Stand, monkeypatch: pytest.MonkeyPatch)
     assert {row[0] for row in shown.rows} >= {"gateway", "host", "worker"}
     assert all(one["resident"] >= one["proportional"] > 0 for one in shown.numbers)
     assert [bool(one.get("us")) for one in found] == [True, True, False]
-    assert "too large" in found[2]["refused"]
+    assert "this service takes 16 MiB at most" in found[2]["refused"]
+    assert all(set(one["peak"]) >= {"gateway", "host", "worker"} for one in found[:2])
     assert table.numbers["answered"] > 0
     assert {row[0] for row in table.rows} >= {"gateway", "host", "worker"}
 
