@@ -15,6 +15,10 @@ from sealgate.command import Command
 if TYPE_CHECKING:
     from sealgate.protocol.administration import ChangeModels
 
+_LAYOUT = (
+    "A bundle lies in STATE/models/NAME/. Versions of one model lie side by side in STATE/models/NAME/VERSION/, each "
+    "folder named by the version that its manifest states; then the folder NAME itself holds no bundle."
+)
 _BESIDE = (
     "The runtime host starts new workers beside those that serve, puts them on record and lets them take over; if one "
     "fails, nothing changes, and one line says why. Exit code 1 then."
@@ -79,7 +83,7 @@ def _without_places(parser: argparse.ArgumentParser) -> None:
 
 LOAD = Command(
     summary="serve bundles too, or anew, while the runtime runs",
-    description=f"Also takes back an earlier `unload`. {_BESIDE}",
+    description=f"{_LAYOUT} Also takes back an earlier `unload`. {_BESIDE}",
     configure=_with_places,
     run=_load,
     extra="server",

@@ -69,7 +69,11 @@ def matching(wanted: Sequence[str], there: Collection[str]) -> frozenset[str]:
         meant = {place for place in there if place == one or place.startswith(f"{one}/")}
         if not meant:
             names = ", ".join(sorted(there)) or "none"
-            raise SwitchRefused(f"there is no bundle {one!r}; there are: {printable(names)}", code="bundle-unknown")
+            raise SwitchRefused(
+                f"there is no bundle {one!r}; there are: {printable(names)} (a bundle lies in models/NAME/, its "
+                "versions side by side in models/NAME/VERSION/)",
+                code="bundle-unknown",
+            )
         found |= meant
     return frozenset(found)
 

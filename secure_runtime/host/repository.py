@@ -162,11 +162,19 @@ def _settings_anew(deployment: Deployment) -> dict[str, ModelSection]:
         raise SwitchRefused(str(error), code="settings-unsound") from error
 
 
+_LAYOUT = {  # what a refusal means for whoever put the bundle there
+    "folder-mismatch": "in models/NAME/VERSION/ the folders are named as the manifest says",
+    "name-taken": "another bundle states the same name; versions of one model lie in models/NAME/VERSION/",
+}
+
+
 def _require_loaded(facts: Sequence[WorkerFacts], wanted: frozenset[str] | set[str]) -> None:
     """Raise SwitchRefused, naming the first, if a bundle that must be served was refused by a new worker."""
     refused = {refusal.name: refusal.reason for one in facts for refusal in one.refused}
     for place in sorted(wanted & refused.keys()):
-        raise SwitchRefused(f"bundle {printable(place)} is refused: {refused[place]}", code="bundle-refused")
+        why = refused[place]
+        more = f" ({_LAYOUT[why]})" if why in _LAYOUT else ""
+        raise SwitchRefused(f"bundle {printable(place)} is refused: {why}{more}", code="bundle-refused")
 
 
 def _require_versions(models: Sequence[ModelFacts], choice: Choice) -> None:
