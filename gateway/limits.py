@@ -122,6 +122,8 @@ CONSOLE_ROWS = 500  # of one table of a report; the rest is counted, and to be h
 
 # Logs ----------------------------------------------------------------------------------------------------------------
 MAX_LOG_TEXT = 256
+MAX_FIT_TEXT = 128  # characters of a text that is remembered as one that a line may carry
+MAX_FIT_TEXTS = 1024  # that are remembered
 SOURCES_KNOWN = 1024  # addresses whose class is remembered
 
 # Metrics -------------------------------------------------------------------------------------------------------------

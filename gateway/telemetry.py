@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import msgspec
 
-from gateway.limits import MAX_LOG_TEXT
+from gateway.limits import MAX_FIT_TEXT, MAX_FIT_TEXTS, MAX_LOG_TEXT
 from sealgate.ambient import Clock, now_us
 
 FIELDS: dict[str, str] = {
@@ -63,23 +63,34 @@ class Telemetry:
     def __init__(self, *, stream: TextIO | None = None, clock: Clock = now_us) -> None:
         self._stream = stream
         self._clock = clock
+        self._fit: set[Any] = set()  # short texts that were looked at: the same few stand in most lines
 
     def event(self, name: str, **fields: str | int | bool | None) -> None:
         """One line. Raises TypeError for a field or value that a log line must not carry."""
         for field, value in fields.items():
             if field not in FIELDS:
                 raise TypeError(f"'{field}' is not a log field")
-            if type(value) not in _PLAIN:
-                raise TypeError(f"log field '{field}' cannot carry a {type(value).__name__}")
-            if isinstance(value, str):
-                if _SECRET_SHAPED.search(value):
-                    raise TypeError(f"log field '{field}' looks like a credential")
-                fields[field] = value[:MAX_LOG_TEXT]
+            kind = type(value)
+            if kind is str:
+                if value not in self._fit:
+                    fields[field] = self._fitted(field, str(value))
+            elif kind not in _PLAIN:
+                raise TypeError(f"log field '{field}' cannot carry a {kind.__name__}")
         line = msgspec.json.encode({"ts_us": self._clock(), "event": name, **fields}).decode()
         stream = self._stream or sys.stderr
         with contextlib.suppress(OSError, ValueError):  # nobody reads the log any more: requests are still served
             stream.write(line + "\n")
             stream.flush()
+
+    def _fitted(self, field: str, text: str) -> str:
+        """As much of a text as a line has room for; raises TypeError if it looks like a credential."""
+        if _SECRET_SHAPED.search(text):
+            raise TypeError(f"log field '{field}' looks like a credential")
+        if len(text) <= MAX_FIT_TEXT:
+            if len(self._fit) >= MAX_FIT_TEXTS:
+                self._fit.clear()
+            self._fit.add(text)
+        return text[:MAX_LOG_TEXT]
 
     def failure(self, name: str, error: BaseException, **fields: str | int | bool | None) -> None:
         """An unexpected exception: its class and where it was raised, never its text."""

@@ -39,6 +39,7 @@ from sealgate.deployment import Deployment
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
+_NAME = "gateway.name"  # beside a connection's certificates: what they are remembered by
 _NOTHING = Forwarded(local=False)
 _Shown = tuple[str, ...] | Forwarded  # what a certificate and those above it came as
 
@@ -65,7 +66,7 @@ class _Judged:
 
 
 class DenyList:
-    """Fingerprints that are refused: the lines of a file, which is looked at on every question."""
+    """Fingerprints that are refused: the lines of a file, which is looked at for every request."""
 
     def __init__(self, path: Path, *, clock: Clock = now_us) -> None:
         self._file = WatchedFiles(path, files_max=1, bytes_max=MAX_DENY_LIST, clock=clock)
@@ -132,17 +133,21 @@ class CertificateReader:
         extensions = scope.get("extensions", {})
         forwarded: Forwarded = extensions.get(EXTENSION, _NOTHING)
         if not forwarded.local:
-            chain: tuple[str, ...] = extensions.get("tls", {}).get("client_cert_chain", ())
+            tls: dict[str, Any] = extensions.get("tls", {})
+            chain: tuple[str, ...] = tls.get("client_cert_chain", ())
             if not chain:
                 self._allow_none()
                 return None
-            shown = self._judged(chain)
+            name = tls.get(_NAME)
+            if name is None:  # a connection's, so it is taken once for each
+                name = tls[_NAME] = _name_of(chain)
+            shown = self._judged(chain, name)
             if not shown.proxy:
                 return shown.identity
         if not forwarded.certificate and not forwarded.chain:
             self._allow_none()
             return None
-        behind = self._judged(forwarded)
+        behind = self._judged(forwarded, _name_of(forwarded))
         if behind.proxy:
             raise Unauthenticated("certificate-of-proxy")
         return behind.identity
@@ -152,8 +157,7 @@ class CertificateReader:
         if self._required:
             raise Unauthenticated("certificate-missing")
 
-    def _judged(self, shown: _Shown) -> _Judged:
-        name = hashlib.sha256(repr(shown).encode("ascii")).digest()
+    def _judged(self, shown: _Shown, name: bytes) -> _Judged:
         found = self._remembered.get(name)
         generation, tenants, now = self._authorities.current(), self._tenants(), self._clock()
         if (
@@ -218,6 +222,10 @@ def make_certificate_reader(
         clock=clock,
         required=settings.client_certificates == "required",
     )
+
+
+def _name_of(shown: _Shown) -> bytes:
+    return hashlib.sha256(repr(shown).encode("ascii")).digest()
 
 
 def _parse(shown: _Shown) -> tuple[x509.Certificate, tuple[x509.Certificate, ...]]:

@@ -10,8 +10,8 @@
     reason = "laptop lost"
 
 An entry refuses the tokens that everything in it is true of: `issuer`, `tenant`, `subject` (as they are called here),
-`jti`, `issued_before`; of the last three at least one must be there. The file is looked at on every question, so a
-change is effective at once, for remembered tokens too.
+`jti`, `issued_before`; of the last three at least one must be there. The file is looked at after each request's
+arrival, so a change is effective at once, for remembered tokens too.
 
 Trusts: whoever may write the file. Never: accepts a token while the file cannot be read, or forgets an entry that was
 there because the file went away or was emptied: an editor that writes in place does that for a moment.

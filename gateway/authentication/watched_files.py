@@ -1,12 +1,16 @@
 """Files that operators change under a running gateway: read whole, and again whenever they may have changed.
 
-A question costs one stat for each file and folder, about a microsecond each. A file that was changed within the last
-moments is read again by the next question too: two changes may fall between two ticks of the file system's clock.
+A question costs one stat for each file and folder, and nothing where the same turn of an event loop asked before: what
+a turn works on was all read from the network before its first question, so each request is judged by the files as they
+are after it arrived. A file that was changed within the last moments is read again by the next turn too: two changes may
+fall between two ticks of the file system's clock.
 Trusts: the file system's times and numbers. Never: reads more than its bounds, or half of what it was asked for.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -42,14 +46,18 @@ class WatchedFiles:
         self._fresh = False
         self._digest = b""
         self._refused = ""  # why what is there is beyond the bounds
+        self._looked = False  # in this turn of the event loop, and nothing had changed
 
     def changed(self) -> Contents | None:
         """Everything, if anything is not as it was at the last question; else None. Raises OSError, and then the next
         question reads again, or ValueError for what is too much, and then it is not read again before it changes."""
+        if self._looked:
+            return None
         stamp = self._look()
         if stamp == self._stamp and not self._fresh:
             if self._refused:
                 raise ValueError(self._refused)
+            self._keep_for_this_turn()
             return None
         before, self._stamp, self._digest, self._refused = self._digest, None, b"", ""
         contents: Contents = {}
@@ -71,6 +79,15 @@ class WatchedFiles:
             raise ValueError(self._refused)
         self._digest = _digest(contents)
         return None if self._digest == before else contents
+
+    def _keep_for_this_turn(self) -> None:
+        """What is read from the network from now on is worked on behind what is put in the loop's queue here."""
+        with contextlib.suppress(RuntimeError):  # commands ask without a loop: they look each time
+            asyncio.get_running_loop().call_soon(self._next_turn)
+            self._looked = True
+
+    def _next_turn(self) -> None:
+        self._looked = False
 
     def _paths(self) -> tuple[str, ...]:
         folder = () if self._folder is None else (self._folder,)

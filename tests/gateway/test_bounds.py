@@ -206,6 +206,64 @@ def test_a_head_that_does_not_come_is_not_waited_for(shared, monkeypatch, sent):
     assert (b" 408 " in said) == bool(sent)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_second_head_that_does_not_come_is_not_waited_for_either(shared, monkeypatch, together):
+    monkeypatch.setattr(tls_identity, "HEAD_TIMEOUT_S", 0.1)
+    first, second = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /health/live HT"
+    with Peer(shared) as peer:
+        peer.send(first + second if together else first)
+        assert peer.head()[0] == 200
+        if not together:
+            peer.send(second)
+            status, _, body = peer.head()
+            assert (status, code_of(body)) == (408, "too-slow")
+        assert peer.rest() == b""
+
+
+def test_an_idle_connection_is_closed_and_one_that_works_is_not(gateway, monkeypatch):
+    """The timer of a connection was set before its last request: it does not close it then."""
+    moments = []
+    handler = tls_identity.SealedHttpProtocol.timeout_keep_alive_handler
+
+    def looked(self):
+        handler(self)
+        moments.append((self._idle_since, self.transport.is_closing()))
+
+    monkeypatch.setattr(tls_identity.SealedHttpProtocol, "timeout_keep_alive_handler", looked)
+    gateway.server.config.timeout_keep_alive = 0.2
+    held = threading.Event()
+    gateway.host.script = lambda frame, body: held.wait(10) and plain_answer(frame, body)
+    raw, _ = sealed_request()
+    with Peer(gateway) as peer:
+        peer.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert peer.head()[0] == 200
+        peer.send(sealed_head(gateway, Content_Length=str(len(raw))) + raw)
+        gateway.until(lambda: moments)
+        assert moments == [(None, False)]  # it is being answered
+        held.set()
+        assert peer.head()[0] == 200
+        assert peer.rest() == b""
+    assert moments[-1][1]
+
+
+def test_requests_sent_together_are_answered_in_their_order(gateway):
+    replies = iter(range(10, 14))
+
+    def numbered(frame, body):
+        answer = frames.Answer(media_type="message/ohttp-res", log="l", record=next(replies), receipt=b"r")
+        return answer, b"sealed"
+
+    gateway.host.script = numbered
+    raw, _ = sealed_request()
+    one = sealed_head(gateway, Content_Length=str(len(raw))) + raw
+    with Peer(gateway) as peer:
+        peer.send(one * 3 + one.replace(b"Host:", b"Connection: close\r\nHost:"))
+        said = peer.rest().split(b"HTTP/1.1 ")[1:]
+    assert [b"audit-record: l %d\r\n" % number in part for number, part in zip(range(10, 14), said, strict=True)]
+    assert all(part.startswith(b"200 OK") and part.endswith(b"sealed") for part in said)
+    assert [b"connection: close" in part for part in said] == [False, False, False, True]
+
+
 def test_a_peer_that_does_not_shake_hands_is_not_waited_for(run_gateway, monkeypatch):
     monkeypatch.setattr(serve, "HANDSHAKE_TIMEOUT_S", 0.2)
     gateway = run_gateway()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from gateway.authentication.watched_files import WatchedFiles
 
@@ -30,6 +32,29 @@ def reads(monkeypatch):
     read = WatchedFiles._read
     monkeypatch.setattr(WatchedFiles, "_read", lambda self, path: found.append(path.name) or read(self, path))
     return found
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_one_turn_of_an_event_loop_looks_once_and_the_next_one_again(watched, folder, monkeypatch, runner):
+    looks = []
+    look = WatchedFiles._look
+    monkeypatch.setattr(WatchedFiles, "_look", lambda self: looks.append(1) or look(self))
+
+    async def ask():
+        """As a request does: in a task of its own."""
+        return watched.changed()
+
+    async def main():
+        assert watched.changed() == {}
+        before = len(looks)
+        tasks = [asyncio.create_task(ask()) for _ in range(5)]
+        assert await asyncio.gather(*tasks) == [None] * 5
+        assert len(looks) == before + 1
+        (folder / "a.pem").write_bytes(b"1")
+        later = asyncio.create_task(ask())  # what arrives after a change meets it
+        assert await later == {folder / "a.pem": b"1"}
+
+    runner(main())
 
 
 def test_every_change_is_told_once(watched, folder):
