@@ -13,7 +13,7 @@ from sealgate.errors import SealgateError
 class TrainingError(SealgateError):
     """Training came to no usable model.
 
-    `code`: diverged, gradients-unsupported, checkpoints-unsupported, accountants-disagree, audit-contradicts,
+    `code`: diverged, gradients-unsupported, accountants-disagree, audit-contradicts,
     not-publishable, fingerprint, processes-unsupported, process-lost.
     """
 

@@ -1,10 +1,11 @@
 """DP-SGD on several processes of this machine: starts them, deals the units out, watches, and ends with the first loss.
 
 Each process is spawned anew, gets a shard of the units (all rows of a person in one shard, or they would be clipped
-apart) and runs the engine as a member of a gloo group (`training.dp_sgd.distributed`). This process is no member: it
-waits for the first one's word after each step, and so notices at once when any of them dies. A run of which one process
-is lost ends as a whole; nothing of it is used. Which shard a unit is in follows from its place among the rows alone and
-moves no released number but by rounding: the sum is over all shards, and every unit is drawn on its own.
+apart) and runs the engine as a member of a gloo group (`training.dp_sgd.distributed`, or `sharding`). This process is
+no member: it waits for the first one's word after each step, and so notices at once when any of them dies. A run of
+which one process is lost ends as a whole; nothing of it is used but its checkpoint, if it kept one. Which shard a unit
+is in follows from its place among the rows alone and moves no released number but by rounding: the sum is over all
+shards, and every unit is drawn on its own.
 
 Trusts: the loopback interface, over which sums go before noise is added, without authentication. Never: listens on
 another interface, writes rows to a file, or leaves a process behind.

@@ -78,8 +78,12 @@ def test_two_processes_learn_of_persons_what_one_would(sharded):
     assert multiprocessing.active_children() == []
 
 
-@SHARED
-def test_a_killed_process_ends_the_run_with_one_line_and_its_checkpoint_goes_on(tmp_path, sharded):
+@pytest.mark.parametrize(
+    ("sharded", "kept_one"),
+    [(False, False), (True, True), pytest.param(False, True, marks=pytest.mark.slow)],
+    ids=["rows", "weights-checkpoint", "rows-checkpoint"],
+)
+def test_a_killed_process_ends_the_run_with_one_line_and_its_checkpoint_goes_on(tmp_path, sharded, kept_one):
     victims, seen = [], []
 
     def kill(_step):
@@ -87,17 +91,17 @@ def test_a_killed_process_ends_the_run_with_one_line_and_its_checkpoint_goes_on(
         os.kill(victims[0].pid, signal.SIGKILL)
 
     def kept(*, resume: bool) -> Checkpoints | None:
-        return Checkpoints(tmp_path / "checkpoint", identity="this", every=1, resume=resume) if sharded else None
+        return Checkpoints(tmp_path / "checkpoint", identity="this", every=1, resume=resume) if kept_one else None
 
     shared = replace(plan(processes=2, sharded=sharded), checkpoints=kept(resume=False))
     with pytest.raises(TrainingError, match="was killed by signal 9") as caught:
         train(shared, model("mlp"), None, on_step=lambda step: kill(step) if step == 1 else None)
     assert caught.value.code == "process-lost"
     assert "\n" not in str(caught.value)
-    assert ("--resume" if sharded else "nothing of it is kept") in str(caught.value)
+    assert ("--resume" if kept_one else "nothing of it is kept") in str(caught.value)
     assert victims[0].name == "sealgate-train-1"  # not the one that speaks
     assert multiprocessing.active_children() == []
-    if sharded:
+    if kept_one:
         alone, together = model("mlp"), model("mlp")
         train(replace(shared, checkpoints=kept(resume=True)), together, None, on_step=seen.append)
         train(plan(), alone, None)

@@ -35,5 +35,5 @@ def clip_factors(squares: torch.Tensor, *, clip_norm: float, dtype: torch.dtype)
     """min(1, C / norm) of each unit, rounded towards zero: float64 [u] -> `dtype` [u]. Beyond `LARGEST`: zero."""
     norms = squares.sqrt()
     bound = clip_norm * (1.0 - SLACK[dtype])
-    factors = torch.where(norms > bound, bound / norms, 1.0)
+    factors = (bound / norms).clamp_max_(1.0)
     return torch.where(norms <= clip_norm * LARGEST[dtype], factors, 0.0).to(dtype)  # no number: not true, either

@@ -14,6 +14,7 @@ Trusts: that `choice` has checked a mode against `loop` for this module. Never: 
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -67,7 +68,7 @@ class Mode(ABC):
         """
         while len(targets):
             squares, summed = self.gradients(inputs, targets, rows=rows, weights=weights)
-            finite = torch.isfinite(squares)
+            finite = squares < math.inf  # nor is what is no number
             if bool(finite.all()):
                 return summed(clip_factors(squares, clip_norm=self.clip_norm, dtype=self.dtype))
             # Zero times infinity would be no number, so that unit is left out and the others are done again.
