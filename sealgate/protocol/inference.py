@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -31,7 +30,6 @@ from sealgate.protocol.tensors import (
     check_name,
     check_parameters,
     check_tensor,
-    count_elements,
     tensor_from_json,
     tensor_from_list,
     tensor_to_list,
@@ -54,6 +52,8 @@ __all__ = [
 ]
 
 HEADER_LENGTH_FIELD = "inference-header-content-length"
+_NAME_SIZE = len(HEADER_LENGTH_FIELD)
+_LENGTH = re.compile("[0-9]{1,9}")
 _TRANSPORT = frozenset({"binary_data_size", "binary_data", "binary_data_output"})
 
 HeaderFields: TypeAlias = Iterable[tuple[str, str]]
@@ -62,33 +62,40 @@ BinaryOutputs: TypeAlias = frozenset[str] | Literal["all"]
 """Which outputs of an answer are to be raw bytes."""
 
 
-@dataclass(frozen=True)
-class RequestedOutput:
+class RequestedOutput(msgspec.Struct, frozen=True):
     """An output that the caller wants. Without any, the model's outputs are all given."""
 
     name: str
-    parameters: Parameters = field(default_factory=dict, repr=False)
+    parameters: Parameters = {}
+
+    def __repr__(self) -> str:
+        return f"RequestedOutput(name={self.name!r})"
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(msgspec.Struct, frozen=True):
     """A request to infer. Decoded, it proves that every tensor is complete and that names are unique."""
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[RequestedOutput, ...] = ()
     id: str | None = None
-    parameters: Parameters = field(default_factory=dict, repr=False)
+    parameters: Parameters = {}
+
+    def __repr__(self) -> str:
+        return f"InferRequest(inputs={self.inputs!r}, outputs={self.outputs!r}, id={self.id!r})"
 
 
-@dataclass(frozen=True)
-class InferResponse:
+class InferResponse(msgspec.Struct, frozen=True):
     """An answer. Decoded, it proves that every tensor is complete and that names are unique."""
 
     model_name: str
     model_version: str
     outputs: tuple[Tensor, ...]
     id: str | None = None
-    parameters: Parameters = field(default_factory=dict, repr=False)
+    parameters: Parameters = {}
+
+    def __repr__(self) -> str:
+        named = f"model_name={self.model_name!r}, model_version={self.model_version!r}"
+        return f"InferResponse({named}, outputs={self.outputs!r}, id={self.id!r})"
 
 
 # The JSON documents ---------------------------------------------------------------------------------------------------
@@ -146,10 +153,10 @@ def _parse(decoder: msgspec.json.Decoder[_Document], document: Bytes, what: str)
 
 def encode_infer_request(request: InferRequest, *, binary: bool) -> tuple[list[tuple[str, str]], bytes]:
     """Header fields and body. `binary` sends every input raw and asks for raw outputs."""
-    _check_message(request.inputs, "input", request.id, request.parameters)
+    _check_head(request.id, request.parameters)
     _check_unique(request.outputs, "output")
     for output in request.outputs:
-        _check_own_parameters(output.parameters, f"output '{output.name}'")
+        _check_own_parameters(output.parameters, "output", output.name)
     inputs, raw = _encode_tensors(request.inputs, "all" if binary else frozenset(), "input")
     document = _JsonRequest(
         inputs=inputs,
@@ -165,10 +172,10 @@ def decode_infer_request(fields: HeaderFields, body: Bytes) -> tuple[InferReques
     head, raw = _disassemble(fields, body)
     document = _parse(_request_decoder, head, "inference request")
     inputs = _decode_tensors(document.inputs, raw, "input")
-    outputs = tuple(RequestedOutput(one.name, _without_transport(one.parameters)) for one in document.outputs)
+    outputs = tuple([RequestedOutput(one.name, _without_transport(one.parameters)) for one in document.outputs])
     _check_unique(outputs, "output")
     request = InferRequest(inputs, outputs, document.id, _without_transport(document.parameters))
-    _check_message(request.inputs, "input", request.id, request.parameters)
+    _check_head(request.id, request.parameters)
     default = _flag(document.parameters, "binary_data_output", "inference request", default=False)
     if not outputs:
         return request, "all" if default else frozenset()
@@ -190,7 +197,7 @@ def encode_infer_response(
 
     Raises DecodeError for values that JSON cannot carry (NaN, Infinity, BYTES that are not UTF-8).
     """
-    _check_message(response.outputs, "output", response.id, response.parameters)
+    _check_head(response.id, response.parameters)
     outputs, raw = _encode_tensors(response.outputs, binary_outputs, "output")
     document = _JsonResponse(
         model_name=response.model_name,
@@ -208,7 +215,7 @@ def decode_infer_response(fields: HeaderFields, body: Bytes) -> InferResponse:
     document = _parse(_response_decoder, head, "inference response")
     outputs = _decode_tensors(document.outputs, raw, "output")
     parameters = _without_transport(document.parameters)
-    _check_message(outputs, "output", document.id, parameters)
+    _check_head(document.id, parameters)
     check_name(document.model_name, "model")
     if len(document.model_version) > MAX_NAME:
         raise DecodeError("inference response: the model version is too long")
@@ -233,10 +240,10 @@ def _assemble(document: msgspec.Struct, raw: Sequence[Bytes]) -> tuple[list[tupl
 def _disassemble(fields: HeaderFields, body: Bytes) -> tuple[memoryview, memoryview | None]:
     """The JSON, and what follows it; None if the message says that it is JSON only."""
     view = memoryview(body).cast("B")
-    lengths = [value for name, value in fields if name.lower() == HEADER_LENGTH_FIELD]
+    lengths = [value for name, value in fields if len(name) == _NAME_SIZE and name.lower() == HEADER_LENGTH_FIELD]
     if not lengths:
         return _small_json(view), None
-    if len(lengths) > 1 or not re.fullmatch("[0-9]{1,9}", lengths[0]) or int(lengths[0]) > len(view):
+    if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0]) or int(lengths[0]) > len(view):
         raise DecodeError("Inference-Header-Content-Length is not the length of a part of the body")
     return _small_json(view[: int(lengths[0])]), view[int(lengths[0]) :]
 
@@ -255,7 +262,9 @@ def _encode_tensors(
 ) -> tuple[list[_JsonTensor], list[Bytes]]:
     described: list[_JsonTensor] = []
     raw: list[Bytes] = []
+    _check_unique(tensors, role)
     for tensor in tensors:
+        _check_own_parameters(tensor.parameters, role, tensor.name)
         one = _JsonTensor(tensor.name, tuple(tensor.shape), tensor.datatype, dict(tensor.parameters))
         if binary == "all" or tensor.name in binary:
             data = memoryview(check_tensor(tensor, role).data).cast("B")
@@ -281,23 +290,21 @@ def _json_values(tensor: Tensor, role: str) -> bytes:
 
 
 def _decode_tensors(described: Sequence[_JsonTensor], raw: memoryview | None, role: str) -> tuple[Tensor, ...]:
-    if len(described) > MAX_TENSORS:
-        raise DecodeError(f"more than {MAX_TENSORS} {role}s")
+    _check_unique(described, role)
     tensors: list[Tensor] = []
     for one in described:
-        label = check_name(one.name, role)
         parameters = _without_transport(one.parameters)
-        check_parameters(parameters, label)
         inline, size = bytes(one.data), one.parameters.get("binary_data_size")
         if (size is None) == (not inline):
-            raise DecodeError(f"{label}: expected either data or the parameter binary_data_size")
+            raise DecodeError(f"{role} '{one.name}': expected either data or the parameter binary_data_size")
         if size is None:
+            label = f"{role} '{one.name}'"
+            check_parameters(parameters, label)
             tensor = tensor_from_json(label, one.name, one.datatype, one.shape, inline)
             tensors.append(Tensor(tensor.name, tensor.datatype, tensor.shape, tensor.data, parameters))
             continue
-        count_elements(label, one.datatype, one.shape, binary=True)
         if raw is None or type(size) is not int or not 0 <= size <= len(raw):
-            raise DecodeError(f"{label}: expected binary_data_size bytes of data behind the JSON")
+            raise DecodeError(f"{role} '{one.name}': expected binary_data_size bytes of data behind the JSON")
         tensors.append(check_tensor(Tensor(one.name, one.datatype, one.shape, raw[:size], parameters), role))
         raw = raw[size:]
     if raw:
@@ -305,30 +312,35 @@ def _decode_tensors(described: Sequence[_JsonTensor], raw: memoryview | None, ro
     return tuple(tensors)
 
 
-def _check_message(tensors: Sequence[Tensor], role: str, message_id: str | None, parameters: Parameters) -> None:
+def _check_head(message_id: str | None, parameters: Parameters) -> None:
     if message_id is not None and len(message_id) > MAX_NAME:
         raise DecodeError(f"the message's id has more than {MAX_NAME} characters")
     _check_own_parameters(parameters, "inference message")
-    _check_unique(tensors, role)
-    for tensor in tensors:
-        _check_own_parameters(tensor.parameters, f"{role} '{tensor.name}'")
 
 
-def _check_own_parameters(parameters: Parameters, label: str) -> None:
+def _check_own_parameters(parameters: Parameters, role: str, name: str = "") -> None:
+    if not parameters:
+        return
+    label = f"{role} '{name}'" if name else role
     check_parameters(parameters, label)
     if not _TRANSPORT.isdisjoint(parameters):
         raise DecodeError(f"{label}: {', '.join(sorted(_TRANSPORT))} are set by the encoding only")
 
 
-def _check_unique(named: Sequence[Tensor] | Sequence[RequestedOutput], role: str) -> None:
+def _check_unique(named: Sequence[Tensor | RequestedOutput | _JsonTensor], role: str) -> None:
+    """Raise DecodeError for too many, for a name that is none, and for one that stands twice."""
     if len(named) > MAX_TENSORS:
         raise DecodeError(f"more than {MAX_TENSORS} {role}s")
-    names = {check_name(one.name, role) for one in named}
+    names = {one.name for one in named}
+    for name in names:
+        check_name(name, role)
     if len(names) != len(named):
         raise DecodeError(f"two {role}s have the same name")
 
 
 def _without_transport(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
+    if not parameters:
+        return {}
     return {name: value for name, value in parameters.items() if name not in _TRANSPORT}
 
 

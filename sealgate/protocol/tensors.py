@@ -16,7 +16,7 @@ import struct
 import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -70,16 +70,18 @@ DATATYPES: Mapping[str, _Datatype] = {
 """Every datatype of the protocol."""
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True):
     """One input or output. Made by `tensor_from_list` or by decoding, its data fits datatype and shape; made by hand,
     `check_tensor` says so, and every encoder asks it."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: bytes | memoryview = field(repr=False)
-    parameters: Parameters = field(default_factory=dict, repr=False)
+    data: bytes | memoryview
+    parameters: Parameters = {}
+
+    def __repr__(self) -> str:
+        return f"Tensor(name={self.name!r}, datatype={self.datatype!r}, shape={self.shape!r})"
 
 
 def check_tensor(tensor: Tensor, role: str = "tensor") -> Tensor:
@@ -161,6 +163,8 @@ def check_name(name: str, role: str) -> str:
 
 def check_parameters(parameters: Parameters, label: str) -> None:
     """Parameters are few, and strings, booleans or finite numbers; integers fit into 64 bits."""
+    if not parameters:
+        return
     if len(parameters) > MAX_PARAMETERS:
         raise DecodeError(f"{label}: more than {MAX_PARAMETERS} parameters")
     if not all(map(_is_parameter, parameters.values())):
@@ -178,7 +182,10 @@ def count_elements(label: str, datatype: str, shape: Sequence[int], *, binary: b
     held, and are not made one by one."""
     if datatype not in DATATYPES:
         raise DecodeError(f"{label}: unknown datatype; known are {', '.join(DATATYPES)}")
-    if len(shape) > MAX_TENSOR_RANK or any(type(size) is not int or size < 0 for size in shape):
+    malformed = len(shape) > MAX_TENSOR_RANK
+    for size in shape:
+        malformed = malformed or type(size) is not int or size < 0
+    if malformed:
         raise DecodeError(f"{label}: a shape must be at most {MAX_TENSOR_RANK} sizes, none negative")
     most = MAX_BINARY_ELEMENTS if binary and datatype != "BYTES" else MAX_TENSOR_ELEMENTS
     count = 1
@@ -205,7 +212,7 @@ def _flatten(label: str, datatype: str, shape: tuple[int, ...], values: Sequence
                 raise _expected(label, datatype, shape, "lists nested like the shape")
             level = list(chain.from_iterable(level))
     else:
-        level = list(values)
+        level = values if isinstance(values, list) else list(values)
     if len(level) != count:
         raise _expected(label, datatype, shape, f"{count} values, got {len(level)}")
     return level
@@ -229,18 +236,23 @@ def _pack(label: str, datatype: str, shape: tuple[int, ...], flat: list[Any]) ->
             return b"".join(_prefixed(value.encode() if isinstance(value, str) else value) for value in flat)
         if datatype == "BOOL":
             return bytes(flat)
-        if DATATYPES[datatype].json is float and not all(map(math.isfinite, flat)):
-            raise OverflowError
-        if datatype == "FP16":
-            return struct.pack(f"<{len(flat)}e", *flat)
-        if datatype == "BF16":
+        if datatype in ("FP16", "BF16"):
+            _require_finite(flat)
+            if datatype == "FP16":
+                return struct.pack(f"<{len(flat)}e", *flat)
             return _little_endian(array("H", map(_to_bf16, _bits_of_floats(flat))))
         packed = array(DATATYPES[datatype].code, flat)
-        if datatype == "FP32" and not all(map(math.isfinite, packed)):
-            raise OverflowError
+        if DATATYPES[datatype].json is float:  # what FP32 has no place for is infinite once it is packed
+            _require_finite(packed)
         return _little_endian(packed)
     except (OverflowError, TypeError, UnicodeError, struct.error) as error:
         raise _expected(label, datatype, shape, DATATYPES[datatype].expected) from error
+
+
+def _require_finite(values: Sequence[float]) -> None:
+    """Raise OverflowError unless all are. The sum tells it fast, but for numbers whose sum is itself too large."""
+    if not math.isfinite(sum(values)) and not all(map(math.isfinite, values)):
+        raise OverflowError
 
 
 def _unpack(datatype: str, data: memoryview) -> list[Any]:

@@ -20,7 +20,7 @@ from sealgate.certificate.inputs import (
 )
 from secure_runtime.errors import BadInput
 from secure_runtime.models.devices import sent
-from secure_runtime.models.wire import HELD_AS
+from secure_runtime.models.wire import HELD_AS, all_finite
 
 
 class PreparedInput:
@@ -53,7 +53,7 @@ class PreparedInput:
             raise BadInput(f"input '{name}' has no rows", code="input-shape")
         if batch.dtype != self.wire_dtype:
             raise BadInput(f"input '{name}' must be {self.spec.datatype}", code="input-datatype")
-        if batch.is_floating_point() and not bool(torch.isfinite(batch).all()):
+        if batch.is_floating_point() and not all_finite(batch):
             raise BadInput(f"input '{name}' has values that are not finite numbers", code="input-not-finite")
         size = self.spec.content.vocabulary
         if size and not bool(((batch >= 0) & (batch < size)).all()):

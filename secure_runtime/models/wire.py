@@ -9,6 +9,7 @@ Trusts: nothing. Never: rounds; that is done once, by the model's own arithmetic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -38,3 +39,9 @@ READ_AS: Mapping[str, torch.dtype] = {
     "UINT64": torch.uint64,
 }
 """What its bytes on the wire are."""
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether there is neither NaN nor infinity. Their sum tells it in two steps instead of seven; where it is itself
+    too large for the type, each is looked at."""
+    return math.isfinite(values.sum().item()) or bool(torch.isfinite(values).all())

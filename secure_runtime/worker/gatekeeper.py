@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import hmac
 import re
-from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
+
+import msgspec
 
 from sealgate.errors import DecodeError, OpenError, TruncatedError, UnknownKeyError
 from sealgate.protocol import bhttp
@@ -37,11 +38,16 @@ from secure_runtime.errors import TurnedAway
 from secure_runtime.worker.keys import HeldKey, KeyRing
 
 _TARGET = re.compile(r"/v2/models/([^/?#]{1,384})(?:/versions/([^/?#]{1,384}))?(/infer|/explain|/ready|/stats)?\Z")
+_MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_MONTHS = {name: at for at, name in enumerate(_MONTH_NAMES, start=1)}
+_IMF_FIXDATE = re.compile(  # its day of the week is read past, as the library does
+    rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (\d\d) ({'|'.join(_MONTHS)}) ([1-9]\d{{3}}) (\d\d):(\d\d):(\d\d) GMT\Z",
+    re.ASCII,
+)
 _SERVER = {"/v2": "server", "/v2/health/live": "live", "/v2/health/ready": "server-ready"}
 
 
-@dataclass(frozen=True)
-class Target:
+class Target(msgspec.Struct, frozen=True):
     """What an inner request asks for: operation `infer`, `explain` or `read-model`. What of a model can be read is its
     "metadata", "ready" and "stats"; "server", "live" and "server-ready" name none: a grant to read any model will do.
     """
@@ -52,8 +58,7 @@ class Target:
     version: str  # "" when the request does not say
 
 
-@dataclass(frozen=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """A request that passed all ten checks; made only by `inspect`, from what `accept` and `unseal` let through.
 
     Holding one proves: it was opened once, under a current key, by the one grant that allows exactly this. It does not
@@ -66,6 +71,9 @@ class Admitted:
     request: bhttp.Request  # its body is a view of `plaintext`
     sealer: ResponseSealer
     plaintext: Plaintext
+
+    def __repr__(self) -> str:
+        return f"<Admitted {self.grant.id}>"
 
 
 def parse_target(method: str, path: str) -> Target:
@@ -91,27 +99,32 @@ def _only(request: bhttp.Request, name: str) -> str:
     return values[0] if values else ""
 
 
+def _moment(date: str) -> datetime:
+    """What a Date field says (RFC 9110 section 5.6.7): the preferred form at once, any other by the library."""
+    if found := _IMF_FIXDATE.match(date):
+        day, month, year, hour, minute, second = found.groups()
+        return datetime(int(year), _MONTHS[month], int(day), int(hour), int(minute), int(second), tzinfo=UTC)
+    moment = parsedate_to_datetime(date)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
 def _require_fresh(date: str, *, now_us: int, window_s: int) -> None:
     try:
-        moment = parsedate_to_datetime(date)
+        age_s = now_us / 1e6 - _moment(date).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
-        raise TurnedAway("date-missing") from None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    try:
-        age_s = now_us / 1e6 - moment.timestamp()
-    except (ValueError, OverflowError):
         raise TurnedAway("date-missing") from None
     if abs(age_s) > window_s:
         raise TurnedAway("date-outside-window")
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True):
     """A request that passed checks 1 to 4. Nothing of it was opened; `key` is the one that it names."""
 
     sealed: SealedRequest
     key: HeldKey
+
+    def __repr__(self) -> str:
+        return f"<Accepted {self.sealed!r}>"
 
 
 def accept(grant: Grant, raw: bytes, media_type: str, *, keys: KeyRing, now_us: int) -> Accepted:

@@ -7,7 +7,6 @@ the caller, inside the seal.
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -26,8 +25,7 @@ _VERSION = importlib.metadata.version("sealgate")  # of the installed package; r
 _EXTENSIONS = ("binary_tensor_data", "statistics", "explain")
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(msgspec.Struct, frozen=True):
     """What one request had of a batch: its rows of how many, the batch's time, and its part of the batch's processor
     time, by rows."""
 
@@ -37,8 +35,7 @@ class Share:
     cpu_us: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class EngineAnswer:
+class EngineAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The inner response, and what the completion says about it."""
 
     response: bhttp.Response
@@ -48,6 +45,9 @@ class EngineAnswer:
     model_digest: str
     certificate_digest: str
     eps_micro: int = 0  # what noised answers spent, in millionths
+
+    def __repr__(self) -> str:
+        return f"<EngineAnswer {self.outcome} {self.reason}>"
 
 
 def completed(model: LoadedModel, response: bhttp.Response, *, units: int) -> EngineAnswer:
@@ -88,8 +88,9 @@ def stated(answer: EngineAnswer, admitted: Admitted) -> EngineAnswer:
     said = encode_obligations(obligations)
     if not said:
         return answer
-    response = replace(answer.response, fields=(*answer.response.fields, (FIELD, said)))
-    return replace(answer, response=response)
+    given = answer.response
+    response = bhttp.Response(given.status, (*given.fields, (FIELD, said)), given.body, given.trailers)
+    return msgspec.structs.replace(answer, response=response)
 
 
 def described(admitted: Admitted, model: LoadedModel, versions: tuple[str, ...], counts: Counts) -> EngineAnswer:

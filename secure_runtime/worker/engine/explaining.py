@@ -20,8 +20,8 @@ Trusts: `Job`. Never: explains under a duty that it would break; does more work 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
+import msgspec
 import torch
 
 from sealgate.ambient import Entropy
@@ -64,7 +64,7 @@ def explained(job: Job, *, go_on: Callable[[], None], entropy: Entropy) -> Engin
                 raise BadInput(why, code="explain-not-offered")
         return _formed(job, _outputs(job, rows, targets), method)
     except BadInput as error:
-        return replace(failed(error, job.model), units=len(rows) * manifest.explain_units)
+        return msgspec.structs.replace(failed(error, job.model), units=len(rows) * manifest.explain_units)
 
 
 def _names(job: Job, explainer: Explainer) -> list[str]:

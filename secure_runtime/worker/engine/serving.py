@@ -13,8 +13,8 @@ or the worker; raises.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
+import msgspec
 import torch
 
 from sealgate.ambient import Clock, Entropy, monotonic_ns, now_us, process_cpu_ns, random_bytes
@@ -223,7 +223,7 @@ def _answered(
         answer = failed(error, job.model)
     except Exception:
         answer = failed(_MODEL_ERROR, job.model)
-    return replace(answer, eps_micro=job.rows * epsilon_micro)
+    return msgspec.structs.replace(answer, eps_micro=job.rows * epsilon_micro)
 
 
 def _reduced(manifest: Manifest, outputs: Mapping[str, torch.Tensor], obligations: Obligations) -> list[OutputRows]:

@@ -21,7 +21,7 @@ from sealgate.limits import MAX_TENSOR_ELEMENTS
 from sealgate.protocol.inference import Tensor, tensor_to_list
 from secure_runtime.errors import BadInput
 from secure_runtime.models.tokenizers import tokens_of
-from secure_runtime.models.wire import HELD_AS, READ_AS
+from secure_runtime.models.wire import HELD_AS, READ_AS, all_finite
 from secure_runtime.worker.engine.pictures import pixels_of
 
 Rows: TypeAlias = torch.Tensor | Tensor
@@ -52,7 +52,7 @@ def numbers_of(*tensors: Tensor) -> torch.Tensor:
     name, datatype = tensors[0].name, tensors[0].datatype
     values = torch.frombuffer(bytearray().join([one.data for one in tensors]), dtype=READ_AS[datatype])
     values = values.reshape(-1, *tensors[0].shape[1:])
-    if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+    if values.is_floating_point() and not all_finite(values):
         raise BadInput(f"input '{name}' contains NaN or infinity")
     if values.dtype == HELD_AS[datatype]:
         return values

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from secure_runtime.errors import TurnedAway
+from secure_runtime.worker import gatekeeper
 from secure_runtime.worker.gatekeeper import Admitted, admit, parse_target
 
 AUDIENCE = "gateway.test:8443"
@@ -148,3 +153,28 @@ def test_targets(method: str, path: str, operation: str, what: str, model: str, 
 def test_other_targets_are_refused(path: str) -> None:
     with pytest.raises(TurnedAway):
         parse_target("POST", path)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    second=st.integers(-(10**10), 10**11),
+    at=st.integers(0, 28),
+    other=st.sampled_from(["", "x", " ", "\n", "9", "6", "-", "é", "٣"]),
+    altered=st.booleans(),
+)
+def test_the_fast_way_to_read_a_date_says_what_the_library_says(
+    second: int, at: int, other: str, altered: bool
+) -> None:
+    date = format_datetime(datetime.fromtimestamp(second, UTC), usegmt=True)
+    if altered:
+        date = date[:at] + other + date[at + 1 :]
+    try:
+        wanted: datetime | None = parsedate_to_datetime(date)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        wanted = None
+    if wanted is None:
+        with pytest.raises((ValueError, TypeError, IndexError, OverflowError)):
+            gatekeeper._moment(date)
+    else:
+        wanted = wanted if wanted.tzinfo is not None else wanted.replace(tzinfo=UTC)
+        assert gatekeeper._moment(date) == wanted
