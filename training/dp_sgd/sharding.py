@@ -8,8 +8,10 @@ each of which gets the sum of its own piece only, adds the noise of that piece f
 its own weights. So every coordinate is given noise once, and nobody holds a whole sum without noise.
 
 All processes must gather the same layers equally often, but have unequally many units: who has none left in a part of
-the step runs made-up rows, of which nothing is added. Trusts: the other processes and the network between them.
-Never: holds the weights of more than one layer at a time between the first step and the last (tied ones as one).
+the step runs made-up rows, of which nothing is added. Weights are whole before the first step, where book-keeping is
+checked, after the last, and where a checkpoint is written; otherwise only those of a layer in use, or soon to be.
+
+Trusts: the other processes and the network between them. Never: averages, or divides by the number of processes.
 """
 
 from __future__ import annotations
