@@ -3,6 +3,7 @@ as small requests are, what does not is told before it is sent, and no process h
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from sealgate.certificate.inputs import Column, ImageContent, InputTensor, Table
 from sealgate.certificate.manifest import OutputTensor
 from sealgate.client import exchange
 from sealgate.client.errors import InferenceFailed, ServiceRefused, UsageError
-from sealgate.client.session import Session
+from sealgate.client.session import AsyncSession, Session
 from sealgate.limits import MAX_INNER_MESSAGE
 from sealgate.protocol.sizes import sealed_size
 from sealgate.protocol.tensors import Tensor
@@ -97,6 +98,19 @@ def test_a_large_request_is_answered_as_its_parts_are(serving: Callable[[int], R
             alone = scores(session, part(whole, start, start + 3))
             np.testing.assert_allclose(found[start : start + 3], alone, atol=1e-6)
     assert len(found) == slices
+
+
+def test_coroutines_send_large_requests_too(serving: Callable[[int], Repository]) -> None:
+    live, whole = serving(LIMIT_MB).live, volume(4)
+
+    async def ask() -> np.ndarray:
+        given = {"purpose": "treatment", "token": live.token(), "trust_env": False}
+        async with AsyncSession(live.trust, **given) as session:
+            answer = await session.infer("scans", (whole,))
+        return np.array(answer.outputs["scores"])
+
+    with live.session() as session:
+        np.testing.assert_array_equal(asyncio.run(ask()), scores(session, whole))
 
 
 def test_what_is_too_large_is_told_before_it_is_sent(serving: Callable[[int], Repository]) -> None:

@@ -185,6 +185,8 @@ def _predict(batch: Sequence[Job], clock: Clock) -> Mapping[str, torch.Tensor]:
     inputs = {spec.name: together([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
     expires_us = max(job.admitted.grant.expires_us for job in batch)
     at_once = model.manifest.architecture.rows_at_once(SLICE_ROWS)
+    if rows <= at_once:
+        return model.predict(inputs)
 
     def cut() -> Iterator[Mapping[str, torch.Tensor]]:
         for start in range(0, rows, at_once):
@@ -193,8 +195,6 @@ def _predict(batch: Sequence[Job], clock: Clock) -> Mapping[str, torch.Tensor]:
             yield {name: one[start : start + at_once] for name, one in inputs.items()}
 
     slices = list(model.predict_each(cut()))
-    if len(slices) == 1:
-        return slices[0]
     return {name: torch.cat([one[name] for one in slices]) for name in slices[0]}
 
 
