@@ -2,8 +2,8 @@
 
 A question costs one stat for each file and folder, and nothing where the same turn of an event loop asked before: what
 a turn works on was all read from the network before its first question, so each request is judged by the files as they
-are after it arrived. A file that was changed within the last moments is read again by the next turn too: two changes may
-fall between two ticks of the file system's clock.
+are after it arrived. A file that was changed within the last moments is read again by the next turn too: two changes
+may fall between two ticks of the file system's clock.
 Trusts: the file system's times and numbers. Never: reads more than its bounds, or half of what it was asked for.
 """
 
