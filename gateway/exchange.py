@@ -38,7 +38,7 @@ class Exchange(RequestResponseCycle):
         head = b"%b%b\r\n" % (STATUS_LINE[message["status"]], b"".join([b"%b: %b\r\n" % field for field in fields]))
         if head.count(b"\n") != len(fields) + 2 or head.count(b"\r") != len(fields) + 2 or b"\0" in head:
             raise RuntimeError("a header field would end its line")
-        self.transport.write_now(head + message["body"])  # type: ignore[attr-defined]  # a GatheredWrites
+        self.transport.write(head + message["body"])  # which leaves with the turn: its line in the log is there by then
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:

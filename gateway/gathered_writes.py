@@ -34,11 +34,6 @@ class GatheredWrites:
         if self._bytes >= GATHERED_ANSWER:
             self.flush()
 
-    def write_now(self, data: bytes) -> None:
-        """Write it behind what is queued, and all of that now."""
-        self._parts.append(data)
-        self.flush()
-
     def flush(self) -> None:
         """Write what is queued now."""
         parts, self._parts, self._bytes = self._parts, [], 0
