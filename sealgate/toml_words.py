@@ -54,8 +54,9 @@ _CHOICE = re.compile(r"\^\(([A-Za-z0-9_|-]+)\)\\Z")  # the forms of pattern that
 _NAME = re.compile(r"\^\[A-Za-z0-9\]\[A-Za-z0-9\._-\]\{0,([0-9]+)\}\\Z")
 
 
-def in_words(error: Exception, shape: Any = None) -> str:
-    """One line about an error of reading TOML as `shape`, without the file's name."""
+def in_words(error: Exception, shape: Any = None, *, under: Sequence[str] = ()) -> str:
+    """One line about an error of reading TOML as `shape`, without the file's name. `under` is the table that was read,
+    where it is not the whole file."""
     match error:
         case RecursionError():
             text = "nests too deeply"
@@ -64,22 +65,23 @@ def in_words(error: Exception, shape: Any = None) -> str:
         case tomllib.TOMLDecodeError():
             text = f"not TOML: {error}"
         case msgspec.ValidationError():
-            text = _in_words(str(error), shape)
+            text = _in_words(str(error), shape, under)
         case _:
             text = str(error)
     return printable(" ".join(text.split()), limit=_LIMIT)
 
 
-def _in_words(text: str, shape: Any) -> str:
+def _in_words(text: str, shape: Any, under: Sequence[str]) -> str:
     at = _AT.search(text)
     what = text[: at.start()] if at else text
-    steps = [name or place for name, place in _STEP.findall(at[1])] if at else []
+    within = [name or place for name, place in _STEP.findall(at[1])] if at else []
+    steps = [*under, *within]
     if found := _MISSING.fullmatch(what):
-        return _missing(steps, found[1], _at(shape, [*steps, found[1]]))
+        return _missing(steps, found[1], _at(shape, [*within, found[1]]))
     if found := _UNKNOWN.fullmatch(what):
-        return f"{_table(steps)} has no setting '{found[1]}'{_instead(found[1], _fields(_at(shape, steps)))}"
+        return f"{_table(steps)} has no setting '{found[1]}'{_instead(found[1], _fields(_at(shape, within)))}"
     if _INVALID.match(what):
-        allowed = _allowed(_at(shape, steps))
+        allowed = _allowed(_at(shape, within))
         return f"{_place(steps)} must be one of: {', '.join(allowed)}" if allowed else f"{_place(steps)}: {what}"
     if found := _EXPECTED.fullmatch(what):
         got = f", not {_type(found[3])}" if found[3] else ""

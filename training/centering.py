@@ -25,6 +25,7 @@ from sealgate.certificate.agreement import CENTRE
 from sealgate.certificate.decimals import MICRO, decimal_text
 from sealgate.certificate.schema import Preprocessing, Statistic
 from sealgate.errors import CertificateError, ConfigurationError, DecodeError
+from sealgate.toml_words import in_words
 from secure_runtime.models.architectures import parts_of
 from training.configuration import Configuration
 from training.limits import EPSILON_MARGIN_MICRO, FIXED_ROWS
@@ -59,7 +60,9 @@ class Centering:
             if not (found.norm > 0 and found.norm.is_finite() and multiplier == found.multiplier * MICRO):
                 raise ConfigurationError("[center] norm must be above zero, multiplier have at most six decimals")
             once, twice = statistic_cost("gaussian", multiplier, delta)
-        except (msgspec.ValidationError, DecodeError, CertificateError, OverflowError, ValueError) as error:
+        except msgspec.ValidationError as error:
+            raise ConfigurationError(in_words(error, CenterSection, under=("center",))) from error
+        except (DecodeError, CertificateError, OverflowError, ValueError) as error:
             raise ConfigurationError(f"[center]: {error}") from error
         return cls(
             norm=float(found.norm),

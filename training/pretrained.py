@@ -22,6 +22,7 @@ from sealgate.certificate.architectures.frozen_encoder import FROZEN_PREFIX
 from sealgate.certificate.weights import frozen_digest
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_MANIFEST, MAX_WEIGHTS
+from sealgate.toml_words import in_words
 from training.configuration import PACKAGE, Configuration
 
 _FAMILY = "frozen-encoder"
@@ -71,7 +72,7 @@ def pretrained_of(configuration: Configuration) -> PretrainedSection:
     try:
         return msgspec.convert(configuration.pretrained, PretrainedSection)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"[pretrained]: {error}") from error
+        raise ConfigurationError(in_words(error, PretrainedSection, under=("pretrained",))) from error
 
 
 def _folder(configuration: Configuration) -> Path:

@@ -72,6 +72,17 @@ def test_errors_name_table_key_and_what_is_expected(text: str, said: str) -> Non
     assert in_words(error.value, File) == said
 
 
+def test_an_error_within_a_table_names_the_table() -> None:
+    for table, said in (
+        ({"nam": "x"}, "[masking] has no setting 'nam'; did you mean 'name'?"),
+        ({"name": 1}, "[masking] name must be text in quotes, not a whole number"),
+        ({}, "[masking] must set 'name'"),
+    ):
+        with pytest.raises(msgspec.ValidationError) as error:
+            msgspec.convert(table, Purpose)
+        assert in_words(error.value, Purpose, under=("masking",)) == said
+
+
 _KINDS = st.sampled_from([1, 1.5, "x", True, [], {}, [1], {"a": 1}])
 
 

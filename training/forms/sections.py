@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from sealgate.errors import ConfigurationError
+from sealgate.toml_words import in_words
 from training.configuration import Configuration
 from training.examples import Examples
 from training.split import write_private
@@ -23,7 +24,7 @@ def section(kind: type[_Section], values: Mapping[str, Any], *, name: str) -> _S
     try:
         return msgspec.convert(dict(values), kind)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"[{name}]: {error}") from error
+        raise ConfigurationError(in_words(error, kind, under=(name,))) from error
 
 
 def write_rows(

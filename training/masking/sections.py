@@ -12,6 +12,7 @@ import msgspec
 from sealgate.certificate.decimals import decimal_text
 from sealgate.certificate.schema import Masked
 from sealgate.errors import ConfigurationError, DecodeError
+from sealgate.toml_words import in_words
 from training.configuration import Configuration
 from training.limits import MAX_KEPT_CHARACTERS
 from training.masking.personal import KINDS
@@ -57,7 +58,7 @@ def masking_section(configuration: Configuration) -> MaskingSection:
     try:
         found = msgspec.convert(configuration.masking, MaskingSection)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"[masking]: {error}") from error
+        raise ConfigurationError(in_words(error, MaskingSection, under=("masking",))) from error
     if configuration.masking and configuration.data.kind not in _KINDS_OF_DATA:
         raise ConfigurationError(f"[masking] is for data of kind {' and '.join(_KINDS_OF_DATA)}")
     for name, rule in found.columns.items():

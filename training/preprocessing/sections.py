@@ -13,6 +13,7 @@ from decimal import Decimal
 import msgspec
 
 from sealgate.errors import ConfigurationError
+from sealgate.toml_words import in_words
 from training.configuration import Configuration
 from training.limits import MAX_PRIVATE_NAMES
 
@@ -61,7 +62,7 @@ def preprocessing_section(configuration: Configuration) -> PreprocessingSection:
     try:
         found = msgspec.convert(configuration.preprocessing, PreprocessingSection)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"[preprocessing]: {error}") from error
+        raise ConfigurationError(in_words(error, PreprocessingSection, under=("preprocessing",))) from error
     data, tokenizer = configuration.data, configuration.text.get("tokenizer")
     standardise, vocabulary = found.standardise, found.vocabulary
     sizes = [one.most for one in found.categories.values()]

@@ -14,6 +14,7 @@ import msgspec
 
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_CLASSES, MAX_WEIGHTS, NUMBERS_AT_ONCE, WORK_AT_ONCE
+from sealgate.toml_words import in_words
 
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
 
@@ -118,4 +119,4 @@ def from_options(family: type[Spec], options: Mapping[str, Any], **known: Any) -
     try:
         return msgspec.convert({**options, **known, "family": family.__struct_config__.tag}, family)
     except msgspec.ValidationError as error:
-        raise DecodeError(str(error)) from error
+        raise DecodeError(in_words(error, family, under=("architecture",))) from error

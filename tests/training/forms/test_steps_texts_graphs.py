@@ -180,7 +180,7 @@ def test_bad_arrays_are_named(tmp_path: Path, kind: str, change: dict[str, Any],
     ("kind", "change", "why"),
     [
         ("sequence", ("steps = 3", "steps = 0"), "above zero"),
-        ("sequence", ("steps = 3", "steps = 3\nstride = 2"), r"\[sequence\]: .*stride"),
+        ("sequence", ("steps = 3", "steps = 3\nstride = 2"), r"\[sequence\] has no setting .stride"),
         ("sequence", ("steps = 3", 'steps = 3\npattern = "{step}"'), "must hold"),
         ("sequence", (COLUMNS, ""), r"\[columns\] must name"),
         ("sequence", ("hidden = [2]", "hidden = [0]"), "width is out of range"),

@@ -94,7 +94,7 @@ def test_months_in_a_form_and_masked_features_reach_the_model(tmp_path):
         ('[masking.columns]\nage = { action = "drop" }', "dropped and cannot be used"),
         ('[masking.columns]\nnobody = { action = "drop" }', "no column 'nobody'"),
         ('quasi_identifiers = ["nobody"]', "no column 'nobody'"),
-        ("colour = 1", "unknown"),
+        ("colour = 1", "has no setting 'colour'"),
         ('[masking.columns]\nnote = { action = "month" }', "column 'note', row 1: holds no date"),
         ('[masking.columns]\nnote = { action = "bin", width = 1 }', "column 'note', row 1: holds text"),
     ],
