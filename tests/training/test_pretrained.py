@@ -120,7 +120,7 @@ def test_sizes_that_the_weights_do_not_have(tmp_path: Path) -> None:
         (('"encoder"', '"package:no_such_package_here/model"'), "no installed package"),
         (('"encoder"', '"package:../etc/model"'), "no installed package"),
         (('"encoder"', '"nowhere"'), "cannot be read"),
-        (("^name = .sentence.*", 'size = "3"'), r"\[pretrained\] size must be"),
+        (("^name = .sentence.*", 'size = "3"'), r"\[pretrained\] has no setting 'size'"),
         ((r"^\[pretrained\]", "[architecture]\nwidth = 4\n[pretrained]"), "follows from"),
     ],
 )
