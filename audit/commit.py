@@ -120,7 +120,7 @@ class Pending:
     awaited: asyncio.Future[Appended] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Accepted:
     pending: Pending
     index: int  # in its shard
@@ -250,14 +250,11 @@ class Committer:
         with self._engine.begin() as connection:
             flushed = self._subjects.flush(connection)  # 1
             accepted = self._accept(connection, batch, refused)  # 2
-            nodes = {(peak.level, peak.position): peak.hash for peak in self._frontier.peaks}
             expected = self.size
-            for item in accepted:
-                for node in self._frontier.append(item.hashed):
-                    nodes[node.level, node.position] = node.hash
+            nodes = self._grow(accepted)
             root = self._frontier.root()
             if accepted:
-                self._write(connection, accepted)  # 3
+                self._write(connection, accepted, nodes)  # 3
                 self._move_head(connection, expected, root)  # 4
             if publish:
                 self._store_checkpoints(connection)
@@ -265,7 +262,7 @@ class Committer:
         if not accepted:
             return Outcome([], refused)
         size = self._frontier.size
-        note = self._publisher.sign(self.size, Checkpoint(self._signer.name, size, root))  # 6
+        note = self._publisher.sign(self.size, Checkpoint(self._signer.name, size, root), self._signer)  # 6
         signed = _SignedBatch(nodes, size, note)
         appended = [(item.pending, Appended(item.index, item.record, item.leaf, signed)) for item in accepted]
         return Outcome(appended, refused)
@@ -308,7 +305,7 @@ class Committer:
         stands_at = {record.grant: index for index, record in records if record.grant}
         self._intents = {grant: Intent(stands_at[grant], intent.record, intent.began) for grant, intent in under_way}
         self._publisher.sign_last(begun.first, last)
-        self._publisher.sign(self.size, Checkpoint(begun.origin, self._frontier.size, root))
+        self._publisher.sign(self.size, Checkpoint(begun.origin, self._frontier.size, root), self._signer)
         self.publish()
 
     def _put(self, connection: Connection, drafts: Sequence[Record]) -> list[tuple[int, Record]]:
@@ -317,10 +314,17 @@ class Committer:
         for index, draft in enumerate(drafts, self._frontier.size):
             record, leaf = self._finished(self._complete(draft))
             accepted.append(_Accepted(Pending(draft), index, record, leaf, leaf_hash(leaf)))
-        for item in accepted:
-            self._frontier.append(item.hashed)
-        self._write(connection, accepted)
+        self._write(connection, accepted, self._grow(accepted))
         return [(item.index, item.record) for item in accepted]
+
+    def _grow(self, accepted: Sequence[_Accepted]) -> dict[tuple[int, int], bytes]:
+        """Put the leaves into the tree: its complete subtrees at the edge, before and on the way, which are all that
+        proofs of these records need."""
+        nodes = {(level, position): hashed for level, position, hashed in self._frontier.peaks}
+        for item in accepted:
+            for level, position, hashed in self._frontier.append(item.hashed):
+                nodes[level, position] = hashed
+        return nodes
 
     # Records ---------------------------------------------------------------------------------------------------------
 
@@ -431,7 +435,7 @@ class Committer:
 
     # Tables ----------------------------------------------------------------------------------------------------------
 
-    def _write(self, connection: Connection, accepted: list[_Accepted]) -> None:
+    def _write(self, connection: Connection, accepted: list[_Accepted], nodes: Mapping[tuple[int, int], bytes]) -> None:
         first = self._shard.first
         self._rows.add(connection, [(first + item.index, item.leaf, item.record) for item in accepted])
         count_days(connection, [(first + item.index, item.record) for item in accepted])
@@ -441,7 +445,7 @@ class Committer:
             self._rows.begin_intents(connection, [(item.record.id, first + item.index) for item in begun])
         if ended:
             self._rows.end_intents(connection, ended)
-        self._tiles.append([item.hashed for item in accepted], connection)
+        self._tiles.append([item.hashed for item in accepted], nodes, connection)
         for item in accepted:
             self._in_force.see(item.index, item.record)
             if item.record.kind in HOLD_KINDS:

@@ -13,7 +13,7 @@ import psycopg
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from audit.rows import Rows, index_row
+from audit.rows import Rows, index_values
 from sealgate.transparency.record import Record
 
 _LEAVES = "COPY leaf (idx, leaf) FROM STDIN (FORMAT BINARY)"
@@ -22,7 +22,7 @@ _RECORDS = (
     "COPY record (idx, id, ts_us, kind, tenant, actor, model, model_digest, purpose, outcome, reason) "
     "FROM STDIN (FORMAT BINARY)"
 )
-_RECORD_TYPES = ("int8", "text", "int8", *["text"] * 8)  # in the order of `index_row`
+_RECORD_TYPES = ("int8", "text", "int8", *["text"] * 8)  # in the order of `index_values`
 _TAKEN = text("SELECT id FROM record WHERE id = ANY(:given)")
 _BEGIN_INTENTS = text(
     "INSERT INTO open_intent (grant_id, idx) SELECT * FROM unnest(CAST(:grants AS text[]), CAST(:places AS int8[]))"
@@ -38,9 +38,7 @@ class CopiedRows(Rows):
 
     def add(self, connection: Connection, new: Sequence[tuple[int, bytes, Record]]) -> None:
         _copy(connection, _LEAVES, _LEAF_TYPES, ((index, leaf) for index, leaf, _ in new))
-        _copy(
-            connection, _RECORDS, _RECORD_TYPES, (tuple(index_row(index, record).values()) for index, _, record in new)
-        )
+        _copy(connection, _RECORDS, _RECORD_TYPES, (index_values(index, record) for index, _, record in new))
 
     def savepoint(self, connection: Connection, *, after: bool) -> None:
         """The same in one journey to the server: effects are many, and each journey is waited for."""

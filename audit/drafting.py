@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 
 import msgspec
 
@@ -18,6 +19,8 @@ from sealgate.errors import DecodeError
 from sealgate.transparency.record import ENDS, Record, leaf_bytes
 
 _INHERITED = ("tenant", "actor", "authn", "operation", "purpose")
+_inherited = attrgetter(*_INHERITED)
+_indexed = attrgetter("tenant", "actor", "model", "model_digest", "purpose", "outcome", "reason")
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -55,26 +58,22 @@ def _matched(end: Record, under_way: Mapping[str, Intent]) -> Record:
     if intent is None:
         raise AppendRefused("the record ends no open authorization", code="grant-not-open")
     begun = intent.record
-    given = {name: getattr(end, name) for name in _INHERITED}
-    for name, value in given.items():
-        if value not in ("", getattr(begun, name)):
-            raise AppendRefused(f"the end names another {name} than its authorization", code="end-differs")
+    inherited = _inherited(begun)
+    given = _inherited(end)
+    if given != inherited:
+        for name, said, authorized in zip(_INHERITED, given, inherited, strict=True):
+            if said not in ("", authorized):
+                raise AppendRefused(f"the end names another {name} than its authorization", code="end-differs")
     if end.intent_seq not in (-1, intent.index, intent.began):
         raise AppendRefused("the end names another index than its authorization", code="end-differs")
     if end.kind == "inference.completed" and end.model != begun.model:
         raise AppendRefused("the answer comes from another model than was authorized", code="end-differs")
-    return msgspec.structs.replace(end, intent_seq=intent.index, **{name: getattr(begun, name) for name in _INHERITED})
+    if given == inherited and end.intent_seq == intent.index:
+        return end
+    return msgspec.structs.replace(end, intent_seq=intent.index, **dict(zip(_INHERITED, inherited, strict=True)))
 
 
 def _fits_index(record: Record) -> bool:
     """What has a column must fit every database's: no NUL, which PostgreSQL's text cannot hold, and bounded."""
-    fields = (
-        record.tenant,
-        record.actor,
-        record.model,
-        record.model_digest,
-        record.purpose,
-        record.outcome,
-        record.reason,
-    )
-    return all(len(field) <= MAX_INDEXED_TEXT and "\0" not in field for field in fields)
+    fields = _indexed(record)
+    return max(map(len, fields)) <= MAX_INDEXED_TEXT and "\0" not in "".join(fields)

@@ -70,9 +70,9 @@ class Publisher:
         waiting = self._newest is not None and self._newest[0] > self._stored.size
         return waiting or bool(self._witnessed or self._last)
 
-    def sign(self, reach: int, checkpoint: Checkpoint) -> bytes:
-        """The note of the newest checkpoint, which is durable."""
-        note = sign_checkpoint(checkpoint, self._signer.under(checkpoint.origin))
+    def sign(self, reach: int, checkpoint: Checkpoint, signer: NoteSigner) -> bytes:
+        """The note of the newest checkpoint, which is durable, by the log's key under the name of its shard."""
+        note = sign_checkpoint(checkpoint, signer)
         self._newest = (reach, note)
         return note
 

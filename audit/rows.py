@@ -9,7 +9,7 @@ Trusts: the committer for what the rows say. Never: commits.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -19,12 +19,10 @@ from sqlalchemy.exc import DBAPIError
 from sealgate.transparency.record import Record
 
 _ADD_LEAF = "INSERT INTO leaf (idx, leaf) VALUES (?, ?)"
-_ADD_RECORD = (
-    "INSERT INTO record (idx, id, ts_us, kind, tenant, actor, model, model_digest, purpose, outcome, reason) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # in the order of `index_row`
-)
-_TAKEN = "SELECT id FROM record WHERE id IN (SELECT value FROM json_each(?))"
+_INDEXED = ("idx", "id", "ts_us", "kind", "tenant", "actor", "model", "model_digest", "purpose", "outcome", "reason")
+_ADD_RECORD = f"INSERT INTO record ({', '.join(_INDEXED)}) VALUES ({', '.join('?' * len(_INDEXED))})"  # noqa: S608
 _BEGIN_INTENT = "INSERT INTO open_intent (grant_id, idx) VALUES (?, ?)"
+_TAKEN = "SELECT id FROM record WHERE id IN (SELECT value FROM json_each(?))"
 _END_INTENTS = "DELETE FROM open_intent WHERE grant_id IN (SELECT value FROM json_each(?))"
 
 
@@ -37,8 +35,8 @@ class Rows:
 
     def add(self, connection: Connection, new: Sequence[tuple[int, bytes, Record]]) -> None:
         """Write leaves and their index rows."""
-        _run_many(connection, _ADD_LEAF, ((index, leaf) for index, leaf, _ in new))
-        _run_many(connection, _ADD_RECORD, (tuple(index_row(index, record).values()) for index, _, record in new))
+        _insert(connection, _ADD_LEAF, [(index, leaf) for index, leaf, _ in new])
+        _insert(connection, _ADD_RECORD, [index_values(index, record) for index, _, record in new])
 
     def savepoint(self, connection: Connection, *, after: bool) -> None:
         """Begin what an effect does, so that it can be undone alone; `after` says that another effect went before."""
@@ -48,32 +46,42 @@ class Rows:
 
     def begin_intents(self, connection: Connection, begun: Sequence[tuple[str, int]]) -> None:
         """These requests are open: grant, and where its authorization stands."""
-        _run_many(connection, _BEGIN_INTENT, begun)
+        _insert(connection, _BEGIN_INTENT, begun)
 
     def end_intents(self, connection: Connection, ended: Sequence[str]) -> None:
         """These requests are open no more."""
         _run(connection, _END_INTENTS, (_listed(ended),))
 
 
-def index_row(index: int, record: Record) -> dict[str, object]:
+def index_values(index: int, record: Record) -> tuple[object, ...]:
     """The row of `record` that a leaf implies: the whole table can be rebuilt with this."""
-    return {
-        "idx": index,
-        "id": record.id,
-        "ts_us": record.ts_us,
-        "kind": record.kind,
-        "tenant": record.tenant,
-        "actor": record.actor,
-        "model": record.model,
-        "model_digest": record.model_digest,
-        "purpose": record.purpose,
-        "outcome": record.outcome,
-        "reason": record.reason,
-    }
+    return (
+        index,
+        record.id,
+        record.ts_us,
+        record.kind,
+        record.tenant,
+        record.actor,
+        record.model,
+        record.model_digest,
+        record.purpose,
+        record.outcome,
+        record.reason,
+    )
+
+
+def index_row(index: int, record: Record) -> dict[str, object]:
+    """The same, by the names of its columns."""
+    return dict(zip(_INDEXED, index_values(index, record), strict=True))
 
 
 def _listed(names: Sequence[str]) -> str:
     return msgspec.json.encode(names).decode()
+
+
+def begin_immediately(connection: Connection) -> None:
+    """Begin the writer's transaction: nobody else writes from here on."""
+    _run(connection, "BEGIN IMMEDIATE")
 
 
 class Statement:
@@ -105,7 +113,8 @@ def _run(connection: Connection, statement: str, values: tuple[Any, ...] = ()) -
         raise _as_sqlalchemy(statement, error) from error
 
 
-def _run_many(connection: Connection, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+def _insert(connection: Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Row by row: one statement of many rows was slower, where a table has many indexes."""
     try:
         _raw(connection).executemany(statement, rows)
     except sqlite3.Error as error:

@@ -22,7 +22,7 @@ from sqlalchemy.pool import QueuePool
 
 from audit.errors import LogDamaged, LogInUse, reason_of
 from audit.limits import BUSY_TIMEOUT_MS, MAX_QUERY_S, SCRUB_WAIT_S, WAL_AUTOCHECKPOINT_PAGES
-from audit.rows import Rows
+from audit.rows import Rows, begin_immediately
 from sealgate.ambient import monotonic_ns
 from sealgate.errors import ConfigurationError, SealgateError
 
@@ -130,6 +130,7 @@ def writer_engine(path: Path) -> Engine:
         poolclass=QueuePool,
         pool_size=1,
         max_overflow=0,
+        pool_reset_on_return=None,  # every transaction is committed or rolled back by whoever began it
         connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
     )
 
@@ -148,7 +149,7 @@ def writer_engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        begin_immediately(connection)
 
     return engine
 

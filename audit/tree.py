@@ -10,7 +10,7 @@ Trusts: the database for speed only: every proof is checked against a signed roo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy import Connection, select
 
@@ -98,11 +98,14 @@ class TileWriter:
             self._indexes.append(index)
             size >>= TILE_HEIGHT
 
-    def append(self, hashes: Sequence[bytes], connection: Connection) -> None:
-        """Add leaf hashes; write the rows that became full or grew, in the caller's transaction."""
+    def append(
+        self, hashes: Sequence[bytes], completed: Mapping[tuple[int, int], bytes], connection: Connection
+    ) -> None:
+        """Add leaf hashes; write the rows that became full or grew, in the caller's transaction. `completed` are the
+        subtrees (level, position) that these leaves completed: the roots of full rows are among them."""
         changed: dict[tuple[int, int], bytes] = {}
         for item in hashes:
-            self._add(0, item, changed)
+            self._add(0, item, changed, completed)
         self._put(changed, connection)
 
     def close(self, connection: Connection) -> None:
@@ -118,7 +121,13 @@ class TileWriter:
                 [{"level": self._lowest + level, "idx": index, "hashes": row} for (level, index), row in rows],
             )
 
-    def _add(self, level: int, item: bytes, changed: dict[tuple[int, int], bytes]) -> None:
+    def _add(
+        self,
+        level: int,
+        item: bytes,
+        changed: dict[tuple[int, int], bytes],
+        completed: Mapping[tuple[int, int], bytes],
+    ) -> None:
         if level == len(self._edges):
             self._edges.append([])
             self._indexes.append(0)
@@ -129,4 +138,4 @@ class TileWriter:
             changed[level, index] = b"".join(edge)
         if full:
             self._edges[level], self._indexes[level] = [], index + 1
-            self._add(level + 1, root_of(edge), changed)
+            self._add(level + 1, completed[TILE_HEIGHT * (level + 1), index], changed, completed)

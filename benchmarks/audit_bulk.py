@@ -97,8 +97,11 @@ class _Loader:
             self._hold.rows.add(connection, [(index, one.leaf, one.record) for index, one in rows])
             count_days(connection, [(index, one.record) for index, one in rows])
             self._intents(connection, rows)
-            self._tiles.append([leaf_hash(one.leaf) for one in part], connection)
-            root = Frontier.restore(size, StoredTree(connection, self._shard, size)).root()
+            frontier = Frontier.restore(self.size, StoredTree(connection, self._shard, self.size))
+            hashes = [leaf_hash(one.leaf) for one in part]
+            completed = {(level, at): node for one in hashes for level, at, node in frontier.append(one)}
+            self._tiles.append(hashes, completed, connection)
+            root = frontier.root()
             values = {"size": size, "root": root, "seal": self._seal.over(size, root, holds=NO_HOLDS)}
             assert connection.execute(_MOVE.values(values), {"expected": self.size}).rowcount == 1
             note = sign_root(sign_checkpoint(Checkpoint(ORIGIN, size, root), SIGNER), SIGNER)

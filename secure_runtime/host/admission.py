@@ -24,7 +24,7 @@ from audit.errors import LogUnavailable
 from audit.log import Appended, AuditLog
 from policy.budget import BudgetBook
 from policy.limits import MAX_ROUND_DIGITS, MAX_TOP_K
-from sealgate.ambient import Clock, now_us, uuid7
+from sealgate.ambient import Clock, now_us
 from sealgate.errors import DecodeError, VerificationError
 from sealgate.limits import MAX_LEAF
 from sealgate.protocol.completion import CompletionVerifier
@@ -153,7 +153,7 @@ class Admission:
         if frame.decision.policy_digest != self._policy_digest:
             return _POLICY_CHANGED, b""
         draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
-        draft = _with(draft, kind="inference.authorized", req_commit=req_commit, id=uuid7(self._clock()))
+        draft = _with(draft, kind="inference.authorized", req_commit=req_commit)
         _require_room(draft, frame)
         try:
             worker = self._require_serving(frame, body)
