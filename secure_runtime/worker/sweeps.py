@@ -12,9 +12,8 @@ from __future__ import annotations
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -44,18 +43,10 @@ from secure_runtime.errors import TurnedAway
 from secure_runtime.limits import RECEIVE_BYTES
 from secure_runtime.worker.engine.answers import EngineAnswer
 from secure_runtime.worker.engine.serving import Engine
-from secure_runtime.worker.gatekeeper import Admitted, accept, admit
+from secure_runtime.worker.gatekeeper import Admitted, accept, admission
 from secure_runtime.worker.keys import KeyRing
 from secure_runtime.worker.meter import SweepMeter
 from secure_runtime.worker.single_use import Ended, SingleUse
-
-
-@dataclass(frozen=True)
-class _Turned:
-    """A refusal in the place of an admitted request."""
-
-    grant: Grant
-    why: TurnedAway
 
 
 class Worker:
@@ -110,20 +101,13 @@ class Worker:
         """Bring every work item `(frame, sealed request, cancelled)` to its one signed end; those that a process of
         their own runs come to theirs by `advance`."""
         meter = SweepMeter()
-        places: list[Admitted | _Turned | None] = []
-        for work, raw, cancelled in works:
-            try:
-                if cancelled:
-                    raise TurnedAway("cancelled", problem="timed-out")
-                places.append(self._admit(work, raw))
-            except TurnedAway as why:
-                places.append(_Turned(work.grant, why))
+        places = self._admitted(works)
         meter.opened(len(works))
         self.advance()  # the processes run beside the batch
         answers = iter(enumerate(self._engine.run([place for place in places if isinstance(place, Admitted)])))
         for (work, raw, _), place in zip(works, places, strict=True):
-            if isinstance(place, _Turned):
-                self._refuse(work, raw, reason=place.why.code, problem=place.why.problem, took=meter.refused())
+            if isinstance(place, TurnedAway):
+                self._refuse(work, raw, reason=place.code, problem=place.problem, took=meter.refused())
             elif place is not None:
                 index, answer = next(answers)
                 meter.seals()
@@ -171,15 +155,41 @@ class Worker:
             self._ends.append((statement, done, end.sealed))
         self._sign_and_send()
 
-    def _admit(self, work: Work, raw: bytes) -> Admitted | None:
-        """None for a request that was given to a process of its own: nothing of it is opened here."""
-        if work.grant.obligations.single_use:
-            if self._single_use is None:
-                raise TurnedAway("single-use-not-offered")
-            accepted = accept(work.grant, raw, work.media_type, keys=self.keys, now_us=self._clock())
-            self._single_use.begin(work, raw, accepted)
-            return None
-        return admit(
+    def _admitted(self, works: list[tuple[Work, bytes, bool]]) -> list[Admitted | TurnedAway | None]:
+        """All of a sweep through the gatekeeper, step by step; None for what is in a process of its own."""
+        places: list[Admitted | TurnedAway | None] = [None] * len(works)
+        under_way: dict[int, Generator[None, None, Admitted]] = {}
+        for index, (work, raw, cancelled) in enumerate(works):
+            try:
+                if cancelled:
+                    raise TurnedAway("cancelled", problem="timed-out")
+                if work.grant.obligations.single_use:
+                    self._give_away(work, raw)
+                else:
+                    under_way[index] = self._admission(work, raw)
+            except TurnedAway as why:
+                places[index] = why
+        while under_way:
+            for index, steps in list(under_way.items()):
+                try:
+                    next(steps)
+                    continue
+                except StopIteration as ended:
+                    places[index] = ended.value
+                except TurnedAway as why:
+                    places[index] = why
+                del under_way[index]
+        return places
+
+    def _give_away(self, work: Work, raw: bytes) -> None:
+        """To a process of its own: nothing of it is opened here."""
+        if self._single_use is None:
+            raise TurnedAway("single-use-not-offered")
+        accepted = accept(work.grant, raw, work.media_type, keys=self.keys, now_us=self._clock())
+        self._single_use.begin(work, raw, accepted)
+
+    def _admission(self, work: Work, raw: bytes) -> Generator[None, None, Admitted]:
+        return admission(
             work.grant,
             raw,
             work.media_type,

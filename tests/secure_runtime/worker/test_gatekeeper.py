@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from secure_runtime.errors import TurnedAway
 from secure_runtime.worker import gatekeeper
-from secure_runtime.worker.gatekeeper import Admitted, admit, parse_target
+from secure_runtime.worker.gatekeeper import Admitted, admission, parse_target
 
 AUDIENCE = "gateway.test:8443"
 
 
 def knock(bench: Any, raw: bytes, media_type: str, grant: Any = None, keys: Any = None) -> Admitted:
-    return admit(
+    steps = admission(
         grant or bench.grant(),
         raw,
         media_type,
@@ -27,6 +27,11 @@ def knock(bench: Any, raw: bytes, media_type: str, grant: Any = None, keys: Any 
         now_us=bench.now_us,
         date_window_s=120,
     )
+    while True:
+        try:
+            next(steps)
+        except StopIteration as ended:
+            return ended.value  # type: ignore[no-any-return]
 
 
 def refused(bench: Any, raw: bytes, media_type: str, **rest: Any) -> TurnedAway:

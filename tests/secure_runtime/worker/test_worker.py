@@ -105,6 +105,19 @@ def runner(bench: Any, model: LoadedModel) -> Callable[..., Runner]:
     return lambda **plan: Runner(bench, model, **plan)
 
 
+def test_of_two_copies_in_one_sweep_one_is_opened(runner: Callable[..., Runner], template: Any) -> None:
+    run = runner()
+    (work, raw), other = run.work(1, template.rows[:1]), run.work(3, template.rows[:1])
+    copy = msgspec.structs.replace(work, id=2, grant=run.bench.grant(id="grant-2", model=MODEL))
+    run.worker.sweep([(work, raw, False), (copy, raw, False), (*other, False)])
+    ends = [done.completion.statement for done, _ in run.take()]
+    assert [(end.grant, end.outcome, end.reason) for end in ends] == [
+        ("grant-1", "completed", ""),
+        ("grant-2", "refused", "replayed"),
+        ("grant-3", "completed", ""),
+    ]
+
+
 def test_every_grant_comes_to_one_signed_end_in_order(runner: Callable[..., Runner], template: Any) -> None:
     run = runner()
     rows = template.rows
@@ -244,13 +257,13 @@ def test_plaintext_is_wiped_when_answered(runner: Callable[..., Runner], templat
     from secure_runtime.worker import sweeps
 
     admitted: list[Any] = []
-    true_admit = sweeps.admit
+    true_admission = sweeps.admission
 
     def remember(*arguments: Any, **more: Any) -> Any:
-        admitted.append(true_admit(*arguments, **more))
+        admitted.append((yield from true_admission(*arguments, **more)))
         return admitted[-1]
 
-    monkeypatch.setattr(sweeps, "admit", remember)
+    monkeypatch.setattr(sweeps, "admission", remember)
     run = runner()
     work, raw = run.work(1, template.rows[:1])
     run.worker.sweep([(work, raw, False)])
