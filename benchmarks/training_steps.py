@@ -112,7 +112,7 @@ def our_step(way: str, module: nn.Module, examples: torch.Tensor, targets: torch
     def step() -> None:
         summed = gradient_sum.over((examples,), targets)
         noise.add(summed)
-        update.apply([one.div_(len(targets)) for one in summed], step=1)
+        update.apply(summed, step=1, divisor=len(targets))
 
     return step
 

@@ -167,7 +167,7 @@ def train_privately(
             of_units, wanted, weights = units.of(drawn)
             summed = gradient_sum.over(of_units, wanted, weights=weights)
             noise.add(summed)
-            update.apply([one.div_(constants.divisor) for one in summed], step=step)
+            update.apply(summed, step=step, divisor=constants.divisor)
             if checkpoints:
                 checkpoints.after(step, held, update, last=step == constants.steps)
             if on_weights:

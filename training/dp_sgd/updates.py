@@ -77,15 +77,16 @@ class Update:
         return {f"{slot}.{index}": one for slot, ones in self._slots.items() for index, one in enumerate(ones)}
 
     @torch.no_grad()
-    def apply(self, released: list[torch.Tensor], *, step: int) -> None:
-        """Move the parameters by the released gradient (noisy sum over E[B]) of step 1, 2, ..."""
+    def apply(self, released: list[torch.Tensor], *, step: int, divisor: float = 1.0) -> None:
+        """Move the parameters by the released gradient of step 1, 2, ...: the noisy sums over `divisor`, E[B]."""
         rule, rate = self._rule, self._rule.rate_at(step, self._steps)
         for index, (parameter, raw) in enumerate(zip(self._parameters, released, strict=True)):
-            gradient = raw.to(parameter.dtype)
+            if rule.optimizer in (SGD, MOMENTUM) and "first" not in self._slots:
+                parameter.sub_(raw.to(parameter.dtype), alpha=rate / divisor)  # no pass of its own for the division
+                continue
+            gradient = raw.to(parameter.dtype) / divisor
             if rule.optimizer in (SGD, MOMENTUM):
-                if "first" in self._slots:
-                    gradient = self._slots["first"][index].mul_(rule.momentum).add_(gradient)
-                parameter.sub_(gradient, alpha=rate)
+                parameter.sub_(self._slots["first"][index].mul_(rule.momentum).add_(gradient), alpha=rate)
                 continue
             square = self._slots["second"][index]
             square.mul_(rule.second_decay).addcmul_(gradient, gradient, value=1.0 - rule.second_decay)

@@ -29,7 +29,7 @@ def test_each_optimizer_is_torchs(kind):
     update, optimizer = Update(ours, rule=rule, steps=6), THEIRS[kind](theirs)
     for step in range(1, 7):
         gradients = [torch.cos(one.detach() * step) for one in ours]
-        update.apply(gradients, step=step)
+        update.apply([one * 48.5 for one in gradients], step=step, divisor=48.5)
         for one, gradient in zip(theirs, gradients, strict=True):
             one.grad = gradient.clone()
         optimizer.step()
