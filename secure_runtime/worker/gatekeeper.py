@@ -42,8 +42,7 @@ _TARGET = re.compile(r"/v2/models/([^/?#]{1,384})(?:/versions/([^/?#]{1,384}))?(
 _MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _MONTHS = {name: at for at, name in enumerate(_MONTH_NAMES, start=1)}
 _IMF_FIXDATE = re.compile(  # its day of the week is read past, as the library does
-    rf"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (\d\d) ({'|'.join(_MONTHS)}) ([1-9]\d{{3}}) (\d\d):(\d\d):(\d\d) GMT\Z",
-    re.ASCII,
+    rf"(?a:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (\d\d) ({'|'.join(_MONTHS)}) ([1-9]\d{{3}}) (\d\d):(\d\d):(\d\d) GMT)\Z"
 )
 _SERVER = {"/v2": "server", "/v2/health/live": "live", "/v2/health/ready": "server-ready"}
 
