@@ -56,7 +56,6 @@ ATTEMPTS = red_team.SOURCE.read_text().split('if __name__ == "__main__"')[0]
 
 HOSTILE = """
 import ctypes, gc, mmap, time
-from dataclasses import replace
 import msgspec
 from sealgate.protocol import bhttp
 from secure_runtime.worker import main, slots, sweeps, zygote
@@ -111,7 +110,7 @@ def engine_run(self, admitted):
     else:
         return answers
     body = msgspec.json.encode(told)
-    return [replace(answers[0], response=bhttp.Response(status=200, fields=(), body=body))]
+    return [msgspec.structs.replace(answers[0], response=bhttp.Response(status=200, fields=(), body=body))]
 
 def put(self, header, body):
     if lies and isinstance(header, slots.Result):
