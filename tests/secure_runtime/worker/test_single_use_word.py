@@ -103,7 +103,8 @@ class Desk:
         self.sent.clear()
         assert isinstance(done, Done)
         outcome = Outcome(done, body)
-        Admission._require_honest(outcome, grant, commitment(raw), self.live, media_type="message/ohttp-res")
+        commits = (commitment(raw), commitment(body) if body else "")
+        Admission._require_honest(outcome, grant, commits, self.live, media_type="message/ohttp-res")
         return done.completion.statement.reason
 
 
