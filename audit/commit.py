@@ -48,7 +48,7 @@ from audit.turning import beginning, closing
 from sealgate.ambient import Clock, Entropy, uuid7
 from sealgate.transparency.cose_receipt import reissue
 from sealgate.transparency.cosignatures import Cosigner
-from sealgate.transparency.merkle import Frontier, leaf_hash, split, subtree_hash
+from sealgate.transparency.merkle import Frontier, leaf_hash, subtree_hash
 from sealgate.transparency.notes import Checkpoint, NoteSigner, parse_checkpoint_text, split_note
 from sealgate.transparency.receipt import build_receipt
 from sealgate.transparency.record import ENDS, Record
@@ -81,32 +81,30 @@ class _SignedBatch:
 
     def __init__(self, nodes: Mapping[tuple[int, int], bytes], size: int, note: bytes) -> None:
         self._nodes, self._size, self.note = nodes, size, note
-        self._edges: dict[tuple[int, int], bytes] = {}
+        self._paths: dict[tuple[int, int], tuple[bytes, ...]] = {}
 
-    def proof(self, index: int) -> list[bytes]:
+    def proof(self, index: int) -> tuple[bytes, ...]:
         """RFC 9162 section 2.1.3, as `merkle.inclusion_proof`; what paths of one batch share is computed once."""
-        path: list[bytes] = []
-        low, high = 0, self._size
-        while high - low > 1:
-            middle = split(low, high)
-            if index < middle:
-                path.append(self._hash(middle, high))
-                high = middle
-            else:
-                path.append(self._hash(low, middle))
-                low = middle
-        path.reverse()
+        return self._path(0, index)
+
+    def _path(self, level: int, at: int) -> tuple[bytes, ...]:
+        """From the node over leaves [at << level, (at + 1) << level), of which the last may be missing, to the root."""
+        if self._size <= 1 << level:
+            return ()
+        path = self._paths.get((level, at))
+        if path is None:
+            path = self._path(level + 1, at >> 1)
+            low = (at ^ 1) << level
+            if low < self._size:  # without a sibling, a node goes up as it is
+                path = (self._hash(level, low), *path)
+            self._paths[level, at] = path
         return path
 
-    def _hash(self, low: int, high: int) -> bytes:
-        span = high - low
-        if not span & (span - 1):
-            level = span.bit_length() - 1
+    def _hash(self, level: int, low: int) -> bytes:
+        high = low + (1 << level)
+        if high <= self._size:
             return self._nodes[level, low >> level]
-        found = self._edges.get((low, high))
-        if found is None:
-            found = self._edges[low, high] = subtree_hash(low, high, lambda level, at: self._nodes[level, at])
-        return found
+        return subtree_hash(low, self._size, lambda level, at: self._nodes[level, at])
 
 
 @dataclass

@@ -36,6 +36,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._folder = os.fspath(path.parent)
 
     def open_writer(self) -> SqliteHold:
         """Take the log for writing; creates the file."""
@@ -54,7 +55,7 @@ class SqliteDatabase:
 
     def disk_free(self) -> int:
         """Bytes that an ordinary user may still write where the log is."""
-        status = os.statvfs(self._path.parent)
+        status = os.statvfs(self._folder)
         return status.f_bavail * status.f_frsize
 
     def pruner_engine(self) -> Engine | None:

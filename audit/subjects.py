@@ -32,7 +32,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import Connection, Engine, delete, insert, select
 
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
-from audit.limits import MAX_CACHED_SUBJECTS, MAX_SUBJECT, PRUNE_SUBJECTS, RETRY_AFTER_S, SUBJECT_DELETION_WAIT_S
+from audit.limits import (
+    MAX_CACHED_SUBJECTS,
+    MAX_NAMED_SUBJECTS,
+    MAX_SUBJECT,
+    PRUNE_SUBJECTS,
+    RETRY_AFTER_S,
+    SUBJECT_DELETION_WAIT_S,
+)
 from audit.person_keys import KEY_BYTES, PersonKey, PersonKeys
 from audit.tables import record as record_table
 from audit.tables import subject as table
@@ -74,6 +81,7 @@ class Subjects:
     `_cache`, `_unwritten` and `_leaving` go by handle (`_leaving` says whose pseudonym) and are guarded by `_lock`,
     whose condition is `_settled`. A row stays in `_unwritten` until the transaction that carries it is durable, so no
     second pseudonym can be made for the same subject meanwhile; and in `_leaving` until the one that deletes it is.
+    `_names` are of who asked lately, with what `_name` makes of them: all are forgotten when anybody is erased.
     """
 
     def __init__(self, key: Secret | bytes, *, keys: Path, reader: Engine, clock: Clock, entropy: Entropy) -> None:
@@ -95,6 +103,7 @@ class Subjects:
         self._cache: OrderedDict[bytes, str] = OrderedDict()
         self._unwritten: dict[bytes, _Row] = {}
         self._leaving: dict[bytes, str] = {}
+        self._names: dict[tuple[str, str], tuple[bytes, bytes]] = {}
 
     def close(self) -> None:
         """Let go of the file of keys. Doing so twice is harmless."""
@@ -120,7 +129,7 @@ class Subjects:
     def pseudonym(self, tenant: str, subject: str) -> str:
         """The stable pseudonym of a subject. A new one is durable no later than the next append. Raises LogDamaged, and
         LogUnavailable if the row is being deleted and that does not come to its end."""
-        content, handle = self._name(tenant, subject)
+        content, handle = self._names.get((tenant, subject)) or self._named(tenant, subject)
         with self._settled:
             if not self._settled.wait_for(lambda: handle not in self._leaving, SUBJECT_DELETION_WAIT_S):
                 raise LogUnavailable("the subject is being erased", code="subject-leaving", retry_after_s=RETRY_AFTER_S)
@@ -156,6 +165,14 @@ class Subjects:
             raise LogError("a subject must have a name of bounded length", code="subject")
         content = canonical_json(Identity(tenant=tenant, subject=subject))
         return content, hmac.digest(self._lookup_key, content, hashlib.sha256)
+
+    def _named(self, tenant: str, subject: str) -> tuple[bytes, bytes]:
+        """`_name`, and remembered."""
+        name = self._name(tenant, subject)
+        if len(self._names) >= MAX_NAMED_SUBJECTS:
+            self._names.clear()
+        self._names[tenant, subject] = name
+        return name
 
     def _stored(self, handle: bytes, content: bytes) -> str | None:
         with self._reader.begin() as connection:
@@ -212,6 +229,8 @@ class Subjects:
                 self._remember(handle, self._unwritten.pop(handle).key.ref)
             for handle in self._leaving:
                 self._cache.pop(handle, None)
+            if self._leaving:
+                self._names.clear()
             self._leaving.clear()
             self._settled.notify_all()
 

@@ -45,8 +45,8 @@ class VerifiedReceipt:
 
 def build_receipt(index: int, leaf: bytes, proof: Sequence[bytes], checkpoint_note: bytes) -> bytes:
     """The receipt's bytes. Only for what is durable: the caller answers for that."""
-    lines = [_MAGIC, b"extra ", base64.b64encode(leaf), b"\nindex %d\n" % index]
-    lines += [base64.b64encode(item) + b"\n" for item in proof]
+    lines = [_MAGIC, b"extra ", binascii.b2a_base64(leaf), b"index %d\n" % index]
+    lines += map(binascii.b2a_base64, proof)  # which ends the line too
     return b"".join([*lines, b"\n", checkpoint_note])
 
 

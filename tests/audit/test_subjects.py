@@ -137,6 +137,20 @@ def test_the_cache_is_bounded_and_the_table_remembers(bench, log, monkeypatch: A
     assert len(log._subjects._cache) == 3
 
 
+def test_few_names_are_held_and_none_beyond_an_erasure(bench, log, monkeypatch: Any) -> None:
+    monkeypatch.setattr(subjects_module, "MAX_NAMED_SUBJECTS", 3)
+    subjects: Subjects = log._subjects
+    refs = [log.actor("clinic", f"person {number}") for number in range(5)]
+    assert 0 < len(subjects._names) <= 3
+    log.append(bench.draft()).result()
+    assert [log.actor("clinic", f"person {number}") for number in range(5)] == refs
+    with log._hold.engine.begin() as connection:
+        subjects.delete(connection, refs[4])
+    subjects.written([])
+    assert not subjects._names
+    assert log.actor("clinic", "person 4") not in refs
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=st.lists(st.tuples(st.text(max_size=20), st.text(min_size=1, max_size=20)), unique=True, max_size=10))
 def test_no_two_subjects_share_a_pseudonym(log, names: list[tuple[str, str]]) -> None:
