@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -152,8 +152,7 @@ class Admission:
         req_commit = await committed(body)  # first: from the check of the policy to the record nothing is awaited
         if frame.decision.policy_digest != self._policy_digest:
             return _POLICY_CHANGED, b""
-        draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
-        draft = _with(draft, kind="inference.authorized", req_commit=req_commit)
+        draft = self._draft(frame, kind="inference.authorized", req_commit=req_commit)
         _require_room(draft, frame)
         try:
             worker = self._require_serving(frame, body)
@@ -162,8 +161,13 @@ class Admission:
             return await self._refuse(draft, reason=error.code, code=code, status=503)
         if not worker.judged(frame.model, frame.judged):
             return _POLICY_CHANGED, b""  # a version was loaded after the gateway had decided: it decides anew
-        draft = _with(draft, runtime_instance=worker.instance, evidence_digest=worker.evidence_digest)
-        draft = _with(draft, assurance=worker.assurance, degraded=worker.degraded)
+        draft = _with(
+            draft,
+            runtime_instance=worker.instance,
+            evidence_digest=worker.evidence_digest,
+            assurance=worker.assurance,
+            degraded=worker.degraded,
+        )
         self._in_flight += 1
         self._in_flight_bytes += len(body)
         worker.footing.expected += 1
@@ -173,9 +177,8 @@ class Admission:
             journey.authorised(intent.record)
             if intent.record.kind != "inference.authorized":
                 if (exhausted := self._exhaustions.first(intent.record)) is not None:
-                    self._log.append(
-                        exhausted
-                    )  # its denial is durable: nobody waits for this, and a failing log says so
+                    # Its denial is durable: nobody waits for this, and a failing log says so.
+                    self._log.append(exhausted)
                 return spending.refusal(intent), b""
             try:
                 return await self._run(frame, body, gone, intent, worker, journey)
@@ -213,7 +216,6 @@ class Admission:
         journey: Journey,
     ) -> tuple[Reply, bytes]:
         granted = intent.record
-        end = _end_of(intent)
         grant = Grant(
             id=granted.id,
             model=frame.model,
@@ -232,7 +234,7 @@ class Admission:
                 grant, body, media_type=frame.media_type, gone=gone, timeout_s=self._timeout_s, grace_s=WORKER_GRACE_S
             )
             answer = outcome.sealed_response
-            commits = (end.req_commit, await committed(answer) if answer else "")
+            commits = (granted.req_commit, await committed(answer) if answer else "")
             self._require_honest(outcome, grant, commits, worker, media_type=_ANSWERED_AS.get(frame.media_type))
         except WorkerGone as error:
             ended = await self._fail(intent, error.code)
@@ -241,12 +243,18 @@ class Admission:
             return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
         done = outcome.done
         journey.ran(done)
-        draft = _ended(end, outcome, detail=self._metering.detail(done.took))
+        draft = _ended(intent, outcome, detail=self._metering.detail(done.took))
         ended = await self._append(draft, spending.settle(self._budgets, granted, clock=self._clock))
         journey.ended(ended.record)
         if done.problem:
             return _refused(ended, status=_STATUS[done.problem], code=done.problem, retry_after_s=_retry(done.problem))
-        reply = Answer(media_type=done.media_type, log=ended.record.log, record=ended.index, receipt=ended.receipt)
+        reply = Answer(
+            id=frame.id,
+            media_type=done.media_type,
+            log=ended.record.log,
+            record=ended.index,
+            receipt=ended.receipt,
+        )
         return reply, outcome.sealed_response
 
     @staticmethod
@@ -284,7 +292,7 @@ class Admission:
 
     async def _fail(self, intent: Appended, reason: str) -> Appended:
         """The end of a request that nobody answered: what was held for it counts as spent."""
-        failed = _with(_end_of(intent), kind="inference.failed", outcome="failed", reason=reason)
+        failed = _end_of(intent, kind="inference.failed", outcome="failed", reason=reason)
         return await self._append(failed, spending.abandon(self._budgets))
 
     # Refusals and reads ----------------------------------------------------------------------------------------------
@@ -293,8 +301,7 @@ class Admission:
         """The policy said no: make it a record."""
         if frame.decision.policy_digest != self._policy_digest:
             return _POLICY_CHANGED, b""
-        draft = self._draft(frame, frame.caller, frame.decision.policy_ids, frame.decision.policy_digest)
-        return await self._record(_with(draft, kind="inference.denied", reason=frame.decision.reason))
+        return await self._record(self._draft(frame, kind="inference.denied", reason=frame.decision.reason))
 
     async def audit_read(self, frame: AuditRead) -> tuple[Reply, bytes]:
         """An auditor is about to read: make it a record first."""
@@ -322,22 +329,24 @@ class Admission:
         self._watcher.denied(ended.record)
         return _refused(ended, status=status, code=code, retry_after_s=_RETRY_AFTER_S)
 
-    async def _append(self, draft: Record, effect: AnyEffect | None) -> Appended:
-        return await self._log.append_awaited(draft, effect)
+    def _append(self, draft: Record, effect: AnyEffect | None) -> asyncio.Future[Appended]:
+        return self._log.append_awaited(draft, effect)
 
     def _actor(self, caller: Caller) -> str:
         return self._log.actor(caller.tenant, caller.subject)
 
-    def _draft(self, frame: Submit | Deny, caller: Caller, policy_ids: tuple[str, ...], policy_digest: str) -> Record:
+    def _draft(self, frame: Submit | Deny, **said: Any) -> Record:
+        """What a record says of the request, and what is `said` of it."""
         return Record(
-            tenant=caller.tenant,
-            actor=self._actor(caller),
-            authn=caller.authn,
+            tenant=frame.caller.tenant,
+            actor=self._actor(frame.caller),
+            authn=frame.caller.authn,
             model=frame.model,
             operation=frame.operation,
             purpose=frame.purpose,
-            policy_digest=policy_digest,
-            policy_ids=policy_ids,
+            policy_digest=frame.decision.policy_digest,
+            policy_ids=frame.decision.policy_ids,
+            **said,
         )
 
 
@@ -361,18 +370,20 @@ def _require_room(draft: Record, frame: Submit) -> None:
         raise DecodeError("the gateway says more of a request than a record can hold")
 
 
-def _end_of(intent: Appended) -> Record:
-    """What the end of an authorised request inherits."""
+_NOT_INHERITED = {"id": "", "ts_us": 0, "salt": "", "eps_micro": 0, "budget_after_micro": 0, "detail": {}}
+
+
+def _end_of(intent: Appended, **said: object) -> Record:
+    """The end of an authorised request: what is `said` of it, and what it inherits."""
     begun = intent.record
-    spent = {"eps_micro": 0, "budget_after_micro": 0}
-    return _with(begun, id="", ts_us=0, salt="", grant=begun.id, intent_seq=intent.index, detail={}, **spent)
+    return _with(begun, **{**_NOT_INHERITED, "grant": begun.id, "intent_seq": intent.index, **said})
 
 
-def _ended(end: Record, outcome: Outcome, *, detail: dict[str, str]) -> Record:
+def _ended(intent: Appended, outcome: Outcome, *, detail: dict[str, str]) -> Record:
     """The end's record: the worker's statement, field by field, unchanged; and in the detail what it cost."""
     statement = outcome.done.completion.statement
-    return _with(
-        end,
+    return _end_of(
+        intent,
         kind="inference.completed" if statement.outcome == "completed" else "inference.failed",
         runtime_instance=statement.instance,
         runtime_seq=statement.seq,

@@ -72,6 +72,7 @@ class _GatewayConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._writer: FrameWriter | None = None
         self._gone: dict[int, asyncio.Event] = {}  # one per request in flight
+        self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
@@ -101,7 +102,7 @@ class _GatewayConnection(asyncio.Protocol):
             raise DecodeError("too many requests in flight, or an id used twice")
         else:
             self._gone[frame.id] = asyncio.Event()
-            task = asyncio.get_running_loop().create_task(self._serve(frame, body))
+            task = self._loop.create_task(self._serve(frame, body))
             self._server.running.add(task)
             task.add_done_callback(self._server.running.discard)
 

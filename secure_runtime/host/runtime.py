@@ -190,25 +190,22 @@ class RuntimeHost:
 
     async def answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
         """Dispatch one frame; the reply repeats its id."""
-        reply, sealed = await self._answer(frame, body, gone)
-        return with_cose_receipt(_with_id(reply, frame.id), frame, self._log), sealed
-
-    async def _answer(self, frame: Asked, body: bytes, gone: asyncio.Event) -> tuple[Reply, bytes]:
         try:
             if isinstance(frame, Submit):
-                return await self._admission.submit(frame, body, gone)
-            if isinstance(frame, Deny):
-                return await self._admission.deny(frame)
-            if isinstance(frame, AuditRead):
-                return await self._admission.audit_read(frame)
-            if isinstance(frame, FiguresWanted):
-                return await self._figures()
-            return await self._evidence(frame)
+                reply, sealed = await self._admission.submit(frame, body, gone)
+            elif isinstance(frame, Deny):
+                reply, sealed = await self._admission.deny(frame)
+            elif isinstance(frame, AuditRead):
+                reply, sealed = await self._admission.audit_read(frame)
+            elif isinstance(frame, FiguresWanted):
+                reply, sealed = await self._figures()
+            else:
+                reply, sealed = await self._evidence(frame)
         except LogUnavailable as error:
-            return Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
-        finally:
+            reply, sealed = Refused(status=503, code="unavailable", retry_after_s=error.retry_after_s), b""
             if not self._log.state.ok:
                 self._look_again()
+        return with_cose_receipt(_with_id(reply, frame.id), frame, self._log), sealed
 
     async def _figures(self) -> tuple[Reply, bytes]:
         if self._metrics is None:
@@ -424,7 +421,7 @@ def _told(state: RuntimeState) -> tuple[bool, str, str, str]:
 
 
 def _with_id(reply: Reply, frame_id: int) -> Reply:
-    return msgspec.structs.replace(reply, id=frame_id)
+    return reply if reply.id == frame_id else msgspec.structs.replace(reply, id=frame_id)
 
 
 def run_host(deployment: Deployment, *, tell: Callable[[str], None]) -> int:
