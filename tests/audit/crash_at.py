@@ -18,6 +18,7 @@ from sqlalchemy.engine import Engine
 from audit import copying, postgresql
 from audit.log import AuditLog
 from sealgate.transparency.record import Record
+from tests.audit.every_statement import told_of
 
 TABLES = MetaData()
 spent = Table("spent", TABLES, Column("id", Text, primary_key=True), Column("n", Integer, nullable=False))
@@ -51,9 +52,9 @@ def killed_at(statement: int, *, after: bool) -> Iterator[None]:
             step()
 
     copying._copy = copied
-    event.listen(Engine, "after_cursor_execute" if after else "before_cursor_execute", lambda *_: step())
     event.listen(Engine, "commit", lambda *_: step())
-    yield
+    with told_of(Engine, **{"after" if after else "before": lambda _: step()}):
+        yield
 
 
 def live_until_killed(bench: Any, statement: int, *, after: bool, pipe: int) -> None:

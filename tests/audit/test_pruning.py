@@ -28,6 +28,7 @@ from sealgate.transparency.notes import open_checkpoint
 from sealgate.transparency.pruned import INDICES, Indices
 from sealgate.transparency.record import Record
 from sealgate.transparency.verifier import LogTrust, Report, verify_bundle
+from tests.audit.every_statement import told_of
 from tests.audit.test_roles import Roles
 
 RULES = parse_retention(b"default_days = 100\n[[rule]]\npurpose = 'treatment'\ndays = 1000\n")
@@ -465,14 +466,15 @@ class Failing:
     """The database fails at one statement, and is there for no other."""
 
     def __init__(self, engine: Any, at: int) -> None:
-        self.left, self.failed, self._engine = at, False, engine
-        event.listen(engine, "before_cursor_execute", self._count)
+        self.left, self.failed = at, False
+        self._watching = told_of(engine, before=self._count)
+        self._watching.__enter__()
 
-    def _count(self, conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def _count(self, statement: str) -> None:
         if self.failed or self.left == 0:
             self.failed = True
             raise OperationalError(statement, None, OSError("the disk is gone"))
         self.left -= 1
 
     def end(self) -> None:
-        event.remove(self._engine, "before_cursor_execute", self._count)
+        self._watching.__exit__(None, None, None)

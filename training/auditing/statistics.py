@@ -127,7 +127,7 @@ def _most_of_mean(centering: Centering, entropy: Entropy) -> float:
     """A row's share in the sum, under the same randomness with and without it."""
     width, population, worst = 6, 100, 0.0
     others = torch.from_numpy(Keystream(entropy).uniform(AUDIT_OTHERS * width).reshape(-1, width).copy())
-    drawn = {size: entropy(size) for size in (32, 16)}
+    drawn = {size: entropy(size) for size in (32, 12)}  # of a keystream: its key and its nonce
 
     def mean(rows: torch.Tensor) -> torch.Tensor:
         return centering.mean(rows, population=population, stream=Keystream(lambda size: drawn[size]))
