@@ -52,6 +52,16 @@ _BOUNDS = (
 _REGEX = re.compile(r"matching regex '(.*)'\Z", re.DOTALL)
 _CHOICE = re.compile(r"\^\(([A-Za-z0-9_|-]+)\)\\Z")  # the forms of pattern that are told in words
 _NAME = re.compile(r"\^\[A-Za-z0-9\]\[A-Za-z0-9\._-\]\{0,([0-9]+)\}\\Z")
+_SHAPES = (
+    (
+        re.compile(r"\^\(0\|\[1-9\].*\\\.\[0-9\]\{1,([0-9]+)\}\)\?\\Z"),
+        ": a number such as 0.5, {} digits behind the point at most",
+    ),
+    (re.compile(r"\^\[\^\\x00-\\x1f\\x7f-\\x9f\]\{0,([0-9]+)\}\\Z"), ": one line of at most {} characters"),
+    (re.compile(r"\^\[\\x20-\\x7e\]\{1,([0-9]+)\}\\Z"), ": one line in ASCII, {} characters at most"),
+    (re.compile(r"\^\[\\x21-\\x7e\]\{[01],([0-9]+)\}\\Z"), ": ASCII without spaces, {} characters at most"),
+    (re.compile(r"\^\[0-9a-f\]\{([0-9]+)\}\\Z"), ": {} hexadecimal digits in lower case"),
+)
 
 
 def in_words(error: Exception, shape: Any = None, *, under: Sequence[str] = ()) -> str:
@@ -136,6 +146,9 @@ def _bound(text: str) -> str:
             return ", one of: " + ", ".join(choice[1].split("|"))
         if name := _NAME.fullmatch(pattern):
             return f": a name of letters, digits, '.', '_' and '-', {int(name[1]) + 1} at most"
+        for form, words in _SHAPES:
+            if shape := form.fullmatch(pattern):
+                return words.format(shape[1])
         return f" that matches {pattern}"
     for theirs, ours in _BOUNDS:
         if text.startswith(theirs):

@@ -262,13 +262,13 @@ def test_a_history_that_cannot_be_written_is_one_line(tmp_path: Path, source: Pa
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "`name`"),
-        ('name = "a"', "`version`"),
-        ('name = "a b"\nversion = "1"', r"`name`"),
-        ('name = "a"\nversion = 1', r"`version`"),
-        ('name = "a"\nversion = "1"\nauthor = "x"', "unknown field `author`"),
-        ('name = "a"\nversion = "1"\nowner = "two\\nlines"', r"`owner`"),
-        ('name = "a"\nversion = "1"\ndescription = "' + "d" * 301 + '"', r"`description`"),
+        ("", "must set 'name'"),
+        ('name = "a"', "must set 'version'"),
+        ('name = "a b"\nversion = "1"', "'name' must be text in quotes: a name of letters"),
+        ('name = "a"\nversion = 1', "'version' must be text in quotes, not a whole number"),
+        ('name = "a"\nversion = "1"\nauthor = "x"', "no setting 'author'; there are: name"),
+        ('name = "a"\nversion = "1"\nowner = "two\\nlines"', "'owner' must be .* one line of at most 300 characters"),
+        ('name = "a"\nversion = "1"\ndescription = "' + "d" * 301 + '"', "'description' must be .* at most 300"),
     ],
 )
 def test_manifests_refused(text: str, says: str) -> None:
