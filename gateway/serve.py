@@ -7,12 +7,15 @@ believes forwarding headers about addresses, or writes an access log of its own 
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
 import resource
 import signal
 import socket
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,7 @@ from sealgate.errors import ConfigurationError
 from sealgate.local_socket import bind_local
 
 _BACKLOG = 1024
+_LOOK_EVERY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,43 @@ def server_config(app: Any, tls: Any, **more: Any) -> uvicorn.Config:
 
 class _Loop(uvloop.Loop):  # type: ignore[misc]  # uvloop ships no types
     """uvicorn serves every socket alike and leaves the times of TLS at a minute. Here a UNIX socket is served without
-    TLS, and a peer that does not even shake hands gets less time."""
+    TLS, and a peer that does not even shake hands gets less time. uvicorn does not know of connections before they
+    have shaken hands, so `close` sees them out: a loop that closes over an open socket ends with an error."""
 
-    async def create_server(self, *args: Any, **more: Any) -> Any:
+    def __init__(self) -> None:
+        super().__init__()
+        self._accepted: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # until when to shake hands
+
+    async def create_server(self, protocol: Callable[[], Any], *args: Any, **more: Any) -> Any:
         sock = more.get("sock")
         if sock is not None and sock.family == socket.AF_UNIX:
-            return await self.create_unix_server(*args, sock=sock, backlog=more["backlog"])
-        if more.get("ssl") is not None:
-            more["ssl_handshake_timeout"] = HANDSHAKE_TIMEOUT_S
-            more["ssl_shutdown_timeout"] = GOODBYE_TIMEOUT_S
-        return await super().create_server(*args, **more)
+            return await self.create_unix_server(protocol, *args, sock=sock, backlog=more["backlog"])
+        if more.get("ssl") is None:
+            return await super().create_server(protocol, *args, **more)
+
+        def accepted() -> Any:
+            made = protocol()
+            self._accepted[made] = self.time() + HANDSHAKE_TIMEOUT_S
+            return made
+
+        more["ssl_handshake_timeout"] = HANDSHAKE_TIMEOUT_S
+        more["ssl_shutdown_timeout"] = GOODBYE_TIMEOUT_S
+        return await super().create_server(accepted, *args, **more)
+
+    def close(self) -> None:
+        gc.collect()  # of handshakes that failed
+        if self._shaking_hands():
+            self.run_until_complete(self._see_out())
+        super().close()
+
+    def _shaking_hands(self) -> bool:
+        return any(one.transport is None and self.time() < until for one, until in list(self._accepted.items()))
+
+    async def _see_out(self) -> None:
+        for _ in range(int(HANDSHAKE_TIMEOUT_S / _LOOK_EVERY_S) + 1):
+            await asyncio.sleep(_LOOK_EVERY_S)  # once more after the last one: its socket is closed by then
+            if not self._shaking_hands():
+                return
 
 
 def make_loop() -> _Loop:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -407,3 +408,17 @@ def test_requests_are_told_apart_on_one_link(gateway):
         thread.join(10)
     assert len(answers) == 6
     assert all(got == raw[::-1] for raw, got in answers.values())
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "half a ClientHello"])
+def test_a_connection_that_never_shakes_hands_is_seen_out_when_the_gateway_stops(run_gateway, monkeypatch, sent):
+    """A loop that closed over its socket would warn, and warnings are errors here."""
+    monkeypatch.setattr(serve, "HANDSHAKE_TIMEOUT_S", 1.0)
+    running = run_gateway()
+    with socket.create_connection(("127.0.0.1", running.port)) as silent:
+        silent.sendall(sent)
+        running.client().get("/health/live")  # the one before was accepted, too
+        running.close()
+        silent.settimeout(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert silent.recv(100) == b""
