@@ -11,10 +11,8 @@ up), tells why opening failed, or leaves unauthenticated plaintext in a buffer.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import hmac
-import struct
 from enum import IntEnum
 from typing import NoReturn, Protocol
 
@@ -33,17 +31,16 @@ from sealgate.protocol.secrets import Secret
 class Kem(IntEnum):
     """Key encapsulation mechanisms."""
 
-    public_size: int
-    enc_size: int
+    X25519 = 0x0020
+    MLKEM768_X25519 = 0x647A
 
-    def __new__(cls, value: int, public_size: int = 0, enc_size: int = 0) -> Kem:
-        member = int.__new__(cls, value)
-        member._value_ = value
-        member.public_size, member.enc_size = public_size, enc_size
-        return member
+    @property
+    def public_size(self) -> int:
+        return 32 if self is Kem.X25519 else 1184 + 32
 
-    X25519 = 0x0020, 32, 32
-    MLKEM768_X25519 = 0x647A, 1184 + 32, 1088 + 32
+    @property
+    def enc_size(self) -> int:
+        return 32 if self is Kem.X25519 else 1088 + 32
 
 
 class Kdf(IntEnum):
@@ -55,18 +52,13 @@ class Kdf(IntEnum):
 class Aead(IntEnum):
     """Authenticated ciphers. All have 12 bytes of nonce and 16 of tag."""
 
-    key_size: int
-    cipher: type[AESGCM] | type[ChaCha20Poly1305]
+    AES_128_GCM = 0x0001
+    AES_256_GCM = 0x0002
+    CHACHA20_POLY1305 = 0x0003
 
-    def __new__(cls, value: int, key_size: int, cipher: type[AESGCM] | type[ChaCha20Poly1305]) -> Aead:
-        member = int.__new__(cls, value)
-        member._value_ = value
-        member.key_size, member.cipher = key_size, cipher
-        return member
-
-    AES_128_GCM = 0x0001, 16, AESGCM
-    AES_256_GCM = 0x0002, 32, AESGCM
-    CHACHA20_POLY1305 = 0x0003, 32, ChaCha20Poly1305
+    @property
+    def key_size(self) -> int:
+        return 16 if self is Aead.AES_128_GCM else 32
 
 
 SEED_SIZE = 32  # of either KEM's private key
@@ -86,8 +78,6 @@ def hkdf_extract(salt: bytes, key_material: bytes) -> bytes:
 def hkdf_expand(pseudorandom_key: bytes, info: bytes, length: int) -> bytes:
     if not 0 < length <= 255 * _HASH_SIZE:
         raise ValueError("HKDF cannot give that many bytes")
-    if length <= _HASH_SIZE:
-        return hmac.digest(pseudorandom_key, info + b"\x01", "sha256")[:length]
     output = block = b""
     for counter in range(1, -(-length // _HASH_SIZE) + 1):
         block = hmac.digest(pseudorandom_key, block + info + bytes([counter]), "sha256")
@@ -226,7 +216,7 @@ class _Sequence:
     def __init__(self, aead: Aead, key: bytes, base_nonce: bytes) -> None:
         if len(key) != aead.key_size or len(base_nonce) != NONCE_SIZE:
             raise ValueError("key or nonce has the wrong length")
-        self._cipher = aead.cipher(key)
+        self._cipher = ChaCha20Poly1305(key) if aead is Aead.CHACHA20_POLY1305 else AESGCM(key)
         self._base_nonce = int.from_bytes(base_nonce, "big")
         self._count = 0
 
@@ -276,24 +266,16 @@ class Opener(_Sequence):
 # Contexts (RFC 9180 section 5.1) --------------------------------------------------------------------------------------
 
 
-_SUITE = struct.Struct(">4sHHH")
-
-
-@functools.lru_cache(maxsize=64)
-def _schedule_context(suite: bytes, info: bytes) -> bytes:
-    """`key_schedule_context`: nothing in it is secret, and all requests to one key share it."""
-    psk_id_hash = _labeled_extract(suite, b"", b"psk_id_hash", b"")
-    return b"\x00" + psk_id_hash + _labeled_extract(suite, b"", b"info_hash", info)
-
-
 class _Schedule:
     """The key schedule of base mode: no pre-shared key, no sender authentication."""
 
     __slots__ = ("base_nonce", "exporter", "key", "suite")
 
     def __init__(self, kem: Kem, kdf: Kdf, aead: Aead, shared_secret: bytes, info: bytes) -> None:
-        self.suite = _SUITE.pack(b"HPKE", kem, kdf, aead)
-        context = _schedule_context(self.suite, info)
+        self.suite = b"HPKE" + kem.to_bytes(2, "big") + kdf.to_bytes(2, "big") + aead.to_bytes(2, "big")
+        psk_id_hash = _labeled_extract(self.suite, b"", b"psk_id_hash", b"")
+        info_hash = _labeled_extract(self.suite, b"", b"info_hash", info)
+        context = b"\x00" + psk_id_hash + info_hash
         secret = _labeled_extract(self.suite, shared_secret, b"secret", b"")
         self.key = _labeled_expand(self.suite, secret, b"key", context, aead.key_size)
         self.base_nonce = _labeled_expand(self.suite, secret, b"base_nonce", context, NONCE_SIZE)
@@ -303,8 +285,8 @@ class _Schedule:
         return _labeled_expand(self.suite, self.exporter.reveal(), b"sec", exporter_context, length)
 
 
-class _Context(_Sequence):
-    """A sequence whose key comes from a schedule, which both ends can derive more from."""
+class SenderContext(Sealer):
+    """Seals to the holder of the private key, and exports secrets that both ends know."""
 
     __slots__ = ("_schedule",)
 
@@ -317,16 +299,18 @@ class _Context(_Sequence):
         return self._schedule.export(exporter_context, length)
 
 
-class SenderContext(_Context, Sealer):
-    """Seals to the holder of the private key, and exports secrets that both ends know."""
-
-    __slots__ = ()
-
-
-class ReceiverContext(_Context, Opener):
+class ReceiverContext(Opener):
     """Opens what the sender sealed, and exports secrets that both ends know."""
 
-    __slots__ = ()
+    __slots__ = ("_schedule",)
+
+    def __init__(self, schedule: _Schedule, aead: Aead) -> None:
+        super().__init__(aead, schedule.key, schedule.base_nonce)
+        self._schedule = schedule
+
+    def export(self, exporter_context: bytes, length: int) -> bytes:
+        """A secret bound to this context and to `exporter_context` (RFC 9180 section 5.3)."""
+        return self._schedule.export(exporter_context, length)
 
 
 def setup_sender(
