@@ -23,6 +23,7 @@ import torch
 from torch import distributed, nn
 
 from sealgate.terminal import render_table
+from training.dp_sgd.distributed import leave
 from training.dp_sgd.updates import Update
 from training.losses import Loss
 from training.private_sgd import PrivateSgd, train_privately
@@ -82,8 +83,6 @@ def member(rank: int, count: int, meeting: str, width: int, steps: int) -> dict[
     train_privately(module, (inputs,), targets, constants=constants, loss=Loss.usual(CLASSES), sharded=count > 1,
                     on_step=on_step, on_choice=on_choice)  # fmt: skip
     seen["held"] = sum(own(one).untyped_storage().nbytes() for one in held) / MB
-    if count > 1:
-        distributed.destroy_process_group()
     return seen
 
 
@@ -99,6 +98,8 @@ def main() -> None:
         rank, count, meeting = arguments.member
         found = member(int(rank), int(count), meeting, arguments.width, arguments.steps)
         print(json.dumps(found))
+        if distributed.is_initialized():
+            leave()
         return
     rows = []
     for count in map(int, arguments.processes.split(",")):

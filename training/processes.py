@@ -27,7 +27,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import distributed, nn
@@ -35,6 +35,7 @@ from torch import distributed, nn
 from sealgate.errors import SealgateError
 from training.dp_sgd.checkpoint import Checkpoints
 from training.dp_sgd.choice import Choice
+from training.dp_sgd.distributed import leave
 from training.errors import TrainingError
 from training.limits import PROCESS_JOIN_S, PROCESS_SILENCE_S
 from training.losses import Loss
@@ -233,7 +234,6 @@ def _take_part(pipe: Connection) -> None:
     said: tuple[str, str] | None = None
     try:
         _train(pipe, pipe.recv(), _received(pipe))
-        return
     except SealgateError as error:
         said = (error.code, str(error))
     except Exception:  # told without its words, which may be about rows
@@ -251,7 +251,7 @@ def _received(pipe: Connection) -> list[torch.Tensor]:
     return found
 
 
-def _train(pipe: Connection, task: Task, tensors: list[torch.Tensor]) -> None:
+def _train(pipe: Connection, task: Task, tensors: list[torch.Tensor]) -> NoReturn:
     module, first = task.module, task.place == _FIRST
     own = _tensors(module)
     for one, values in zip(own, tensors, strict=False):
@@ -290,4 +290,4 @@ def _train(pipe: Connection, task: Task, tensors: list[torch.Tensor]) -> None:
     for place, one in enumerate(one for one in module.parameters() if one.requires_grad):
         tell(place, one.detach())
     pipe.send((_DONE, None))
-    distributed.destroy_process_group()
+    leave()

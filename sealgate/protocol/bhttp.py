@@ -50,7 +50,7 @@ class _Message:
         """The value of a header field that may stand once: None if absent, DecodeError if repeated."""
         values = [value for key, value in self.fields if key == name]
         if len(values) > 1:
-            raise DecodeError(f"the field {name} is given more than once")
+            raise DecodeError(f"the field {name} is given more than once", code="field-repeated")
         return values[0] if values else None
 
 
@@ -116,14 +116,9 @@ def _prefixed(data: bytes) -> bytes:
     return encode_varint(len(data)) + data
 
 
-def _prefixed_text(text: str) -> str:
-    """The same before each byte becomes a character, of which there are many short ones."""
-    return (chr(len(text)) if len(text) < 0x40 else str(encode_varint(len(text)), "latin-1")) + text
-
-
 def _field_lines(fields: Fields) -> bytes:
     _check_fields(fields)
-    section = "".join([_prefixed_text(text) for field in fields for text in field]).encode("latin-1")
+    section = b"".join([_prefixed(text.encode("latin-1")) for field in fields for text in field])
     if len(section) > MAX_FIELD_SECTION:
         raise DecodeError("the field section is too large")
     return section
@@ -200,39 +195,29 @@ class _Reader:
         return headers, content, trailers
 
     def fields(self, *, indeterminate: bool) -> Fields:
-        """One field section; an absent one is empty. Finds the places of all names and values, then reads them."""
+        """One field section; an absent one is empty."""
         if self.at_end:
             return ()
         length = MAX_FIELD_SECTION if indeterminate else self.integer()
         if length > MAX_FIELD_SECTION:
             raise DecodeError("the field section is too large")
-        data = self._data[self._at : self._at + length + 8]  # 8: the integer that ends a section of unknown length
-        if not indeterminate and len(self._data) < self._at + length:
+        end = self._at + length
+        if not indeterminate and end > len(self._data):
             raise DecodeError("the message ends early")
-        places: list[tuple[int, int, int, int]] = []
-        at = 0
-        try:
-            while indeterminate or at < length:
-                size, start = (data[at], at + 1) if data[at] < 0x40 else read_varint(data, at)
-                if size == 0:
+        fields: list[tuple[str, str]] = []
+        while indeterminate or self._at < end:
+            size = self.integer()
+            if size == 0:
+                if indeterminate:
                     break
-                end = start + size
-                size, value = (data[end], end + 1) if data[end] < 0x40 else read_varint(data, end)
-                at = value + size
-                places.append((start, end, value, at))
-                if at > min(length, len(data)) or len(places) > MAX_FIELDS:
-                    raise DecodeError("the field section is too large or its length is wrong")
-        except IndexError:
-            raise DecodeError("the message ends early") from None
-        if indeterminate:
-            length = start
-        elif at < length:
-            raise DecodeError("a field has no name")
-        text = str(data[:at], "latin-1")
-        self._at += length
-        fields = tuple([(text[start:end], text[value:at]) for start, end, value, at in places])
-        _check_fields(fields)
-        return fields
+                raise DecodeError("a field has no name")
+            name, value = self.take(size), self.take(self.integer())
+            if self._at > end or len(fields) >= MAX_FIELDS:
+                raise DecodeError("the field section is too large or its length is wrong")
+            fields.append((str(name, "latin-1"), str(value, "latin-1")))
+        found = tuple(fields)
+        _check_fields(found)
+        return found
 
     def _chunks(self) -> memoryview:
         """Content of indeterminate length. One chunk stays a view, more are joined in a buffer of their own."""

@@ -14,7 +14,6 @@ responses under one nonce, or checks freshness and replay (the gatekeeper does).
 from __future__ import annotations
 
 import hashlib
-import itertools
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,7 +49,7 @@ MEDIA_CHUNKED_RESPONSE = "message/ohttp-chunked-res"
 MEDIA_KEYS = "application/ohttp-keys"
 
 _HEADER = struct.Struct(">BHHH")
-_SUITES = {struct.pack(">HHH", *suite): suite for suite in itertools.product(Kem, Kdf, Aead)}
+_SUITES = {struct.pack(">HHH", kem, kdf, aead): (kem, kdf, aead) for kem in Kem for kdf in Kdf for aead in Aead}
 _KIND = {False: b"message/bhttp", True: b"message/bhttp chunked"}
 _PREFERRED = {  # a post-quantum KEM with a 256-bit cipher; otherwise the fastest
     Kem.MLKEM768_X25519: (Aead.AES_256_GCM, Aead.CHACHA20_POLY1305, Aead.AES_128_GCM),
@@ -239,7 +238,8 @@ def open_request(
 def _joined(head: bytes, parts: Iterable[bytes]) -> bytes:
     """In one piece; chunks are made one by one, so that not all of them are in memory beside the whole."""
     whole = BytesIO()
-    whole.writelines(itertools.chain((head,), parts))
+    whole.write(head)
+    whole.writelines(parts)
     return whole.getvalue()
 
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Generator
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
 
@@ -39,11 +39,6 @@ from secure_runtime.errors import TurnedAway
 from secure_runtime.worker.keys import HeldKey, KeyRing
 
 _TARGET = re.compile(r"/v2/models/([^/?#]{1,384})(?:/versions/([^/?#]{1,384}))?(/infer|/explain|/ready|/stats)?\Z")
-_MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_MONTHS = {name: at for at, name in enumerate(_MONTH_NAMES, start=1)}
-_IMF_FIXDATE = re.compile(  # its day of the week is read past, as the library does
-    rf"(?a:(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (\d\d) ({'|'.join(_MONTHS)}) ([1-9]\d{{3}}) (\d\d):(\d\d):(\d\d) GMT)\Z"
-)
 _SERVER = {"/v2": "server", "/v2/health/live": "live", "/v2/health/ready": "server-ready"}
 
 
@@ -88,26 +83,10 @@ def parse_target(method: str, path: str) -> Target:
     raise TurnedAway("target-unknown")
 
 
-def _only(request: bhttp.Request, name: str) -> str:
-    """The value of a field that must not appear twice; "" when absent."""
-    values = [value for key, value in request.fields if key == name]
-    if len(values) > 1:
-        raise TurnedAway("field-repeated")
-    return values[0] if values else ""
-
-
-def _moment(date: str) -> datetime:
-    """What a Date field says (RFC 9110 section 5.6.7): the preferred form at once, any other by the library."""
-    if found := _IMF_FIXDATE.match(date):
-        day, month, year, hour, minute, second = found.groups()
-        return datetime(int(year), _MONTHS[month], int(day), int(hour), int(minute), int(second), tzinfo=UTC)
-    moment = parsedate_to_datetime(date)
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
 def _require_fresh(date: str, *, now_us: int, window_s: int) -> None:
     try:
-        age_s = now_us / 1e6 - _moment(date).timestamp()
+        moment = parsedate_to_datetime(date)
+        age_s = now_us / 1e6 - (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         raise TurnedAway("date-missing") from None
     if abs(age_s) > window_s:
@@ -164,9 +143,9 @@ def inspect(
     try:
         request = bhttp.decode_request(plaintext.view())  # 6
         target = _judge(request, grant, audience=audience, now_us=now_us, date_window_s=date_window_s)
-    except DecodeError:
+    except DecodeError as why:
         plaintext.wipe()
-        raise TurnedAway("malformed") from None
+        raise TurnedAway("field-repeated" if why.code == "field-repeated" else "malformed") from None
     except TurnedAway:
         plaintext.wipe()
         raise
@@ -192,7 +171,7 @@ def admission(
 
 def _judge(request: bhttp.Request, grant: Grant, *, audience: str, now_us: int, date_window_s: int) -> Target:
     """Checks 7 to 10: the opened request is for us, now, and exactly what the grant allows."""
-    _require_fresh(_only(request, "date"), now_us=now_us, window_s=date_window_s)  # 7
+    _require_fresh(request.field("date") or "", now_us=now_us, window_s=date_window_s)  # 7
     if request.scheme != "https" or request.authority != audience:  # 8
         raise TurnedAway("audience-mismatch")
     target = parse_target(request.method, request.path)  # 9
@@ -200,9 +179,9 @@ def _judge(request: bhttp.Request, grant: Grant, *, audience: str, now_us: int, 
         raise TurnedAway("model-mismatch")
     if target.operation != grant.operation:
         raise TurnedAway("operation-mismatch")
-    if _only(request, "purpose") != grant.purpose:
+    if (request.field("purpose") or "") != grant.purpose:
         raise TurnedAway("purpose-mismatch")
-    binding = _only(request, "credential-binding")  # 10
+    binding = request.field("credential-binding")  # 10
     if not binding:
         raise TurnedAway("credential-unbound")
     if not hmac.compare_digest(binding.encode(), grant.credential_binding.encode()):

@@ -11,7 +11,10 @@ Trusts: the other processes and the network between them. Never: averages, or di
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import distributed, nn
@@ -45,6 +48,18 @@ def share_weights(module: nn.Module) -> None:
     """Every process begins with the first one's weights."""
     for parameter in module.parameters():
         distributed.broadcast(parameter.data, FIRST)
+
+
+def leave() -> NoReturn:
+    """Take leave of the other processes and end this one, at once and well.
+
+    Threads of gloo may still hold tensors then: one that lets go of them while the interpreter is being taken apart
+    aborts the process, whose work was done. So the interpreter is not taken apart.
+    """
+    distributed.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _split(flat: torch.Tensor, like: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:

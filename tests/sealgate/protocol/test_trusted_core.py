@@ -13,7 +13,7 @@ import sealgate.protocol.hpke
 
 CORE = ("secrets", "varint", "padding", "hpke", "bhttp", "chunked", "ohttp")
 WORKER_CORE = ("keys", "replay", "gatekeeper")  # who holds the private keys, and who may be answered
-MOST_LINES = 1634  # all lines: docstrings, comments and blank ones too
+MOST_LINES = 1600  # all lines: docstrings, comments and blank ones too
 MOST_CODE = 1050  # lines with code on them
 
 _SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
@@ -52,7 +52,6 @@ def test_the_core_needs_nothing_but_cryptography() -> None:
     root = Path(sealgate.protocol.__file__).parent
     allowed = {"cryptography", "sealgate", "__future__"}
     standard = {"hashlib", "hmac", "re", "struct", "typing", "enum", "dataclasses", "collections"}
-    standard |= {"itertools"}
     memory_only = "from io import BytesIO"  # of a module that also opens files
     for name in CORE:
         for line in (root / f"{name}.py").read_text().splitlines():

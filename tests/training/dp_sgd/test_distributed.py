@@ -11,6 +11,7 @@ import torch
 from torch import distributed, nn
 
 from tests.training.dp_sgd.models import examples, model
+from training.dp_sgd.distributed import leave
 from training.losses import Loss
 from training.private_sgd import PrivateSgd, train_privately
 
@@ -47,7 +48,7 @@ def process(rank: int, meeting: str, out: str) -> None:
     nn.init.zeros_(wide.weight)
     loud = learn(wide, (torch.zeros(3, 500).double(),), torch.zeros(3).double(), 1e6, distributed=True)
     np.savez(f"{out}-{rank}.npz", quiet=quiet, loud=loud)
-    distributed.destroy_process_group()
+    leave()
 
 
 def test_two_processes_learn_what_one_would_and_add_noise_once(tmp_path):

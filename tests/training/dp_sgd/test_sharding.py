@@ -16,6 +16,7 @@ from torch import distributed, nn
 
 from tests.training.dp_sgd.models import CASES, examples, model, unit_by_unit
 from training.dp_sgd.checkpoint import Checkpoints
+from training.dp_sgd.distributed import leave
 from training.dp_sgd.sharding import ShardedSum
 from training.errors import TrainingError
 from training.losses import Loss
@@ -66,7 +67,7 @@ def families(rank: int, meeting: str, out: str, count: str, *names: str) -> None
     meet(rank, meeting, int(count))
     found = {name: learn(model(name), *shard_of(rank, *examples(name, 12)), sharded=True) for name in names}
     np.savez(f"{out}-{rank}.npz", **found)
-    distributed.destroy_process_group()
+    leave()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def pieces(rank: int, meeting: str, out: str) -> None:
         f"{out}-{rank}.npz", noise=noise, held=held, empty=empty, back=flat(module),
         summed=torch.cat([one.ravel() for one in summed]), none=torch.cat([one.ravel() for one in none]),
     )  # fmt: skip
-    distributed.destroy_process_group()
+    leave()
 
 
 def test_noise_is_added_once_and_parts_need_not_be_equal(tmp_path):
@@ -161,7 +162,7 @@ def stopped(rank: int, meeting: str, out: str, path: str) -> None:
     seen: list[int] = []
     found = learn(model("mlp"), *mine, sharded=True, checkpoints=again, on_step=seen.append)
     np.savez(f"{out}-{rank}.npz", found=found, resumed=again.resumed, seen=seen)
-    distributed.destroy_process_group()
+    leave()
 
 
 def test_a_checkpoint_of_sharded_weights_is_resumed_sharded_or_by_one_process(tmp_path):
