@@ -71,7 +71,6 @@ class Published:
     bundle: VerifiedBundle
     quality: Quality
     quality_without_privacy: Quality
-    rows_trained: int
     rows_held_out: int
     heldout_csv: Path | None
 
@@ -438,7 +437,6 @@ def _publish(
         bundle=bundle,
         quality=quality,
         quality_without_privacy=plain,
-        rows_trained=len(rows.kept),
         rows_held_out=len(rows.held),
         heldout_csv=outputs.heldout_csv,
     )

@@ -15,9 +15,6 @@ MAX_KEPT_CHARACTERS = 64  # of a prefix
 MAX_PRIVATE_NAMES = 100_000  # categories or words of one private release
 MIN_ROWS = 8  # after the held-out rows are set aside
 
-# Per-example gradients of one physical batch, in numbers: larger batches are worked off in parts of this size.
-MAX_GRADIENT_NUMBERS = 1024 * 1024
-
 BASELINE_STEPS = 400
 BASELINE_ROWS = 4096  # rows of one step of the comparison without privacy
 BASELINE_NUMBERS = 4 * 1024 * 1024  # and fewer rows, where a model holds much for each

@@ -10,7 +10,7 @@ nowhere else.
 
 Two kinds of normal values. `gaussian`, for mechanisms that release once: the half sum of four Box-Muller values in
 float64, against attacks on the low bits of single ones; they remain continuous floating-point noise, and certificates
-say so. `standard_normal`, for DP-SGD: single Box-Muller values (Box and Muller 1958), each within `ERROR` of what exact
+say so. `normal_block`, for DP-SGD: single Box-Muller values (Box and Muller 1958), each within `ERROR` of what exact
 arithmetic on an ideal uniform pair would give, and only to be released rounded (`training.dp_sgd.noise`), which hides
 their low bits. It takes 8 bytes for a value instead of 32.
 
@@ -87,16 +87,11 @@ class Keystream:
         halves = torch.cos(angle).add_(angle.sin_()).mul_(radius).view(2, count).sum(dim=0).mul_(0.5)
         return halves.numpy()
 
-    def standard_normal(self, count: int) -> torch.Tensor:
-        """`count` independent standard normal values for noise that is rounded: float64 [count]."""
-        values = torch.empty(count, dtype=torch.float64)
-        for start in range(0, count, BLOCK):
-            part = values[start : start + BLOCK]
-            part.copy_(self.normal_block(len(part)))
-        return values
-
     def normal_block(self, count: int, *, bits: int = 0) -> torch.Tensor:
-        """The same, at most `BLOCK`, times 2^bits, which changes no digit; written over by the next call."""
+        """`count` independent standard normal values for noise that is rounded, at most `BLOCK`: float64 [count].
+
+        They come times 2^bits, which changes no digit, and are written over by the next call.
+        """
         pairs = (count + 1) // 2
         self._fill_room(16 * pairs)
         words = torch.frombuffer(self._room, dtype=torch.int64, count=2 * pairs)

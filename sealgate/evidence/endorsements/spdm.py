@@ -30,7 +30,6 @@ from sealgate.limits import MAX_GPU_REPORT, MAX_SPDM_FIELDS
 
 VERSION, GET_MEASUREMENTS, MEASUREMENTS = 0x11, 0xE0, 0x60
 SIGNED, ALL_BLOCKS = 0x01, 0xFF
-REQUEST_BYTES = 37
 SIGNATURE_BYTES = 96
 _DMTF, _NONCE = 0x01, 32
 _RAW = 0x80  # of a block's type: the value is no digest

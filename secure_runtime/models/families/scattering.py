@@ -23,11 +23,6 @@ PART_ROWS = 16
 _PERIODS = 5  # copies of the grid over which a filter is wrapped around: beyond two and a half it is zero
 
 
-def path_count(*, scales: int, angles: int) -> int:
-    """Number of scattering paths of orders 0, 1 and 2."""
-    return 1 + scales * angles + scales * (scales - 1) // 2 * angles**2
-
-
 def padded(side: int, *, scales: int) -> int:
     """The side of the grid on which an image of this side is worked on: whole blocks of 2^J, and at least one more."""
     return (side >> scales) + 2 << scales
