@@ -50,7 +50,8 @@ if command -v npm >/dev/null; then
 fi
 if [ ! -x .aics-tlog/bin/aics-tlog ]; then
   newer=""
-  for name in python3.14 python3.13 python3.12 python3; do
+  pyenvs=$(compgen -G "${PYENV_ROOT:-$HOME/.pyenv}/versions/3.1[2-9].*/bin/python3")  # which need not be on PATH
+  for name in python3.14 python3.13 python3.12 python3 $pyenvs; do
     if "$name" -c 'import sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then newer=$name && break; fi
   done
   if [ -z "$newer" ]; then
