@@ -155,6 +155,7 @@ class SealedHttpProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {"tls": self._tls, WHOLE: _NOTHING}  # type: ignore[dict-item]
         self._certificate, self._chain = (), ()
         self._in_head = self._begins = True
+        self._idle_since = None
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -164,7 +165,7 @@ class SealedHttpProtocol(HttpToolsProtocol):
             self._refuse("malformed-request")
             return
         self._disarm()
-        self._in_head, self._unproductive = False, 0
+        self._in_head, self._unproductive, self._idle_since = False, 0, None
         if self._local or self._certificate or self._chain:
             forwarded = Forwarded(local=self._local, certificate=self._certificate, chain=self._chain)
             self.scope["extensions"][EXTENSION] = forwarded  # type: ignore[assignment]
@@ -260,7 +261,7 @@ class SealedHttpProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _unset_keepalive_if_required(self) -> None:
-        self._idle_since = None
+        """uvicorn asks for this whenever bytes come. A head ends the rest, not an empty line, which begins none."""
 
     def timeout_keep_alive_handler(self) -> None:
         self.timeout_keep_alive_task = None

@@ -247,6 +247,17 @@ def test_an_idle_connection_is_closed_and_one_that_works_is_not(gateway, monkeyp
     assert moments[-1][1]
 
 
+@pytest.mark.parametrize("sent", [b"\r\n", b"\n", b"\r\n\r\n"])
+def test_empty_lines_do_not_keep_an_idle_connection(gateway, sent):
+    """Between requests they are no head, which has a timer of its own: the connection is as idle as without them."""
+    gateway.server.config.timeout_keep_alive = 0.2
+    with Peer(gateway) as peer:
+        peer.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert peer.head()[0] == 200
+        peer.send(sent)
+        assert peer.rest() == b""
+
+
 def test_requests_sent_together_are_answered_in_their_order(gateway):
     replies = iter(range(10, 14))
 
