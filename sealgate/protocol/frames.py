@@ -139,6 +139,7 @@ class Took(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=T
     cpu_us: Amount = 0  # of all its processors and threads: its share
     rows: Amount = 0
     batch_rows: Amount = 0
+    together: Amount = 0  # requests that were opened with it, itself included
 
 
 class Span(msgspec.Struct, frozen=True, forbid_unknown_fields=True, array_like=True):

@@ -8,9 +8,10 @@ Energy is known in one of three ways, which the record names:
     declared   watts of a busy processor that the operator states: an estimate, and called one
 
 What a record says its caller reads in the receipt, to the microsecond, and the share of a batch depends on everybody's
-rows in it: on how long another tenant's text is, for example. So the figures of a shared batch are rounded at random to
-one of the two neighbouring powers of two, each as likely as keeps the expectation what was measured: one request's
-figure tells hardly more than its order of magnitude, sums stay true.
+rows in it: on how long another tenant's text is, for example; that of opening, on how large the requests are that were
+opened together. So shared figures are rounded at random to one of the two neighbouring powers of two, each as likely as
+keeps the expectation what was measured: one request's figure tells hardly more than its order of magnitude, sums stay
+true.
 
 Trusts: the kernel's and the driver's counters, the operator's figure, the worker's word for its time, which nothing
 signs. Never: gives energy where none of the three is there; states exactly what others took part in.
@@ -114,7 +115,8 @@ class Metering:
         if took is None or self._energy is None:
             return {}
         # One draw for both: two would tell more of the one thing that they come from.
-        drawn = int.from_bytes(self._entropy(4), "big") if took.batch_rows > took.rows else None
+        shared = took.batch_rows > took.rows or took.together > 1
+        drawn = int.from_bytes(self._entropy(4), "big") if shared else None
         stated = {"rows": str(took.rows), "cpu_us": str(_blurred(took.cpu_us, drawn))}
         if self._energy.source:
             stated["energy_uj"] = str(_blurred(self._energy.microjoules(took), drawn))

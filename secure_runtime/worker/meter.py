@@ -26,11 +26,12 @@ class SweepMeter:
         self._cpu = cpu
         self._began = time()
         self._cpu_began = cpu()
-        self._open_us = self._open_cpu_us = 0
+        self._open_us = self._open_cpu_us = self._together = 0
         self._at = self._began
 
     def opened(self, requests: int) -> None:
         """All of the sweep's requests are through the gatekeeper, or turned away by it."""
+        self._together = requests
         each = 1000 * max(requests, 1)
         self._at = self._time()
         self._open_us = (self._at - self._began) // each
@@ -46,9 +47,10 @@ class SweepMeter:
         seal_us = (self._time() - self._at) // 1000
         cpu_us = self._open_cpu_us + seal_us
         if share is None:
-            return Took(self._open_us, 0, seal_us, cpu_us)
-        return Took(self._open_us, share.run_us, seal_us, cpu_us + share.cpu_us, share.rows, share.batch_rows)
+            return Took(self._open_us, 0, seal_us, cpu_us, together=self._together)
+        cpu_us += share.cpu_us
+        return Took(self._open_us, share.run_us, seal_us, cpu_us, share.rows, share.batch_rows, self._together)
 
     def refused(self) -> Took:
         """What a request took that was turned away."""
-        return Took(self._open_us, 0, 0, self._open_cpu_us)
+        return Took(self._open_us, 0, 0, self._open_cpu_us, together=self._together)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secure_runtime.host.metering import EnergyMeter, Metering
 from secure_runtime.worker.engine.answers import Share
 from secure_runtime.worker.meter import SweepMeter
 
@@ -66,3 +70,19 @@ def test_an_empty_sweep_is_no_error() -> None:
     meter = Hands().meter()
     meter.opened(0)
     assert meter.refused().open_us == 0
+
+
+@pytest.mark.parametrize("share", [None, Share(rows=2, batch_rows=2, run_us=0, cpu_us=0)])
+def test_what_it_took_to_open_others_requests_is_stated_as_what_their_rows_took(share: Share | None) -> None:
+    """Who asks about another model, or reads what a model states, shares no batch, and yet the cost of opening."""
+    hands = Hands()
+    meter = hands.meter()
+    hands.pass_us(100_001, 100_001)  # nearly all of it for somebody's hundred megabytes
+    meter.opened(2)
+    meter.seals()
+    nothing = Path("/nonexistent")
+    metering = Metering(EnergyMeter(watts_per_cpu=1.0, powercap=nothing, stat=nothing))
+    for took in (meter.took(share), meter.refused()):
+        detail = metering.detail(took)
+        assert detail["cpu_us"] == detail["energy_uj"]
+        assert int(detail["cpu_us"]) in (32_768, 65_536)
