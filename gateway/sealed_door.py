@@ -58,7 +58,8 @@ class SealedDoor:
             ],
         }
         await tell_nonce(start, scope)
-        if len(body) <= PIECE and WHOLE in scope.get("extensions", ()):
+        whole = len(body) <= PIECE and "Connection" not in headers  # what ends the connection is the server's to see
+        if whole and WHOLE in scope.get("extensions", ()):
             await send(start | {"type": WHOLE, "body": body})
             return
         await send(start)

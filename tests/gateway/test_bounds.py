@@ -126,6 +126,18 @@ def test_the_body_of_a_stranger_is_not_awaited(shared):
     assert shared.gate.sealed.requests == 0
 
 
+def test_what_follows_an_answer_that_ends_the_connection_is_not_served(run_gateway):
+    """A proxy in between takes the connection for ended: what is still on its way must not become a request."""
+    gateway = run_gateway(body_timeout_s=0.2)
+    with Peer(gateway) as peer:
+        peer.send(sealed_head(gateway, Content_Length="10") + b"\x01")
+        status, fields, _ = peer.head()
+        assert (status, fields["connection"]) == (408, "close")
+        with contextlib.suppress(OSError):
+            peer.send(b"\x01" * 9 + b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert peer.rest() == b""
+
+
 def test_a_slow_sender_is_dropped_while_others_are_served(run_gateway):
     gateway = run_gateway(body_timeout_s=0.3)
     with Peer(gateway) as slow:
