@@ -83,7 +83,10 @@ class Predictor:
 
     def _computed(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Values float32 [n], or scores float32 [n, classes], on the device."""
-        logits = self._module(*self.scaled(inputs))  # [n, logits]
+        return self.of_logits(self._module(*self.scaled(inputs)))
+
+    def of_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """[n, logits] -> values float32 [n], or scores float32 [n, classes]."""
         if self._architecture.classes == 0:
             return self._values(logits)
         return probabilities(self._architecture, logits).to(torch.float32)

@@ -73,14 +73,21 @@ class PreparedInput:
         low, high, center, scale = self._scales
         return (rows.clamp(low, high) - center) / scale
 
+    def within(self, batch: torch.Tensor) -> torch.Tensor:
+        """The batch in its own units, each number in its range, float64; tokens int64. `scaled` of both is the same."""
+        if self.spec.content.vocabulary:
+            return sent(batch, self._device).to(torch.int64)
+        rows = sent(batch, self._device).to(torch.float64)
+        return rows.clamp(*self._scales[:2]) if len(self._scales[0]) else rows
+
     @property
     def center(self) -> torch.Tensor:
-        """A row of nothing in particular, as `scaled` gives it: each number at its manifest's center, [...]; what the
+        """A row of nothing in particular, as `within` gives it: each number at its manifest's center, [...]; what the
         center is of, where the column's range does not hold it, is clamped as rows are."""
         if not self._scales[0].numel():
             raise ValueError("tokens and edges have no center")
-        low, high, center, scale = self._scales
-        return ((center.clamp(low, high) - center) / scale).expand(self.shape)
+        low, high, center, _ = self._scales
+        return center.clamp(low, high).to(torch.float64).expand(self.shape)
 
     def zeros(self, rows: int) -> torch.Tensor:
         """A batch of zeros as it would arrive."""

@@ -15,21 +15,22 @@ from email.utils import format_datetime
 
 import msgspec
 
-from sealgate.ambient import now_us, random_bytes
+from sealgate.ambient import now_us
 from sealgate.certificate.inputs import InputTensor
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import BootPlan, Frame, FrameReader, Grant, Obligations, Work, WorkerToHost, encode_frame
 from sealgate.protocol.ohttp import ResponseOpener, decode_key_configs, seal_request
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.models.bundle import LoadedModel
-from secure_runtime.models.predictor import Predictor
 from secure_runtime.worker.engine import pictures
-from secure_runtime.worker.engine.attribution import Explainer, evaluations, methods_of
+from secure_runtime.worker.engine.attribution import GRADIENTS, Explainer, evaluations, methods_of
+from secure_runtime.worker.engine.movable import Movable
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.single_use import SingleUse
 from secure_runtime.worker.sweeps import Worker
 
 _ZEROS: dict[str, bool | str] = {"BOOL": False, "BYTES": ""}
+_ONES: dict[str, bool | str] = {"BOOL": True, "BYTES": "a"}
 _ROWS_LARGE = 4096  # enough to start torch's own threads
 _NUMBERS_LARGE = 1024 * 1024  # in one request: as JSON it still fits
 _PATIENCE_MS = 30_000  # with a single-use process, before the worker gives up its start
@@ -172,7 +173,7 @@ def _methods(model: LoadedModel) -> list[str]:
     """Those by which an explanation of one row is soon done."""
     manifest = model.manifest
     found: list[str] = []
-    for method in methods_of(manifest):
+    for method in methods_of(Movable(manifest, model.predictor)):
         each = evaluations(manifest, method)
         if each <= _EXPLAIN_EVALUATIONS and each * manifest.architecture.row_work() <= _EXPLAIN_WORK:
             found.append(method)
@@ -180,7 +181,7 @@ def _methods(model: LoadedModel) -> list[str]:
 
 
 def _of_explanations(plan: BootPlan, model: LoadedModel) -> list[bytes]:
-    path, tensors = f"/v2/models/{model.facts.name}/explain", tuple(_zeros(spec, 1) for spec in model.manifest.inputs)
+    path, tensors = f"/v2/models/{model.facts.name}/explain", tuple(_ones(spec) for spec in model.manifest.inputs)
     made: list[bytes] = []
     for method in (*_methods(model), "none"):
         request = inference.InferRequest(inputs=tensors, parameters={"method": method})
@@ -192,10 +193,9 @@ def _of_explanations(plan: BootPlan, model: LoadedModel) -> list[bytes]:
 def _explain(models: Mapping[str, LoadedModel]) -> None:
     """A little of what is too much to be explained whole: the gradients, which other methods do not ask for."""
     for model in models.values():
-        if "integrated-gradients" in methods_of(model.manifest) and isinstance(model.predictor, Predictor):
-            explainer = Explainer(
-                model.manifest, model.predictor, "integrated-gradients", entropy=random_bytes, steps=1
-            )
+        movable = Movable(model.manifest, model.predictor)
+        if GRADIENTS in methods_of(movable):
+            explainer = Explainer(movable, GRADIENTS, steps=1)
             explainer.explain({one.spec.name: one.zeros(1) for one in model.predictor.inputs}, 0)
 
 
@@ -204,6 +204,12 @@ def _zeros(spec: InputTensor, rows: int) -> inference.Tensor:
     return inference.tensor_from_list(
         spec.name, spec.datatype, shape, [_ZEROS.get(spec.datatype, 0)] * math.prod(shape)
     )
+
+
+def _ones(spec: InputTensor) -> inference.Tensor:
+    """One row that is not the baseline of explanations: there is something to take away."""
+    shape = (1, *spec.shape[1:])
+    return inference.tensor_from_list(spec.name, spec.datatype, shape, [_ONES.get(spec.datatype, 1)] * math.prod(shape))
 
 
 def _encode(plan: BootPlan, method: str, path: str, fields: tuple[tuple[str, str], ...], body: bytes) -> bytes:

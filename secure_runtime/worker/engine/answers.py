@@ -17,6 +17,7 @@ from sealgate.protocol.obligations import FIELD, encode_obligations
 from secure_runtime.errors import BadInput
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine import attribution, pictures
+from secure_runtime.worker.engine.movable import Movable
 from secure_runtime.worker.engine.statistics import Counts
 from secure_runtime.worker.gatekeeper import Admitted
 
@@ -116,6 +117,7 @@ def described(admitted: Admitted, model: LoadedModel, versions: tuple[str, ...],
 
 def _metadata(model: LoadedModel, versions: tuple[str, ...]) -> dict[str, object]:
     facts, manifest = model.facts, model.manifest
+    methods = attribution.methods_of(Movable(manifest, model.predictor))
     return {
         "name": facts.name,
         "versions": versions,
@@ -129,7 +131,8 @@ def _metadata(model: LoadedModel, versions: tuple[str, ...]) -> dict[str, object
             "labels": {output.name: list(output.labels) for output in manifest.outputs if output.labels},
             "units_per_row": manifest.units_per_row,
             "explain_units_per_row": manifest.explain_units,
-            "explain_methods": list(attribution.methods_of(manifest)),
+            "explain_methods": list(methods),
+            "explain_units": {method: attribution.price(manifest, method) for method in methods},
             "version": facts.version,
             "model_digest": facts.model_digest,
             "certificate_digest": facts.certificate_digest,

@@ -29,7 +29,7 @@ def _bare(name: str, folder: Path) -> ModuleType:
     return package
 
 
-def _imported() -> tuple[Any, Any, Any, Any]:
+def _imported() -> tuple[Any, Any, Any]:
     found = importlib.util.find_spec("captum") if "captum" not in sys.modules else None
     bare: list[str] = []
     if found is not None and found.origin is not None:
@@ -39,24 +39,23 @@ def _imported() -> tuple[Any, Any, Any, Any]:
     try:
         from captum.attr._core.feature_ablation import FeatureAblation
         from captum.attr._core.integrated_gradients import IntegratedGradients
-        from captum.attr._core.occlusion import Occlusion
         from captum.attr._core.shapley_value import ShapleyValueSampling
     finally:
         for name in bare:
             del sys.modules[name]
-    return FeatureAblation, IntegratedGradients, Occlusion, ShapleyValueSampling
+    return FeatureAblation, IntegratedGradients, ShapleyValueSampling
 
 
 try:
-    _FOUND: tuple[Any, Any, Any, Any] | None = _imported()
+    _FOUND: tuple[Any, Any, Any] | None = _imported()
 except ModuleNotFoundError:
     _FOUND = None
 
 INSTALLED = _FOUND is not None
 
 
-def methods() -> tuple[Any, Any, Any, Any]:
-    """FeatureAblation, IntegratedGradients, Occlusion, ShapleyValueSampling; raises CaptumMissing."""
+def methods() -> tuple[Any, Any, Any]:
+    """FeatureAblation, IntegratedGradients, ShapleyValueSampling; raises CaptumMissing."""
     if _FOUND is None:
         raise CaptumMissing
     return _FOUND

@@ -24,16 +24,23 @@ from collections.abc import Callable, Mapping
 import msgspec
 import torch
 
-from sealgate.ambient import Entropy
 from sealgate.certificate.inputs import TextContent
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import Obligations
 from secure_runtime.errors import BadInput
 from secure_runtime.limits import MAX_EXPLAIN_EVALUATIONS, MAX_EXPLAIN_ROWS, MAX_EXPLAIN_WORK
-from secure_runtime.models.predictor import Predictor
 from secure_runtime.models.tokenizers import spans_of
 from secure_runtime.worker.engine.answers import EngineAnswer, completed, failed
-from secure_runtime.worker.engine.attribution import METHODS, Attributions, Explainer, evaluations, methods_of
+from secure_runtime.worker.engine.attribution import (
+    METHODS,
+    Attributions,
+    Explainer,
+    evaluations,
+    methods_of,
+    price,
+    seed_of,
+)
+from secure_runtime.worker.engine.movable import Movable
 from secure_runtime.worker.engine.obligations import apply_to_values
 from secure_runtime.worker.engine.parsing import Job, require_outputs
 from secure_runtime.worker.engine.room import require_fitting, too_large
@@ -42,14 +49,13 @@ from secure_runtime.worker.engine.tensors import from_torch, texts_of, together
 _PARAMETERS = frozenset({"method", "target"})
 
 
-def explained(job: Job, *, go_on: Callable[[], None], entropy: Entropy) -> EngineAnswer:
+def explained(job: Job, *, go_on: Callable[[], None]) -> EngineAnswer:
     """The answer to one request for explanations; raises BadInput. `go_on` is called before each row."""
     _require_permitted(job.admitted.grant.obligations)
-    manifest, predictor = job.model.manifest, job.model.predictor
-    method = _method(job)
+    manifest, model = job.model.manifest, Movable(job.model.manifest, job.model.predictor)
+    method = _method(job, methods_of(model))
     _require_bounded(job, method)
-    assert isinstance(predictor, Predictor)
-    explainer = Explainer(manifest, predictor, method, entropy=entropy)
+    explainer = Explainer(model, method)
     require_outputs(job.request, _names(job, explainer), of="the explanation")
     inputs = {name: together([given]) for name, given in job.inputs.items()}
     targets = _targets(job, inputs)
@@ -59,12 +65,12 @@ def explained(job: Job, *, go_on: Callable[[], None], entropy: Entropy) -> Engin
             go_on()
             rows.append(explainer.explain({name: one[row : row + 1] for name, one in inputs.items()}, target))
             if not all(bool(torch.isfinite(values).all()) for values in rows[-1].by_input.values()):
-                others = ", ".join(name for name in methods_of(manifest) if name != method)
+                others = ", ".join(name for name in methods_of(model) if name != method)
                 why = f"row {row + 1} has no {method}; try another method: {others}"
                 raise BadInput(why, code="explain-not-offered")
         return _formed(job, _outputs(job, rows, targets), method)
     except BadInput as error:
-        return msgspec.structs.replace(failed(error, job.model), units=len(rows) * manifest.explain_units)
+        return msgspec.structs.replace(failed(error, job.model), units=len(rows) * price(manifest, method))
 
 
 def _names(job: Job, explainer: Explainer) -> list[str]:
@@ -83,8 +89,7 @@ def _require_permitted(obligations: Obligations) -> None:
         )
 
 
-def _method(job: Job) -> str:
-    offered = methods_of(job.model.manifest) if isinstance(job.model.predictor, Predictor) else ()
+def _method(job: Job, offered: tuple[str, ...]) -> str:
     if not offered:
         raise BadInput("explanations of this model are not offered here", status=501, code="explain-not-offered")
     unknown = sorted(set(job.request.parameters) - _PARAMETERS)
@@ -159,17 +164,22 @@ def _formed(job: Job, outputs: dict[str, torch.Tensor], method: str) -> EngineAn
         tensors.append(from_torch(name, values, "FP64" if values.is_floating_point() else "INT64"))
     if sum(len(tensor.data) for tensor in tensors) > job.max_body:
         raise too_large("explanation")
-    facts = job.model.facts
+    facts, manifest = job.model.facts, job.model.manifest
+    seed = seed_of(method)
     fields, body = inference.encode_infer_response(
         inference.InferResponse(
             model_name=facts.name,
             model_version=facts.version,
             outputs=tuple(tensors),
             id=job.request.id,
-            parameters={"method": method},
+            parameters={
+                "method": method,
+                "evaluations": evaluations(manifest, method),
+                **({} if seed is None else {"seed": seed}),
+            },
         ),
         binary_outputs=job.wants_binary,
     )
     require_fitting(fields, body, max_body=job.max_body, what="explanation")
     response = bhttp.Response(status=200, fields=tuple(fields), body=body)
-    return completed(job.model, response, units=job.rows * job.model.manifest.explain_units)
+    return completed(job.model, response, units=job.rows * price(manifest, method))

@@ -100,7 +100,7 @@ class Engine:
                 self._share_out(batch, run_ns=monotonic_ns() - began_ns, cpu_ns=process_cpu_ns() - cpu_ns)
         for job in to_explain:
             began_ns, cpu_ns = monotonic_ns(), process_cpu_ns()
-            answers[job.index] = self._counted(job, _run_explanation(job, self._clock, self._entropy))
+            answers[job.index] = self._counted(job, _run_explanation(job, self._clock))
             self._share_out([job], run_ns=monotonic_ns() - began_ns, cpu_ns=process_cpu_ns() - cpu_ns)
         given = [answer for answer in answers if answer is not None]
         return [stated(answer, one) for answer, one in zip(given, admitted, strict=True)]
@@ -170,9 +170,9 @@ def _run_batch(batch: Sequence[Job], clock: Clock, entropy: Entropy) -> list[Eng
     return answers
 
 
-def _run_explanation(job: Job, clock: Clock, entropy: Entropy) -> EngineAnswer:
+def _run_explanation(job: Job, clock: Clock) -> EngineAnswer:
     try:
-        return explained(job, go_on=clock_watch(job.admitted, clock), entropy=entropy)
+        return explained(job, go_on=clock_watch(job.admitted, clock))
     except BadInput as error:
         return failed(error, job.model)
     except Exception:

@@ -46,7 +46,8 @@ from sealgate.protocol.inference import Tensor, tensor_from_list
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.models.tokenizers import NOWHERE, spans_of, tokens_of
 from secure_runtime.worker.engine import captum_methods, explaining, serving
-from secure_runtime.worker.engine.attribution import Explainer, methods_of
+from secure_runtime.worker.engine.attribution import Explainer, methods_of, price
+from secure_runtime.worker.engine.movable import Movable
 
 
 def table(made: Any, architecture: Any, columns: int) -> LoadedModel:
@@ -70,10 +71,15 @@ def margin(model: LoadedModel, scaled: torch.Tensor, target: int = 0) -> float:
     return float(logits[0]) * 100 + 50 if not model.manifest.classes else float(logits[target] - logits.mean())
 
 
+def offered(model: LoadedModel) -> tuple[str, ...]:
+    return methods_of(Movable(model.manifest, model.predictor))
+
+
 def explain(made: Any, model: LoadedModel, tensors: list[Tensor], **parameters: Any) -> dict[str, Any]:
     answer = made.ask(model, tensors, operation="explain", **parameters)
     found = made.outputs(answer)
-    assert answer.units == len(found["output"]) * model.manifest.explain_units
+    method = parameters.get("method", offered(model)[0])
+    assert answer.units == len(found["output"]) * price(model.manifest, method)
     return {name: np.asarray(values) for name, values in found.items()}
 
 
@@ -99,8 +105,8 @@ def test_of_linear_models_every_exact_method_gives_coefficient_times_distance(
         weight, bias = weight[target] - weight.mean(axis=0), bias[target] - bias.mean()
     distance = (np.array(values) - np.arange(5)) / 2
     asked = {"target": target} if classes else {}
-    assert methods_of(model.manifest) == ("coefficients", "integrated-gradients", "shapley", "ablation")
-    for method in methods_of(model.manifest):
+    assert offered(model) == ("coefficients", "integrated-gradients", "shapley", "ablation")
+    for method in offered(model):
         found = explain(made, model, [rows("x", [values])], method=method, **asked)
         off = 1e-7 if method in ("coefficients", "integrated-gradients") else 1e-5  # Captum adds the others up in FP32
         np.testing.assert_allclose(found["attribution.x"][0], weight * distance, rtol=off, atol=1e3 * off)
@@ -276,7 +282,7 @@ def test_a_scattering_network_is_explained_by_occlusion(made: Any) -> None:
     content = ImageContent(low="0", high="1", center="0.5", scale="1")
     architecture = ScatterNetSpec(channels=1, height=16, width=16, scales=2, angles=2, norm_groups=0, classes=3)
     model = made.model(architecture, [made.tensor("x", "FP64", (-1, 1, 16, 16), content)])
-    assert methods_of(model.manifest)[0] == "occlusion"
+    assert offered(model)[0] == "occlusion"
     found = explain(made, model, [rows("x", np.random.default_rng(1).random((1, 1, 16, 16)))])
     assert np.abs(found["attribution.x"]).max() > 0
 
@@ -400,10 +406,10 @@ def test_what_fails_after_rows_were_explained_costs_those(made: Any, monkeypatch
 def test_the_price_is_the_manifests(made: Any) -> None:
     columns = (made.column("a"),)
     spec = made.tensor("x", "FP64", (-1, 1), TableContent(columns=columns))
-    for changes, price in (({}, 64), ({"units_per_row": 3}, 192), ({"explain_units_per_row": 7}, 7)):
+    for changes, units in (({}, 64), ({"units_per_row": 3}, 192), ({"explain_units_per_row": 7}, 7)):
         model = made.model(LinearRegressionSpec(inputs=1, classes=0), [spec], **changes)
         answer = made.ask(model, [rows("x", [[1.0], [2.0]])], operation="explain")
-        assert answer.units == 2 * price
+        assert answer.units == 2 * units
 
 
 def test_without_captum_there_is_none(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
