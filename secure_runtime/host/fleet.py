@@ -152,10 +152,12 @@ class Fleet:
 
     def next_published(self, model: str = "") -> Published | None:
         """One of them that serves `model`, each in its turn: clients that ask for evidence are shared out like this.
-        Any of them for a model that there is not: its evidence says so, and which there are."""
-        fit = list(self.published)
-        if any(facts.name == model for facts in self.models):
-            fit = [one for one in fit if any(facts.name == model for facts in one.facts.models)]
+        Any of them for a model that there is not, or no longer: its evidence says so, and which there are. None where
+        its worker is just being started anew."""
+        fit = [one for one in self.published if any(facts.name == model for facts in one.facts.models)]
+        awaited = (facts for lane in self.lanes.values() if lane.published is None for facts in lane.known)
+        if not fit and not any(facts.name == model for facts in awaited):
+            fit = list(self.published)
         if not fit:
             return None
         self._turn += 1

@@ -228,6 +228,22 @@ def test_a_new_worker_takes_over_in_one_moment_and_the_old_one_keeps_its_keys_un
     assert len(bench.workers) == 2
 
 
+def test_who_asks_for_a_model_that_was_unloaded_is_told_so_at_once(bench: Bench) -> None:
+    fleet = bench.make(Choice(places=("m/1", "n")), drain_s=60.0)
+
+    async def act(bench: Bench) -> None:
+        await bench.live(0, "1")
+        switching = bench.switch(ALL)
+        (await bench.worker(1)).hello("2")
+        await switching
+        assert {model.name for model in fleet.models} == {"m", "n"}, "what is sealed to the old one's key is decided on"
+        given = fleet.next_published("n")
+        assert given is not None, "not an outage"
+        assert given.facts.instance[0] == "2", "its evidence names what there is"
+
+    bench.play(act)
+
+
 def test_a_worker_that_was_replaced_and_does_not_leave_is_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "WORKER_GRACE_S", 0.0)
     bench.make(drain_s=0.0, request_timeout_s=0.0)
