@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from gateway.exchange import WHOLE
-from gateway.gate import source_class
+from gateway.gate import CALLER, source_class
+from gateway.intake import Intake
 from gateway.limits import PIECE
 from gateway.telemetry import Telemetry
 from gateway.watching import Watch
@@ -23,8 +24,10 @@ _CALLER_GONE = 499
 class AccessLog:
     """Wraps the application. `health` routes are not logged: their callers ask every second."""
 
-    def __init__(self, app: Any, telemetry: Telemetry, watch: Watch | None = None) -> None:
+    def __init__(self, app: Any, telemetry: Telemetry, watch: Watch | None = None, *, intake: Intake) -> None:
+        """`intake` counts the bytes of large answers to known callers, while they are sent."""
         self._app = app
+        self._intake = intake
         self._telemetry = telemetry
         self._watch = watch
 
@@ -51,9 +54,11 @@ class AccessLog:
                 await send(message)
                 return
             body = message.get("body", b"")
-            for start in range(0, max(len(body), 1), PIECE):
-                more = start + PIECE < len(body) or message.get("more_body", False)
-                await send({"type": "http.response.body", "body": body[start : start + PIECE], "more_body": more})
+            caller = scope.get(CALLER)
+            with self._intake.answering(len(body) if len(body) > PIECE and caller else 0, caller):
+                for start in range(0, max(len(body), 1), PIECE):
+                    more = start + PIECE < len(body) or message.get("more_body", False)
+                    await send({"type": "http.response.body", "body": body[start : start + PIECE], "more_body": more})
             seen["sent"] += len(body)
 
         try:

@@ -129,7 +129,8 @@ def build_server(deployment: Deployment, *, telemetry: Telemetry, clock: Clock =
     """What the server runs: the application, before it the door for sealed requests, and around both the access log."""
     watch = open_watch(deployment, clock=clock)
     gate = make_gate(deployment, telemetry=telemetry, clock=clock)
-    return AccessLog(SealedDoor(_application(deployment, gate, watch), gate), telemetry, watch)
+    door = SealedDoor(_application(deployment, gate, watch), gate)
+    return AccessLog(door, telemetry, watch, intake=gate.sealed)
 
 
 def open_watch(deployment: Deployment, *, clock: Clock = now_us) -> Watch | None:

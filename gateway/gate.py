@@ -49,6 +49,8 @@ class Sent(Protocol):
 
 
 _POLICY = "gateway.policy"  # in a scope: the policy under which its caller was authenticated
+CALLER = "gateway.caller"
+"""In a scope: tenant and subject of who was authenticated."""
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +101,7 @@ class Gate:
         except Unauthenticated as error:
             raise self.turn_away(request, error) from None
         note(request, authn=principal.authn, tenant=quoted(principal.tenant))
+        request.scope[CALLER] = (principal.tenant, principal.subject)
         stepped(request.scope, "authenticate", began_ns)
         return principal
 

@@ -23,19 +23,19 @@ _CLOSE = {"Connection": "close"}
 class Slot:
     """The right to have one request under way, with the bytes that it holds: between `with` and its end."""
 
-    __slots__ = ("_caller", "_intake", "held")
+    __slots__ = ("_intake", "caller", "held")
 
     def __init__(self, intake: Intake, caller: Hashable) -> None:
         self._intake = intake
-        self._caller = caller
+        self.caller = caller
         self.held = 0
 
     def __enter__(self) -> Slot:
-        self._intake.let_in(self._caller)
+        self._intake.let_in(self.caller)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._intake.let_out(self._caller, self.held)
+        self._intake.let_out(self.caller, self.held)
 
     async def read_body(self, receive: Receive, *, declared: str | None, limit: int | None = None) -> bytes:
         """The whole body; `declared` is the Content-Length field. Raises Problem or CallerGone."""
@@ -69,17 +69,18 @@ class Slot:
 class Answering:
     """The bytes of an answer, counted while it is sent."""
 
-    __slots__ = ("_count", "_intake")
+    __slots__ = ("_caller", "_count", "_intake")
 
-    def __init__(self, intake: Intake, count: int) -> None:
+    def __init__(self, intake: Intake, count: int, caller: Hashable) -> None:
         self._intake = intake
         self._count = count
+        self._caller = caller
 
     def __enter__(self) -> None:
-        self._intake.bytes += self._count
+        self._intake.keep(self._caller, self._count)
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._intake.bytes -= self._count
+        self._intake.keep(self._caller, -self._count)
 
 
 def _too_large(limit: int) -> Problem:
@@ -102,7 +103,10 @@ class Intake:
         self._requests_max = requests_max
         self._bytes_max = bytes_max
         self._share_max = requests_max - requests_max // 4  # of one caller: the others always find a place
+        self._bytes_share = bytes_max - bytes_max // 4  # and room for bytes
         self._shares: dict[Hashable, int] = {}
+        self._held: dict[Hashable, int] = {}  # bytes by caller
+        self._counted = 0  # bytes of all, of each caller no more than its share
         self.patience = Patience()
         self.requests = 0
         self.bytes = 0
@@ -125,18 +129,33 @@ class Intake:
     def let_out(self, caller: Hashable, held: int) -> None:
         """A request is over, and what it held is gone."""
         self.requests -= 1
-        self.bytes -= held
+        self.keep(caller, -held)
         self._shares[caller] -= 1
         if not self._shares[caller]:
             del self._shares[caller]
 
-    def answering(self, count: int) -> Answering:
-        """Count the bytes of an answer while it is sent. It is paid for and not refused: what comes after it is."""
-        return Answering(self, count)
+    def answering(self, count: int, caller: Hashable = None) -> Answering:
+        """Count the bytes of an answer while it is sent. It is paid for and not refused: what comes after it is. A
+        caller who does not read its answers is refused first: others are not, for what is beyond its share."""
+        return Answering(self, count, caller)
 
     def hold(self, slot: Slot, count: int) -> None:
-        """Count bytes that `slot` keeps until its end; raises Problem("busy") when all bodies together are too much."""
-        if self.bytes + count > self._bytes_max:
+        """Count bytes that `slot` keeps until its end; raises Problem: "busy" when all bodies together are too much,
+        "too-many-requests" when its caller's, with answers on their way, are three quarters of that."""
+        if self._counted + count > self._bytes_max:
             raise Problem("busy")
-        self.bytes += count
+        if slot.caller is not None and self._held.get(slot.caller, 0) + count > self._bytes_share:
+            raise Problem("too-many-requests")
+        self.keep(slot.caller, count)
         slot.held += count
+
+    def keep(self, caller: Hashable, count: int) -> None:
+        """So many bytes more; fewer, below zero."""
+        self.bytes += count
+        if caller is None:
+            self._counted += count
+            return
+        before = self._held.pop(caller, 0)
+        if before + count:
+            self._held[caller] = before + count
+        self._counted += min(before + count, self._bytes_share) - min(before, self._bytes_share)

@@ -63,8 +63,7 @@ class SealedDoor:
             await send(start | {"type": WHOLE, "body": body})
             return
         await send(start)
-        with self._gate.sealed.answering(len(body)):
-            await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _answer(self, sent: _Sent, model: str) -> tuple[int, str, dict[str, str], bytes]:
         try:

@@ -196,6 +196,49 @@ def test_all_bodies_together_are_bounded(gateway):
     assert post_sealed(gateway.client(token=gateway.token())).status_code == 200
 
 
+@pytest.mark.parametrize("way", ["/sealed/wine", "/.well-known/ohttp-gateway"])
+def test_one_caller_cannot_hold_all_bytes_with_answers_that_it_does_not_read(gateway, way):
+    """They count as its own, whichever way they go out; what else it asks is refused, and nobody else is."""
+    sealed, held = gateway.gate.sealed, []
+    sealed._bytes_max, sealed._bytes_share = 40 << 20, 30 << 20
+    gateway.host.script = lambda frame, body: held.append(frame) or HANG
+    raw, _ = sealed_request()
+    head = sealed_head(gateway, Content_Length=str(len(raw)), Sealed_Model="wine")
+    request = head.replace(b"/sealed/wine", way.encode()) + raw
+
+    async def release():
+        (writer,) = gateway.host._writers
+        for frame in held:
+            answer = frames.Answer(id=frame.id, media_type="message/ohttp-res", log="l", record=1, receipt=b"")
+            gateway.host._send(writer, answer, bytes(32 << 20))
+
+    with Peer(gateway) as one, Peer(gateway) as two:
+        for peer in (one, two):
+            peer.send(request)
+        gateway.host.heard(frames.Submit, 2)
+        gateway.host.script = plain_answer
+        gateway.host._call(release())
+        gateway.until(lambda: sealed.bytes == 64 << 20)
+        refused = post_sealed(gateway.client(token=gateway.token()))
+        assert (refused.status_code, refused.json()["type"]) == (429, "urn:sealgate:problem:too-many-requests")
+        assert post_sealed(gateway.client(token=gateway.token(subject="bob"))).status_code == 200
+    gateway.until(lambda: sealed.bytes == 0)
+    assert post_sealed(gateway.client(token=gateway.token())).status_code == 200
+    assert not sealed._held
+
+
+def test_one_caller_cannot_hold_all_bytes_with_bodies_that_do_not_end(gateway):
+    sealed = gateway.gate.sealed
+    sealed._bytes_max, sealed._bytes_share = 40_000, 30_000
+    with Peer(gateway) as one, Peer(gateway) as two:
+        for peer in (one, two):
+            peer.send(sealed_head(gateway, Content_Length="20000") + bytes(19_999))
+            gateway.until(lambda: sealed.bytes >= 19_999)
+        status, _, body = two.head()
+        assert (status, code_of(body)) == (429, "too-many-requests")
+        assert post_sealed(gateway.client(token=gateway.token(subject="bob")), size=5_000).status_code == 200
+
+
 # Heads ---------------------------------------------------------------------------------------------------------------
 
 
