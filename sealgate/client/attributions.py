@@ -30,9 +30,13 @@ _FAINT = 0.2  # of the strongest: weaker parts of a text are not marked
 class Explanation:
     """An opened explanation. `attributions` by input name: nested lists of the input's shape, for texts and tokens one
     number a token; `spans` where in a text each token stands. For each row attributions add up, by most methods, to
-    `output` minus `baseline`. `targets` are class indices, `labels` their names where the metadata were read."""
+    `output` minus `baseline`. `targets` are class indices, `labels` their names where the metadata were read.
+    `evaluations` is how often the model was run for a row, at most, and `seed` what a method's orders were drawn from;
+    None where the runtime does not say."""
 
     method: str
+    evaluations: int | None
+    seed: int | None
     attributions: Mapping[str, list[Any]] = field(repr=False)
     spans: Mapping[str, list[Any]] = field(repr=False)
     output: tuple[float, ...] = field(repr=False)
@@ -52,6 +56,8 @@ def read_explanation(result: InferResult, metadata: ModelMetadata | None) -> Exp
     labelled = bool(names) and all(0 <= one < len(names) for one in targets)
     return Explanation(
         method=str(result.parameters.get("method", "")),
+        evaluations=_whole(result.parameters.get("evaluations")),
+        seed=_whole(result.parameters.get("seed")),
         attributions=dict(_named(outputs, _ATTRIBUTION)),
         spans=dict(_named(outputs, _SPANS)),
         output=tuple(outputs["output"]),
@@ -60,6 +66,10 @@ def read_explanation(result: InferResult, metadata: ModelMetadata | None) -> Exp
         labels=tuple(names[one] for one in targets) if labelled else None,
         result=result,
     )
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int else None
 
 
 def _named(outputs: Mapping[str, list[Any]], prefix: str) -> Iterator[tuple[str, list[Any]]]:
@@ -72,6 +82,8 @@ def shown(
     """One row's explanation for a terminal. `text` is what the row's text input was."""
     parts = [_headline(explanation, row)]
     for name, values in explanation.attributions.items():
+        if len(explanation.attributions) > 1:
+            parts.append(f"{printable(name)}:")
         kind = metadata.parameters.contents.get(name, "")
         if kind == "text" and text is not None and name in explanation.spans:
             parts.append(marked_text(text, explanation.spans[name][row], values[row], colours=colours))
@@ -85,7 +97,15 @@ def shown(
 def _headline(explanation: Explanation, row: int) -> str:
     of = f" for {printable(explanation.labels[row])}" if explanation.labels is not None else ""
     output, baseline = explanation.output[row], explanation.baseline[row]
-    return f"row {row + 1}{of}: {output:.6g}, at the baseline {baseline:.6g}; by {printable(explanation.method)}"
+    return f"row {row + 1}{of}: {output:.6g}, at the baseline {baseline:.6g}; by {_how(explanation)}"
+
+
+def _how(explanation: Explanation) -> str:
+    """The method, and what it took."""
+    took = [f"seed {explanation.seed}"] if explanation.seed is not None else []
+    if explanation.evaluations is not None:
+        took.append(f"at most {explanation.evaluations:,} evaluations of the model")
+    return printable(explanation.method) + (f" ({', '.join(took)})" if took else "")
 
 
 def _table(places: list[tuple[str, float]]) -> str:
@@ -106,7 +126,7 @@ def _bar(share: float, width: int = 12) -> str:
 
 def _places(name: str, kind: str, values: Any, metadata: ModelMetadata) -> list[tuple[str, float]]:
     """What each number of an attribution belongs to, in words."""
-    columns = metadata.parameters.columns
+    columns = metadata.columns_of(name)
     match kind:
         case "table":
             return [(_column(columns, at), value) for at, value in enumerate(values)]

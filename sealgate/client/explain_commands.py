@@ -131,6 +131,8 @@ def _document(found: Explanation) -> dict[str, object]:
         "model": found.result.model_name,
         "version": found.result.model_version,
         "method": found.method,
+        "evaluations": found.evaluations,
+        "seed": found.seed,
         "attributions": dict(found.attributions),
         "spans": dict(found.spans),
         "output": found.output,

@@ -22,15 +22,19 @@ class TensorMetadata(msgspec.Struct, frozen=True, kw_only=True):
 class ModelParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Sealgate's additions. `labels` holds the class names of outputs that have them, `contents` what each input
     is: "table", "image", "sequence", "tokens", "text", "graph-nodes" or "graph-edges"; `encodings` names the media
-    types that an input also comes as, in BYTES. Of `explain_methods` the first is what is meant when none is named."""
+    types that an input also comes as, in BYTES. `columns` are those of the first input, `input_columns` those of every
+    input that has some. Of `explain_methods` the first is what is meant when none is named; `explain_units` says what a
+    row costs by each."""
 
     columns: tuple[str, ...] = ()
+    input_columns: dict[str, tuple[str, ...]] = {}
     contents: dict[str, str] = {}
     encodings: dict[str, tuple[str, ...]] = {}
     labels: dict[str, tuple[str, ...]] = {}
     units_per_row: int | None = None
     explain_units_per_row: int | None = None
     explain_methods: tuple[str, ...] = ()
+    explain_units: dict[str, int] = {}
     model_digest: str = ""
     certificate_digest: str = ""
     epsilon_micro: int | None = None
@@ -47,6 +51,11 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]
     parameters: ModelParameters = ModelParameters()
+
+    def columns_of(self, name: str) -> tuple[str, ...]:
+        """The columns of one input; none where the runtime does not say."""
+        first = self.parameters.columns if name == self.inputs[0].name else ()
+        return self.parameters.input_columns.get(name, first)
 
     def option(self) -> str:
         """The option of `sealgate infer` that gives what the model takes."""

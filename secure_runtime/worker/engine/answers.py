@@ -126,6 +126,7 @@ def _metadata(model: LoadedModel, versions: tuple[str, ...]) -> dict[str, object
         "outputs": [{"name": o.name, "datatype": o.datatype, "shape": list(o.shape)} for o in manifest.outputs],
         "parameters": {
             "columns": [column.name for column in manifest.inputs[0].columns],
+            "input_columns": {i.name: [column.name for column in i.columns] for i in manifest.inputs if i.columns},
             "contents": {tensor.name: _kind(tensor.content) for tensor in manifest.inputs},
             "encodings": {tensor.name: _encodings(tensor) for tensor in manifest.inputs if _encodings(tensor)},
             "labels": {output.name: list(output.labels) for output in manifest.outputs if output.labels},
