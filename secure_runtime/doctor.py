@@ -18,7 +18,7 @@ from sealgate.terminal import render_pairs, render_table
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.host.spawn import python_paths, spawn_probe
 from secure_runtime.limits import MAX_PROBE_REPORT, PROBE_TIMEOUT_S, WORKER_UID
-from secure_runtime.machine import machine_facts
+from secure_runtime.machine import gpu_nodes, machine_facts
 from secure_runtime.running import as_pairs, troubles
 
 _NAMESPACES = (
@@ -88,6 +88,7 @@ def examine() -> Diagnosis:
         gid=WORKER_UID,
         torch_threads=1,
         memory_limit_bytes=1 << 30,
+        gpus=gpu_nodes("auto"),
     )
     try:
         probe = spawn_probe(plan)

@@ -20,6 +20,20 @@ _CUDA = re.compile(r"^cuda(?:\s*:[^=]+)?\s*=\s*(.+)$", re.MULTILINE)
 _WHOLE = (("amx_int8", "AMX"), ("avx512_vnni", "AVX-512 VNNI"), ("avx_vnni", "AVX VNNI"))
 
 
+def gpu_nodes(device: str, *, dev: Path = _DEV) -> tuple[str, ...]:
+    """The device nodes that a worker needs for a GPU: all of the machine's, because CUDA counts them by its own order.
+
+    () where models run on the CPU: `device` says so, torch was not built for CUDA, or the machine has no whole set.
+    """
+    if device == "cpu" or not _cuda_of_torch():
+        return ()
+    gpus = [dev / name for name in _gpus(dev)]
+    control, tools = (dev / "nvidiactl", dev / "nvidia-uvm"), dev / "nvidia-uvm-tools"
+    if not gpus or not all(node.is_char_device() for node in (*control, *gpus)):
+        return ()
+    return tuple(map(str, (*control, *((tools,) if tools.is_char_device() else ()), *gpus)))
+
+
 def machine_facts(*, proc: Path = _PROC, dev: Path = _DEV) -> dict[str, str]:
     """Names and words, for `sealgate doctor`."""
     gpus, built = _gpus(dev), _cuda_of_torch()
@@ -29,7 +43,7 @@ def machine_facts(*, proc: Path = _PROC, dev: Path = _DEV) -> dict[str, str]:
         "memory": _memory(proc),
         "whole-number layers (int8)": _whole_numbers(proc),
         "gpus": _gpu_words(gpus, _driver(proc), built),
-        "device": _used(gpus, built),
+        "device": _used(gpu_nodes("auto", dev=dev)),
     }
 
 
@@ -86,9 +100,9 @@ def _gpu_words(gpus: list[str], driver: str, built: str) -> str:
     return named if built else f"{named}; torch cannot use them: install a build of torch for CUDA"
 
 
-def _used(gpus: list[str], built: str) -> str:
-    if gpus and built:
-        return "cpu under 'strict', whose sandbox shows a worker no other device; a GPU only where the profile does"
+def _used(nodes: tuple[str, ...]) -> str:
+    if nodes:
+        return f'a GPU (device = "auto"): workers are shown {", ".join(nodes)}, and the layer no-gpu-driver is off'
     return "cpu"
 
 

@@ -177,6 +177,7 @@ class BootPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     replay_max: int = 1_000_000
     max_batch_rows: int = 256
     device: str = "auto"  # "cpu", "cuda:0", "auto"
+    gpus: tuple[str, ...] = ()  # device nodes of GPUs that the sandbox shows
     single_use: bool = False  # be able to fork a process for one request
     require_audit: bool = False  # models whose certificate states no audit are not loaded
     require_model_signature: bool = False  # models whose model.sig was not checked are not loaded

@@ -75,6 +75,7 @@ from secure_runtime.host.watching import Watcher
 from secure_runtime.host.witnesses import witnessed
 from secure_runtime.host.worker_life import Around, Planned, Published
 from secure_runtime.limits import COLLECT_EVERY, DRAIN_S, MAX_REMEMBERED_KEY_IDS, MAX_TOLD
+from secure_runtime.machine import gpu_nodes
 
 
 class RuntimeHost:
@@ -170,6 +171,7 @@ class RuntimeHost:
             key_active_s=settings.key_active_s,
             key_stale_s=settings.key_stale_s,
             device=settings.device,
+            gpus=() if settings.single_use and settings.device == "auto" else gpu_nodes(settings.device),
             single_use=settings.single_use,
             require_audit=settings.require_audit,
             require_model_signature=deployment.settings.models.require_model_signature,

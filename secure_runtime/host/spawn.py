@@ -26,6 +26,9 @@ _BOOT = Path(__file__).parents[1] / "worker" / "boot.py"
 _PROBE = Path(__file__).parents[1] / "worker" / "probe.py"
 # OpenBLAS starts its threads while numpy is imported, before anybody could tell it how many.
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+# All of CUDA's kernels are loaded before the sandbox is sealed, none is cached on a disk, and GPUs are counted as the
+# machine does.
+_WITH_GPUS = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_CACHE_DISABLE": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 _NEEDED = (
     "sealgate",
     "secure_runtime",
@@ -102,7 +105,8 @@ def spawn_worker(plan: BootPlan, *, python: str = sys.executable) -> SpawnedWork
 def worker_environment(plan: BootPlan) -> dict[str, str]:
     """Every variable that a worker is given, and no other: evidence states the digest of this list."""
     threads = str(plan.torch_threads)
-    return {**_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    own = {**_ENVIRONMENT, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    return {**own, **_WITH_GPUS} if plan.gpus else own
 
 
 def spawn_probe(plan: BootPlan, *, python: str = sys.executable) -> SpawnedWorker:

@@ -145,11 +145,21 @@ def _measure() -> dict[str, str]:
     }
 
 
-def _choose_device(wanted: str, number: int = 0) -> str:
-    """`number` is this worker's among those that run side by side: each takes a device of its own while there are."""
-    if wanted != "auto":
-        return wanted
-    return f"cuda:{number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+def _choose_device(plan: BootPlan) -> str:
+    """A worker takes a device of its own among those that run side by side, while there are as many.
+
+    Raises SandboxRefused where GPUs are shown and cannot be used: the sandbox would be weaker for nothing.
+    """
+    if plan.device == "cpu":
+        return plan.device
+    if plan.gpus and not torch.cuda.is_available():
+        shown = ", ".join(plan.gpus)
+        raise SandboxRefused(
+            f'torch cannot use the GPU that is shown ({shown}); mend its driver, or set device = "cpu"'
+        )
+    if plan.device != "auto":
+        return plan.device
+    return f"cuda:{plan.number % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def _seal(
@@ -181,16 +191,16 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
 
     torch.set_num_threads(plan.torch_threads)
     torch.set_grad_enabled(False)
-    device = _choose_device(plan.device, plan.number)
-    prepare_device(torch.device(device))
-    loaded, refused = _load_models(plan, device)
-    # What opened the weights is let go of, here and in the plan as it was read: no request has arrived yet.
-    plan = plan.without_keys()
-    plan_values.pop("model_keys", None)
-    measurements = _measure()
-    engine = Engine(LoadedModels(loaded), max_batch_rows=plan.max_batch_rows, max_message=plan.max_message)
-    rehearse(plan, engine, loaded)
     try:
+        device = _choose_device(plan)
+        prepare_device(torch.device(device))
+        loaded, refused = _load_models(plan, device)
+        # What opened the weights is let go of, here and in the plan as it was read: no request has arrived yet.
+        plan = plan.without_keys()
+        plan_values.pop("model_keys", None)
+        measurements = _measure()
+        engine = Engine(LoadedModels(loaded), max_batch_rows=plan.max_batch_rows, max_message=plan.max_message)
+        rehearse(plan, engine, loaded)
         single_use = _seal(plan, engine, loaded, report, device=device)
     except SandboxRefused as error:
         send(BootFailed(reason=error.code, detail=str(error)), b"")

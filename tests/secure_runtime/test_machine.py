@@ -43,8 +43,41 @@ def test_gpus_and_what_torch_lacks_for_them(tmp_path, monkeypatch, built, said):
     monkeypatch.setattr(machine, "_cuda_of_torch", lambda: built)
     found = made_up(tmp_path, gpus=("nvidia0", "nvidia1"), driver="570.1")
     assert said in found["gpus"]
-    assert found["device"].startswith("cpu")
+    assert found["device"] == "cpu"  # files are no devices
     assert ("CUDA 12.8" in found["torch"]) == bool(built)
+
+
+@pytest.fixture
+def dev(tmp_path, monkeypatch):
+    """Links to devices stand for devices."""
+    monkeypatch.setattr(machine, "_cuda_of_torch", lambda: "12.8")
+    folder = tmp_path / "nodes"
+    folder.mkdir()
+    for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "nvidia-uvm-tools"):
+        (folder / name).symlink_to("/dev/null")
+    return folder
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda", "cuda:1"])
+def test_a_worker_is_shown_all_nodes_of_all_gpus(dev, device):
+    names = [Path(node).name for node in machine.gpu_nodes(device, dev=dev)]
+    assert names == ["nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia0", "nvidia1"]
+    assert "no-gpu-driver is off" in machine.machine_facts(dev=dev)["device"]
+
+
+def test_a_worker_on_the_processor_is_shown_none(dev, monkeypatch):
+    assert machine.gpu_nodes("cpu", dev=dev) == ()
+    monkeypatch.setattr(machine, "_cuda_of_torch", lambda: "")
+    assert machine.gpu_nodes("auto", dev=dev) == ()
+
+
+@pytest.mark.parametrize("lacking", ["nvidiactl", "nvidia-uvm"])
+def test_a_set_of_nodes_that_is_not_whole_is_none(dev, lacking):
+    (dev / "nvidia-uvm-tools").unlink()
+    assert len(machine.gpu_nodes("auto", dev=dev)) == 4
+    (dev / lacking).unlink()
+    (dev / lacking).touch()
+    assert machine.gpu_nodes("auto", dev=dev) == ()
 
 
 def test_a_driver_whose_devices_were_not_passed_on(tmp_path):

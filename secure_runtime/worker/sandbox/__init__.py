@@ -2,7 +2,8 @@
 
     enter   every layer that must close before third-party code is imported, up to seccomp's stage "load"
     seal    after the models are loaded: seccomp's stage "seal" on every thread, then the denial probes
-    (offspring.py: the zygote and its single-use processes, where the plan asks for them)
+    (offspring.py: the zygote and its single-use processes, where the plan asks for them;
+    gpus.py: what a worker may do beyond that where the plan shows it a GPU)
 
 The order in `enter` matters, and each function says why it stands where it does. Three situations:
 
@@ -22,7 +23,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from secure_runtime.worker.sandbox import bpf, filters, identity, landlock, namespaces, offspring, probes, root
+from secure_runtime.worker.sandbox import bpf, filters, gpus, identity, landlock, namespaces, offspring, probes, root
 from secure_runtime.worker.sandbox.filters import CHANNEL, SOCKET
 from secure_runtime.worker.sandbox.report import REQUIRED, LayerMissing, Report
 from secure_runtime.worker.sandbox.syscalls import MACHINE
@@ -50,13 +51,14 @@ def enter(plan: Mapping[str, Any]) -> Report:
     os.chdir("/")
     os.umask(0o077)
     _require_readable(view)
-    identity.limit_resources(plan["memory_limit_bytes"], report)
+    identity.limit_resources(plan["memory_limit_bytes"], report, gpus=bool(view.devices))
     identity.drop_capabilities(report)
     identity.forbid_new_privileges(report)
     identity.forbid_dumps(report)
-    landlock.restrict(view.readable, report, listable=view.listed)
+    landlock.restrict(view.readable, report, listable=view.listed, writable=view.writable)
+    gpus.note(view.devices, report)
     report.set("write-xor-execute", "disabled", "torch compiles kernels while it runs (oneDNN)")
-    _filter("seccomp-load", filters.load_rules(os.getpid(), forks=forks), report)
+    _filter("seccomp-load", filters.load_rules(os.getpid(), forks=forks, gpus=bool(view.devices)), report)
     if forks and report.is_on("seccomp-load"):
         report.set("seccomp-load", "on", "but fork: the zygote of single-use processes is made after it")
     report.require(before_seal=True)
@@ -95,6 +97,11 @@ def _require_readable(view: root.View) -> None:
     for path in (*view.code, *view.data):
         if not os.access(path, os.R_OK | (os.X_OK if os.path.isdir(path) else 0)):
             raise LayerMissing(f"the worker's user (uid {os.geteuid()}) may not read {path}: let it, or move it")
+    for path in view.devices:
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise LayerMissing(
+                f"the worker's user (uid {os.geteuid()}) may not use {path}: let it read and write there"
+            )
 
 
 def _filter(layer: str, rules: tuple[bpf.Rule, ...], report: Report) -> None:
@@ -113,15 +120,19 @@ def seal(report: Report, *, zygote: Mapping[str, Mapping[str, str]] | None = Non
     """Close the second stage around every thread, probe it, and hold the result against the profile.
 
     Raises SandboxRefused. From here on nothing can be opened or imported, and the only descriptors are /dev/null and
-    the socket to the host. `zygote` is what the zygote found of itself and of its children, where there is one; its
-    socket is then kept as well.
+    the socket to the host; where the plan shows a GPU, also those of its driver (gpus.py). `zygote` is what the zygote
+    found of itself and of its children, where there is one; its socket is then kept as well.
     """
     from secure_runtime.errors import SandboxRefused  # not at the top: `enter` runs before sealgate may be imported
 
     last = SOCKET if zygote is None else CHANNEL
-    identity.close_descriptors(report, first=last + 1)
-    identity.forbid_new_descriptors(first_free=last + 1)
-    _filter("seccomp-seal", filters.seal_rules(os.getpid(), channel=zygote is not None), report)
+    if report.gpus:
+        gpus.close_descriptors(report, first=last + 1)
+    else:
+        identity.close_descriptors(report, first=last + 1)
+        identity.forbid_new_descriptors(first_free=last + 1)
+    rules = filters.seal_rules(os.getpid(), channel=zygote is not None, gpus=bool(report.gpus))
+    _filter("seccomp-seal", rules, report)
     for layer in ("seccomp-zygote", "seccomp-once"):
         found = _NO_ZYGOTE if zygote is None else zygote[layer]
         report.set(layer, found["state"], found["detail"])

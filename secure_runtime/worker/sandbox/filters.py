@@ -20,8 +20,8 @@ Everything is denied unless listed. How a denied call ends is chosen by what it 
   our table. The C library then takes the older call, whose flags can be read.
 - EROFS: opening for writing, because that is what a read-only file system says.
 
-Trusts: nothing. Never: allows a call after the seal that can create a descriptor or a mapping of a file, nor, but for
-the zygote's fork, a process.
+Trusts: nothing. Never: allows a call after the seal that can create a descriptor or a mapping of a file (but for the
+driver of a GPU: gpus.py), nor, but for the zygote's fork, a process.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from __future__ import annotations
 import errno
 import os
 
+from secure_runtime.worker.sandbox import gpus as gpu
 from secure_runtime.worker.sandbox.bpf import ALLOW, KILL, Condition, Rule, assemble, deny
 from secure_runtime.worker.sandbox.syscalls import AUDIT_ARCH, HIGHEST_KNOWN, NUMBERS, numbers_of
 
@@ -122,10 +123,11 @@ def _own_signals(own_pid: int) -> Rule:
     return Rule(("tgkill",), ALLOW, (Condition(0, own_pid),))
 
 
-def load_rules(own_pid: int, *, forks: bool = False) -> tuple[Rule, ...]:
+def load_rules(own_pid: int, *, forks: bool = False, gpus: bool = False) -> tuple[Rule, ...]:
     """Stage 1: reading, threads, memory. `seccomp` and `prctl` getters stay open so that stage 2 can be put on."""
     return (
         Rule(_HOSTILE, KILL),
+        *(gpu.LOAD_RULES if gpus else ()),
         *(_FORKING if forks else ()),
         *_THREADS,
         Rule((*_ALWAYS, *_LOADING), ALLOW),
@@ -139,14 +141,15 @@ def load_rules(own_pid: int, *, forks: bool = False) -> tuple[Rule, ...]:
     )
 
 
-def seal_rules(own_pid: int, *, channel: bool = False) -> tuple[Rule, ...]:
+def seal_rules(own_pid: int, *, channel: bool = False, gpus: bool = False) -> tuple[Rule, ...]:
     """Stage 2: anonymous memory, threads, clocks, and the one socket. `recvmsg` is left out: it accepts descriptors.
 
-    With `channel`, also the socket to the zygote.
+    With `channel`, also the socket to the zygote; with `gpus`, what a GPU's driver needs (gpus.py).
     """
     on_socket = (Condition(0, SOCKET),)
     return (
         Rule(_HOSTILE, KILL),
+        *(gpu.SEAL_RULES if gpus else ()),
         *_THREADS,
         Rule(_ALWAYS, ALLOW),
         _OWN_MEMORY,

@@ -11,6 +11,7 @@ import signal
 from dataclasses import dataclass
 
 from secure_runtime.worker.sandbox import kernel
+from secure_runtime.worker.sandbox.gpus import OPEN_FILES
 from secure_runtime.worker.sandbox.report import Report
 
 _LAST_DESCRIPTOR = 0xFFFFFFFF
@@ -117,17 +118,18 @@ def forbid_dumps(report: Report) -> None:
     report.set("not-dumpable", "on" if on else "failed")
 
 
-def limit_resources(memory_bytes: int, report: Report) -> None:
-    """Lower each limit to ours, or keep a stricter hard limit.
+def limit_resources(memory_bytes: int, report: Report, *, gpus: bool = False) -> None:
+    """Lower each limit to ours, or keep a stricter hard limit. With `gpus` memory is bounded instead of addresses, and
+    memory files may grow as far: there is no other file to write to.
 
     The thread limit counts everything that the user runs, so it is set only where the user is alone: in its own user
     namespace. Elsewhere the memory limit bounds threads, since each needs a stack.
     """
     wanted = {
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
-        resource.RLIMIT_AS: memory_bytes,
-        resource.RLIMIT_NOFILE: _LOADING_DESCRIPTORS,
+        resource.RLIMIT_FSIZE: memory_bytes if gpus else 0,
+        (resource.RLIMIT_DATA if gpus else resource.RLIMIT_AS): memory_bytes,
+        resource.RLIMIT_NOFILE: OPEN_FILES if gpus else _LOADING_DESCRIPTORS,
         resource.RLIMIT_MSGQUEUE: 0,
         resource.RLIMIT_NICE: 0,
         resource.RLIMIT_RTPRIO: 0,
@@ -140,7 +142,8 @@ def limit_resources(memory_bytes: int, report: Report) -> None:
     except (OSError, ValueError) as error:
         report.set("resource-limits", "failed", str(error))
         return
-    report.set("resource-limits", "on", f"{memory_bytes // (1024 * 1024)} MiB of address space")
+    of = "private memory; a GPU's driver reserves addresses without bound" if gpus else "address space"
+    report.set("resource-limits", "on", f"{memory_bytes // (1024 * 1024)} MiB of {of}")
 
 
 def forbid_new_descriptors(*, first_free: int) -> None:

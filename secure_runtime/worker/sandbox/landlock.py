@@ -1,9 +1,10 @@
-"""Landlock: what may be opened, for reading only; no TCP; no signal or abstract socket to the outside.
+"""Landlock: what may be opened, for reading only (a GPU's nodes for both); no TCP; no signal or socket to the outside.
 
 Works without any privilege and inside containers. It binds the calling thread and those it starts later, so it is put
 on while the process has one thread.
 
-Trusts: the kernel's answer about its ABI version. Never: grants a right to write, create, remove or execute.
+Trusts: the kernel's answer about its ABI version. Never: grants a right to create, remove or execute, or to write to
+what is not named as writable.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterable
 from secure_runtime.worker.sandbox import kernel
 from secure_runtime.worker.sandbox.report import Report
 
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_WRITE_FILE, _READ_FILE, _READ_DIR, _DEVICE_IOCTL = 1 << 1, 1 << 2, 1 << 3, 1 << 15
 _VERSION_QUERY = 1
 _RULE_PATH_BENEATH = 1
 _TCP_BIND_AND_CONNECT = 0b11
@@ -40,15 +41,16 @@ def abi() -> int:
     return max(0, kernel.attempt("landlock_create_ruleset", None, 0, _VERSION_QUERY))
 
 
-def restrict(readable: Iterable[str], report: Report, *, listable: Iterable[str]) -> None:
-    """Close the three Landlock layers as far as the kernel has them. Directories beneath `listable` may be listed."""
+def restrict(readable: Iterable[str], report: Report, *, listable: Iterable[str], writable: Iterable[str] = ()) -> None:
+    """Close the three Landlock layers as far as the kernel has them. Directories beneath `listable` may be listed;
+    what is beneath `writable` may be written to, and devices there asked by ioctl."""
     version = abi()
     if version == 0:
         for layer in ("landlock-files", "landlock-tcp", "landlock-scopes"):
             report.set(layer, "off", "this kernel has no Landlock, or it is switched off at boot (lsm=)")
         return
     try:
-        _apply(version, readable, listable)
+        _apply(version, readable, listable, writable)
     except OSError as error:
         for layer in ("landlock-files", "landlock-tcp", "landlock-scopes"):
             report.failed(layer, error)
@@ -70,7 +72,7 @@ def _note(report: Report, layer: str, version: int, *, since: int, instead: bool
         report.set(layer, "off", f"needs Landlock ABI {since}, the kernel has {version}")
 
 
-def _apply(version: int, readable: Iterable[str], listable: Iterable[str]) -> None:
+def _apply(version: int, readable: Iterable[str], listable: Iterable[str], writable: Iterable[str]) -> None:
     rights = max(count for since, count in _FILE_RIGHTS_SINCE if version >= since)
     wanted = _Ruleset(files=(1 << rights) - 1, network=0, scopes=0)
     size = 8
@@ -84,6 +86,8 @@ def _apply(version: int, readable: Iterable[str], listable: Iterable[str]) -> No
             _allow(ruleset, path, _READ_FILE | _READ_DIR)
         for path in listable:
             _allow(ruleset, path, _READ_DIR)
+        for path in writable:
+            _allow(ruleset, path, (_READ_FILE | _WRITE_FILE | _DEVICE_IOCTL) & wanted.files)
         kernel.call("landlock_restrict_self", ruleset, 0)
     finally:
         os.close(ruleset)

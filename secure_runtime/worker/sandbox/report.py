@@ -35,6 +35,7 @@ LAYERS = {
     "seccomp-seal": "while serving: no open, no stat, no exec, no new process, no socket",
     "seccomp-zygote": "the process that makes single-use processes: it may fork, and else less than while serving",
     "seccomp-once": "a process for one request: no descriptor, no process, no thread, no signal, and a deadline",
+    "no-gpu-driver": "no driver of a GPU can be reached",
     "write-xor-execute": "memory is never writable and executable",
 }
 """Every layer, in the order in which it closes, with what it means."""
@@ -56,7 +57,7 @@ _EVERYWHERE = (
 _LAST = ("seccomp-seal", "seccomp-zygote", "seccomp-once")
 
 REQUIRED = {
-    "strict": tuple(name for name in LAYERS if name != "write-xor-execute"),
+    "strict": tuple(name for name in LAYERS if name not in ("no-gpu-driver", "write-xor-execute")),
     "container": _EVERYWHERE,
     "dev": (),
 }
@@ -87,6 +88,7 @@ class Report:
     layers: dict[str, Entry] = field(default_factory=dict)
     probes: dict[str, Entry] = field(default_factory=dict)
     sealed: bool = False
+    gpus: tuple[str, ...] = ()  # device nodes that the worker is shown
 
     def set(self, layer: str, state: str, detail: str = "") -> None:
         """Note the state of a layer; the last word counts."""

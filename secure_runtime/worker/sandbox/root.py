@@ -3,6 +3,7 @@
     code   the standard library, the shared libraries, the packages of plan.sys_path
     data   the bundles and the publishers file: also without the right to map them executable
     random /dev/urandom, which torch opens while it is imported
+    gpus   only where the plan shows some: their device nodes, and a /proc of the worker's own process-id namespace
 
 No other device, no /proc, /sys, /etc (but the loader's cache), no home, no temporary directory. Of a source checkout
 only the packages that the worker imports are shown, not what else lies beside them.
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from secure_runtime.worker.sandbox import kernel
+from secure_runtime.worker.sandbox import gpus, kernel
 from secure_runtime.worker.sandbox.report import Report
 
 _OWN_PACKAGES = ("sealgate", "secure_runtime")
@@ -27,6 +28,7 @@ _OWN_PARENT = os.path.abspath(__file__).rsplit(os.sep, 4)[0]
 _LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib")
 _LOADER_CACHE = "/etc/ld.so.cache"
 _RANDOM = "/dev/urandom"
+_PROC = "/proc"
 _MOUNT_POINTS = ("/tmp", "/run", "/mnt", "/var", "/usr")  # noqa: S108  (any directory serves for the moment)
 _CODE = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 _DATA = _CODE | kernel.MOUNT_ATTR_NOEXEC
@@ -42,11 +44,17 @@ class View:
     data: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
     listed: tuple[str, ...]
+    devices: tuple[str, ...] = ()  # of GPUs
 
     @property
     def readable(self) -> tuple[str, ...]:
         """For Landlock."""
-        return (*self.code, *self.data, _RANDOM)
+        return (*self.code, *self.data, _RANDOM, *((_PROC,) if self.devices else ()))
+
+    @property
+    def writable(self) -> tuple[str, ...]:
+        """For Landlock."""
+        return (*self.devices, gpus.OWN_THREADS) if self.devices else ()
 
 
 def view_of(plan: Mapping[str, Any]) -> View:
@@ -61,9 +69,8 @@ def view_of(plan: Mapping[str, Any]) -> View:
         if entry not in shown:
             listed.append(entry)
     data = [path for path in (plan["models_dir"], plan["publishers_file"]) if path and os.path.exists(path)]
-    return View(
-        _outermost(code), tuple(dict.fromkeys(os.path.abspath(path) for path in data)), tuple(links), tuple(listed)
-    )
+    shown_data = tuple(dict.fromkeys(os.path.abspath(path) for path in data))
+    return View(_outermost(code), shown_data, tuple(links), tuple(listed), gpus.nodes_of(plan))
 
 
 def _interpreter_paths() -> list[str]:
@@ -111,7 +118,7 @@ def build(view: View, report: Report, *, owner_map: int | None) -> None:
     try:
         for path in view.code:
             trees.append((path, kernel.clone_tree(path, _CODE)))
-        trees.append((_RANDOM, kernel.clone_tree(_RANDOM, _DEVICE)))
+        trees += [(path, kernel.clone_tree(path, _DEVICE)) for path in (_RANDOM, *view.devices)]
         unmapped = []
         for path in view.data:
             tree = kernel.clone_tree(path, _DATA)
@@ -152,6 +159,10 @@ def _assemble(view: View, trees: list[tuple[str, int]]) -> None:
             os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
         kernel.attach_tree(tree, target)
+    if view.devices:
+        os.makedirs(base + _PROC, 0o755)
+        flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+        kernel.mount(b"proc", os.fsencode(base + _PROC), b"proc", flags)
     for path, destination in view.links:
         os.makedirs(os.path.dirname(base + path), 0o755, exist_ok=True)
         os.symlink(destination, base + path)

@@ -18,7 +18,7 @@ clock_nanosleep 230 115, clock_settime 227 112, clone 56 220, clone3 435 435, cl
 connect 42 203, copy_file_range 326 285, creat 85 -, create_module 174 -, delete_module 176 106, dup 32 23
 dup2 33 -, dup3 292 24, epoll_create1 291 20, epoll_ctl 233 21, epoll_pwait 281 22, epoll_wait 232 -
 eventfd2 290 19, execve 59 221, execveat 322 281, exit 60 93, exit_group 231 94, faccessat 269 48
-faccessat2 439 439, fanotify_init 300 262, fchdir 81 50, fchmod 91 52, fchmodat 268 53, fchown 93 55
+faccessat2 439 439, fallocate 285 47, fanotify_init 300 262, fchdir 81 50, fchmod 91 52, fchmodat 268 53, fchown 93 55
 fchownat 260 54, fcntl 72 25, finit_module 313 273, fork 57 -, fsconfig 431 431, fsmount 432 432, fsopen 430 430
 fspick 433 433, fstat 5 80, fstatfs 138 44, ftruncate 77 46, futex 202 98, futex_waitv 449 449
 get_mempolicy 239 236, getcpu 309 168, getcwd 79 17, getdents64 217 61, getegid 108 177, geteuid 107 175

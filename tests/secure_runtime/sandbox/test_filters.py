@@ -61,10 +61,18 @@ SEAL_ALLOWS = """
 """
 
 ONCE_ALLOWS = SEAL_ALLOWS
+GPU_SEAL_ALLOWS = (
+    SEAL_ALLOWS
+    + """
+    open openat ioctl memfd_create ftruncate fallocate pipe2 mmap read write pread64 lseek eventfd2 fstat stat lstat
+    newfstatat statx access faccessat faccessat2 readlink mbind get_mempolicy set_mempolicy mincore
+"""
+)
 ZYGOTE_ALLOWS = ONCE_ALLOWS + "wait4 timer_create timer_settime"
 
 LOAD, SEAL = filters.load_rules(OWN_PID), filters.seal_rules(OWN_PID)
 FORKING_LOAD, CHANNEL_SEAL = filters.load_rules(OWN_PID, forks=True), filters.seal_rules(OWN_PID, channel=True)
+GPU_LOAD, GPU_SEAL = filters.load_rules(OWN_PID, gpus=True), filters.seal_rules(OWN_PID, gpus=True)
 ZYGOTE, ONCE = filters.ZYGOTE_RULES, filters.ONCE_RULES
 EVERY = {
     "load": LOAD,
@@ -72,6 +80,8 @@ EVERY = {
     "reaper": filters.REAPER_RULES,
     "forking load": FORKING_LOAD,
     "channel seal": CHANNEL_SEAL,
+    "load with a GPU": GPU_LOAD,
+    "seal with a GPU": GPU_SEAL,
     "zygote": ZYGOTE,
     "once": ONCE,
 }
@@ -176,14 +186,54 @@ def test_loading_looks_at_arguments(machine: str, name: str, arguments: tuple[in
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize(
-    ("rules", "listed"), [(CHANNEL_SEAL, SEAL_ALLOWS), (ZYGOTE, ZYGOTE_ALLOWS), (ONCE, ONCE_ALLOWS)],
-    ids=["channel seal", "zygote", "once"],
-)  # fmt: skip
-def test_with_single_use_processes_exactly_this_is_allowed(
+    ("rules", "listed"),
+    [(CHANNEL_SEAL, SEAL_ALLOWS), (ZYGOTE, ZYGOTE_ALLOWS), (ONCE, ONCE_ALLOWS), (GPU_SEAL, GPU_SEAL_ALLOWS)],
+    ids=["channel seal", "zygote", "once", "GPU"],
+)
+def test_with_single_use_processes_or_a_gpu_exactly_this_is_allowed(
     rules: tuple[bpf.Rule, ...], listed: str, machine: str
 ) -> None:
     allowed = {name for name in numbers_of(machine) if verdict(rules, machine, name) == ALLOW}
     assert allowed == (set(listed.split()) | {"prlimit64"}) & set(numbers_of(machine))
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("rules", [GPU_LOAD, GPU_SEAL], ids=["load", "seal"])
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("openat", (-100, 0, 0), ALLOW),
+        ("openat", (-100, 0, 0o2000002), ALLOW),  # O_RDWR and O_CLOEXEC: Landlock says of what
+        ("openat", (-100, 0, 1), "denied"),
+        ("openat", (-100, 0, 0o102), "denied"),
+        ("openat", (-100, 0, 0o1002), "denied"),
+        ("openat2", (), "denied"),
+        ("ioctl", (9, 0xC020462A), ALLOW),  # NV_ESC_RM_CONTROL
+        ("ioctl", (9, 0x30000001), ALLOW),  # UVM_INITIALIZE
+        ("ioctl", (9, 0x30000003), "denied"),
+        ("ioctl", (9, 37), ALLOW),  # of nvidia-uvm
+        ("ioctl", (9, 0x5412), "denied"),  # TIOCSTI
+        ("ioctl", (9, 0x8912), "denied"),  # SIOCGIFCONF
+        ("ioctl", (9, 0x40086602), "denied"),  # FS_IOC_SETFLAGS
+        ("recvmsg", (3,), "denied"),
+        ("sendmsg", (4,), "denied"),
+        ("dup", (3,), None),
+        ("fcntl", (3, 3), ALLOW),
+        ("fcntl", (3, 0), None),  # F_DUPFD
+        ("socket", (1, 1, 0), "denied"),
+        ("clone", (17,), "denied"),
+        ("kill", (1, 9), "denied"),
+    ],
+)
+def test_a_gpus_driver_is_asked_and_nothing_else(
+    rules: tuple[bpf.Rule, ...], machine: str, name: str, arguments: tuple[int, ...], expected: str | None
+) -> None:
+    found = verdict(rules, machine, name, *arguments)
+    if name == "sendmsg" and rules is GPU_LOAD:
+        expected = ALLOW  # before the seal there is nothing to send to
+    if expected is None:
+        expected = ALLOW if rules is GPU_LOAD else "denied"
+    assert (found if found == ALLOW else "denied") == expected, found
 
 
 FORK = 0x01200011  # of glibc's fork(), read off a trace
@@ -245,7 +295,7 @@ def test_the_channel_adds_one_descriptor_to_the_seal_and_nothing_else(machine: s
        arguments=st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 20), min_size=6, max_size=6))  # fmt: skip
 def test_each_stage_allows_nothing_that_the_one_before_did_not(machine: str, name: str, arguments: list[int]) -> None:
     """Filters add up: what an earlier stage denies would not work in a later one, and nobody would know why."""
-    chains = ((LOAD, SEAL), (FORKING_LOAD, CHANNEL_SEAL), (FORKING_LOAD, ZYGOTE), (ZYGOTE, ONCE))
+    chains = ((LOAD, SEAL), (FORKING_LOAD, CHANNEL_SEAL), (FORKING_LOAD, ZYGOTE), (ZYGOTE, ONCE), (GPU_LOAD, GPU_SEAL))
     for earlier, later in chains:
         if verdict(later, machine, name, *arguments) == ALLOW:
             assert verdict(earlier, machine, name, *arguments) == ALLOW, name
