@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sealgate.certificate.inputs import ImageContent
 from sealgate.certificate.publishers import load_publishers
 from sealgate.client.errors import InferenceFailed, ServiceRefused, UsageError
 from secure_runtime.models.bundle import load_bundle
@@ -178,6 +179,36 @@ def test_an_explanation_is_an_operation_of_its_own_on_record_and_at_its_price(im
     assert (seen["explanation_count"], seen["inference_stats"]["fail"]["count"]) == (1, 0)
 
 
+@pytest.mark.parametrize("name", ["digits-int8", "two-eyes"])
+def test_what_was_made_of_certified_models_is_explained_by_what_its_answers_lose(
+    images: tuple[Live, Path], name: str
+) -> None:
+    live, folder = images
+    pixels = digit(folder).reshape(1, 1, 8, 8)
+    model = load_bundle(live.root / "models" / name, load_publishers(live.root / "publishers.toml"))
+    content = model.manifest.inputs[0].content
+    assert isinstance(content, ImageContent)
+
+    def margin(image: np.ndarray, target: int) -> float:
+        logs = model.predict({"images": torch.from_numpy(image)})["scores"][0].double().log()
+        return float(logs[target] - logs.mean())
+
+    with live.session() as session:
+        found = session.explain(name, pixels)
+        again = session.explain(name, pixels)
+        price = session.metadata(name).parameters.explain_units["occlusion"]
+    record = found.result.receipt.record
+    assert (found.method, record.operation, record.units) == ("occlusion", "explain", price)
+    assert again.attributions == found.attributions
+    [target] = found.targets
+    for row, column in ((0, 0), (2, 4), (4, 2), (6, 6)):
+        less = pixels.copy()
+        less[0, 0, row : row + 2, column : column + 2] = int(content.center)
+        lost = margin(pixels, target) - margin(less, target)
+        assert found.attributions["images"][0][0][row][column] == pytest.approx(lost, abs=2e-4)
+    assert np.abs(found.attributions["images"]).max() > 0.01
+
+
 def test_the_command_draws_where_the_model_looked(images: tuple[Live, Path], tmp_path: Path) -> None:
     live, folder = images
     Image.fromarray(digit(folder)).save(tmp_path / "digit.png")
@@ -189,7 +220,7 @@ def test_the_command_draws_where_the_model_looked(images: tuple[Live, Path], tmp
         live.trust, "--token-file", token, "--heat-map", tmp_path / "map.png",
     )  # fmt: skip
     told = run_sealgate(*asked).stdout
-    assert "by occlusion" in told
+    assert "by occlusion (at most 19 evaluations of the model)" in told
     assert "@@" in told, "the strongest place"
     assert "receipt" in told
     with Image.open(tmp_path / "map.png") as drawn:
