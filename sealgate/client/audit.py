@@ -23,7 +23,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from sealgate.client.credentials import ClientCertificate, Credential, TokenSource, take_token
+from sealgate.client.credentials import CertificateSource, Credential, TokenSource, take_certificate, take_token
 from sealgate.client.dpop import DpopKey, Prover
 from sealgate.client.errors import ServiceRefused
 from sealgate.client.problems import MAX_PROBLEM, read_problem
@@ -145,7 +145,7 @@ class AuditClient:
         trust: TrustSource,
         *,
         token: TokenSource | None = None,
-        certificate: ClientCertificate | None = None,
+        certificate: CertificateSource = None,
         dpop_key: DpopKey | None = None,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
         trust_env: bool = True,
@@ -156,6 +156,7 @@ class AuditClient:
         self._log = ""  # of another host, if one is asked for
         self._shard = ""  # of the log, if it is not the newest one that is asked about
         self._token = token
+        certificate = take_certificate(certificate)
         self._certificate = certificate.leaf() if certificate else None
         self._prover = Prover(dpop_key) if dpop_key else None
         with reading_proxy():

@@ -5,6 +5,7 @@ Trusts: the caller for the token and the files. Never: prints a token, takes one
 
 from __future__ import annotations
 
+import os
 import re
 import ssl
 from collections.abc import Callable, Mapping
@@ -25,12 +26,16 @@ MAX_TOKEN = 16 * 1024
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*\Z")  # RFC 6750 section 2.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ClientCertificate:
-    """PEM files of a client certificate (leaf first) and its private key."""
+    """PEM files of a client certificate (leaf first) and its private key, given as texts or paths."""
 
     certificate: Path
     key: Path
+
+    def __init__(self, certificate: str | os.PathLike[str], key: str | os.PathLike[str]) -> None:
+        object.__setattr__(self, "certificate", Path(certificate))
+        object.__setattr__(self, "key", Path(key))
 
     def leaf(self) -> bytes:
         """The leaf certificate, DER; raises ConfigurationError."""
@@ -53,6 +58,15 @@ class ClientCertificate:
             raise ConfigurationError(
                 f"client certificate {self.certificate} or its key {self.key} cannot be used"
             ) from error
+
+
+CertificateSource: TypeAlias = "ClientCertificate | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None"
+"""A client certificate and its key: PEM paths."""
+
+
+def take_certificate(source: CertificateSource) -> ClientCertificate | None:
+    """What it names, if anything."""
+    return ClientCertificate(*source) if isinstance(source, tuple) else source
 
 
 @runtime_checkable

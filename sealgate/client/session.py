@@ -10,17 +10,15 @@ SealgateError with a stable `code`. Long, because two sessions stand in it, for 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
 import httpx
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.client.attributions import Explanation, read_explanation
-from sealgate.client.credentials import ClientCertificate, TokenSource
+from sealgate.client.credentials import CertificateSource, TokenSource
 from sealgate.client.dpop import DpopKey
 from sealgate.client.errors import InferenceFailed
 from sealgate.client.inputs import Inputs, ready_tensors, to_tensors
@@ -47,9 +45,6 @@ from sealgate.client.transport import (
 from sealgate.evidence.verify import VerifiedEvidence
 from sealgate.protocol.frames import ModelFacts
 from sealgate.protocol.tensors import Parameter
-
-CertificateSource: TypeAlias = "ClientCertificate | tuple[str | os.PathLike[str], str | os.PathLike[str]] | None"
-"""A client certificate and its key: PEM paths."""
 
 
 class Session:
@@ -82,7 +77,7 @@ class Session:
             held,
             purpose=purpose,
             token=token,
-            certificate=_certificate(certificate),
+            certificate=certificate,
             dpop_key=dpop_key,
             cose_receipts=cose_receipts,
             proxy=proxy,
@@ -217,7 +212,7 @@ class AsyncSession:
             held,
             purpose=purpose,
             token=token,
-            certificate=_certificate(certificate),
+            certificate=certificate,
             dpop_key=dpop_key,
             cose_receipts=cose_receipts,
             proxy=proxy,
@@ -317,13 +312,6 @@ class AsyncSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
-
-
-def _certificate(source: CertificateSource) -> ClientCertificate | None:
-    if source is None or isinstance(source, ClientCertificate):
-        return source
-    certificate, key = source
-    return ClientCertificate(Path(certificate), Path(key))
 
 
 def _headers(purpose: str | None) -> list[tuple[str, str]]:

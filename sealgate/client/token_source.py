@@ -30,7 +30,7 @@ import httpx
 import msgspec
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
-from sealgate.client.credentials import MAX_TOKEN, ClientCertificate, check_token
+from sealgate.client.credentials import MAX_TOKEN, CertificateSource, check_token, take_certificate
 from sealgate.client.dpop import DpopKey, Prover
 from sealgate.client.errors import TokenUnavailable
 from sealgate.client.results import is_tls_failure
@@ -79,7 +79,7 @@ class ClientCredentials:
         *,
         client_id: str,
         client_secret: str | None = None,
-        certificate: ClientCertificate | None = None,
+        certificate: CertificateSource = None,
         dpop_key: DpopKey | None = None,
         scope: str = "",
         resources: Sequence[str] = (),
@@ -223,7 +223,7 @@ def _decoded(body: bytes, shape: type[_Shape]) -> _Shape | None:
         return None
 
 
-def _tls(ca_file: Path | None, certificate: ClientCertificate | None, *, trust_env: bool) -> ssl.SSLContext:
+def _tls(ca_file: Path | None, source: CertificateSource, *, trust_env: bool) -> ssl.SSLContext:
     try:
         context = (
             httpx.create_ssl_context(trust_env=trust_env)
@@ -232,6 +232,6 @@ def _tls(ca_file: Path | None, certificate: ClientCertificate | None, *, trust_e
         )
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"{ca_file} is not a readable PEM file of certificates") from error
-    if certificate is not None:
+    if (certificate := take_certificate(source)) is not None:
         certificate.load_into(context)
     return context

@@ -29,7 +29,15 @@ import httpx
 from anyio import to_thread
 
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
-from sealgate.client.credentials import ClientCertificate, Credential, RenewingSource, TokenSource, take_token
+from sealgate.client.credentials import (
+    CertificateSource,
+    ClientCertificate,
+    Credential,
+    RenewingSource,
+    TokenSource,
+    take_certificate,
+    take_token,
+)
 from sealgate.client.dpop import DpopKey, Prover
 from sealgate.client.errors import UsageError
 from sealgate.client.exchange import SealedAnswer, SealedChannel, ask_evidence
@@ -135,7 +143,7 @@ class SealedTransport(httpx.BaseTransport):
         *,
         purpose: str = "",
         token: TokenSource | None = None,
-        certificate: ClientCertificate | None = None,
+        certificate: CertificateSource = None,
         dpop_key: DpopKey | None = None,
         cose_receipts: bool = False,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
@@ -145,6 +153,7 @@ class SealedTransport(httpx.BaseTransport):
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
+        certificate = take_certificate(certificate)
         self._setting = _Setting.read(trust, purpose, certificate, dpop_key, cose_receipts, clock, entropy)
         self._token = token
         held = self._setting.channel.trust
@@ -217,7 +226,7 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         *,
         purpose: str = "",
         token: AsyncTokenSource | None = None,
-        certificate: ClientCertificate | None = None,
+        certificate: CertificateSource = None,
         dpop_key: DpopKey | None = None,
         cose_receipts: bool = False,
         proxy: str | httpx.URL | httpx.Proxy | None = None,
@@ -227,6 +236,7 @@ class AsyncSealedTransport(httpx.AsyncBaseTransport):
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
+        certificate = take_certificate(certificate)
         self._setting = _Setting.read(trust, purpose, certificate, dpop_key, cose_receipts, clock, entropy)
         self._token = token
         held = self._setting.channel.trust

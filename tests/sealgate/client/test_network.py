@@ -7,12 +7,14 @@ import socket
 import threading
 from typing import Any
 
+import httpx
 import pytest
 
 from sealgate.client.audit import AuditClient
 from sealgate.client.credentials import ClientCertificate
 from sealgate.client.errors import ServiceUnreachable
 from sealgate.client.session import AsyncSession, Session
+from sealgate.client.transport import SealedTransport
 from sealgate.errors import ConfigurationError
 from sealgate.evidence.trust import load_trust
 from sealgate.protocol.binding import bind_certificate
@@ -44,6 +46,11 @@ def test_a_client_certificate_is_presented_and_bound_inside_the_seal(site: Any) 
     paths = (str(certificate.certificate), certificate.key)
     with site.session(token=None, certificate=paths) as session:
         assert session.ready("toy")
+    texts = (str(certificate.certificate), str(certificate.key))
+    for given in (texts, ClientCertificate(*texts)):  # what docs/identity.md writes, and what a session takes
+        transport = SealedTransport(site.trust, purpose="diagnosis", certificate=given, trust_env=False)
+        with httpx.Client(transport=transport, base_url=transport.trust.url) as client:
+            assert client.get("/v2/models/toy/ready").status_code == 200
 
 
 def test_a_certificate_that_cannot_be_used_says_so(site: Any) -> None:
