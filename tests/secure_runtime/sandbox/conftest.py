@@ -93,7 +93,7 @@ def start() -> Callable[..., spawn.SpawnedWorker]:
 
     def begin(payload: str, **changes: Any) -> spawn.SpawnedWorker:
         plan = json.dumps(plan_for(payload, **changes)).encode()
-        return spawn._start(BOOT, plan, python=sys.executable, environment={})
+        return spawn._start(BOOT, plan, python=sys.executable, environment=spawn._ENVIRONMENT)
 
     return begin
 

@@ -65,7 +65,7 @@ def main() -> None:
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         bpf.install(allow)
     worker = spawn._start(
-        Path(order["boot"]), json.dumps(order["plan"]).encode(), python=sys.executable, environment={}
+        Path(order["boot"]), json.dumps(order["plan"]).encode(), python=sys.executable, environment=spawn._ENVIRONMENT
     )
     worker.sock.settimeout(60)
     data = b""

@@ -118,7 +118,7 @@ def test_the_worker_has_no_environment_to_speak_of(start: Callable[..., Any], mo
     with worker.sock as sock:
         told = json.loads(sock.recv(65536)[4:])
     worker.wait()
-    assert set(told) <= {"LC_ALL", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX", "LC_CTYPE"}
+    assert set(told) <= {"LC_ALL", "OPENBLAS_NUM_THREADS", "MALLOC_ARENA_MAX", "LC_CTYPE", "PATH"}
 
 
 def test_python_paths_are_real_directories_that_hold_the_packages() -> None:
