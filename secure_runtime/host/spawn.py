@@ -25,7 +25,8 @@ from sealgate.protocol.frames import BootPlan
 _BOOT = Path(__file__).parents[1] / "worker" / "boot.py"
 _PROBE = Path(__file__).parents[1] / "worker" / "probe.py"
 # OpenBLAS starts its threads while numpy is imported, before anybody could tell it how many. An empty PATH finds no
-# compiler: a torch for CUDA looks for libraries while it is imported, by ctypes, which would try one on a temporary file.
+# compiler: torch for CUDA looks for libraries while it is imported, through ctypes, which would try one in a temporary
+# file.
 _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "PATH": ""}
 # All of CUDA's kernels are loaded before the sandbox is sealed, none is cached on a disk, and GPUs are counted as the
 # machine does.
