@@ -1,9 +1,10 @@
-"""Shared by the story and adversary tests: one trained bundle per run, one live deployment per run."""
+"""Shared by all tests: one trained bundle per run, one live deployment per run, every privacy loss computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,22 @@ class Template:
 
     folder: Path
     rows: list[list[float]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_privacy_loss_once() -> Iterator[None]:
+    """In this process the distribution of a mechanism's privacy loss, a function of its constants alone, is kept.
+
+    Every verification of every bundle computes it, and the bundles of the tests have few different constants.
+    """
+    from sealgate.certificate import recompute, tradeoff
+    from sealgate.certificate.accounting import releases
+
+    homes, kept = (recompute, tradeoff, releases), lru_cache(maxsize=64)(recompute.privacy_loss)
+    with pytest.MonkeyPatch.context() as patch:
+        for home in homes:
+            patch.setattr(home, "privacy_loss", kept)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -99,16 +99,16 @@ def test_replacing_a_row_is_never_stated_cheaper_than_removing_it():
     ],
 )
 def test_what_cannot_be_recomputed_is_refused_in_bounded_time(wrong, code):
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(CertificateError) as caught:
         recompute(wrong)
     assert caught.value.code == code
-    assert time.monotonic() - begin < 20
+    assert time.process_time() - begin < 20
 
 
 def test_the_costliest_accepted_parameters_stay_within_bounds():
-    begin = time.monotonic()
+    begin = time.process_time()
     found = recompute(steps("0.3", "1/100", 1000, "0.00001"))
     assert 20_000_000 < found.add_remove_micro < 100_000_000
     assert found.discretisation == COARSE
-    assert time.monotonic() - begin < 60
+    assert time.process_time() - begin < 60
