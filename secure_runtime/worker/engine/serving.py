@@ -151,8 +151,9 @@ def _run_batch(batch: Sequence[Job], clock: Clock, entropy: Entropy) -> list[Eng
     try:
         outputs = _predict(batch, clock)
     except Exception as error:
-        if len(batch) > 1:  # one bad request must not fail its neighbours
-            return [answer for job in batch for answer in _run_batch([job], clock, entropy)]
+        if len(batch) > 1:  # one bad request must not fail its neighbours, nor have each of them run alone
+            half = len(batch) // 2
+            return [*_run_batch(batch[:half], clock, entropy), *_run_batch(batch[half:], clock, entropy)]
         if isinstance(error, BadInput):  # what is wrong with this one request's numbers
             return [failed(error, batch[0].model)]
         return [failed(TOO_SLOW if isinstance(error, _TooSlow) else _MODEL_ERROR, batch[0].model)]

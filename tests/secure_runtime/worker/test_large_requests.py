@@ -137,6 +137,19 @@ def test_a_large_request_runs_in_slices(desk: Desk) -> None:
     assert {tensor.shape[0] for tensor in outputs} == {2 * SLICE_ROWS + 1}
 
 
+@pytest.mark.parametrize("place", [0, 13, 31])
+def test_one_row_that_cannot_be_run_does_not_make_all_others_run_alone(desk: Desk, place: int) -> None:
+    """It is free for whoever sends it: nothing of it is charged."""
+    nan = inference.Tensor("rows", "FP32", (1, 1), b"\x00\x00\xc0\x7f")
+    fields, body = inference.encode_infer_request(inference.InferRequest(inputs=(nan,)), binary=True)
+    bodies = [binary_rows(1) for _ in range(31)]
+    bodies.insert(place, (tuple(fields), body))
+    answers = desk.ask(*bodies)
+    assert [answer[0] for answer in answers] == ["failed" if at == place else "completed" for at in range(32)]
+    assert sum(desk.predictor.sizes) == 31
+    assert len(desk.predictor.sizes) <= 5
+
+
 def test_a_large_request_ends_with_its_grant(desk: Desk) -> None:
     def take_long() -> None:
         desk.bench.now_us += 11_000_000
