@@ -34,6 +34,7 @@ from sealgate.protocol.frames import (
     Answer,
     AuditRead,
     AuthFailed,
+    Caller,
     Cancel,
     Deny,
     EvidenceGiven,
@@ -59,7 +60,8 @@ class RuntimeLink:
     """One per gateway process, owned by its event loop.
 
     `_waiting` are requests whose answer somebody awaits; `_abandoned` are ids that were cancelled and that the host has
-    not answered yet (it always does): they still count, because the host still works on them.
+    not answered yet (it always does): they still count, because the host still works on them; and against their caller,
+    who has three quarters of all at most.
     """
 
     def __init__(
@@ -75,6 +77,9 @@ class RuntimeLink:
         self._on_state = on_state
         self._telemetry = telemetry
         self._outstanding_max = outstanding_max
+        self._share_max = outstanding_max - outstanding_max // 4
+        self._callers: dict[int, Caller] = {}  # of `_waiting` and `_abandoned`, where there is one
+        self._shares: dict[tuple[str, str], int] = {}  # by tenant and subject
         self._connection: _Connection | None = None
         self._waiting: dict[int, asyncio.Future[_Reply]] = {}
         self._abandoned: set[int] = set()
@@ -124,6 +129,8 @@ class RuntimeLink:
     def _forget_connection(self) -> None:
         self._connection, self._state = None, None
         self._abandoned.clear()
+        self._callers.clear()
+        self._shares.clear()
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(RuntimeAway("the runtime went away before it answered"))
@@ -154,6 +161,7 @@ class RuntimeLink:
             self._on_state(frame)
             return
         self._abandoned.discard(frame.id)
+        self._let_go(frame.id)
         waiting = self._waiting.pop(frame.id, None)
         if waiting is not None and not waiting.done():
             waiting.set_result((frame, body))
@@ -215,6 +223,9 @@ class RuntimeLink:
             raise RuntimeAway("the runtime cannot be reached")
         if len(self._waiting) + len(self._abandoned) >= self._outstanding_max:
             raise RuntimeBusy("too many requests are in flight to the runtime")
+        caller: Caller | None = getattr(frame, "caller", None)
+        if caller is not None and self._shares.get((caller.tenant, caller.subject), 0) >= self._share_max:
+            raise RuntimeBusy("too many requests of one caller are in flight to the runtime")
         if connection.unsent + len(body) > MAX_LINK_BUFFER:
             raise RuntimeBusy("the runtime takes requests too slowly")
         self._last_id += 1
@@ -222,6 +233,9 @@ class RuntimeLink:
         connection.send(_numbered(frame, number), body)
         waiting: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         self._waiting[number] = waiting
+        if caller is not None:
+            self._callers[number] = caller
+            self._shares[caller.tenant, caller.subject] = self._shares.get((caller.tenant, caller.subject), 0) + 1
         try:
             reply, answer = await waiting
         except asyncio.CancelledError:
@@ -233,6 +247,15 @@ class RuntimeLink:
             connection.abort()
             raise RuntimeAway("the runtime answered out of turn")
         return reply, answer
+
+    def _let_go(self, number: int) -> None:
+        """The host has answered: it is nobody's any more."""
+        caller = self._callers.pop(number, None)
+        if caller is not None:
+            name = caller.tenant, caller.subject
+            self._shares[name] -= 1
+            if not self._shares[name]:
+                del self._shares[name]
 
 
 def _numbered(frame: _F, number: int) -> _F:

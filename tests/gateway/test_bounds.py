@@ -188,6 +188,29 @@ def test_one_caller_cannot_hold_every_place(run_gateway):
     assert not gateway.gate.sealed._shares
 
 
+def test_one_caller_cannot_take_all_of_the_link_by_hanging_up(gateway):
+    """The runtime works on what was given up until it says that it does not: it stays its caller's."""
+    link = gateway.gate.link
+    link._outstanding_max, link._share_max = 4, 3
+    gateway.host.script = lambda frame, body: HANG
+    raw, _ = sealed_request()
+    request = sealed_head(gateway, Content_Length=str(len(raw))) + raw
+    for number in range(3):
+        with Peer(gateway) as peer:
+            peer.send(request)
+            gateway.host.heard(frames.Submit, number + 1)
+        gateway.host.heard(frames.Cancel, number + 1)
+    gateway.host.script = plain_answer
+    assert post_sealed(gateway.client(token=gateway.token())).status_code == 503
+    assert post_sealed(gateway.client(token=gateway.token(subject="bob"))).status_code == 200
+    gateway.host.stop()
+    gateway.until(lambda: link._state is None)
+    gateway.host.start()
+    gateway.until(lambda: link._state is not None)
+    assert post_sealed(gateway.client(token=gateway.token())).status_code == 200
+    assert not link._shares
+
+
 def test_all_bodies_together_are_bounded(gateway):
     gateway.gate.sealed._bytes_max = 1000
     answer = post_sealed(gateway.client(token=gateway.token()), size=5000)
