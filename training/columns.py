@@ -6,9 +6,10 @@ Never: unpickles, fills gaps, drops rows, or computes a statistic.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,42 @@ from numpy.typing import NDArray
 from sealgate.errors import ConfigurationError
 from training.configuration import Configuration
 from training.csv_faults import fault_of, repeated_name
-from training.limits import MAX_CELLS, MAX_CSV_ROW, MAX_DATA_FILE, MAX_ROWS
+from training.limits import MAX_CELLS, MAX_CSV_ROW, MAX_DATA_FILE, MAX_FAULTS_SHOWN, MAX_ROWS
 
 SKLEARN_SETS = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d{1,3}(?:[. ']?\d{3}){0,6},\d{1,20}\Z")
 Columns = dict[str, NDArray[Any]]
 
 
+class Faults:
+    """What is wrong with several columns, to be said together."""
+
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keep the ConfigurationError of one column."""
+        try:
+            yield
+        except ConfigurationError as error:
+            self._found.append(str(error))
+
+    def require_none(self) -> None:
+        """Raise ConfigurationError with what was gathered, in one line."""
+        if self._found:
+            more = len(self._found) - MAX_FAULTS_SHOWN
+            also = [f"{more} more columns"] if more > 0 else []
+            raise ConfigurationError(". Also: ".join([*self._found[:MAX_FAULTS_SHOWN], *also]))
+
+
 def require_columns(columns: Columns, wanted: list[str]) -> int:
     """The number of rows, if every wanted column is there and all are of one length; raises ConfigurationError."""
-    for name in wanted:
-        if name not in columns:
-            known = ", ".join(sorted(columns)[:8]) + (", ..." if len(columns) > 8 else "")
-            raise ConfigurationError(f"the data has no column '{name}'; it has: {known}")
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        known = ", ".join(sorted(columns)[:8]) + (", ..." if len(columns) > 8 else "")
+        also = f" ({len(missing) - 1} more are missing)" if missing[1:] else ""
+        raise ConfigurationError(f"the data has no column '{missing[0]}'{also}; it has: {known}")
     rows = {len(columns[name]) for name in wanted}
     if len(rows) != 1:
         raise ConfigurationError("the columns have different numbers of rows")
@@ -171,21 +195,28 @@ def numbers_of(name: str, values: NDArray[Any]) -> NDArray[np.float64]:
     if values.dtype.kind in "iufb":
         numbers = values.astype(np.float64)
     else:
-        numbers = np.empty(len(values))
-        for row, value in enumerate(values.tolist(), start=1):
+        numbers, cells, unread = np.empty(len(values)), values.tolist(), []
+        for place, value in enumerate(cells):
             try:
-                numbers[row - 1] = float(value)
+                numbers[place] = float(value)
             except (TypeError, ValueError):
-                shown = _shown(value)
-                raise ConfigurationError(
-                    f"column '{name}', row {row}: holds {shown}, needs a number; mend or remove the row"
-                ) from None
+                unread.append(place)
+        if unread:
+            raise ConfigurationError(
+                f"column '{name}', row {unread[0] + 1}: holds {_shown(cells[unread[0]])}, needs a number; "
+                f"mend or remove the row{and_more(len(unread) - 1)}"
+            )
     wrong = np.flatnonzero(~np.isfinite(numbers))
     if len(wrong):
         raise ConfigurationError(
             f"column '{name}', row {wrong[0] + 1}: not a finite number ({len(wrong)} such rows); fill or remove them"
         )
     return numbers
+
+
+def and_more(rows: int) -> str:
+    """How much of the same there is: who mends a file wants to know it before the next run."""
+    return f", and {rows} more like it" if rows else ""
 
 
 def _shown(value: object) -> str:

@@ -9,6 +9,7 @@ MAX_DATA_FILE = 4 * 1024**3
 MAX_CSV_ROW = 16 * 1024**2  # bytes of one line of a CSV file, its texts included
 MAX_ROWS = 10_000_000
 MAX_CELLS = 400_000_000  # rows times columns, as float64 3.2 GB
+MAX_FAULTS_SHOWN = 5  # columns, or values, that are wrong and said in one line
 MIN_MASKING_KEY = 32  # bytes of the key for hashed columns
 MAX_MASKING_KEY = 4096
 MAX_KEPT_CHARACTERS = 64  # of a prefix

@@ -87,6 +87,18 @@ def test_text_and_gaps_in_a_csv_are_named(tmp_path):
     assert "column 'age', row 10: holds nothing" in refusal(tmp_path, columns)
 
 
+def test_all_that_is_wrong_is_said_at_once(tmp_path):
+    columns = {name: values.astype(object) for name, values in tiny().items()}
+    columns["age"][9] = columns["age"][11] = columns["age"][12] = "unknown"
+    columns["dose"][3] = ""
+    message = refusal(tmp_path, columns)
+    assert "column 'age', row 10: holds text, needs a number; mend or remove the row, and 2 more like it" in message
+    assert "Also: column 'dose', row 4: holds nothing, needs a number; mend or remove the row" in message
+    assert "\n" not in message
+    del columns["age"], columns["dose"]
+    assert "no column 'age' (1 more are missing)" in refusal(tmp_path, columns)
+
+
 def test_a_gap_in_a_parquet_is_named(tmp_path):
     columns = {name: values.astype(object) for name, values in tiny().items()}
     columns["age"][9] = None

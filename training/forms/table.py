@@ -12,7 +12,7 @@ import numpy as np
 from sealgate.certificate.decimals import decimal_text
 from sealgate.certificate.inputs import Column, InputTensor, TableContent
 from sealgate.errors import ConfigurationError
-from training.columns import numbers_of, people_of, require_columns, target_of, varying
+from training.columns import Faults, numbers_of, people_of, require_columns, target_of, varying
 from training.configuration import Configuration
 from training.examples import Examples
 from training.masking.columns import read_masked
@@ -58,11 +58,15 @@ def read_examples(configuration: Configuration, *, folder: Path) -> Examples:
     names = (*configuration.columns, *configuration.dates, *configuration.categories)
     count = require_columns(columns, [*names, configuration.data.target, *person])
     features = np.empty((count, len(_all_columns(configuration))))
+    faults = Faults()
     for index, (name, numbers) in enumerate(configuration.columns.items()):
-        values = numbers_of(name, columns[name])
-        features[:, index] = varying(name, values, low=float(numbers[0]), high=float(numbers[1]))
-    for index, values in enumerate(encoded(configuration, columns), start=len(configuration.columns)):
-        features[:, index] = values
+        with faults.gathered():
+            values = numbers_of(name, columns[name])
+            features[:, index] = varying(name, values, low=float(numbers[0]), high=float(numbers[1]))
+    with faults.gathered():
+        for index, values in enumerate(encoded(configuration, columns), start=len(configuration.columns)):
+            features[:, index] = values
+    faults.require_none()
     return Examples((features,), target_of(configuration, columns), people_of(configuration, columns))
 
 

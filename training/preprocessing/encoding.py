@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from sealgate.certificate.inputs import Column
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
+from training.columns import Faults, and_more
 from training.configuration import Configuration
+from training.limits import MAX_FAULTS_SHOWN
 from training.preprocessing.sections import EVERYTHING_ELSE
 
 _EPOCH = datetime.date(1970, 1, 1)
@@ -57,10 +59,16 @@ def encoded_columns(configuration: Configuration) -> tuple[Column, ...]:
 
 
 def encoded(configuration: Configuration, columns: dict[str, NDArray[Any]]) -> list[NDArray[np.float64]]:
-    """One array [n] for each of `encoded_columns`; raises ConfigurationError naming column and row."""
-    found = [_days(name, texts_of(name, columns[name])) for name in configuration.dates]
+    """One array [n] for each of `encoded_columns`; raises ConfigurationError naming columns and rows."""
+    found: list[NDArray[np.float64]] = []
+    faults = Faults()
+    for name in configuration.dates:
+        with faults.gathered():
+            found.append(_days(name, texts_of(name, columns[name])))
     for name, values in configuration.categories.items():
-        found += _flags(name, texts_of(name, columns[name]), values)
+        with faults.gathered():
+            found += _flags(name, texts_of(name, columns[name]), values)
+    faults.require_none()
     return found
 
 
@@ -74,9 +82,10 @@ def texts_of(name: str, values: NDArray[Any]) -> list[str]:
     if values.dtype.kind == "M":  # times of a Parquet file, which Python has to the second
         values = values.astype("datetime64[s]")
     texts = [_text(value) for value in values.tolist()]
-    for row, text in enumerate(texts, start=1):
-        if not text.strip():
-            raise ConfigurationError(f"column '{name}', row {row}: holds nothing; mend or remove the row")
+    empty = [row for row, text in enumerate(texts, start=1) if not text.strip()]
+    if empty:
+        more = and_more(len(empty) - 1)
+        raise ConfigurationError(f"column '{name}', row {empty[0]}: holds nothing; mend or remove the row{more}")
     return texts
 
 
@@ -102,14 +111,17 @@ def _flag(name: str, value: str) -> str:
 def _flags(name: str, texts: list[str], values: tuple[str, ...]) -> list[NDArray[np.float64]]:
     places = {value: place for place, value in enumerate(values)}
     others = len(values) - 1 if values[-1] == EVERYTHING_ELSE else None
+    unlisted = [] if others is not None else list(dict.fromkeys(text for text in texts if text not in places))
+    if unlisted:
+        more = ", ".join(f"'{text[:40]}'" for text in unlisted[1:MAX_FAULTS_SHOWN])
+        also = "" if not more else f", nor {more}{', ...' if len(unlisted) > MAX_FAULTS_SHOWN else ''}"
+        raise ConfigurationError(
+            f"column '{name}', row {texts.index(unlisted[0]) + 1}: '{unlisted[0][:40]}' is not in [categories]{also}; "
+            'add what belongs there, or "*" for all others'
+        )
     found = np.zeros((len(values), len(texts)))
     for row, text in enumerate(texts):
-        place = places.get(text, others)
-        if place is None:
-            raise ConfigurationError(
-                f"column '{name}', row {row + 1}: '{text[:40]}' is not in [categories]; add it, or \"*\" for all others"
-            )
-        found[place, row] = 1.0
+        found[places.get(text, others), row] = 1.0
     return list(found)
 
 

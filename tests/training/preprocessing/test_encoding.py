@@ -72,6 +72,17 @@ def test_a_value_that_no_list_has(tmp_path):
         examples(tmp_path, with_more(), ENCODED.replace(', "*"', ""))
 
 
+def test_all_values_that_no_list_has_and_all_columns_are_said_at_once(tmp_path):
+    changes = {
+        "ward": np.array(["007"] * 27 + ["7", "8", "7"], dtype=object),
+        "admitted": np.array(["2020-01-02"] * 29 + ["soon"], dtype=object),
+    }
+    with pytest.raises(ConfigurationError) as refused:
+        examples(tmp_path, with_more(**changes), ENCODED.replace(', "*"', ""))
+    assert "column 'admitted', row 30: holds no date" in str(refused.value)
+    assert "Also: column 'ward', row 28: '7' is not in [categories], nor '8'; add" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
