@@ -249,7 +249,9 @@ def _plan(asked: _Asked) -> _Settled:
     )
     manifest = manifest_of(configuration)
     manifest_bytes(manifest)  # what no verifier would accept is refused now
-    spending, plan, cost = planned(configuration, manifest)
+    _require_sources(configuration, asked)
+    with asked.narrator.busy(f"computing the noise that {configuration.model.name} needs"):
+        spending, plan, cost = planned(configuration, manifest)
     plan = _shared(plan, asked, configuration)
     masked = masked_of(configuration)
     require_watchable(configuration, plan)
@@ -281,8 +283,9 @@ def _audit(asked: _Asked, settled: _Settled) -> Findings | None:
     if asked.audit:
         _, part = parts_of(fresh_module(settled.configuration, settled.manifest, asked.entropy))
         spec = settled.manifest.architecture.trained_part()
-        findings = audit_plan(settled.plan, spec, part, delta=settled.configuration.delta, entropy=asked.entropy)
-        beside = audit_statistics(settled.spending, settled.configuration, entropy=asked.entropy)
+        with asked.narrator.busy("attacking the trainer on made-up rows, before any row is read"):
+            findings = audit_plan(settled.plan, spec, part, delta=settled.configuration.delta, entropy=asked.entropy)
+            beside = audit_statistics(settled.spending, settled.configuration, entropy=asked.entropy)
         findings = replace(findings, probes=(*findings.probes, *beside))
         findings.require(epsilon_micro=settled.cost.epsilon_micro)
     asked.narrator.audited(findings)
@@ -512,6 +515,15 @@ def _public_loss(
 def _read(configuration: Configuration, folder: Path) -> tuple[Path, ...]:
     """The files that the run reads rows from."""
     return tuple(folder / name for name in (configuration.data.source, configuration.data.public_rows) if name)
+
+
+def _require_sources(configuration: Configuration, asked: _Asked) -> None:
+    """Raise ConfigurationError for a file of rows that is not there: said at once, not after the audit. Opens none."""
+    for name in (configuration.data.source, configuration.data.public_rows):
+        if name and not name.startswith("sklearn:") and not (asked.folder / name).exists():
+            raise ConfigurationError(
+                f"[data] there is no file {asked.folder / name}; name one relative to {asked.path.name}, where it lies"
+            )
 
 
 def _heldout_path(given: Path | None, configuration: Configuration, folder: Path) -> Path | None:

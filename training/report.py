@@ -36,7 +36,9 @@ _UNITS = {"example": "row", "user": "person", "graph": "graph", "edge": "edge", 
 
 
 class Narrator(Protocol):
-    """Is told what happens, in this order."""
+    """Is told what happens, in this order; `busy` around what takes seconds and shows nothing."""
+
+    def busy(self, what: str) -> contextlib.AbstractContextManager[object]: ...
 
     def announce(self, configuration: Configuration, plan: Plan, cost: Cost) -> None: ...
 
@@ -63,6 +65,10 @@ class Narrator(Protocol):
 
 class Quiet:
     """Says nothing."""
+
+    def busy(self, what: str) -> contextlib.AbstractContextManager[object]:
+        """Nothing."""
+        return contextlib.nullcontext()
 
     def announce(self, configuration: Configuration, plan: Plan, cost: Cost) -> None:
         """Nothing."""
@@ -119,6 +125,10 @@ class Terminal:
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def busy(self, what: str) -> contextlib.AbstractContextManager[object]:
+        """One line while it lasts, where there is a terminal; nothing of it stays, and a file holds none of it."""
+        return self._console.status(f"  {what} ...") if self._console.is_terminal else contextlib.nullcontext()
 
     def announce(self, configuration: Configuration, plan: Plan, cost: Cost) -> None:
         """Before the data is read: what will be done and what it costs."""

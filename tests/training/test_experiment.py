@@ -23,6 +23,7 @@ from sealgate.cli import main
 from sealgate.errors import ConfigurationError
 from secure_runtime.models.bundle import load_bundle
 from tests.training.conftest import COLUMNS, configuration_text, tiny, write_data
+from training import experiment
 from training.commands import TRAIN
 from training.configuration import load_configuration
 from training.errors import TrainingError
@@ -197,6 +198,22 @@ def test_a_configuration_that_is_not_there_is_what_is_missed_first(tmp_path, mon
     said = capsys.readouterr().err
     assert "nowhere.toml cannot be read" in said
     assert "key" not in said
+
+
+def test_rows_that_are_not_there_are_missed_before_the_audit(tmp_path, key, monkeypatch):
+    (tmp_path / "config.toml").write_text(configuration_text("rows.csv"))
+    monkeypatch.setattr(experiment, "audit_plan", lambda *_args, **_options: pytest.fail("audited first"))
+    with pytest.raises(ConfigurationError, match=r"there is no file .*rows\.csv; name one relative to config\.toml"):
+        run_experiment(tmp_path / "config.toml", models_dir=tmp_path / "models", key=key)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_takes_seconds_says_what_it_is_on_a_terminal_only(tmp_path, terminal):
+    with (tmp_path / "shown.txt").open("w") as shown:
+        narrator = Terminal(Console(file=shown, width=120, force_terminal=terminal))
+        with narrator.busy("attacking the trainer"):
+            pass
+    assert ("attacking the trainer ..." in (tmp_path / "shown.txt").read_text()) is terminal
 
 
 @pytest.fixture

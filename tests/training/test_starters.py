@@ -31,6 +31,8 @@ def test_every_family_has_one(tmp_path):
         families.add(configuration.model.family)
         assert summary_of(text).endswith((".", "?", ":"))
         assert f"sealgate train {path}" in path.read_text()
+        if "/prepare.py " in path.read_text() and "    python " in path.read_text():  # what makes the rows
+            assert f" {path.parent / configuration.data.source}\n" in path.read_text()
     assert families == set(FAMILIES)
 
 

@@ -14,6 +14,7 @@ from sealgate.errors import ConfigurationError
 
 _SUFFIX = ".toml"
 _COMMAND = re.compile(r"(sealgate train )\S+\.toml")
+_ROWS = re.compile(r"(python examples/\S+\.py (?:\w+ )?)examples/\S+/(\S+)")  # a program that makes the rows
 
 
 def starters() -> dict[str, str]:
@@ -35,7 +36,8 @@ def write_starter(name: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
-            file.write(_COMMAND.sub(lambda found: found[1] + str(path), known[name]))
+            beside = _ROWS.sub(lambda found: found[1] + str(path.parent / found[2]), known[name])
+            file.write(_COMMAND.sub(lambda found: found[1] + str(path), beside))
     except FileExistsError as error:
         raise ConfigurationError(f"{path} exists; name another file, as in --example {name} OTHER.toml") from error
     except OSError as error:
