@@ -3,7 +3,7 @@
     1. pseudonyms that the records use are written
     2. each record is completed, its effect runs (on the batch's ledger, or in a SAVEPOINT: `effects`), its rules are
        checked; a refusal fails it alone. The ledger is read before, and written after
-    3. leaves, index rows, tree rows and open requests are written
+    3. leaves and tree rows are written; index rows, open requests and roll-ups too, or a moment later (`indexing`)
     4. the head moves from the size we know to the new one, under the writer's seal; if it is elsewhere, somebody else
        wrote: fatal
     5. commit, which returns when the disk has it
@@ -32,11 +32,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from audit.database import WriterHold
-from audit.days import count_days
 from audit.drafting import finished, is_uuid, require_unused
 from audit.effects import AnyEffect, Effect, Ledger, LedgerEffect, Ledgers
 from audit.errors import AppendRefused, LogDamaged
 from audit.holds import HOLD_KINDS, chained
+from audit.indexing import Index
+from audit.limits import BUSY_REQUESTS
 from audit.opening import Intent, Opened
 from audit.publishing import Publisher
 from audit.rows import Rows, Statement
@@ -180,6 +181,7 @@ class Committer:
         """`turns` says whether a new shard begins with each half-year, `balances` what is left of budgets then."""
         self._engine = hold.engine
         self._rows = hold.rows
+        self._index = Index(hold.rows)
         self._shards = list(opened.shards.all)
         self._in_force = InForce(opened.standing)
         self._turns = turns
@@ -245,8 +247,11 @@ class Committer:
         if self._turns and half_year > self._shard.half_year:
             self._turn(half_year)
         refused: list[tuple[Pending, Exception]] = []
+        under_way = len(self._intents)
         with self._engine.begin() as connection:
             flushed = self._subjects.flush(connection)  # 1
+            if any(item.effect and not isinstance(item.effect, LedgerEffect) for item in batch):
+                self._index.write(connection)  # an effect may look for records
             accepted = self._accept(connection, batch, refused)  # 2
             expected = self.size
             nodes = self._grow(accepted)
@@ -254,6 +259,8 @@ class Committer:
             if accepted:
                 self._write(connection, accepted, nodes)  # 3
                 self._move_head(connection, expected, root)  # 4
+            if publish or self._index.due or max(under_way, len(self._intents)) < BUSY_REQUESTS:
+                self._index.write(connection)
             if publish:
                 self._store_checkpoints(connection)
         self._subjects.written(flushed)  # 5: leaving the block committed
@@ -269,6 +276,7 @@ class Committer:
         """Store the newest signed checkpoint, and the newest cosigned one, where readers find them."""
         if self.unpublished:
             with self._engine.begin() as connection:
+                self._index.write(connection)
                 self._store_checkpoints(connection)
 
     def _store_checkpoints(self, connection: Connection) -> None:
@@ -300,6 +308,7 @@ class Committer:
             records = self._put(connection, beginning(last, self._in_force, under_way=placed, left=left))
             root = self._frontier.root()
             self._move_head(connection, expected, root)
+            self._index.write(connection)
         stands_at = {record.grant: index for index, record in records if record.grant}
         self._intents = {grant: Intent(stands_at[grant], intent.record, intent.began) for grant, intent in under_way}
         self._publisher.sign_last(begun.first, last)
@@ -388,7 +397,9 @@ class Committer:
         """The ids of this batch that are not new. Those that callers chose are looked up, all at once: found out here,
         not by the index, which would fail the log."""
         given = [pending.draft.id for pending in batch if is_uuid(pending.draft.id)]
-        return self._rows.taken(connection, given) if given else set()
+        if not given:
+            return set()
+        return self._rows.taken(connection, given).union(filter(self._index.__contains__, given))
 
     def _with_effect(self, connection: Connection, draft: Record, effect: Effect) -> tuple[Record, bytes]:
         """Call within the savepoint, which stands afterwards, whatever the effect did."""
@@ -435,16 +446,10 @@ class Committer:
 
     def _write(self, connection: Connection, accepted: list[_Accepted], nodes: Mapping[tuple[int, int], bytes]) -> None:
         first = self._shard.first
-        self._rows.add(connection, [(first + item.index, item.leaf, item.record) for item in accepted])
-        count_days(connection, [(first + item.index, item.record) for item in accepted])
-        begun = [item for item in accepted if item.record.kind == "inference.authorized"]
-        ended = [item.record.grant for item in accepted if item.record.kind in ENDS]
-        if begun:
-            self._rows.begin_intents(connection, [(item.record.id, first + item.index) for item in begun])
-        if ended:
-            self._rows.end_intents(connection, ended)
+        self._rows.add(connection, [(first + item.index, item.leaf) for item in accepted])
         self._tiles.append([item.hashed for item in accepted], nodes, connection)
         for item in accepted:
+            self._index.take(first + item.index, item.record)
             self._in_force.see(item.index, item.record)
             if item.record.kind in HOLD_KINDS:
                 self._holds = chained(self._holds, first + item.index, item.record)

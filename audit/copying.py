@@ -36,9 +36,11 @@ class CopiedRows(Rows):
     def taken(self, connection: Connection, given: Sequence[str]) -> set[str]:
         return set(connection.execute(_TAKEN, {"given": list(given)}).scalars())
 
-    def add(self, connection: Connection, new: Sequence[tuple[int, bytes, Record]]) -> None:
-        _copy(connection, _LEAVES, _LEAF_TYPES, ((index, leaf) for index, leaf, _ in new))
-        _copy(connection, _RECORDS, _RECORD_TYPES, (index_values(index, record) for index, _, record in new))
+    def add(self, connection: Connection, new: Sequence[tuple[int, bytes]]) -> None:
+        _copy(connection, _LEAVES, _LEAF_TYPES, new)
+
+    def index(self, connection: Connection, new: Sequence[tuple[int, Record]]) -> None:
+        _copy(connection, _RECORDS, _RECORD_TYPES, (index_values(index, record) for index, record in new))
 
     def savepoint(self, connection: Connection, *, after: bool) -> None:
         """The same in one journey to the server: effects are many, and each journey is waited for."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # Writing -------------------------------------------------------------------------------------------------------------
 MAX_BATCH = 512  # records in one transaction: bounds how long one fsync keeps the first caller waiting
+BUSY_REQUESTS = 8  # under way: from so many on, index rows may wait for another transaction
+INDEX_BEHIND = 256  # so many records of them; opening hashes as many leaves, or more
 MAX_QUEUE = 4096  # records waiting; denials and administration are refused beyond it
 MAX_QUEUE_FOR_INFERENCE = 2048  # new inferences are refused earlier, so that refusals and ends still find room
 DISK_RESERVE_BYTES = 64 * 1024 * 1024  # below it no inference starts; denials and ends still fit
@@ -67,6 +69,7 @@ MAX_REPORT_RECORDS = 50_000  # leaves that one report reads
 MAX_REPORT_LISTED = 10_000  # operations, and as many reads, that one report lists from a shard: the newest
 MAX_REPORT_DAY_GROUPS = 100_000  # groups that one report adds up from the day roll-ups
 PUBLISH_WAIT_S = 5.0  # how long an export waits for a signed checkpoint over its range
+INDEX_WAIT_S = 5.0  # how long a question waits for the index rows of what there was when it was asked
 EXPORT_CHUNK_RECORDS = 1024
 
 # Witnesses -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@
     4. every record was written by this log's writer: the seal over size, root and holds is the writer's. A log from
        before there were seals has none: then its first record must say so, and its newest checkpoint be of all its
        records. In one from before holds were chained every leaf is read once, to find them
-    5. the requests that were under way when the last writer stopped are found
+    5. index rows that a crash cut off are written (`indexing`), and the requests found that were under way then
 
 Trusts: nothing on disk beyond what it recomputes. Never: repairs; a contradiction raises LogDamaged for a person.
 It does not re-read the whole log: the offline verifier does that. Long, because the five checks are read together.
@@ -24,7 +24,8 @@ from sqlalchemy import Connection, Table, bindparam, func, insert, select, updat
 
 from audit.errors import LogDamaged, LogInUse
 from audit.holds import NO_HOLDS, chain_of_leaves
-from audit.limits import TILE_HEIGHT, TILE_WIDTH
+from audit.indexing import catch_up_index
+from audit.limits import INDEX_BEHIND, TILE_HEIGHT, TILE_WIDTH
 from audit.sealing import SEALED, HeadSeal
 from audit.shards import Shard, Shards, add_shard, read_shards
 from audit.tables import SCHEMA_VERSION
@@ -128,6 +129,7 @@ def read_log(
     _check_seal(seal, sealed, size=in_shard, root=root, holds=held, signed=checkpoint)  # 4
     tiles = TileWriter(shard, in_shard, lambda level, index, width: read_tile(connection, shard, level, index, width))
     holds = _take_in_holds(connection, seal, size=in_shard, root=root) if held is None else held
+    catch_up_index(connection)
     return Opened(
         shards=shards,
         frontier=frontier,
@@ -242,7 +244,8 @@ def _head(
     if row.origin != origin:
         raise LogInUse(f"this database is the log of '{row.origin}', not of '{origin}'")
     expected = row.size - 1 if row.size else None
-    if leaves != expected or records != expected:
+    indexed = -1 if records is None else records
+    if leaves != expected or not row.size - INDEX_BEHIND <= indexed + 1 <= row.size:
         raise LogDamaged("the log's head does not name its newest leaf")
     return row.size, row.root, row.seal, row.holds
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -28,7 +29,8 @@ from audit.database import open_database
 from audit.days import indices_between
 from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.export import write_export
-from audit.limits import DEFAULT_PAGE, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
+from audit.indexing import indexed_size
+from audit.limits import DEFAULT_PAGE, INDEX_BEHIND, INDEX_WAIT_S, MAX_PAGE, RETRY_AFTER_S, TILE_HEIGHT, TILE_WIDTH
 from audit.line_export import write_lines
 from audit.pages import NAMES, RecordFilter, check_filter, find_page
 from audit.reports import answer_report
@@ -40,6 +42,7 @@ from audit.tables import head as head_table
 from audit.tables import leaf as leaf_table
 from audit.tables import record as record_table
 from audit.tree import StoredTree, read_tile
+from sealgate.ambient import monotonic_ns
 from sealgate.errors import DecodeError
 from sealgate.protocol.canonical import canonical_json
 from sealgate.transparency.exports.formats import ExportFormat
@@ -50,9 +53,16 @@ from sealgate.transparency.reports.question import Question
 
 __all__ = ["AuditReader", "Entry", "Page", "RecordFilter"]
 
+_POLL_S = 0.02
 # Apart: who reads by SQL or checks proofs need not be able to make cursors.
 _HEAD = select(head_table.c.origin, head_table.c.schema_version, head_table.c.size)
 _CURSOR_KEY = select(head_table.c.cursor_key)
+_NOT_INDEXED = (
+    select(leaf_table.c.idx, leaf_table.c.leaf)
+    .where(leaf_table.c.idx >= bindparam("indexed"))
+    .order_by(leaf_table.c.idx)
+    .limit(INDEX_BEHIND)
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +104,8 @@ class AuditReader:
             raise QueryRefused(f"limit must be from 1 to {MAX_PAGE}", code="limit")
         check_filter(wanted)
         question = hashlib.sha256(canonical_json(wanted)).hexdigest()
-        with self._snapshot() as (connection, shards):
-            size = shards.size
+        with self._indexed() as (connection, shards):
+            size = shards.indexed
             key = connection.execute(_CURSOR_KEY).scalar_one()
             edge: int | None = None
             if cursor is not None:
@@ -120,9 +130,13 @@ class AuditReader:
         )
         with self._snapshot() as (connection, shards):
             row = connection.execute(statement).one_or_none()
-        if row is None:
-            raise QueryRefused("no record that is kept has this id or index", code="not-found")
-        return _entry(shards, row.idx, row.leaf)
+            newest = [] if row is not None else connection.execute(_NOT_INDEXED, {"indexed": shards.indexed}).all()
+        if row is not None:
+            return _entry(shards, row.idx, row.leaf)
+        for entry in (_entry(shards, idx, leaf) for idx, leaf in newest):
+            if entry.record.id == identifier:
+                return entry
+        raise QueryRefused("no record that is kept has this id or index", code="not-found")
 
     def record_at(self, index: int, *, origin: str | None = None) -> Entry:
         """The record at this index of a shard, if it is still kept."""
@@ -138,17 +152,17 @@ class AuditReader:
     def activity(self, wanted: RecordFilter, *, kinds: Sequence[str]) -> Activity | None:
         """How many records of these kinds there were a day: see audit.activity."""
         check_filter(wanted)
-        with self._snapshot() as (connection, _):
+        with self._indexed() as (connection, _):
             return read_activity(connection, wanted, kinds=kinds)
 
     def report(self, name: str, question: Question) -> Report:
         """A report over the whole log, in one snapshot; DecodeError or QueryRefused for what cannot be asked."""
-        with self._snapshot() as (connection, shards):
+        with self._indexed() as (connection, shards):
             return answer_report(connection, name=name, question=question, shards=shards)
 
     def usage(self, question: Question) -> Report:
         """The report on usage over however many ends there are: for who reads the database himself."""
-        with self._snapshot() as (connection, shards):
+        with self._indexed() as (connection, shards):
             return answer_report(connection, name="usage", question=question, shards=shards, most=sys.maxsize)
 
     # Tree ------------------------------------------------------------------------------------------------------------
@@ -243,7 +257,22 @@ class AuditReader:
             row = connection.execute(_HEAD).one_or_none()
             if row is None or row.origin != self._origin or row.schema_version != SCHEMA_VERSION:
                 raise LogUnavailable("the database is not this log's", code="reader", retry_after_s=RETRY_AFTER_S)
-            yield connection, read_shards(connection, origin=self._origin, size=row.size)
+            indexed = indexed_size(connection)
+            yield connection, read_shards(connection, origin=self._origin, size=row.size, indexed=indexed)
+
+    @contextmanager
+    def _indexed(self) -> Iterator[tuple[Connection, Shards]]:
+        """A snapshot whose index has what there was when it was asked for: the writer adds that a moment later. Where
+        it does not, because it died, the answer is of what the index has."""
+        deadline = monotonic_ns() + int(INDEX_WAIT_S * 1e9)
+        asked: int | None = None
+        while True:
+            with self._snapshot() as (connection, shards):
+                asked = shards.size if asked is None else asked
+                if shards.indexed >= asked or monotonic_ns() > deadline:
+                    yield connection, shards
+                    return
+            time.sleep(_POLL_S)
 
     @contextmanager
     def _tree(self, origin: str | None) -> Iterator[tuple[Connection, Shard, int]]:

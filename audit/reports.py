@@ -63,6 +63,8 @@ def answer_report(
     how many ends a report on usage may read: an operator's own reading need not be as short as a service's."""
     kind = require_report(name, question)
     fold = kind.begin(question)
+    if isinstance(fold, BreakGlass | Review | Budget | Usage | Counts | in_force.InForce):  # others read leaves alone
+        shards = shards.as_indexed()
     if question.shard is not None:
         shard = shards.named(question.shard)
     else:

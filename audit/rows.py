@@ -33,10 +33,13 @@ class Rows:
         """Those of the ids that a record has already."""
         return {name for (name,) in _run(connection, _TAKEN, (_listed(given),))}
 
-    def add(self, connection: Connection, new: Sequence[tuple[int, bytes, Record]]) -> None:
-        """Write leaves and their index rows."""
-        _insert(connection, _ADD_LEAF, [(index, leaf) for index, leaf, _ in new])
-        _insert(connection, _ADD_RECORD, [index_values(index, record) for index, _, record in new])
+    def add(self, connection: Connection, new: Sequence[tuple[int, bytes]]) -> None:
+        """Write leaves."""
+        _insert(connection, _ADD_LEAF, new)
+
+    def index(self, connection: Connection, new: Sequence[tuple[int, Record]]) -> None:
+        """Write index rows."""
+        _insert(connection, _ADD_RECORD, [index_values(index, record) for index, record in new])
 
     def savepoint(self, connection: Connection, *, after: bool) -> None:
         """Begin what an effect does, so that it can be undone alone; `after` says that another effect went before."""

@@ -34,12 +34,18 @@ class Shard:
 
 
 class Shards:
-    """All shards of a log that has `size` records in all, oldest first; there is at least one."""
+    """All shards of a log that has `size` records in all, oldest first; there is at least one. `indexed` is up to where
+    they have index rows: the writer may be a moment behind with them."""
 
-    def __init__(self, shards: Sequence[Shard], size: int) -> None:
+    def __init__(self, shards: Sequence[Shard], size: int, *, indexed: int | None = None) -> None:
         self.all = tuple(shards)
         self.size = size
+        self.indexed = size if indexed is None else min(indexed, size)
         self._firsts = [shard.first for shard in shards]
+
+    def as_indexed(self) -> Shards:
+        """The log as the index has it."""
+        return Shards(self.all, self.indexed)
 
     @property
     def newest(self) -> Shard:
@@ -76,11 +82,11 @@ class Shards:
         return frozenset(position for first in self._firsts[1:] for position in (first - 1, first))
 
 
-def read_shards(connection: Connection, *, origin: str, size: int) -> Shards:
+def read_shards(connection: Connection, *, origin: str, size: int, indexed: int | None = None) -> Shards:
     """The shards of the log of this name. A log that its writer has not opened since there are shards is its own."""
     rows = connection.execute(_READ).all()
     found = [Shard(number=row[0], origin=row[1], first=row[2], half_year=row[3]) for row in rows]
-    return Shards(found or [Shard(number=0, origin=origin, first=0, half_year=0)], size)
+    return Shards(found or [Shard(number=0, origin=origin, first=0, half_year=0)], size, indexed=indexed)
 
 
 def add_shard(connection: Connection, shard: Shard) -> None:

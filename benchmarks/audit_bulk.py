@@ -13,25 +13,23 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import Connection, bindparam, insert, update
+from sqlalchemy import bindparam, update
 
 from audit.database import WriterHold, open_database
-from audit.days import count_days
 from audit.holds import NO_HOLDS
+from audit.indexing import Index
 from audit.log import AuditLog
 from audit.opening import read_log
 from audit.publishing import PublishedNotes
 from audit.sealing import HeadSeal
 from audit.tables import checkpoint as checkpoint_table
 from audit.tables import head as head_table
-from audit.tables import open_intent as intent_table
 from audit.tree import StoredTree, TileWriter
 from benchmarks.audit_mix import START_US, SUBJECTS, TENANTS, Mix, Written
 from sealgate.ambient import Clock, Entropy, now_us, random_bytes
 from sealgate.transparency.merkle import Frontier, leaf_hash
 from sealgate.transparency.notes import Checkpoint, NoteSigner, sign_checkpoint
 from sealgate.transparency.published import sign_root
-from sealgate.transparency.record import ENDS
 
 ORIGIN = "benchmark.example/log"
 SIGNER = NoteSigner.from_seed(ORIGIN, b"\x01" * 32)
@@ -79,6 +77,7 @@ class _Loader:
 
     def __init__(self, hold: WriterHold) -> None:
         self._hold = hold
+        self._index = Index(hold.rows)
         self._seal = HeadSeal(SIGNER)
         with hold.engine.begin() as connection:
             opened = read_log(
@@ -94,9 +93,10 @@ class _Loader:
         size = self.size + len(part)
         rows = list(zip(range(self.size, size), part, strict=True))
         with self._hold.engine.begin() as connection:
-            self._hold.rows.add(connection, [(index, one.leaf, one.record) for index, one in rows])
-            count_days(connection, [(index, one.record) for index, one in rows])
-            self._intents(connection, rows)
+            self._hold.rows.add(connection, [(index, one.leaf) for index, one in rows])
+            for index, one in rows:
+                self._index.take(index, one.record)
+            self._index.write(connection)
             frontier = Frontier.restore(self.size, StoredTree(connection, self._shard, self.size))
             hashes = [leaf_hash(one.leaf) for one in part]
             completed = {(level, at): node for one in hashes for level, at, node in frontier.append(one)}
@@ -107,13 +107,3 @@ class _Loader:
             note = sign_root(sign_checkpoint(Checkpoint(ORIGIN, size, root), SIGNER), SIGNER)
             self._notes.store(connection, size, note, now_us=part[-1].record.ts_us)
         self.size = size
-
-    def _intents(self, connection: Connection, rows: list[tuple[int, Written]]) -> None:
-        begun = {one.record.id: index for index, one in rows if one.record.kind == "inference.authorized"}
-        ended = [one.record.grant for _, one in rows if one.record.kind in ENDS]
-        gone = set(ended)
-        still = [{"grant_id": grant, "idx": index} for grant, index in begun.items() if grant not in gone]
-        if still:
-            connection.execute(insert(intent_table), still)
-        if before := [grant for grant in ended if grant not in begun]:
-            self._hold.rows.end_intents(connection, before)
