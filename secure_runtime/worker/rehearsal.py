@@ -171,11 +171,11 @@ def _blank(spec: InputTensor, kind: str) -> bytes:
 
 def _methods(model: LoadedModel) -> list[str]:
     """Those by which an explanation of one row is soon done."""
-    manifest = model.manifest
+    movable = Movable(model.manifest, model.predictor)
     found: list[str] = []
-    for method in methods_of(Movable(manifest, model.predictor)):
-        each = evaluations(manifest, method)
-        if each <= _EXPLAIN_EVALUATIONS and each * manifest.architecture.row_work() <= _EXPLAIN_WORK:
+    for method in methods_of(movable):
+        each = evaluations(movable, method)
+        if each <= _EXPLAIN_EVALUATIONS and each * model.manifest.architecture.row_work() <= _EXPLAIN_WORK:
             found.append(method)
     return found
 

@@ -117,7 +117,8 @@ def described(admitted: Admitted, model: LoadedModel, versions: tuple[str, ...],
 
 def _metadata(model: LoadedModel, versions: tuple[str, ...]) -> dict[str, object]:
     facts, manifest = model.facts, model.manifest
-    methods = attribution.methods_of(Movable(manifest, model.predictor))
+    movable = Movable(manifest, model.predictor)
+    methods = attribution.methods_of(movable)
     return {
         "name": facts.name,
         "versions": versions,
@@ -133,7 +134,7 @@ def _metadata(model: LoadedModel, versions: tuple[str, ...]) -> dict[str, object
             "units_per_row": manifest.units_per_row,
             "explain_units_per_row": manifest.explain_units,
             "explain_methods": list(methods),
-            "explain_units": {method: attribution.price(manifest, method) for method in methods},
+            "explain_units": {method: attribution.price(movable, method) for method in methods},
             "version": facts.version,
             "model_digest": facts.model_digest,
             "certificate_digest": facts.certificate_digest,

@@ -45,6 +45,7 @@ COEFFICIENTS, GRADIENTS, SHAPLEY, ABLATION, OCCLUSION = METHODS = (
 STEPS, FEWER_STEPS = 64, 16  # of integrated gradients, by Gauss-Legendre; fewer for models with much work in a row
 _MUCH_WORK = 1 << 26  # multiplications
 _BACKWARD = 3  # a gradient costs about as much as so many answers
+_ROUNDED = 2  # and an answer in whole numbers as so many others: every layer rounds what it reads
 _WITHOUT = (SHAPLEY, ABLATION, OCCLUSION)  # gradients
 
 
@@ -75,23 +76,25 @@ def methods_of(model: Movable) -> tuple[str, ...]:
     return tuple(found)
 
 
-def evaluations(manifest: Manifest, method: str) -> int:
-    """How many rows the model is run on to explain one, at most, counting a gradient as _BACKWARD of them."""
+def evaluations(model: Movable, method: str) -> int:
+    """How many rows the model is run on to explain one, at most; a gradient counts as _BACKWARD of them, and a row in
+    whole numbers as _ROUNDED."""
+    count = part_count(model.manifest.inputs)
     match method:
         case "coefficients":
-            return 2 + _BACKWARD
+            found = 2 + _BACKWARD
         case "integrated-gradients":
-            return 2 + _BACKWARD * _steps(manifest)
+            found = 2 + _BACKWARD * _steps(model.manifest)
         case "shapley":
-            count = part_count(manifest.inputs)
-            return 3 + order_count(count) * count
+            found = 3 + order_count(count) * count
         case _:
-            return 3 + part_count(manifest.inputs)
+            found = 3 + count
+    return found * _ROUNDED if model.whole_numbers else found
 
 
-def price(manifest: Manifest, method: str) -> int:
+def price(model: Movable, method: str) -> int:
     """Units for one row: the manifest's price, once for each begun EXPLAIN_PRICED_EVALUATIONS."""
-    return manifest.explain_units * -(-evaluations(manifest, method) // EXPLAIN_PRICED_EVALUATIONS)
+    return model.manifest.explain_units * -(-evaluations(model, method) // EXPLAIN_PRICED_EVALUATIONS)
 
 
 def seed_of(method: str) -> int | None:

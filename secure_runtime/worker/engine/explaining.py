@@ -4,7 +4,8 @@
               index; left out: the class that the model gives, row by row)
     answer    for each input `attribution.INPUT` FP64 in the input's model shape, and for texts `spans.INPUT` INT64
               [rows, tokens, 2], where in the text each token stands (first character, one past the last; -1, -1: none);
-              `output` and `baseline` FP64 [rows], the explained number for the row and for the baseline; `target` INT64
+              `output` and `baseline` FP64 [rows], the explained number for the row and for the baseline; `target` INT64;
+              in its parameters the `method`, the most `evaluations` of the model for a row, and the `seed` of orders
 
 An explanation says more of a model than its answer does, so it has an action, a price and bounds of its own. A duty to
 noise an answer, or to keep scores back, is one that an explanation would undo: under such a permit there is none.
@@ -52,9 +53,9 @@ _PARAMETERS = frozenset({"method", "target"})
 def explained(job: Job, *, go_on: Callable[[], None]) -> EngineAnswer:
     """The answer to one request for explanations; raises BadInput. `go_on` is called before each row."""
     _require_permitted(job.admitted.grant.obligations)
-    manifest, model = job.model.manifest, Movable(job.model.manifest, job.model.predictor)
+    model = Movable(job.model.manifest, job.model.predictor)
     method = _method(job, methods_of(model))
-    _require_bounded(job, method)
+    _require_bounded(job, model, method)
     explainer = Explainer(model, method)
     require_outputs(job.request, _names(job, explainer), of="the explanation")
     inputs = {name: together([given]) for name, given in job.inputs.items()}
@@ -68,9 +69,9 @@ def explained(job: Job, *, go_on: Callable[[], None]) -> EngineAnswer:
                 others = ", ".join(name for name in methods_of(model) if name != method)
                 why = f"row {row + 1} has no {method}; try another method: {others}"
                 raise BadInput(why, code="explain-not-offered")
-        return _formed(job, _outputs(job, rows, targets), method)
+        return _formed(job, model, _outputs(job, rows, targets), method)
     except BadInput as error:
-        return msgspec.structs.replace(failed(error, job.model), units=len(rows) * price(manifest, method))
+        return msgspec.structs.replace(failed(error, job.model), units=len(rows) * price(model, method))
 
 
 def _names(job: Job, explainer: Explainer) -> list[str]:
@@ -102,9 +103,9 @@ def _method(job: Job, offered: tuple[str, ...]) -> str:
     return str(asked)
 
 
-def _require_bounded(job: Job, method: str) -> None:
+def _require_bounded(job: Job, model: Movable, method: str) -> None:
     """Raise BadInput for more work than one request may make."""
-    each = evaluations(job.model.manifest, method)
+    each = evaluations(model, method)
     most = min(
         MAX_EXPLAIN_ROWS,
         MAX_EXPLAIN_EVALUATIONS // each,
@@ -153,7 +154,7 @@ def _outputs(job: Job, rows: list[Attributions], targets: list[int]) -> dict[str
     return found
 
 
-def _formed(job: Job, outputs: dict[str, torch.Tensor], method: str) -> EngineAnswer:
+def _formed(job: Job, model: Movable, outputs: dict[str, torch.Tensor], method: str) -> EngineAnswer:
     wanted = {output.name for output in job.request.outputs}
     tensors: list[inference.Tensor] = []
     for name, values in outputs.items():
@@ -164,7 +165,7 @@ def _formed(job: Job, outputs: dict[str, torch.Tensor], method: str) -> EngineAn
         tensors.append(from_torch(name, values, "FP64" if values.is_floating_point() else "INT64"))
     if sum(len(tensor.data) for tensor in tensors) > job.max_body:
         raise too_large("explanation")
-    facts, manifest = job.model.facts, job.model.manifest
+    facts = job.model.facts
     seed = seed_of(method)
     fields, body = inference.encode_infer_response(
         inference.InferResponse(
@@ -174,7 +175,7 @@ def _formed(job: Job, outputs: dict[str, torch.Tensor], method: str) -> EngineAn
             id=job.request.id,
             parameters={
                 "method": method,
-                "evaluations": evaluations(manifest, method),
+                "evaluations": evaluations(model, method),
                 **({} if seed is None else {"seed": seed}),
             },
         ),
@@ -182,4 +183,4 @@ def _formed(job: Job, outputs: dict[str, torch.Tensor], method: str) -> EngineAn
     )
     require_fitting(fields, body, max_body=job.max_body, what="explanation")
     response = bhttp.Response(status=200, fields=tuple(fields), body=body)
-    return completed(job.model, response, units=job.rows * price(manifest, method))
+    return completed(job.model, response, units=job.rows * price(model, method))

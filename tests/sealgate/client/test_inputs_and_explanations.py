@@ -48,6 +48,7 @@ from sealgate.errors import ConfigurationError
 from sealgate.protocol import bhttp
 from secure_runtime.models.bundle import LoadedModel
 from tests.secure_runtime.worker.engine.conftest import Made
+from tests.secure_runtime.worker.engine.test_perturbing import text_and_row
 
 TOKEN = "header.payload.signature"
 MADE = Made()
@@ -193,6 +194,36 @@ def test_texts_are_marked_and_graphs_and_sequences_listed(service: Any) -> None:
         told = shown(one.explain("toy", given), metadata, 0)
     assert "node 2, c1" in told
     assert "tie of 1 and 2" in told
+
+
+def test_an_explanation_of_a_pipeline_says_how_it_was_made_and_names_each_input(
+    site: Any, service: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, _ = text_and_row(MADE)
+    serving(service, model)
+    given = {"mail": ["Good, very good!"], "age": [[7.0, -3.0]]}
+    with session(service) as one:
+        metadata = one.metadata("toy")
+        found = one.explain("toy", given, method="shapley")
+        assert metadata.parameters.explain_units.keys() == set(metadata.parameters.explain_methods)
+    assert (found.method, found.seed, found.evaluations) == ("shapley", 1, 3 + 64 * 8)
+    lines = shown(found, metadata, 0, text=given["mail"][0]).splitlines()
+    assert lines[0].endswith("by shapley (seed 1, at most 515 evaluations of the model)")
+    assert "[" in lines[lines.index("mail:") + 2], "the text, marked"
+    assert {line.split()[0] for line in lines[lines.index("age:") + 4 :]} == {"c8", "c9"}, "the second input's columns"
+    document = {
+        "inputs": [
+            {"name": "mail", "datatype": "BYTES", "shape": [1], "data": given["mail"]},
+            {"name": "age", "datatype": "FP32", "shape": [1, 2], "data": given["age"]},
+        ]
+    }
+    (tmp_path / "ask.json").write_text(json.dumps(document))
+    assert run(EXPLAIN, site, tmp_path, "--inputs", tmp_path / "ask.json") == 0
+    assert "by integrated-gradients (at most 194 evaluations of the model)" in capsys.readouterr().out
+    assert run(EXPLAIN, site, tmp_path, "--inputs", tmp_path / "ask.json", "--method", "shapley", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["method"], told["evaluations"], told["seed"]) == ("shapley", 515, 1)
+    assert told["attributions"] == found.attributions
 
 
 def test_a_heat_map_is_a_png_of_the_right_colours() -> None:

@@ -79,7 +79,7 @@ def explain(made: Any, model: LoadedModel, tensors: list[Tensor], **parameters: 
     answer = made.ask(model, tensors, operation="explain", **parameters)
     found = made.outputs(answer)
     method = parameters.get("method", offered(model)[0])
-    assert answer.units == len(found["output"]) * price(model.manifest, method)
+    assert answer.units == len(found["output"]) * price(Movable(model.manifest, model.predictor), method)
     return {name: np.asarray(values) for name, values in found.items()}
 
 

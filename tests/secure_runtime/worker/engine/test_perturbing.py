@@ -73,8 +73,12 @@ def compressed(model: LoadedModel, kind: str) -> LoadedModel:
     return LoadedModel(model.facts, manifest, Predictor(manifest, module))
 
 
+def movable(model: LoadedModel) -> Movable:
+    return Movable(model.manifest, model.predictor)
+
+
 def offered(model: LoadedModel) -> tuple[str, ...]:
-    return methods_of(Movable(model.manifest, model.predictor))
+    return methods_of(movable(model))
 
 
 def margin(model: LoadedModel, inputs: Mapping[str, torch.Tensor], target: int) -> float:
@@ -598,10 +602,11 @@ def test_the_model_is_asked_no_more_than_is_said_and_paid(
 
     monkeypatch.setattr(Movable, "margins", counted)
     answer = made.ask(model, tensors, operation="explain", method=method)
-    said = evaluations(model.manifest, method)
-    assert 0 < asked <= 2 * said
-    assert answer.units == 2 * price(model.manifest, method)
-    assert price(model.manifest, method) == 64 * math.ceil(said / 256)
+    said = evaluations(movable(model), method)
+    assert 0 < asked <= said, "two rows, and each run in whole numbers counts as two"
+    assert said == 2 * evaluations(movable(plain), method)
+    assert answer.units == 2 * price(movable(model), method)
+    assert price(movable(model), method) == 64 * math.ceil(said / 256)
 
 
 def test_no_request_costs_more_than_the_most_rows_at_the_manifests_price() -> None:
@@ -618,11 +623,11 @@ def test_it_is_said_what_a_method_took(made: Any) -> None:
     for method in offered(model):
         answer = made.ask(model, tensors, operation="explain", method=method)
         told = inference.decode_infer_response(answer.response.fields, bytes(answer.response.body)).parameters
-        wanted = {"method": method, "evaluations": evaluations(model.manifest, method)}
+        wanted = {"method": method, "evaluations": evaluations(movable(model), method)}
         assert told == (wanted | {"seed": 1} if method == "shapley" else wanted)
     asked = made.engine(model).run([made.asked("GET", "/v2/models/m")])[0]
     metadata = msgspec.json.decode(bytes(asked.response.body))["parameters"]
-    assert metadata["explain_units"] == {one: price(model.manifest, one) for one in offered(model)}
+    assert metadata["explain_units"] == {one: price(movable(model), one) for one in offered(model)}
     assert metadata["explain_methods"] == list(offered(model))
     assert metadata["input_columns"] == {"age": ["c8", "c9"]}
 
