@@ -31,8 +31,9 @@ def sealed_size(inner: int) -> int:
 
 
 def inner_size(sealed: int) -> int:
-    """The largest inner message that fits into so many sealed bytes."""
-    return max(0, min(MAX_INNER_MESSAGE, (sealed - SEALED_ROOM) * SEALED_SHARE // (SEALED_SHARE + 1)))
+    """The largest inner message that fits into so many sealed bytes, in whole mebibytes as the setting is: a limit made
+    for it would tell, by what is sent and what is not, how long a message is inside its padding."""
+    return max(0, min(MAX_INNER_MESSAGE, (sealed - SEALED_ROOM) * SEALED_SHARE // (SEALED_SHARE + 1))) // _MI * _MI
 
 
 def padded_within(limit: int) -> Callable[[int], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from sealgate.protocol.completion import Statement, sign_completion
 from sealgate.protocol.hpke import Kem, KemPrivateKey
 from sealgate.protocol.inference import tensor_from_list
 from sealgate.protocol.ohttp import KeyConfig, commitment, encode_key_configs
+from sealgate.protocol.sizes import sealed_size, tell_limit
 from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.record import Record
 
@@ -76,6 +78,34 @@ def unproven(service: Any) -> str:
     assert error.receipt_refused is not None
     assert str(error.receipt_refused) in str(error)
     return str(error.receipt_refused.code)
+
+
+# Sizes -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_made_for_it_shows_no_more_of_a_length_than_its_size_class(service: Any) -> None:
+    """Who says what is too large could otherwise ask, limit by limit, how long a request is inside its padding."""
+
+    def seen(rows: int, limit: int) -> list[int]:
+        """What a gateway sees of a request for so many rows, after one about the model: all sizes."""
+        sizes: list[int] = []
+
+        def meddle(request: httpx.Request, response: httpx.Response) -> httpx.Response:
+            if request.method == "POST":
+                sizes.append(len(request.content))
+            response.headers["upload-limit"] = tell_limit(sealed_size(limit))
+            return response
+
+        service.meddle = meddle
+        with make_session(service) as session, contextlib.suppress(SealgateError):
+            session.infer("toy", [[1.0, 2.0, 3.0]] * rows)
+        return sizes
+
+    few, more, unlimited = 2020, 2060, 16 << 20
+    largest = max(seen(few, unlimited))
+    assert largest == max(seen(more, unlimited))
+    for limit in range(largest - 2500, largest, 100):
+        assert seen(few, limit) == seen(more, limit), limit
 
 
 # Receipts ----------------------------------------------------------------------------------------------------------
