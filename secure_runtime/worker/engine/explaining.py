@@ -4,7 +4,7 @@
               index; left out: the class that the model gives, row by row)
     answer    for each input `attribution.INPUT` FP64 in the input's model shape, and for texts `spans.INPUT` INT64
               [rows, tokens, 2], where in the text each token stands (first character, one past the last; -1, -1: none);
-              `output` and `baseline` FP64 [rows], the explained number for the row and for the baseline; `target` INT64;
+              `output` and `baseline` FP64 [rows], the explained number for row and baseline; `target` INT64 [rows];
               in its parameters the `method`, the most `evaluations` of the model for a row, and the `seed` of orders
 
 An explanation says more of a model than its answer does, so it has an action, a price and bounds of its own. A duty to
