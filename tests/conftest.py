@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
+
+# Before anything loads torch, here or in a process that a test starts. The tests' tensors are small: threads over them
+# cost more than they give, and where other processes want the processors they wait for one another and burn them.
+for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
 
 
 @dataclass(frozen=True)
