@@ -359,7 +359,9 @@ def open_deployment(root: Path) -> Deployment:
 
 
 def _check_sizes(path: Path, settings: Settings) -> None:
-    """Raise ConfigurationError for messages that no process here could hold."""
+    """Raise ConfigurationError for a port that is none, and for messages that no process here could hold."""
+    if not 0 <= settings.gateway.port < 2**16:
+        raise ConfigurationError(f"{path}: gateway.port must be from 0 (one that is free) to 65535")
     largest, memory = settings.deployment.max_request_mb, settings.runtime.memory_limit_mb
     if not 1 <= largest <= MAX_MESSAGE_MB:
         raise ConfigurationError(f"{path}: deployment.max_request_mb must be from 1 to {MAX_MESSAGE_MB}")

@@ -44,6 +44,7 @@ def told_text(told: ModelsTold) -> str:
         names = ", ".join(worker.models) or "no model"
         lines.append(printable(f"worker {worker.instance} on {worker.device}: {names}"))
     if told.draining:
-        who = "1 replaced worker still takes" if told.draining == 1 else f"{told.draining} replaced workers still take"
-        lines.append(f"{who} what was sealed to their keys")
+        one = told.draining == 1
+        who = "1 replaced worker still takes" if one else f"{told.draining} replaced workers still take"
+        lines.append(f"{who} what was sealed to {'its' if one else 'their'} keys")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ Never: unpickles, fills gaps, drops rows, or computes a statistic.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -53,9 +54,11 @@ def require_columns(columns: Columns, wanted: list[str]) -> int:
     """The number of rows, if every wanted column is there and all are of one length; raises ConfigurationError."""
     missing = [name for name in wanted if name not in columns]
     if missing:
-        known = ", ".join(sorted(columns)[:8]) + (", ..." if len(columns) > 8 else "")
+        near = difflib.get_close_matches(missing[0], columns, n=1)
+        known = f"did you mean '{near[0]}'? It has: " if near else "it has: "
+        known += ", ".join(sorted(columns)[:8]) + (", ..." if len(columns) > 8 else "")
         also = f" ({len(missing) - 1} more are missing)" if missing[1:] else ""
-        raise ConfigurationError(f"the data has no column '{missing[0]}'{also}; it has: {known}")
+        raise ConfigurationError(f"the data has no column '{missing[0]}'{also}; {known}")
     rows = {len(columns[name]) for name in wanted}
     if len(rows) != 1:
         raise ConfigurationError("the columns have different numbers of rows")

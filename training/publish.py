@@ -43,7 +43,10 @@ def weights_bytes(module: nn.Module) -> bytes:
 def require_free(target: Path, *, replace: bool) -> None:
     """Raise ConfigurationError if a bundle stands there and may not be replaced. Asked before training, too."""
     if target.exists() and not replace:
-        raise ConfigurationError(f"{target} exists; raise [model] version and move it, or say --replace")
+        raise ConfigurationError(
+            f"{target} exists; say --replace, or --out another folder and put versions side by side, as "
+            f"{target}/VERSION"
+        )
 
 
 def write_bundle(

@@ -27,7 +27,10 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
             data = file.read(MAX_SIGNING_KEY_FILE)
         key = load_pem_private_key(data, password=None)
     except OSError as error:
-        raise ConfigurationError(f"the publisher key {path} cannot be read: {error.strerror}") from error
+        raise ConfigurationError(
+            f"the publisher key {path} cannot be read: {error.strerror}; `sealgate init STATE` makes one, for "
+            "--key STATE/publisher.key"
+        ) from error
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"{path} is not an unencrypted PKCS#8 PEM private key") from error
     if not isinstance(key, Ed25519PrivateKey):

@@ -485,7 +485,8 @@ def _refusal(response: httpx.Response) -> ServiceRefused:
         body = _bounded(response, MAX_PROBLEM)
     except DecodeError:
         body = b""
-    problem = read_problem(response.status_code, headers.get("content-type", ""), headers.get("retry-after", ""), body)
+    media, wait = headers.get("content-type", ""), headers.get("retry-after", "")
+    problem = read_problem(response.status_code, media, wait, body, operation="audit")
     return ServiceRefused(
         problem.text,
         code=problem.code,

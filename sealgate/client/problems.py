@@ -25,6 +25,8 @@ _HINTS = {
     "forbidden": "the policy does not allow this model for this purpose with this credential",
     "forbidden:explain": "the policy does not allow explanations of this model for this purpose with this credential; "
     "`explain` is an action of its own, which a policy must permit",
+    "forbidden:audit": "the policy does not allow this credential to read that of the log; auditors may (the role "
+    "'auditor'), of one tenant or of all, and exports and most reports need one who may read every tenant",
     "budget-exhausted": "the budget has too little left; wait for its renewal or ask the operator",
     "privacy-budget-exhausted": "the privacy budget has too little left and never renews; ask the operator",
     "too-many-requests": "slow down and try again",

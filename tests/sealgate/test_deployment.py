@@ -29,6 +29,7 @@ def test_defaults(tmp_path: Path) -> None:
         (GOOD + "[gateway]\nclient_certificates = 'maybe'\n", "gateway.client_certificates"),
         (GOOD + "[gateway]\nport = 'x'\n", "port"),
         (GOOD + "[gateway]\nprot = 1\n", "prot"),
+        (GOOD + "[gateway]\nport = 65536\n", "gateway.port must be from 0"),
         ("[deployment\n", "deployment.toml"),
         ("\xff", "deployment.toml"),
     ],

@@ -110,6 +110,7 @@ def test_a_missing_column_is_named_with_what_there_is(tmp_path):
     del columns["dose"]
     message = refusal(tmp_path, columns)
     assert "no column 'dose'" in message
+    assert "did you mean 'doses'? It has: age" in refusal(tmp_path, {**columns, "doses": columns["age"]})
     assert "age" in message
 
 

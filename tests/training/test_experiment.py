@@ -207,6 +207,12 @@ def test_rows_that_are_not_there_are_missed_before_the_audit(tmp_path, key, monk
         run_experiment(tmp_path / "config.toml", models_dir=tmp_path / "models", key=key)
 
 
+def test_who_has_no_key_is_told_how_to_make_one(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text(configuration_text("rows.csv"))
+    assert main(["train", str(tmp_path / "config.toml"), "--key", str(tmp_path / "publisher.key")]) == 1
+    assert "`sealgate init STATE` makes one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_what_takes_seconds_says_what_it_is_on_a_terminal_only(tmp_path, terminal):
     with (tmp_path / "shown.txt").open("w") as shown:

@@ -125,6 +125,7 @@ def test_a_refusal_is_told_in_words(service: Any) -> None:
     with client, pytest.raises(ServiceRefused) as failure:
         client.checkpoint()
     assert (failure.value.status, failure.value.code) == (403, "forbidden")
+    assert "auditors may" in str(failure.value), "it is told that the log was asked, and by whom it can be"
 
 
 def test_more_records_than_asked_for_are_refused(service: Any, auditor: AuditClient, meddling: Any) -> None:

@@ -211,7 +211,14 @@ def test_a_budget_stands_in_no_other_refusal() -> None:
     assert read_problem(403, "application/problem+json", "", body).budget == ""
 
 
-@pytest.mark.parametrize(("operation", "says"), [("explain", "an action of its own"), ("infer", "allow this model")])
-def test_a_refused_explanation_is_told_that_it_needs_a_permit_of_its_own(operation: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("operation", "says"),
+    [
+        ("explain", "an action of its own"),
+        ("infer", "allow this model"),
+        ("audit", "allow this credential to read that of the log"),
+    ],
+)
+def test_a_refusal_says_what_was_not_permitted(operation: str, says: str) -> None:
     body = b'{"type":"urn:sealgate:problem:forbidden"}'
     assert says in read_problem(403, "application/problem+json", "", body, operation=operation).text
