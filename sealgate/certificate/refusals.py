@@ -69,3 +69,8 @@ def refusal(code: str, message: str) -> CertificateError:
     """The error for `code`. Raises KeyError for a code that is not in the table: no undocumented reasons."""
     REFUSALS[code]
     return CertificateError(message, code=code)
+
+
+def refused_for(code: str) -> str:
+    """What a code means, for people; nothing for one that is not a bundle's."""
+    return REFUSALS.get(code, "")

@@ -15,6 +15,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from audit.log import AuditLog
+from sealgate.certificate.refusals import refused_for
 from sealgate.deployment import Deployment, ModelSection, open_deployment
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
@@ -173,7 +174,8 @@ def _require_loaded(facts: Sequence[WorkerFacts], wanted: frozenset[str] | set[s
     refused = {refusal.name: refusal.reason for one in facts for refusal in one.refused}
     for place in sorted(wanted & refused.keys()):
         why = refused[place]
-        more = f" ({_LAYOUT[why]})" if why in _LAYOUT else ""
+        means = _LAYOUT.get(why) or refused_for(why)
+        more = f" ({means})" if means else ""
         raise SwitchRefused(f"bundle {printable(place)} is refused: {why}{more}", code="bundle-refused")
 
 

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from audit.errors import AppendRefused, LogUnavailable
 from audit.log import AuditLog
+from sealgate.certificate.refusals import refused_for
 from sealgate.errors import DecodeError
 from sealgate.protocol.frames import (
     BootFailed,
@@ -233,7 +234,8 @@ class WorkerLife:
         for record in _models(facts):
             await self._append(record, live)
         for refusal in facts.refused:
-            around.tell(f"model {printable(refusal.name, limit=MAX_WORKER_WORDS)} was refused: {refusal.reason}")
+            means = f" ({words})" if (words := refused_for(refusal.reason)) else ""
+            around.tell(f"model {printable(refusal.name, limit=MAX_WORKER_WORDS)} was refused: {refusal.reason}{means}")
         for called, words in facts.graphs.items():
             around.tell(printable(f"CUDA graphs of {called}: {words}", limit=MAX_WORKER_WORDS))
         key_configs = self._publishable(facts.key_configs)

@@ -11,6 +11,7 @@ import pytest
 
 from sealgate.deployment import ModelSection
 from sealgate.protocol.administration import ChangeModels
+from sealgate.protocol.frames import ModelRefusal
 from secure_runtime.host import repository
 from secure_runtime.host.choice import ModelRules
 from secure_runtime.host.repository import ModelKeeper
@@ -47,3 +48,21 @@ def test_routes_are_not_changed_while_workers_are_so_that_what_is_on_record_hold
     bench.play(act)
     changes = [(r.outcome, r.reason, r.detail.get("routes", "")) for r in bench.records() if r.kind == "model.change"]
     assert changes == [("failed", "switch-under-way", ""), ("done", "load", ""), ("done", "route", "m=1")]
+
+
+def test_who_loads_a_bundle_that_is_refused_is_told_what_the_reason_means(bench: Bench, tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        (tmp_path / "models" / "m" / version).mkdir(parents=True)
+    fleet = bench.make()
+    deployment: Any = SimpleNamespace(models=tmp_path / "models", withheld=tmp_path / "withheld.json")
+    keeper = ModelKeeper(deployment, bench.log, fleet, ModelRules(), tell=bench.told.append)
+
+    async def act(bench: Bench) -> None:
+        await bench.live(0, "1")
+        loading = asyncio.create_task(keeper.answer(ChangeModels(id=1, what="load", places=("m/2",)), by="uid:0"))
+        (await bench.worker(1)).hello("2", refused=(ModelRefusal(name="m/2", reason="audit-missing"),))
+        told = await loading
+        assert told.code == "bundle-refused"
+        assert "m/2 is refused: audit-missing (the deployment demands an audit of the training" in told.why
+
+    bench.play(act)

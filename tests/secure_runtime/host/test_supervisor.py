@@ -207,6 +207,8 @@ def test_a_worker_is_live_once_its_start_is_on_record_and_its_end_is_recorded_to
         ("key.rotate", ""),
         ("worker.stop", "worker-died"),
     ]
+    words = "signed by a key that publishers.toml does not name"
+    assert f"model folder was refused: publisher-unknown ({words})" in bench.told
 
 
 @pytest.mark.parametrize(
