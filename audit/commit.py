@@ -25,10 +25,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RootTransaction, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from audit.database import WriterHold
@@ -153,6 +154,7 @@ class _Savepoint:
             connection.exec_driver_sql("RELEASE effect")  # fails if an effect ended the transaction
 
 
+_RANDOM_BYTES = 26  # of an id and a salt
 # Built once: building them costs as much as running them.
 _STILL_THERE = text("SELECT 1")
 _MOVE_HEAD = Statement("""
@@ -180,6 +182,7 @@ class Committer:
     ) -> None:
         """`turns` says whether a new shard begins with each half-year, `balances` what is left of budgets then."""
         self._engine = hold.engine
+        self._connection: Connection | None = None  # kept from batch to batch
         self._rows = hold.rows
         self._index = Index(hold.rows)
         self._shards = list(opened.shards.all)
@@ -248,7 +251,8 @@ class Committer:
             self._turn(half_year)
         refused: list[tuple[Pending, Exception]] = []
         under_way = len(self._intents)
-        with self._engine.begin() as connection:
+        with self._begin() as transaction:
+            connection = transaction.connection
             flushed = self._subjects.flush(connection)  # 1
             if any(item.effect and not isinstance(item.effect, LedgerEffect) for item in batch):
                 self._index.write(connection)  # an effect may look for records
@@ -265,6 +269,7 @@ class Committer:
                 self._store_checkpoints(connection)
         self._subjects.written(flushed)  # 5: leaving the block committed
         if not accepted:
+            self.rest()  # nothing will be published that would do it
             return Outcome([], refused)
         size = self._frontier.size
         note = self._publisher.sign(self.size, Checkpoint(self._signer.name, size, root), self._signer)  # 6
@@ -275,17 +280,31 @@ class Committer:
     def publish(self) -> None:
         """Store the newest signed checkpoint, and the newest cosigned one, where readers find them."""
         if self.unpublished:
-            with self._engine.begin() as connection:
-                self._index.write(connection)
-                self._store_checkpoints(connection)
+            with self._begin() as transaction:
+                self._index.write(transaction.connection)
+                self._store_checkpoints(transaction.connection)
+        self.rest()
+
+    def rest(self) -> None:
+        """Give the connection back until there is something to write. Doing so twice is harmless."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _begin(self) -> RootTransaction:
+        """Taking a connection from the pool for each batch would cost more than most statements do."""
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        return self._connection.begin()
 
     def _store_checkpoints(self, connection: Connection) -> None:
         self._publisher.store(connection, ends=frozenset(shard.first for shard in self._shards[1:]))
 
     def require_connection(self) -> None:
         """Raise if the database is gone, and the hold on the log with it."""
-        with self._engine.begin() as connection:
-            connection.execute(_STILL_THERE)
+        with self._begin() as transaction:
+            transaction.connection.execute(_STILL_THERE)
+        self.rest()
 
     # The turn --------------------------------------------------------------------------------------------------------
 
@@ -293,7 +312,8 @@ class Committer:
         """End the shard and begin the one of this half-year: both or neither."""
         expected, ended = self.size, self._shard
         under_way = sorted(self._intents.items(), key=lambda item: item[1].index)
-        with self._engine.begin() as connection:
+        with self._begin() as transaction:
+            connection = transaction.connection
             following = shard_name(self._log_signer.name, half_year)
             self._put(connection, [closing(following)])
             self._tiles.close(connection)
@@ -319,7 +339,7 @@ class Committer:
         """Write records of our own; give them, and where they stand in the shard."""
         accepted = []
         for index, draft in enumerate(drafts, self._frontier.size):
-            record, leaf = self._finished(self._complete(draft))
+            record, leaf = self._finished(self._complete(draft, self._entropy))
             accepted.append(_Accepted(Pending(draft), index, record, leaf, leaf_hash(leaf)))
         self._write(connection, accepted, self._grow(accepted))
         return [(item.index, item.record) for item in accepted]
@@ -379,11 +399,12 @@ class Committer:
         """The drafts with what the writer fills in, less those that are refused for it; their ledgers know what they
         will need. Nothing is needed for the end of a request that is not under way: it will be refused."""
         drafts = []
+        entropy = BytesIO(self._entropy(_RANDOM_BYTES * len(batch))).read  # drawn at once, for a system call each
         for pending in batch:
             try:
                 if pending.draft.id:
                     require_unused(pending.draft.id, taken)
-                draft = self._complete(pending.draft)
+                draft = self._complete(pending.draft, entropy)
                 if isinstance(effect := pending.effect, LedgerEffect):
                     ledger = ledgers.of(effect)
                     if draft.kind not in ENDS or draft.grant in self._intents:
@@ -425,7 +446,7 @@ class Committer:
             )
         return self._finished(after)
 
-    def _complete(self, draft: Record) -> Record:
+    def _complete(self, draft: Record, entropy: Entropy) -> Record:
         """Fill what the writer answers for: version, origin, id, time, salt."""
         if draft.log and not any(draft.log == shard.origin for shard in self._shards):
             raise AppendRefused("the record names another log", code="record-malformed")
@@ -434,9 +455,9 @@ class Committer:
             draft,
             v=1,
             log=self._signer.name,
-            id=draft.id or uuid7(ts_us, self._entropy),
+            id=draft.id or uuid7(ts_us, entropy),
             ts_us=ts_us,
-            salt=draft.salt or self._entropy(16).hex(),
+            salt=draft.salt or entropy(16).hex(),
         )
 
     def _finished(self, record: Record) -> tuple[Record, bytes]:

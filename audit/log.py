@@ -326,6 +326,8 @@ class AuditLog:
             self._committer.publish()
         except BaseException as error:  # whatever it was, nothing may be acknowledged any more
             self._fail(error, batch)
+        finally:
+            self._committer.rest()
 
     def _next_batch(self) -> list[Pending]:
         """Wait for records; while idle, publish the checkpoint and see that the database is still ours. Empty when the
@@ -408,11 +410,14 @@ def _recover(committer: Committer, on_abort: AnyEffect | None) -> None:
         detail[SEALED] = "yes"
     pendings = [Pending(Record(kind="log.opened", outcome="opened", detail=detail))]
     pendings += [Pending(_aborted(intent), on_abort) for intent in open_intents]
-    for start in range(0, len(pendings), MAX_BATCH):
-        outcome = committer.commit(pendings[start : start + MAX_BATCH])
-        if outcome.refused:
-            raise outcome.refused[0][1]
-    committer.publish()
+    try:
+        for start in range(0, len(pendings), MAX_BATCH):
+            outcome = committer.commit(pendings[start : start + MAX_BATCH])
+            if outcome.refused:
+                raise outcome.refused[0][1]
+        committer.publish()
+    finally:
+        committer.rest()
 
 
 def _aborted(intent: Intent) -> Record:
