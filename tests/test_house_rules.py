@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ HOMES: dict[str, dict[str, str]] = {
 }
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    """The code as it stands, parsed once; nobody changes it."""
+    return ast.parse(path.read_text())
+
+
+@cache
 def text_of(path: Path) -> str:
     """The code without its strings and comments."""
     return ast.unparse(_without_docstrings(ast.parse(path.read_text())))
@@ -55,7 +63,7 @@ def test_only_the_worker_opens_requests_and_holds_request_keys() -> None:
 
 def test_nothing_in_the_packages_reaches_the_tests() -> None:
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.split(".")[0] in {"tests", "benchmarks", "pytest", "unittest"} for name in names), path
@@ -64,7 +72,7 @@ def test_nothing_in_the_packages_reaches_the_tests() -> None:
 def test_no_environment_variable_is_read_but_the_listed() -> None:
     allowed = {"SEALGATE_TOKEN", "PATH", "TZ", "LANG", "HOME"}
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             is_get = isinstance(node, ast.Call) and ast.unparse(node.func) in {"os.environ.get", "os.getenv"}
             is_item = (
                 isinstance(node, ast.Subscript)
@@ -79,11 +87,11 @@ def test_no_environment_variable_is_read_but_the_listed() -> None:
 
 def test_every_module_says_what_it_is_for() -> None:
     for path in SOURCES:
-        assert ast.get_docstring(ast.parse(path.read_text())), path
+        assert ast.get_docstring(tree_of(path)), path
 
 
 def test_nothing_named_verify_returns_a_boolean() -> None:
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.lstrip("_").startswith("verify"):
                 assert node.returns is None or ast.unparse(node.returns) != "bool", f"{path}: {node.name}"

@@ -49,7 +49,7 @@ def test_what_contradicts_the_claim_is_not_signed_and_the_rows_are_not_read(conf
     from training import experiment
 
     monkeypatch.setattr(experiment, "audit_plan", contradiction)
-    (config.parent / "data.csv").unlink()
+    (config.parent / "data.csv").write_text("no rows of anything")  # who read it would say so
     with pytest.raises(TrainingError, match="nothing is signed: noise: deviation") as caught:
         run_experiment(config, models_dir=config.parent / "models", key=key)
     assert caught.value.code == "audit-contradicts"
