@@ -9,7 +9,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 
 import torch
 
@@ -74,10 +74,21 @@ def spans_of(text: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:
 
 
 def _word_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Words are those of the text in lower case, where some letters are two."""
-    places = [at for at, one in enumerate(text) for _ in one.lower()]
-    for word in _WORD.finditer(text.lower()):
-        yield places[word.start()], places[word.end() - 1] + 1
+    """Words are those of the text in lower case, where some letters are two. Nothing is kept for each character: a text
+    may be as long as a message."""
+    lower = text.lower()
+    if len(lower) == len(text):
+        yield from (word.span() for word in _WORD.finditer(lower))
+        return
+    ends = accumulate(len(one.lower()) for one in text)  # in lower case, of each character
+    at, end = 0, next(ends)
+    for word in _WORD.finditer(lower):
+        while end <= word.start():
+            at, end = at + 1, next(ends)
+        start = at
+        while end < word.end():
+            at, end = at + 1, next(ends)
+        yield start, at + 1
 
 
 def words_of(text: str, *, most: int) -> list[str]:
