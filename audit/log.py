@@ -219,7 +219,8 @@ class AuditLog:
         return future
 
     def append_awaited(self, draft: Record, effect: AnyEffect | None = None) -> asyncio.Future[Appended]:
-        """As `append`, for a coroutine to await: the records of one batch wake their event loop once, together."""
+        """As `append`, for a coroutine to await. Records of one turn of its event loop wake the writer once, together;
+        those of one batch wake their loop so."""
         awaited: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         try:
             self._take_in(Pending(draft, effect, awaited=awaited))
@@ -243,6 +244,14 @@ class AuditLog:
             if len(self._queue) >= MAX_QUEUE and draft.kind not in ENDS:
                 raise LogUnavailable("too many records are waiting", code="queue-full", retry_after_s=RETRY_AFTER_S)
             self._queue.append(pending)
+            if pending.awaited is None:
+                self._wake.notify()
+            elif len(self._queue) == 1:  # else somebody woke the writer, or will: it empties the queue
+                pending.awaited.get_loop().call_soon(self._rouse)
+
+    def _rouse(self) -> None:
+        """The loop's turn is over, and what it had to say is queued: all of it is one batch."""
+        with self._wake:
             self._wake.notify()
 
     def check_may_infer(self) -> None:

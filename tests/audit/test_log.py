@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar
 
 import msgspec
@@ -499,3 +500,44 @@ def test_cancelling_changes_nothing(bench, log) -> None:
         "first",
         "second",
     ]
+
+
+def test_records_of_one_turn_of_an_event_loop_wake_the_writer_once(sqlite_bench, monkeypatch) -> None:
+    log, woken = sqlite_bench.open(), 0
+    notify = log._wake.notify
+
+    def counted(n: int = 1) -> None:
+        nonlocal woken
+        woken += 1
+        notify(n)
+
+    async def run() -> list[int]:
+        with log._wake:  # the writer, should it be awake, takes nothing meanwhile
+            waiting = [log.append_awaited(sqlite_bench.draft()) for _ in range(5)]
+            assert woken == 0
+        indices = [(await one).index for one in waiting]
+        assert woken == 1
+        indices.append((await log.append_awaited(sqlite_bench.draft())).index)
+        assert woken == 2
+        return [*indices, (await asyncio.wrap_future(log.append(sqlite_bench.draft()))).index]
+
+    monkeypatch.setattr(log._wake, "notify", counted)
+    assert asyncio.run(run()) == list(range(1, 8))
+    assert woken == 3
+
+
+def test_loops_and_threads_wake_the_writer_beside_each_other(bench, log) -> None:
+    def loop(count: int) -> int:
+        async def run() -> int:
+            done = [await log.append_awaited(bench.draft()) for _ in range(count)]
+            done += await asyncio.gather(*(log.append_awaited(bench.draft()) for _ in range(count)))
+            return len({one.index for one in done})
+
+        return asyncio.run(run())
+
+    with ThreadPoolExecutor() as threads:
+        loops = [threads.submit(loop, 20) for _ in range(4)]
+        plain = [threads.submit(lambda: log.append(bench.draft()).result()) for _ in range(40)]
+        assert [one.result(60) for one in loops] == [40] * 4
+        assert len({one.result(60).index for one in plain}) == 40
+    assert log.state.size == 1 + 4 * 40 + 40
