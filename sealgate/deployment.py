@@ -27,7 +27,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -36,6 +36,7 @@ from sealgate.errors import ConfigurationError
 from sealgate.limits import (
     DEFAULT_MESSAGE_MB,
     MAX_DRAIN_S,
+    MAX_GATEWAY_WORKERS,
     MAX_MESSAGE_MB,
     MAX_SETTING,
     MAX_SOCKET_PATH,
@@ -72,12 +73,19 @@ class LogSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     others: tuple[OtherLog, ...] = ()
 
 
+_Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0: one that is free
+_Count = Annotated[int, msgspec.Meta(ge=1, le=MAX_SETTING)]
+_Size = Annotated[int, msgspec.Meta(ge=0)]
+_Lifetime = Annotated[int, msgspec.Meta(ge=1)]  # seconds
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
 class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[gateway]`: the network face. `client_certificates` is "none", "optional" or "required"."""
 
     host: str = "127.0.0.1"
-    port: int = 8443
-    workers: int = 1
+    port: _Port = 8443
+    workers: Annotated[int, msgspec.Meta(ge=1, le=MAX_GATEWAY_WORKERS)] = 1
     client_certificates: str = "optional"
     crl: str = "if-present"  # "off", "if-present" or "required"
     trusted_proxies: tuple[str, ...] = ()  # fingerprints or names of proxies' certificates (RFC 9440)
@@ -85,9 +93,9 @@ class GatewaySection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     unix_socket_group: str = ""  # name or number of the group whose members may connect there; "": the owner alone
     token_audience: str = ""  # "" means https://AUDIENCE
     dpop_urls: tuple[str, ...] = ()  # other base URLs that callers reach the gateway by; https://AUDIENCE always is one
-    max_concurrent: int = 256  # requests being read or in flight, per gateway process
-    body_timeout_s: float = 20.0  # a slower sender is dropped
-    request_timeout_s: float = 60.0
+    max_concurrent: _Count = 256  # requests being read or in flight, per gateway process
+    body_timeout_s: _Seconds = 20.0  # a slower sender is dropped
+    request_timeout_s: _Seconds = 60.0
 
 
 class ConsoleSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -106,15 +114,15 @@ class RuntimeSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """`[runtime]`. `profile` is "strict", "container" or "dev" (see docs/operations.md)."""
 
     profile: str = "strict"
-    torch_threads: int = 1
+    torch_threads: _Count = 1
     memory_limit_mb: int = 4096
-    max_queue: int = 1024
-    request_timeout_s: float = 30.0
-    disk_reserve_mb: int = 64
+    max_queue: _Count = 1024
+    request_timeout_s: _Seconds = 30.0
+    disk_reserve_mb: _Size = 64
     device: str = "auto"
-    worker_uid: int = 65534  # when started as root
-    key_active_s: int = 24 * 3600
-    key_stale_s: int = 3600
+    worker_uid: _Size = 65534  # when started as root
+    key_active_s: _Lifetime = 24 * 3600
+    key_stale_s: _Size = 3600
     single_use: bool = False  # be able to answer a request in a process of its own
     require_audit: bool = False  # load no model whose certificate states no audit of its training
     socket_group: str = ""  # name or number of the group whose members may connect; "": the owner alone
@@ -359,9 +367,7 @@ def open_deployment(root: Path) -> Deployment:
 
 
 def _check_sizes(path: Path, settings: Settings) -> None:
-    """Raise ConfigurationError for a port that is none, and for messages that no process here could hold."""
-    if not 0 <= settings.gateway.port < 2**16:
-        raise ConfigurationError(f"{path}: gateway.port must be from 0 (one that is free) to 65535")
+    """Raise ConfigurationError for messages that no process here could hold."""
     largest, memory = settings.deployment.max_request_mb, settings.runtime.memory_limit_mb
     if not 1 <= largest <= MAX_MESSAGE_MB:
         raise ConfigurationError(f"{path}: deployment.max_request_mb must be from 1 to {MAX_MESSAGE_MB}")

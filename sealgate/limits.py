@@ -42,6 +42,7 @@ ADMIN_ANSWER_S = 60.0  # how long a command waits for the host
 SWITCH_ANSWER_S = 900.0  # the same for changes of models: new workers start one after the other
 MAX_WORKERS = 8  # side by side: the published list holds two keys of each
 MAX_DRAIN_S = 86_400
+MAX_GATEWAY_WORKERS = 64  # processes on one socket
 MAX_SETTING = 1_000_000  # of a whole number in deployment.toml
 MAX_SOCKET_PATH = 107  # of a UNIX socket's address on Linux (sun_path)
 
