@@ -276,10 +276,10 @@ def postgres_bench(postgres: PostgresServer, tmp_path: Path) -> Iterator[Bench]:
 
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
-    """Wait for what another thread will bring about; fails after ten seconds."""
+    """Wait for what another thread will bring about; fails after a minute."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline, "it never came about"
             time.sleep(0.005)

@@ -125,10 +125,10 @@ class FakeHost:
 
     async def _settle(self) -> None:
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), 5)
+        await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), 60)
 
     def _call(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -180,7 +180,7 @@ class FakeHost:
     def heard(self, kind: type, count: int = 1) -> list[Any]:
         """Waits until `count` frames of a kind came; gives them."""
         with self.changed:
-            done = self.changed.wait_for(lambda: len(self._of(kind)) >= count, timeout=10)
+            done = self.changed.wait_for(lambda: len(self._of(kind)) >= count, timeout=60)
             assert done, f"heard only {self.told}"
             return self._of(kind)
 
@@ -248,7 +248,7 @@ class Running:
     def client(self, *, token: str | None = None, certificate: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         client = httpx.Client(
-            verify=self.tls(certificate), base_url=f"https://localhost:{self.port}", headers=headers, timeout=20
+            verify=self.tls(certificate), base_url=f"https://localhost:{self.port}", headers=headers, timeout=60
         )
         self._clients.append(client)
         return client

@@ -44,7 +44,7 @@ def _run(test: _Test, runner: Callable[[Any], None]) -> None:
         transport, _ = await loop.create_unix_connection(asyncio.Protocol, sock=here)
         counted = _Counted(transport)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await test(GatheredWrites(counted, loop), counted, there)  # type: ignore[arg-type]
         finally:
             transport.abort()

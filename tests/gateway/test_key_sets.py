@@ -62,7 +62,7 @@ class Pauses:
         await self.go.get()
 
     async def next(self):
-        return await asyncio.wait_for(self.asked.get(), 5)
+        return await asyncio.wait_for(self.asked.get(), 60)
 
 
 def made(provider, clock, *, said=None, pause=asyncio.sleep, stale_s=2 * HOUR, cooldown_s=30):
@@ -82,7 +82,7 @@ def story(coroutine_function):
     """Runs an async test."""
 
     def run():
-        asyncio.run(asyncio.wait_for(coroutine_function(), 20))
+        asyncio.run(asyncio.wait_for(coroutine_function(), 120))
 
     run.__name__ = coroutine_function.__name__
     run.__doc__ = coroutine_function.__doc__
@@ -336,5 +336,5 @@ async def test_closing_ends_a_flight_that_hangs():
     provider.open.clear()
     keys.start()
     await asyncio.sleep(0)
-    await asyncio.wait_for(keys.close(), 5)
+    await asyncio.wait_for(keys.close(), 60)
     assert provider.closed

@@ -160,7 +160,7 @@ class Loader:
 
     def __call__(self, digest: str) -> PolicySet:
         self.asked.append(digest)
-        assert self.let.wait(10)
+        assert self.let.wait(60)
         if digest in self.missing:
             raise PolicyFileError("not there")
         return PolicySet(digest=digest, rules={}, tenants=self.first.tenants, budgets=(), engine=self.first._engine)

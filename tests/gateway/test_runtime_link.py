@@ -71,7 +71,7 @@ class Host:
             self.writer.write(part)
 
     async def hear(self):
-        return await asyncio.wait_for(self.frames.get(), 5)
+        return await asyncio.wait_for(self.frames.get(), 60)
 
 
 @contextlib.asynccontextmanager
@@ -91,7 +91,7 @@ async def connected(**options):
 
 
 async def soon(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event
             await asyncio.sleep(0.001)
 

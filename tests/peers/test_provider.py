@@ -124,7 +124,7 @@ def test_it_fails_as_it_is_told(provider: IdentityProvider) -> None:
         }  # fmt: skip
         provider.fault("stall")
         with pytest.raises(httpx.ReadTimeout):
-            client.get(f"{provider.issuer}/jwks", timeout=0.3)
+            client.get(f"{provider.issuer}/jwks", timeout=httpx.Timeout(20, read=0.3))
         provider.fault(None)
         provider.cache_control("max-age=77")
         before = provider.fetches()["jwks"]

@@ -168,7 +168,7 @@ class Load:
     def stop(self) -> None:
         self._stop.set()
         for one in self._work:
-            one.result(20)
+            one.result(60)
         self._pool.shutdown()
 
 

@@ -152,7 +152,7 @@ def test_what_real_requests_leave_in_metrics_traces_and_bills(live: Live, collec
     assert proven["basis"]["proven"]
 
     live.stop()  # what was not sent yet is sent now
-    wait_until(traced, within_s=20, what="five traces")
+    wait_until(traced, within_s=60, what="five traces")
     by_trace: dict[bytes, list[tuple[str, Any]]] = defaultdict(list)
     for service, span in collector.spans():
         by_trace[span.trace_id].append((service, span))

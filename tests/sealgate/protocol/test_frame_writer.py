@@ -52,7 +52,7 @@ def _with_pair(test: Callable[[_Pair], Awaitable[None]], runner: Callable[[Any],
         here.setblocking(False)
         transport, _ = await asyncio.get_running_loop().create_unix_connection(asyncio.Protocol, sock=here)
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await test(_Pair(_Counted(transport), there))
         finally:
             transport.abort()

@@ -38,7 +38,7 @@ class SoftTpm:
             ],
             stdin=subprocess.DEVNULL,
         )
-        deadline, pause = time.monotonic() + 20, threading.Event()
+        deadline, pause = time.monotonic() + 60, threading.Event()
         while not self.socket.exists():
             assert self.process.poll() is None, "swtpm did not start"
             assert time.monotonic() < deadline, "swtpm has no socket"

@@ -300,7 +300,7 @@ def test_a_request_is_held_by_the_budgets_of_the_policy_that_decided_it(desk: Ca
     let = threading.Event()
 
     def hold_up(_: Any, draft: Record) -> Record:
-        assert let.wait(10)
+        assert let.wait(60)
         return draft
 
     async def play() -> list[Any]:

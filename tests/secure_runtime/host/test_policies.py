@@ -120,13 +120,13 @@ def test_a_policy_decides_in_the_moment_in_which_its_record_is_queued(
     let = threading.Event()
 
     def hold_up(_: Any, draft: Record) -> Record:
-        assert let.wait(10)
+        assert let.wait(60)
         return draft
 
     async def play() -> tuple[Any, list[str]]:
         log.append(Record(kind="audit.query"), hold_up)
         applying = asyncio.ensure_future(one.keeper().apply(ApplyPolicy(digest=digest), by="uid:7"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not one.in_force:  # noqa: ASYNC110 - the loading thread has no event
                 await asyncio.sleep(0.001)
         before, answered = list(one.in_force), applying.done()
@@ -232,13 +232,13 @@ def test_a_log_that_fails_under_an_apply_answers_nobody_that_it_was_done(
     let = threading.Event()
 
     def fail(_: Any, draft: Record) -> Record:
-        assert let.wait(10)
+        assert let.wait(60)
         raise KeyboardInterrupt  # what ends the writer
 
     async def play() -> None:
         log.append(Record(kind="audit.query"), fail)
         applying = asyncio.ensure_future(one.keeper().apply(ApplyPolicy(digest=digest), by="uid:7"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not one.in_force:  # noqa: ASYNC110 - the loading thread has no event
                 await asyncio.sleep(0.001)
         let.set()

@@ -142,7 +142,7 @@ class Bench:
 
         async def both() -> None:
             running = asyncio.create_task(self.supervisor.run())
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await act(self)
             assert not running.done(), "the supervisor ended, and the host with it"
             running.cancel()
