@@ -191,7 +191,7 @@ def browse(chromium: Any, consoled: Running) -> Iterator[Callable[..., Watched]]
                 {"origin": base, "certPath": f"{path}.pem", "keyPath": f"{path}.key"},
             ]
         context = chromium.new_context(ignore_https_errors=True, **more)
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         return Watched(context.new_page(), base)
 
