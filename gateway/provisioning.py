@@ -107,6 +107,15 @@ def provision(
     return open_deployment(root)
 
 
+def purposes_of(deployment: Deployment, tenant: str) -> tuple[str, ...]:
+    """What the policy's working copy lets a tenant use models for; raises ConfigurationError for one that it lacks."""
+    path = deployment.policy / TENANTS_FILE
+    tenants = parse_tenants(_read(path), name=str(path)).tenants
+    if tenant not in tenants:
+        raise ConfigurationError(f"{path} has no tenant {tenant!r}; it has: {', '.join(sorted(tenants))}")
+    return tuple(sorted(tenants[tenant].max_epsilon_micro))
+
+
 def issue_token(
     deployment: Deployment,
     *,
@@ -133,10 +142,7 @@ def issue_token(
             raise ConfigurationError(f"there is no role {role!r}; roles are: {', '.join(known)}")
     if not re.fullmatch(rf"[\x21-\x7e]{{1,{MAX_NAME}}}", subject):
         raise ConfigurationError(f"a subject is 1 to {MAX_NAME} printable characters without spaces")
-    tenants_path = deployment.policy / TENANTS_FILE
-    tenants = parse_tenants(_read(tenants_path), name=str(tenants_path)).tenants
-    if tenant not in tenants:
-        raise ConfigurationError(f"{tenants_path} has no tenant {tenant!r}; it has: {', '.join(sorted(tenants))}")
+    purposes_of(deployment, tenant)
     key_path = deployment.tokens / "issuer.key"
     if not key_path.exists():
         raise ConfigurationError(f"{key_path} is not there: this deployment's tokens come from its identity providers")

@@ -52,12 +52,13 @@ def _configure_issue(parser: argparse.ArgumentParser) -> None:
 
 
 def _issue(arguments: argparse.Namespace) -> int:
-    from gateway.provisioning import issue_token
+    from gateway.provisioning import issue_token, purposes_of
     from sealgate.ambient import now_us
     from sealgate.deployment import open_deployment
 
+    deployment = open_deployment(arguments.state)
     token = issue_token(
-        open_deployment(arguments.state),
+        deployment,
         subject=arguments.subject,
         tenant=arguments.tenant,
         roles=arguments.role or ["client"],
@@ -66,6 +67,15 @@ def _issue(arguments: argparse.Namespace) -> int:
         now=now_us() - arguments.issued_ago * 1_000_000,
         confirmation=_confirmation(arguments),
     )
+    known = purposes_of(deployment, arguments.tenant)
+    for purpose in arguments.purpose:
+        if purpose not in known:
+            has = ", ".join(known) or "none"
+            print(
+                f"note: the policy gives tenant {arguments.tenant!r} no purpose {purpose!r}, so requests for it are "
+                f"refused; it has: {has}",
+                file=sys.stderr,
+            )
     if arguments.out is None:
         print(token)
     else:

@@ -89,6 +89,13 @@ def test_issuing_with_and_without_its_name_is_the_same(say):
     assert [claim["sub"] for claim in claims] == ["alice", "alice"]
 
 
+def test_a_purpose_that_the_tenant_does_not_have_is_issued_and_said(say):
+    code, out, err = say("issue", "STATE", *ALICE, "--purpose", "marketing")
+    assert (code, "marketing" in claims_of(out)["purposes"]) == (0, True)
+    assert "no purpose 'marketing', so requests for it are refused; it has: " in err
+    assert "note" not in say("issue", "STATE", *ALICE)[2]
+
+
 @pytest.mark.parametrize("words", [[], ["revoke", "STATE"], ["STATE"], ["inspect"], ["revoke", "STATE", "--jti"]])
 def test_wrong_usage_says_how(say, capsys, words):
     with pytest.raises(SystemExit) as caught:
