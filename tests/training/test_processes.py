@@ -163,8 +163,9 @@ def test_mechanisms_without_steps_are_refused_before_anything_is_read(tmp_path, 
     once = plan_adassp(target_micro=3 * MICRO, delta="0.00001", row_norm_micro=2 * MICRO)
     with pytest.raises(ConfigurationError, match="only dp-sgd"):
         on_processes(once, 2, sharded=False, fingerprint=False)
-    config = tmp_path / "config.toml"  # there are no rows beside it
+    config = tmp_path / "config.toml"
     config.write_text(configuration_text("data.csv"))
+    (tmp_path / "data.csv").write_text("no rows of anything")  # who read it would say so
     with pytest.raises(ConfigurationError, match=r"--processes: --shard needs"):
         run_experiment(config, models_dir=tmp_path / "models", key=key, sharded=True)
 
