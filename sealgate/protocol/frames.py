@@ -458,7 +458,10 @@ class FrameReader:
     def __init__(self, kinds: Any, *, body_max: int = MAX_FRAME_BODY) -> None:
         self._decoder = msgspec.msgpack.Decoder(kinds)
         self._body_max = body_max
-        self._buffer = bytearray()
+        self._rest = (
+            bytearray()
+        )  # of a frame that is not whole yet; nothing can be done before `_wanted` of it are there
+        self._wanted = _PREFIX.size
         self._large: _LargeBody | None = None
 
     def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[Any, bytes]]:
@@ -470,40 +473,40 @@ class FrameReader:
                 return frames
             frames.append((self._large.frame, body))
             self._large = None
-        self._buffer += data
-        start, have = 0, len(self._buffer)
-        while have - start >= _PREFIX.size:
-            header_size, body_size = _PREFIX.unpack_from(self._buffer, start)
+        if self._rest:
+            self._rest += data
+            if len(self._rest) < self._wanted:
+                return frames
+            data = self._rest
+        data, start, self._wanted = bytes(data), 0, _PREFIX.size
+        while len(data) - start >= _PREFIX.size:
+            header_size, body_size = _PREFIX.unpack_from(data, start)
             if header_size > MAX_FRAME_HEADER or body_size > self._body_max:
                 raise DecodeError("frame is too large")
             at = start + _PREFIX.size
-            end = at + header_size + body_size
-            if have < end and (body_size < LARGE_BODY or have < at + header_size):
+            body_at, end = at + header_size, at + header_size + body_size
+            needed = end if body_size < LARGE_BODY else body_at
+            if len(data) < needed:
+                self._wanted = needed - start
                 break
-            with memoryview(self._buffer) as view:
-                frame = self._decode(view[at : at + header_size])
-                if have < end:
-                    self._large = _LargeBody(frame, body_size)
-                    with view[at + header_size :] as begun:
-                        self._large.take(begun)
-                    start = have
-                    break
-                body = bytes(view[end - body_size : end])
-            frames.append((frame, body))
+            frame = self._decode(data[at:body_at])
+            if len(data) < end:
+                self._large = _LargeBody(frame, body_size)
+                self._large.take(memoryview(data)[body_at:])
+                start = len(data)
+                break
+            frames.append((frame, data[body_at:end]))
             start = end
-        if start:
-            del self._buffer[:start]
+        self._rest = bytearray(data[start:])
         return frames
 
-    def _decode(self, header: memoryview) -> Any:
+    def _decode(self, header: bytes) -> Any:
         try:
             return self._decoder.decode(header)
         except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
             raise DecodeError("frame header is malformed") from error
-        finally:
-            header.release()
 
     @property
     def pending(self) -> int:
         """Bytes of an incomplete frame."""
-        return len(self._buffer) + (self._large.size if self._large is not None else 0)
+        return len(self._rest) + (self._large.size if self._large is not None else 0)
