@@ -49,6 +49,7 @@ from secure_runtime.limits import MAX_BINDING, MAX_IN_FLIGHT_BYTES, MAX_UNITS, R
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+_with = msgspec.structs.replace
 _STATUS = {"sealed-request-refused": 400, "unknown-key": 400, "busy": 503, "timed-out": 504}
 _RETRY_AFTER_S = 1
 _ANSWERED_AS = {MEDIA_REQUEST: MEDIA_RESPONSE, MEDIA_CHUNKED_REQUEST: MEDIA_CHUNKED_RESPONSE}
@@ -292,7 +293,7 @@ class Admission:
 
     async def _fail(self, intent: Appended, reason: str) -> Appended:
         """The end of a request that nobody answered: what was held for it counts as spent."""
-        failed = _end_of(intent, kind="inference.failed", outcome="failed", reason=reason)
+        failed = _end_of(intent, {"kind": "inference.failed", "outcome": "failed", "reason": reason})
         return await self._append(failed, spending.abandon(self._budgets))
 
     # Refusals and reads ----------------------------------------------------------------------------------------------
@@ -350,10 +351,6 @@ class Admission:
         )
 
 
-def _with(record: Record, **changes: object) -> Record:
-    return msgspec.structs.replace(record, **changes)
-
-
 def _require_room(draft: Record, frame: Submit) -> None:
     """Raise DecodeError for words of a gateway that would leave no room for the end in a leaf, or in a worker's frame.
 
@@ -370,36 +367,43 @@ def _require_room(draft: Record, frame: Submit) -> None:
         raise DecodeError("the gateway says more of a request than a record can hold")
 
 
-_NOT_INHERITED = {"id": "", "ts_us": 0, "salt": "", "eps_micro": 0, "budget_after_micro": 0, "detail": {}}
+_NOT_INHERITED: dict[str, Any] = {
+    "id": "",
+    "ts_us": 0,
+    "salt": "",
+    "eps_micro": 0,
+    "budget_after_micro": 0,
+    "detail": {},
+}
 
 
-def _end_of(intent: Appended, **said: object) -> Record:
+def _end_of(intent: Appended, said: dict[str, Any]) -> Record:
     """The end of an authorised request: what is `said` of it, and what it inherits."""
     begun = intent.record
-    return _with(begun, **{**_NOT_INHERITED, "grant": begun.id, "intent_seq": intent.index, **said})
+    return _with(begun, **(_NOT_INHERITED | {"grant": begun.id, "intent_seq": intent.index} | said))
 
 
 def _ended(intent: Appended, outcome: Outcome, *, detail: dict[str, str]) -> Record:
     """The end's record: the worker's statement, field by field, unchanged; and in the detail what it cost."""
     statement = outcome.done.completion.statement
-    return _end_of(
-        intent,
-        kind="inference.completed" if statement.outcome == "completed" else "inference.failed",
-        runtime_instance=statement.instance,
-        runtime_seq=statement.seq,
-        runtime_sig=outcome.done.completion.signature,
-        grant=statement.grant,
-        outcome=statement.outcome,
-        reason=statement.reason,
-        model=statement.model,
-        model_digest=statement.model_digest,
-        certificate_digest=statement.certificate_digest,
-        units=statement.units,
-        eps_micro=statement.eps_micro,
-        req_commit=statement.req_commit,
-        resp_commit=statement.resp_commit,
-        detail=detail,
-    )
+    said = {
+        "kind": "inference.completed" if statement.outcome == "completed" else "inference.failed",
+        "runtime_instance": statement.instance,
+        "runtime_seq": statement.seq,
+        "runtime_sig": outcome.done.completion.signature,
+        "grant": statement.grant,
+        "outcome": statement.outcome,
+        "reason": statement.reason,
+        "model": statement.model,
+        "model_digest": statement.model_digest,
+        "certificate_digest": statement.certificate_digest,
+        "units": statement.units,
+        "eps_micro": statement.eps_micro,
+        "req_commit": statement.req_commit,
+        "resp_commit": statement.resp_commit,
+        "detail": detail,
+    }
+    return _end_of(intent, said)
 
 
 def _refused(ended: Appended, *, status: int, code: str, retry_after_s: int) -> tuple[Reply, bytes]:
