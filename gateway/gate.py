@@ -95,7 +95,8 @@ class Gate:
         Whom a certificate stands for is part of the policy, so the principal belongs to the policy in force now.
         """
         began_ns = monotonic_ns()
-        request.scope[_POLICY] = await self.policies.now()
+        policies = self.policies
+        request.scope[_POLICY] = policies.loaded if policies.ready else await policies.now()
         try:
             principal = await self.authenticator.authenticate(request.scope)
         except Unauthenticated as error:
