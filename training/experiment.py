@@ -249,13 +249,13 @@ def _plan(asked: _Asked) -> _Settled:
     )
     manifest = manifest_of(configuration)
     manifest_bytes(manifest)  # what no verifier would accept is refused now
-    _require_sources(configuration, asked)
     with asked.narrator.busy(f"computing the noise that {configuration.model.name} needs"):
         spending, plan, cost = planned(configuration, manifest)
     plan = _shared(plan, asked, configuration)
     masked = masked_of(configuration)
     require_watchable(configuration, plan)
     asked.owner.check(manifest)
+    _require_sources(configuration, asked)  # last: what is wrong with the configuration itself is said before
     asked.narrator.announce(configuration, plan, cost)
     return _Settled(
         configuration=configuration,
