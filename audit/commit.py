@@ -279,17 +279,17 @@ class Committer:
 
     def publish(self) -> None:
         """Store the newest signed checkpoint, and the newest cosigned one, where readers find them."""
-        if self.unpublished:
-            with self._begin() as transaction:
-                self._index.write(transaction.connection)
-                self._store_checkpoints(transaction.connection)
         self.rest()
+        if self.unpublished:
+            with self._engine.begin() as connection:
+                self._index.write(connection)
+                self._store_checkpoints(connection)
 
     def rest(self) -> None:
         """Give the connection back until there is something to write. Doing so twice is harmless."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        kept, self._connection = self._connection, None
+        if kept is not None:
+            kept.close()
 
     def _begin(self) -> RootTransaction:
         """Taking a connection from the pool for each batch would cost more than most statements do."""
@@ -302,9 +302,9 @@ class Committer:
 
     def require_connection(self) -> None:
         """Raise if the database is gone, and the hold on the log with it."""
-        with self._begin() as transaction:
-            transaction.connection.execute(_STILL_THERE)
         self.rest()
+        with self._engine.begin() as connection:
+            connection.execute(_STILL_THERE)
 
     # The turn --------------------------------------------------------------------------------------------------------
 

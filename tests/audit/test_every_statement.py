@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from audit import commit
 from audit.query import RecordFilter
 from tests.audit.crash_at import LIVED, TABLES, live_until_killed, spend
 
@@ -55,17 +56,15 @@ def check(bench: Any, said: list[tuple[int, str]]) -> None:
     assert unknown == [(0,)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_a_writer_killed_at_any_statement_leaves_a_whole_log(bench, after: bool) -> None:
+def lives(bench: Any, *, after: bool) -> tuple[int, int]:
+    """Kill one writer after the other, a statement later each time; how many died, and how much they acknowledged."""
     log = bench.open(extra_tables=(TABLES,), on_abort=spend)
     for future in [log.append(bench.draft(reason="before")) for _ in range(SPAN - 14)]:
         future.result()
     log.close()
-    statement, deaths, acknowledged = 0, 0, 0
+    deaths, acknowledged = 0, 0
     while True:
-        statement += 1
-        status, said = one_life(bench, statement, after=after)
+        status, said = one_life(bench, deaths + 1, after=after)
         check(bench, said)
         acknowledged += len(said)
         if os.waitstatus_to_exitcode(status) == LIVED:
@@ -73,5 +72,19 @@ def test_a_writer_killed_at_any_statement_leaves_a_whole_log(bench, after: bool)
         assert os.WIFSIGNALED(status), os.waitstatus_to_exitcode(status)
         deaths += 1
     assert deaths >= 40
-    assert acknowledged > deaths  # many died after having acknowledged something
     assert bench.sql("SELECT count(*) FROM tile WHERE level = 1") == [(1,)]
+    return deaths, acknowledged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_writer_killed_at_any_statement_leaves_a_whole_log(bench, after: bool) -> None:
+    deaths, acknowledged = lives(bench, after=after)
+    assert acknowledged > deaths  # many died after having acknowledged something
+
+
+@pytest.mark.slow
+def test_so_does_one_whose_index_rows_wait_for_later_transactions(bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commit, "BUSY_REQUESTS", 0)
+    _, acknowledged = lives(bench, after=False)
+    assert acknowledged >= 40
