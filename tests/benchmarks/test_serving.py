@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from benchmarks.serving.peers import HERE, PEERS, Peer, RunningPeer, _request, _
 from benchmarks.serving.rounds import Cell, Measured, PeerSystem, disagreement, measure
 from benchmarks.serving.table import cost_table, markdown, rates_table, ratio_table, ratios
 from sealgate.bench.load import Answer, LoadFailed, Run
+from tests.live import wait_until
 
 CELL = Cell("mlp", 2, 4, False)
 BY_NAME = {peer.name: peer for peer in PEERS}
@@ -81,8 +83,9 @@ def test_a_real_peer_answers_what_the_model_says_and_is_measured(litestar: Runni
         assert one.rate > 0
         assert one.cpu_us["server"] > 0
     assert disagreement(system, system, CELL) == ""
-    state = (Path("/proc") / str(litestar.process.pid) / "stat").read_text().rpartition(")")[2].split()[0]
-    assert state == "T", "while others are measured it is stopped"
+    stat = Path("/proc") / str(litestar.process.pid) / "stat"
+    stopped = "while others are measured it is stopped"  # once it has had a processor to stop on
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", within_s=60, what=stopped)
     assert not system.takes(Cell("cnn", 1, 2, False))
 
 
@@ -196,8 +199,12 @@ def test_markdown_is_a_table() -> None:
 )
 def test_wrong_arguments(arguments: list[str], why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["serving", *arguments])
-    with pytest.raises(SystemExit, match=why):
-        main()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match=why):
+            main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow
