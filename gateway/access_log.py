@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.exchange import ARRIVED, WHOLE, Fields
+from gateway.exchange import WHOLE
 from gateway.gate import CALLER, source_class
 from gateway.intake import Intake
 from gateway.limits import PIECE
@@ -46,6 +46,8 @@ class AccessLog:
 
         async def counted_send(message: Any) -> None:
             kind = message["type"]
+            if kind == WHOLE:  # no larger than a piece
+                seen["status"], seen["sent"] = message["status"], len(message["body"])
             if kind == "http.response.start":
                 seen["status"] = message["status"]
             if kind != "http.response.body":
@@ -59,8 +61,6 @@ class AccessLog:
                     await send({"type": "http.response.body", "body": body[start : start + PIECE], "more_body": more})
             seen["sent"] += len(body)
 
-        if (extensions := scope.get("extensions")) is not None and WHOLE in extensions:
-            _count_whole(extensions, seen)
         try:
             await self._app(scope, counted_receive, counted_send)
         finally:
@@ -75,21 +75,3 @@ class AccessLog:
                     "duration_us": (monotonic_ns() - began_ns) // 1000,
                 }
                 self._telemetry.event("request", **fields, **seen, **scope.get("gateway.log", {}))
-
-
-def _count_whole(extensions: Any, seen: dict[str, int]) -> None:
-    """Count what goes past ASGI's messages too; see gateway.exchange."""
-    arrived, answer_whole = extensions[ARRIVED], extensions[WHOLE]
-
-    def counted_arrived() -> bytes | None:
-        body: bytes | None = arrived()
-        seen["received"] += len(body or b"")
-        return body
-
-    def counted_answer(status: int, fields: Fields, body: bytes) -> bool:
-        sent: bool = answer_whole(status, fields, body)
-        if sent:
-            seen["status"], seen["sent"] = status, len(body)
-        return sent
-
-    extensions |= {ARRIVED: counted_arrived, WHOLE: counted_answer}

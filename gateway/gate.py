@@ -95,8 +95,7 @@ class Gate:
         Whom a certificate stands for is part of the policy, so the principal belongs to the policy in force now.
         """
         began_ns = monotonic_ns()
-        policies = self.policies
-        request.scope[_POLICY] = policies.loaded if policies.ready else await policies.now()
+        request.scope[_POLICY] = await self.policies.now()
         try:
             principal = await self.authenticator.authenticate(request.scope)
         except Unauthenticated as error:

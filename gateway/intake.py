@@ -7,7 +7,7 @@ callers, not this process, hold the queue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from io import BytesIO
 from types import TracebackType
 
@@ -17,7 +17,6 @@ from gateway.patience import Patience, Receive
 from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol.sizes import LIMIT_FIELD, sealed_size, tell_limit
 
-Arrived = Callable[[], bytes | None]
 _CLOSE = {"Connection": "close"}
 
 
@@ -38,20 +37,13 @@ class Slot:
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._intake.let_out(self.caller, self.held)
 
-    async def read_body(
-        self, receive: Receive, *, declared: str | None, limit: int | None = None, arrived: Arrived | None = None
-    ) -> bytes:
-        """The whole body; `declared` is the Content-Length field, `arrived` gives a body that need not be waited for.
-        Raises Problem or CallerGone."""
+    async def read_body(self, receive: Receive, *, declared: str | None, limit: int | None = None) -> bytes:
+        """The whole body; `declared` is the Content-Length field. Raises Problem or CallerGone."""
         limit = self._intake.body_max if limit is None else limit
         if declared is not None and (not declared.isdecimal() or len(declared) > 18):
             raise Problem("malformed-request", headers=_CLOSE)
         if declared is not None and int(declared) > limit:
             raise _too_large(limit)
-        body = arrived() if arrived is not None else None
-        if body is not None:
-            self._keep(body, 0, limit)
-            return body
         try:
             with self._intake.patience.limit(self._intake.body_timeout_s):
                 return await self._collect(receive, limit)
@@ -66,15 +58,12 @@ class Slot:
             if message["type"] != "http.request":
                 raise CallerGone
             part = message.get("body", b"")
-            self._keep(part, body.tell(), limit)
+            if body.tell() + len(part) > limit:
+                raise _too_large(limit)
+            self._intake.hold(self, len(part))
             body.write(part)
             more = message.get("more_body", False)
         return body.getvalue()
-
-    def _keep(self, part: bytes, before: int, limit: int) -> None:
-        if before + len(part) > limit:
-            raise _too_large(limit)
-        self._intake.hold(self, len(part))
 
 
 class Answering:

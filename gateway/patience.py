@@ -83,9 +83,9 @@ class Limit:
         return self._failure is TimeoutError
 
     def __enter__(self) -> Limit:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
+        task = asyncio.current_task()
         assert task is not None
+        loop = task.get_loop()
         self._waiting: asyncio.Task[Any] | None = task
         self._cancelled_before = task.cancelling()
         self.began = loop.time()

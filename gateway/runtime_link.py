@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -168,9 +168,9 @@ class RuntimeLink:
 
     # What the gateway asks --------------------------------------------------------------------------------------------
 
-    def submit(self, frame: Submit, body: bytes) -> Coroutine[Any, Any, tuple[Answer | Refused, bytes]]:
+    async def submit(self, frame: Submit, body: bytes) -> tuple[Answer | Refused, bytes]:
         """Steps 6 to 10 happen on the other side. Cancelling this call tells the host that nobody waits any more."""
-        return self._ask(frame, body, expected=(Answer, Refused))
+        return await self._ask(frame, body, expected=(Answer, Refused))
 
     async def deny(self, frame: Deny) -> Recorded | Refused:
         """Record a refusal by the policy; `Recorded` once it is durable."""

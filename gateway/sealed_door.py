@@ -48,16 +48,19 @@ class SealedDoor:
             return
         scope["path_template"] = _TEMPLATE
         status, media_type, headers, body = await self._answer(_Sent(scope, receive), model)
-        fields = [
-            *[(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
-            (b"content-type", media_type.encode()),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        start = {"type": "http.response.start", "status": status, "headers": fields}
+        start = {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                *[(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()],
+                (b"content-type", media_type.encode()),
+                (b"content-length", b"%d" % len(body)),
+            ],
+        }
         await tell_nonce(start, scope)
         whole = len(body) <= PIECE and "Connection" not in headers  # what ends the connection is the server's to see
-        extensions = scope.get("extensions", {})
-        if whole and WHOLE in extensions and extensions[WHOLE](status, start["headers"], body):
+        if whole and WHOLE in scope.get("extensions", ()):
+            await send(start | {"type": WHOLE, "body": body})
             return
         await send(start)
         await send({"type": "http.response.body", "body": body, "more_body": False})

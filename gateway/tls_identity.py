@@ -28,7 +28,7 @@ from gateway.authentication.authorities import Authorities, Generation
 from gateway.authentication.forwarded import CERTIFICATE_FIELD, CHAIN_FIELD, EXTENSION, Forwarded
 from gateway.authentication.watched_files import WatchedFiles
 from gateway.errors import MEDIA_PROBLEM, Problem
-from gateway.exchange import ARRIVED, WHOLE, Exchange
+from gateway.exchange import WHOLE, Exchange
 from gateway.gathered_writes import GatheredWrites
 from gateway.limits import (
     HEAD_TIMEOUT_S,
@@ -45,7 +45,7 @@ from sealgate.deployment import Deployment
 from sealgate.errors import ConfigurationError
 
 _DER = 2  # X509_FILETYPE_ASN1, as the private chain of Python before 3.13 takes it
-_LOCAL = Forwarded(local=True)
+_NOTHING: dict[str, Any] = {}  # all that there is to say of the extension WHOLE
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -152,7 +152,7 @@ class SealedHttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"tls": self._tls}  # type: ignore[dict-item]
+        self.scope["extensions"] = {"tls": self._tls, WHOLE: _NOTHING}  # type: ignore[dict-item]
         self._certificate, self._chain = (), ()
         self._in_head = self._begins = True
         self._idle_since = None
@@ -166,11 +166,9 @@ class SealedHttpProtocol(HttpToolsProtocol):
             return
         self._disarm()
         self._in_head, self._unproductive, self._idle_since = False, 0, None
-        if self._certificate or self._chain:
+        if self._local or self._certificate or self._chain:
             forwarded = Forwarded(local=self._local, certificate=self._certificate, chain=self._chain)
             self.scope["extensions"][EXTENSION] = forwarded  # type: ignore[assignment]
-        elif self._local:
-            self.scope["extensions"][EXTENSION] = _LOCAL  # type: ignore[assignment]
         self._begin_exchange()
 
     def _begin_exchange(self) -> None:
@@ -184,7 +182,7 @@ class SealedHttpProtocol(HttpToolsProtocol):
         scope["raw_path"] = url.path
         scope["query_string"] = url.query or b""
         before = self.cycle
-        self.cycle = exchange = Exchange(
+        self.cycle = Exchange(
             scope,
             self.transport,
             self.flow,
@@ -197,7 +195,6 @@ class SealedHttpProtocol(HttpToolsProtocol):
             version != "1.0" and self.parser.should_keep_alive(),
             self.on_response_complete,
         )
-        scope["extensions"] |= {ARRIVED: exchange.arrived, WHOLE: exchange.answer_whole}  # type: ignore[dict-item]
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:  # pipelined: no more is read until it is its turn

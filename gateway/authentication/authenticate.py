@@ -29,9 +29,6 @@ from policy.entities import Principal, Role
 from sealgate.protocol.binding import bind_certificate, bind_token
 
 _ROLES = {role.value: role for role in Role}
-_UNBOUND = Confirmation()
-# By whether a token names a certificate, and whether it names a key.
-_BINDINGS = {(False, False): "none", (True, False): "mtls", (False, True): "dpop", (True, True): "mtls+dpop"}
 
 
 class Authenticator:
@@ -66,25 +63,42 @@ class Authenticator:
     async def authenticate(self, scope: MutableMapping[str, Any]) -> Principal:
         """The caller of a request (an ASGI scope); raises Unauthenticated with the reason for the log."""
         try:
-            certificate = self._certificates.read(scope)
-            presented = _presented(scope)
-            if presented is None:
-                self._possession.require_none(scope)
-                return _by_certificate(certificate)
-            token = presented.token
-            verified = self._tokens.verify_remembered(token) or await self._tokens.verify(token)
-            confirmation = _confirmed(presented, verified, certificate)
-            # The proof is last: it counts once, and nothing may fail for another reason after it was used.
-            if confirmation.jkt is None:
-                self._possession.require_none(scope)
-            else:
-                await self._possession.require(scope, jkt=confirmation.jkt, access_token=token)
-            return _by_token(
-                verified, token, certificate, _BINDINGS[confirmation.x5t_s256 is not None, presented.as_dpop]
-            )
+            return await self._authenticate(scope)
         except Unauthenticated:
             self._possession.challenge(scope)
             raise
+
+    async def _authenticate(self, scope: MutableMapping[str, Any]) -> Principal:
+        certificate = self._certificates.read(scope)
+        presented = _presented(scope)
+        if presented is not None:
+            verified = await self._tokens.verify(presented.token)
+            binding = await self._confirm(scope, presented, verified, certificate)
+            return _by_token(verified, presented.token, certificate, binding)
+        self._possession.require_none(scope)
+        if certificate is not None:
+            return _by_certificate(certificate)
+        raise Unauthenticated("no-credential")
+
+    async def _confirm(
+        self,
+        scope: MutableMapping[str, Any],
+        presented: _Presented,
+        verified: VerifiedToken,
+        certificate: CertificateIdentity | None,
+    ) -> str:
+        """What the token is bound to, once all of that was shown (RFC 7800 section 3.1). The proof is last: it counts
+        once, and nothing may fail for another reason after it was used."""
+        confirmation = verified.confirmation or Confirmation()
+        if confirmation.x5t_s256 is not None:
+            _require_certificate(confirmation.x5t_s256, certificate)
+        if (confirmation.jkt is not None) != presented.as_dpop:  # RFC 9449 section 7.2: no way down to Bearer
+            raise Unauthenticated("scheme-mismatch")
+        if confirmation.jkt is None:
+            self._possession.require_none(scope)
+            return "none" if confirmation.x5t_s256 is None else "mtls"
+        await self._possession.require(scope, jkt=confirmation.jkt, access_token=presented.token)
+        return "dpop" if confirmation.x5t_s256 is None else "mtls+dpop"
 
 
 class _Presented(msgspec.Struct, frozen=True):
@@ -105,16 +119,6 @@ def _presented(scope: MutableMapping[str, Any]) -> _Presented | None:
     if scheme not in ("bearer", "dpop"):
         raise Unauthenticated("scheme-unknown")
     return _Presented(token.strip(" "), scheme == "dpop")
-
-
-def _confirmed(presented: _Presented, verified: VerifiedToken, certificate: CertificateIdentity | None) -> Confirmation:
-    """What the token is bound to (RFC 7800 section 3.1), once all of that was shown but a proof of possession."""
-    confirmation = verified.confirmation or _UNBOUND
-    if confirmation.x5t_s256 is not None:
-        _require_certificate(confirmation.x5t_s256, certificate)
-    if (confirmation.jkt is not None) != presented.as_dpop:  # RFC 9449 section 7.2: no way down to Bearer
-        raise Unauthenticated("scheme-mismatch")
-    return confirmation
 
 
 def _by_token(
@@ -151,9 +155,7 @@ def _require_certificate(thumbprint: str, certificate: CertificateIdentity | Non
         raise Unauthenticated("token-bound-elsewhere")
 
 
-def _by_certificate(certificate: CertificateIdentity | None) -> Principal:
-    if certificate is None:
-        raise Unauthenticated("no-credential")
+def _by_certificate(certificate: CertificateIdentity) -> Principal:
     client = certificate.client
     if client is None:
         raise Unauthenticated("certificate-unmapped")

@@ -19,8 +19,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath
 
 from gateway.errors import Problem
-from gateway.exchange import ARRIVED
-from gateway.fields import Fields, fields_of
+from gateway.fields import values_of
 from gateway.gate import Asked, Gate, Sent, audit_headers, caller_of
 from gateway.routes.openapi import SealedOperation, answers
 from gateway.watching import stepped
@@ -72,16 +71,11 @@ async def send_sealed_generic(request: Request[Any, Any, Any], gate: NamedDepend
 async def forwarded(request: Sent, gate: Gate, model: str | None) -> tuple[Answer, bytes]:
     """Steps 3 to 10; None for a model that a field names. Raises what becomes a problem document."""
     principal = await gate.authenticate(request)  # 3
-    fields = fields_of(request.scope)
-    asked = _asked(fields, _field(fields, b"sealed-model") if model is None else model)
-    media_type = _field(fields, b"content-type").partition(";")[0].strip().lower()
+    asked = _asked(request, _field(request, b"sealed-model") if model is None else model)
+    media_type = _field(request, b"content-type").partition(";")[0].strip().lower()
     with gate.sealed.slot((principal.tenant, principal.subject)) as slot:
         began_ns = monotonic_ns()
-        raw = await slot.read_body(
-            request.receive,
-            declared=_field(fields, b"content-length") or None,
-            arrived=request.scope.get("extensions", {}).get(ARRIVED),
-        )
+        raw = await slot.read_body(request.receive, declared=_field(request, b"content-length") or None)
         sealed = _sealed(raw, media_type)  # 4
         stepped(request.scope, "parse", began_ns)
 
@@ -92,24 +86,24 @@ async def forwarded(request: Sent, gate: Gate, model: str | None) -> tuple[Answe
         return await gate.under_one_policy(request, principal, ask)
 
 
-def _asked(fields: Fields, model: str) -> Asked:
+def _asked(request: Sent, model: str) -> Asked:
     """What the request says in clear that it wants; raises Problem if it does not say it plainly."""
-    purpose, operation = _field(fields, b"purpose"), _field(fields, b"sealed-operation", "infer")
+    purpose, operation = _field(request, b"purpose"), _field(request, b"sealed-operation", "infer")
     if not _NAME.fullmatch(model) or not _NAME.fullmatch(purpose) or operation not in _OPERATIONS:
         raise Problem(
             "malformed-request",
             detail="Name the model in the path or in Sealed-Model, and the purpose in Purpose; "
             "Sealed-Operation is infer, explain or read-model.",
         )
-    receipt = _field(fields, b"accept-receipt")
+    receipt = _field(request, b"accept-receipt")
     if receipt not in ("", MEDIA_COSE):
         raise Problem("malformed-request", detail=f"Accept-Receipt, if it is given, is {MEDIA_COSE}.")
     return Asked(action=_OPERATIONS[operation], model=model, purpose=purpose, cose=bool(receipt))
 
 
-def _field(fields: Fields, name: bytes, otherwise: str = "") -> str:
+def _field(request: Sent, name: bytes, otherwise: str = "") -> str:
     """The one value of a header field. Said twice, each reader on the way might take another."""
-    values = fields.get(name, ())
+    values = values_of(request.scope, name)
     if len(values) > 1:
         raise Problem("malformed-request", detail=f"The field {name.decode().title()} may be given once only.")
     return values[0].decode("latin-1") if values else otherwise
