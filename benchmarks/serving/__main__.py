@@ -47,19 +47,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peers", default=names, help=f"which, by comma (default: all: {names}); none: '-'")
     parser.add_argument("--peers-home", type=Path, default=_PEERS_HOME, help=f"their environments ({_PEERS_HOME})")
     parser.add_argument("--cells", default=_DEFAULT_CELLS, help=f"MODEL:ITEMS, by comma ({_DEFAULT_CELLS})")
-    parser.add_argument("--connections", default="32,64", help="by comma (32,64)")
+    parser.add_argument("--connections", help="by comma (32,64; with --quick 32)")
     parser.add_argument("--bodies", default="json,binary", help="by comma (json,binary)")
     parser.add_argument("--rounds", type=int, default=5, help="of every cell and server (5)")
     parser.add_argument("--seconds", type=float, default=0.7, help="that one run counts (0.7)")
     parser.add_argument("--warm", type=float, default=0.2, help="seconds before that, not counted (0.2)")
     parser.add_argument("--minutes", type=float, default=19.0, help="take fewer rounds than to last longer (19)")
     parser.add_argument("--no-tls", action="store_true", help="leave out ours over TLS")
-    parser.add_argument("--quick", action="store_true", help="32 connections, 3 rounds, binary and JSON")
+    parser.add_argument("--quick", action="store_true", help="unless said otherwise 32 connections; 3 rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there and leave it (logs, models)")
     given = parser.parse_args()
+    given.connections = given.connections or ("32" if given.quick else "32,64")
     if given.quick:
-        given.connections, given.rounds = "32", min(3, given.rounds)
+        given.rounds = min(3, given.rounds)
     return given
 
 
