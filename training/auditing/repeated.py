@@ -114,10 +114,15 @@ def audit_runs(
 def _neighbours(
     spec: Spec, size: float, dtype: torch.dtype, stream: Keystream
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """A few made-up examples, and last the one in question: all its numbers `size`, of the highest target."""
+    """A few made-up examples, and last the one in question: all its numbers `size`, of the highest target.
+
+    Where there are numbers, those of the others are zero: nothing but the one in question then pulls at the weights, and
+    how much it can be told does not depend on which others the dice gave.
+    """
     inputs = made_up_inputs(spec, AUDIT_OTHERS + 1, stream, dtype=dtype)
     targets = made_up_targets(spec, AUDIT_OTHERS + 1, stream, dtype=dtype)
     if inputs[0].is_floating_point():
+        inputs[0][:-1] = 0.0
         inputs[0][-1] = size
     targets[-1] = max(1, spec.classes - 1)
     return inputs, targets
