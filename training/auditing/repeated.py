@@ -116,8 +116,8 @@ def _neighbours(
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """A few made-up examples, and last the one in question: all its numbers `size`, of the highest target.
 
-    Where there are numbers, those of the others are zero: nothing but the one in question then pulls at the weights, and
-    how much it can be told does not depend on which others the dice gave.
+    Where there are numbers, those of the others are zero: then nothing but the one in question pulls at the weights,
+    and how well it can be told does not depend on the others that the dice gave.
     """
     inputs = made_up_inputs(spec, AUDIT_OTHERS + 1, stream, dtype=dtype)
     targets = made_up_targets(spec, AUDIT_OTHERS + 1, stream, dtype=dtype)
