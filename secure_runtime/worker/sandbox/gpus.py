@@ -30,11 +30,13 @@ from secure_runtime.worker.sandbox.report import LayerMissing, Report
 LAYER = "no-gpu-driver"
 OPEN_FILES = 4096  # the driver opens its nodes anew for what it maps
 OWN_THREADS = "/proc/self/task"  # thread names are written there; Landlock's rule is about this process alone
+PROC_READ = tuple(f"/proc/{name}" for name in ("self", "driver", "devices", "cpuinfo", "meminfo", "modules", "stat"))
+"""What of /proc may be read: nothing of other processes, where the worker has no process-id namespace of its own."""
 
 _IOCTL_TYPE, _IOCTL_TYPE_MASK = ord("F") << 8, 0xFF00
 _UVM_NUMBERS = 0xFF  # nvidia-uvm's commands are bare numbers
 _UVM_INITIALIZE, _UVM_DEINITIALIZE = 0x30000001, 0x30000002
-_NOT_READ_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC  # O_RDONLY and O_RDWR are what is left
+_NOT_READ_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | (os.O_TMPFILE & ~os.O_DIRECTORY)  # leaves O_RDONLY, O_RDWR
 _FLAGS_OF_DESCRIPTORS = (1, 2, 3, 4)  # F_GETFD, F_SETFD, F_GETFL, F_SETFL; none that duplicates
 
 _COMMANDS = (

@@ -49,7 +49,7 @@ class View:
     @property
     def readable(self) -> tuple[str, ...]:
         """For Landlock."""
-        return (*self.code, *self.data, _RANDOM, *((_PROC,) if self.devices else ()))
+        return (*self.code, *self.data, _RANDOM, *(gpus.PROC_READ if self.devices else ()))
 
     @property
     def writable(self) -> tuple[str, ...]:

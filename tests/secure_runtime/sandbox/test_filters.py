@@ -207,6 +207,7 @@ def test_with_single_use_processes_or_a_gpu_exactly_this_is_allowed(
         ("openat", (-100, 0, 1), "denied"),
         ("openat", (-100, 0, 0o102), "denied"),
         ("openat", (-100, 0, 0o1002), "denied"),
+        ("openat", (-100, 0, 0o20000002), "denied"),  # O_TMPFILE makes a file without O_CREAT
         ("openat2", (), "denied"),
         ("ioctl", (9, 0xC020462A), ALLOW),  # NV_ESC_RM_CONTROL
         ("ioctl", (9, 0x30000001), ALLOW),  # UVM_INITIALIZE

@@ -75,6 +75,8 @@ def all_of_it():
         "another node": tried(lambda: os.open("/dev/null", os.O_RDWR)),
         "a new file": tried(lambda: os.open("/dev/shm/x", os.O_RDWR | os.O_CREAT)),
         "own memory": tried(lambda: os.open("/proc/self/mem", os.O_RDWR)),
+        "another process": tried(lambda: os.open(f"/proc/{os.getppid()}/cmdline", os.O_RDONLY)),
+        "all processes": tried(lambda: os.listdir("/proc")),
         "own score": tried(lambda: os.open("/proc/self/oom_score_adj", os.O_RDWR)),
         "a model": tried(lambda: os.open(plan["models_dir"] + "/weights", os.O_RDWR)),
     }
