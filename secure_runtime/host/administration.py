@@ -78,7 +78,7 @@ class AdminServer:
         except Exception as error:  # a fault of ours: the operator gets an answer, and its kind and place
             self._service.fault(error)
         with contextlib.suppress(OSError):
-            writer.writelines(encode_frame(answer))
+            writer.write(b"".join(encode_frame(answer)))
             writer.close()
 
 

@@ -25,6 +25,7 @@ _SOCKET = 3
 _MAX_PLAN = 1 << 20
 _FRAME = struct.Struct(">II")
 _REFUSED, _BROKEN = 1, 70
+_NO_ROOM = "failed to map segment"  # the C library's words for a library that RLIMIT_AS leaves no addresses for
 
 Main = Callable[[socket.socket, dict[str, Any], Any], int]
 
@@ -104,6 +105,8 @@ def boot(inherited: int, main: Callable[[], Main]) -> int:
             return _BROKEN
         reason = sandbox.LayerMissing.code if isinstance(error, sandbox.LayerMissing) else "boot-error"
         detail = str(error) if reason != "boot-error" else f"{type(error).__name__}: {error} ({_place_of(error)})"
+        if _NO_ROOM in detail:
+            detail += "; memory_limit_mb is too small for torch's libraries: those of CUDA take 3 GiB, others 0.7"
         tell_failure(sock, reason=reason, detail=detail, layers=getattr(report or error, "layers", {}))
         return _REFUSED
 

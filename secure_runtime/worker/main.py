@@ -206,7 +206,7 @@ def run(sock: socket.socket, plan_values: dict[str, Any], report: Any) -> int:
         send(BootFailed(reason=error.code, detail=str(error)), b"")
         flush(sock, outgoing)
         return 1
-    worker = Worker(plan, engine, send=send, single_use=single_use)
+    worker = Worker(plan, engine, send=send, flush=lambda: flush(sock, outgoing), single_use=single_use)
     facts = WorkerFacts(
         instance=worker.instance,
         completion_key=worker.completion_key,

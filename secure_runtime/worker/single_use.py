@@ -140,7 +140,7 @@ class SingleUse:
             return _refused(task, TurnedAway("single-use-died"))
         try:
             result, sealed = slot.take(Result)
-        except DecodeError:
+        except (DecodeError, MemoryError):
             return _refused(task, TurnedAway("single-use-died"))
         if not self._fits(result, sealed, task):
             return _refused(task, TurnedAway("single-use-died"))

@@ -40,8 +40,8 @@ from sealgate.protocol.frames import (
 from sealgate.protocol.ohttp import commitment
 from sealgate.protocol.sizes import padded_within, sealed_size
 from secure_runtime.errors import TurnedAway
-from secure_runtime.limits import RECEIVE_BYTES
-from secure_runtime.worker.engine.answers import EngineAnswer
+from secure_runtime.limits import RECEIVE_BYTES, SEALED_AT_ONCE
+from secure_runtime.worker.engine.answers import EngineAnswer, unsealed
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.gatekeeper import Admitted, accept, admission
 from secure_runtime.worker.keys import KeyRing
@@ -58,14 +58,17 @@ class Worker:
         engine: Engine,
         *,
         send: Callable[[Frame, bytes], None],
+        flush: Callable[[], None] = lambda: None,
         single_use: SingleUse | None = None,
         clock: Clock = now_us,
         entropy: Entropy = random_bytes,
     ) -> None:
+        """`flush` is called where what was sent is to leave before more is made."""
         self._plan = plan
         self._engine = engine
         self._single_use = single_use
         self._send = send
+        self._flush = flush
         self._clock = clock
         self.instance = entropy(16).hex()
         self._signer = Ed25519PrivateKey.generate()
@@ -81,6 +84,7 @@ class Worker:
         self._pad_to = padded_within(plan.max_message)
         self._seq = 0
         self._ends: list[tuple[Statement, Callable[[Completion], Done], bytes]] = []  # not signed yet
+        self._ends_bytes = 0  # of their sealed answers
 
     @property
     def completion_key(self) -> bytes:
@@ -99,19 +103,27 @@ class Worker:
 
     def sweep(self, works: list[tuple[Work, bytes, bool]]) -> None:
         """Bring every work item `(frame, sealed request, cancelled)` to its one signed end; those that a process of
-        their own runs come to theirs by `advance`."""
+        their own runs come to theirs by `advance`. What is large leaves before the next is made."""
         meter = SweepMeter()
         places = self._admitted(works)
         meter.opened(len(works))
         self.advance()  # the processes run beside the batch
-        answers = iter(enumerate(self._engine.run([place for place in places if isinstance(place, Admitted)])))
+        to_run = [place for place in places if isinstance(place, Admitted)]
+        answers: deque[tuple[int, EngineAnswer]] = deque()
+        begun = 0
         for (work, raw, _), place in zip(works, places, strict=True):
             if isinstance(place, TurnedAway):
                 self._refuse(work, raw, reason=place.code, problem=place.problem, took=meter.refused())
             elif place is not None:
-                index, answer = next(answers)
+                if not answers:
+                    answers.extend(enumerate(self._engine.run(to_run[begun:])))
+                    begun += len(answers)
+                index, answer = answers.popleft()
                 meter.seals()
                 self._answer(work, raw, place, answer, partial(meter.took, self._engine.shares.get(index)))
+                if self._ends_bytes > SEALED_AT_ONCE:
+                    self._sign_and_send()
+                    self._flush()
         self._sign_and_send()
 
     @property
@@ -178,6 +190,8 @@ class Worker:
                     places[index] = ended.value
                 except TurnedAway as why:
                     places[index] = why
+                except MemoryError:
+                    places[index] = TurnedAway("no-memory", problem="busy")
                 del under_way[index]
         return places
 
@@ -203,7 +217,11 @@ class Worker:
         self, work: Work, raw: bytes, admitted: Admitted, answer: EngineAnswer, took: Callable[[], Took]
     ) -> None:
         """Seal the answer, forget the question, sign what was done."""
-        sealed, media_type = admitted.sealer.seal(bhttp.encode_response(answer.response, pad_to=self._pad_to))
+        try:
+            sealed, media_type = self._sealed(admitted, answer)
+        except MemoryError:
+            answer = unsealed(answer)
+            sealed, media_type = self._sealed(admitted, answer)
         admitted.plaintext.wipe()
         statement = self._statement(
             work.grant,
@@ -217,6 +235,10 @@ class Worker:
             resp_commit=commitment(sealed),
         )
         self._ends.append((statement, partial(_done, id=work.id, media_type=media_type, took=took()), sealed))
+        self._ends_bytes += len(sealed)
+
+    def _sealed(self, admitted: Admitted, answer: EngineAnswer) -> tuple[bytes, str]:
+        return admitted.sealer.seal(bhttp.encode_response(answer.response, pad_to=self._pad_to))
 
     def _refuse(self, work: Work, raw: bytes, *, reason: str, problem: str, took: Took | None = None) -> None:
         statement = self._statement(work.grant, raw, outcome="refused", reason=reason)
@@ -238,7 +260,7 @@ class Worker:
 
     def _sign_and_send(self) -> None:
         """All ends since the last time, in the order of their numbers, under one signature."""
-        ends, self._ends = self._ends, []
+        ends, self._ends, self._ends_bytes = self._ends, [], 0
         completions = sign_completions([statement for statement, _, _ in ends], self._signer)
         for completion, (_, done, sealed) in zip(completions, ends, strict=True):
             self._send(done(completion), sealed)

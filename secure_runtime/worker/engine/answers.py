@@ -75,6 +75,14 @@ def failed(error: BadInput, model: LoadedModel | None) -> EngineAnswer:
     )
 
 
+def unsealed(answer: EngineAnswer) -> EngineAnswer:
+    """What takes the place of an answer that there was no memory to seal. What its noise spent stays spent."""
+    why = BadInput("there was too little memory for the answer; send fewer rows at once", status=503)
+    body = msgspec.json.encode({"error": str(why)})
+    response = bhttp.Response(status=why.status, fields=JSON, body=body)
+    return msgspec.structs.replace(answer, response=response, outcome="failed", reason="model-error", units=0)
+
+
 def stated(answer: EngineAnswer, admitted: Admitted) -> EngineAnswer:
     """The answer, saying inside the seal what was done to it and what its reader owes."""
     obligations, operation = admitted.grant.obligations, admitted.target.operation

@@ -38,6 +38,7 @@ class Job:
     inputs: dict[str, Rows]  # by the manifest's names, [rows, ...] each
     rows: int
     max_body: int  # bytes of the answer's body
+    memory: int = 0  # bytes that forming the answer takes, about
 
 
 def clock_watch(admitted: Admitted, clock: Clock) -> Callable[[], None]:

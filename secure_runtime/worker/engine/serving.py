@@ -4,6 +4,8 @@ Requests of one sweep that go to the same model are one batch, whoever sent them
 its neighbours' rows. How long a sweep takes does depend on them: docs/what-this-does-not-prove.md says so.
 
 A large request runs in slices, so that memory does not grow with it, and ends with its grant: nobody waits any more.
+An answer that would be too large is refused before the model runs; answers that are too large together are made one
+after the other, so that the memory of a sweep is that of one message, however much more than its input a model gives.
 Explanations are not batched: each is many times the work of an answer, and runs by itself (`explaining.py`).
 
 Trusts: `Admitted` (the gatekeeper made it) and verified models. Never: lets one request's error reach another's answer,
@@ -31,7 +33,7 @@ from secure_runtime.worker.engine.lookup import LoadedModels, Lookup
 from secure_runtime.worker.engine.noise import noised
 from secure_runtime.worker.engine.obligations import apply_to_scores, apply_to_values
 from secure_runtime.worker.engine.parsing import TOO_SLOW, Job, clock_watch, parse, require_outputs
-from secure_runtime.worker.engine.room import body_room, require_fitting, require_room
+from secure_runtime.worker.engine.room import body_room, given, require_fitting, require_room
 from secure_runtime.worker.engine.statistics import Statistics
 from secure_runtime.worker.engine.tensors import OutputRows, together
 from secure_runtime.worker.gatekeeper import Admitted
@@ -64,11 +66,14 @@ class Engine:
         self._entropy = entropy
 
     def run(self, admitted: Sequence[Admitted]) -> list[EngineAnswer]:
-        """One answer for each request, in order. Errors become sealed error answers, never exceptions."""
+        """One answer for each request, in order, or for the first of them, at least one: where all answers together are
+        larger than one message may be, the caller asks again for the rest. Errors become sealed error answers, never
+        exceptions."""
         self.shares = {}
         answers: list[EngineAnswer | None] = [None] * len(admitted)
         by_model: dict[tuple[str, str], list[Job]] = {}
         to_explain: list[Job] = []
+        memory = 0
         for index, one in enumerate(admitted):
             name = one.target.model or one.grant.model  # a question about the server is asked beside a model
             model = self._models.find(name, one.target.version or one.grant.version)
@@ -86,7 +91,11 @@ class Engine:
                 if one.target.operation == "explain":
                     to_explain.append(job)
                     continue
-                require_outputs(job.request, [output.name for output in model.manifest.outputs])
+                job.memory = self._memory(job)
+                memory += job.memory
+                if index and memory > self._max_body:
+                    answers, admitted = answers[:index], admitted[:index]
+                    break
                 by_model.setdefault((model.facts.name, model.facts.version), []).append(job)
             except BadInput as error:
                 answers[index] = self._failed(one, error, model)
@@ -102,8 +111,15 @@ class Engine:
             began_ns, cpu_ns = monotonic_ns(), process_cpu_ns()
             answers[job.index] = self._counted(job, _run_explanation(job, self._clock))
             self._share_out([job], run_ns=monotonic_ns() - began_ns, cpu_ns=process_cpu_ns() - cpu_ns)
-        given = [answer for answer in answers if answer is not None]
-        return [stated(answer, one) for answer, one in zip(given, admitted, strict=True)]
+        made = [answer for answer in answers if answer is not None]
+        return [stated(answer, one) for answer, one in zip(made, admitted, strict=True)]
+
+    def _memory(self, job: Job) -> int:
+        """What its answer takes; raises BadInput for outputs that there are not, and for more than fits."""
+        outputs, wanted = job.model.manifest.outputs, [output.name for output in job.request.outputs]
+        require_outputs(job.request, [output.name for output in outputs])
+        told = given(outputs, job.admitted.grant.obligations, wanted)
+        return require_room(told, job.rows, job.wants_binary, max_body=self._max_body)
 
     def _read(self, one: Admitted, model: LoadedModel) -> EngineAnswer:
         facts = model.facts
@@ -211,11 +227,9 @@ def _answered(
     obligations, manifest = job.admitted.grant.obligations, job.model.manifest
     if obligations not in reduced:
         reduced[obligations] = _reduced(manifest, outputs, obligations)
-    given = _wanted(job, reduced[obligations])
-    require_room(given, job.rows, job.wants_binary, max_body=job.max_body)
     epsilon_micro = obligations.noise_epsilon_micro
     if not epsilon_micro:
-        return _formed(job, given, rows)
+        return _formed(job, _wanted(job, reduced[obligations]), rows)
     true = {name: values[rows] for name, values in outputs.items()}
     private = noised(true, manifest, epsilon_micro=epsilon_micro, entropy=entropy)
     try:

@@ -35,13 +35,13 @@ class _Pair:
     def __init__(self, counted: _Counted, there: socket.socket) -> None:
         self.counted = counted
         self.writer = FrameWriter(counted)  # type: ignore[arg-type]
-        self._there = there
+        self.there = there
         self._reader = FrameReader(GatewayToHost)
 
     async def arrived(self, count: int) -> list[tuple[Any, bytes]]:
         frames: list[tuple[Any, bytes]] = []
         while len(frames) < count:
-            frames += self._reader.feed(await asyncio.get_running_loop().sock_recv(self._there, 1 << 16))
+            frames += self._reader.feed(await asyncio.get_running_loop().sock_recv(self.there, 1 << 16))
         return frames
 
 
@@ -100,6 +100,21 @@ def test_closing_after_a_flush_loses_nothing_and_later_frames_go_nowhere() -> No
         assert pair.counted.writes == 1
 
     _with_pair(test, asyncio.run)
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_frames_without_bodies_leave_nothing_behind_that_keeps_a_connection_open(runner: Any) -> None:
+    """An empty part would stay in asyncio's own transports for ever: a busy loop, and a close that never comes."""
+
+    async def test(pair: _Pair) -> None:
+        for number in range(3):
+            pair.writer.send(Cancel(id=number))
+        pair.writer.flush()
+        pair.counted.transport.close()
+        assert [frame.id for frame, _ in await pair.arrived(3)] == [0, 1, 2]
+        assert await asyncio.get_running_loop().sock_recv(pair.there, 1) == b""
+
+    _with_pair(test, runner)
 
 
 def test_a_frame_that_is_too_large_leaves_the_others_alone() -> None:

@@ -71,7 +71,7 @@ class Gateway:
 
     async def ask(self, *frames: Frame, body: bytes = b"") -> None:
         for frame in frames:
-            self.writer.writelines(encode_frame(frame, body))
+            self.writer.write(b"".join(encode_frame(frame, body)))
         await self.writer.drain()
 
     async def frames(self, count: int) -> list[Frame]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import NullPool, create_engine, text
 
 from audit.log import AuditLog
 from policy.budget import BudgetBook
@@ -61,12 +60,14 @@ class NoisyDesk(Desk):
         return [record for record in self.records() if record.kind in ENDS]
 
     def ledger(self, name: str = "patients-ever") -> tuple[int, int]:
-        engine = create_engine(f"sqlite:///{self.folder}/audit.sqlite")
-        query = text("SELECT spent_micro, held_micro FROM privacy_use WHERE budget = :name")
+        rows = self.rows("SELECT spent_micro, held_micro FROM privacy_use WHERE budget = :name", name=name)
+        return (rows[0][0], rows[0][1]) if rows else (0, 0)
+
+    def rows(self, query: str, **values: str) -> list[Any]:
+        """What the database answers, on a connection of its own that is gone afterwards."""
+        engine = create_engine(f"sqlite:///{self.folder}/audit.sqlite", poolclass=NullPool)
         with engine.connect() as connection:
-            row = connection.execute(query, {"name": name}).one_or_none()
-        engine.dispose()
-        return (0, 0) if row is None else (row[0], row[1])
+            return list(connection.execute(text(query), values).all())
 
 
 def open_log(folder: Path, book: BudgetBook, **more: Any) -> AuditLog:
@@ -209,8 +210,7 @@ def test_64_threads_through_the_log_never_overspend(desk: Callable[..., NoisyDes
     assert reasons <= {"budget-exhausted", "privacy-budget-held", "privacy-budget-exhausted"}
     spent, held = one.ledger()
     assert spent + held == len(granted) * 2_000_000 == 40_000_000, "neither more nor, since all asked, less"
-    with closing(create_engine(f"sqlite:///{one.folder}/audit.sqlite").connect()) as connection:
-        rows = connection.execute(text("SELECT budget, requests_used, units_held FROM budget_use ORDER BY 1")).all()
+    rows = one.rows("SELECT budget, requests_used, units_held FROM budget_use ORDER BY 1")
     assert rows[0] == ("c", 20, 0)
     assert rows[1][1] <= 10
     assert rows[1][2] == 100 * rows[1][1]
@@ -343,8 +343,7 @@ def test_64_callers_at_once_never_overspend(desk: Callable[..., NoisyDesk]) -> N
     assert one.ledger() == (20_000_000, 0)
     one.log.close()
     assert sum(end.eps_micro for end in one.ends()) == 20_000_000
-    with closing(create_engine(f"sqlite:///{one.folder}/audit.sqlite").connect()) as connection:
-        assert connection.execute(text("SELECT requests_used FROM budget_use")).scalar_one() == 10
+    assert one.rows("SELECT requests_used FROM budget_use") == [(10,)]
 
 
 def test_what_a_crash_cut_off_is_spent_whole_and_says_so(desk: Callable[..., NoisyDesk], tmp_path: Path) -> None:

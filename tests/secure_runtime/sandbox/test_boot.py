@@ -67,6 +67,13 @@ raise RuntimeError("payload payload payload")
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_memory_limit_below_the_libraries_of_torch_is_named_as_what_is_too_small(boot: Callable[..., Any]) -> None:
+    ended = boot("import torch\ntell('imported')", memory_limit_bytes=200 << 20)
+    assert ended.told is None
+    assert ended.refusal.reason == "boot-error"
+    assert "memory_limit_mb is too small for torch's libraries" in ended.refusal.detail
+
+
 def test_what_libraries_print_reaches_nobody(boot: Callable[..., Any], capfd: pytest.CaptureFixture[str]) -> None:
     told = boot("""
 import os, sys, warnings

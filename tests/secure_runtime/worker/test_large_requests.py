@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,17 +13,20 @@ from safetensors.numpy import save
 
 from sealgate.certificate.architectures import EmbeddingBagSpec, LogisticRegressionSpec
 from sealgate.certificate.inputs import InputTensor, TextContent, Utf8Bytes
+from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import BootPlan, Done, Frame, ModelFacts, Work
-from sealgate.protocol.ohttp import decode_key_configs, seal_request
-from secure_runtime.limits import SLICE_ROWS
+from sealgate.protocol.ohttp import ResponseSealer, decode_key_configs, open_request, seal_request
+from secure_runtime.limits import SEALED_AT_ONCE, SLICE_ROWS
 from secure_runtime.models import tokenizers
 from secure_runtime.models.bundle import LoadedModel, module_from_weights
 from secure_runtime.models.predictor import Predictor
+from secure_runtime.worker import gatekeeper
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.sweeps import Worker
 from tests.secure_runtime.models.conftest import manifest_for, weights_for
 
+MEBIBYTE = 1024 * 1024
 SPEC = LogisticRegressionSpec(inputs=1, classes=4)
 BAG = EmbeddingBagSpec(length=4096, tokens=257, width=2, classes=4)
 
@@ -53,7 +57,7 @@ def text_manifest() -> Any:
 class Desk:
     """A worker with one small model: few bytes go in for a row, many come out."""
 
-    def __init__(self, bench: Any, manifest: Any = None) -> None:
+    def __init__(self, bench: Any, manifest: Any = None, *, max_message: int = DEFAULT_MESSAGE) -> None:
         manifest = manifest or manifest_for(SPEC)
         facts = ModelFacts(
             name="toy",
@@ -81,9 +85,18 @@ class Desk:
             gid=0,
             torch_threads=1,
             memory_limit_bytes=0,
+            max_message=max_message,
         )
-        engine = Engine({"toy": LoadedModel(facts, manifest, self.predictor)}, max_batch_rows=256, clock=bench.clock)
-        self.worker = Worker(plan, engine, send=lambda *sent: self.sent.append(sent), clock=bench.clock)
+        model = LoadedModel(facts, manifest, self.predictor)
+        engine = Engine({"toy": model}, max_batch_rows=256, max_message=max_message, clock=bench.clock)
+        self.left: list[int] = []  # how many had been sent whenever something was to leave
+        self.worker = Worker(
+            plan,
+            engine,
+            send=lambda *sent: self.sent.append(sent),
+            flush=lambda: self.left.append(len(self.sent)),
+            clock=bench.clock,
+        )
 
     def ask(self, *bodies: tuple[Any, bytes]) -> list[tuple[str, str, bhttp.Response]]:
         """Outcome, reason and opened answer of requests that arrive together."""
@@ -123,6 +136,7 @@ def desk(bench: Any) -> Desk:
 @pytest.mark.parametrize("count", [300_000, 2_000_000], ids=["found-when-written", "found-before"])
 def test_an_answer_that_fits_no_message_is_an_error_inside_the_seal(desk: Desk, count: int) -> None:
     (large, small) = desk.ask(json_rows(count), json_rows(1))
+    assert sum(desk.predictor.sizes) == 1 + (count if count < 2_000_000 else 0), "what cannot fit is not run"
     assert large[:2] == ("failed", "bad-input")
     assert large[2].status == 413
     assert "fewer rows" in msgspec.json.decode(large[2].body)["error"]
@@ -206,3 +220,75 @@ def test_a_request_that_needs_too_much_memory_fails_alone(desk: Desk, monkeypatc
     (large, small) = desk.ask(json_rows(500), json_rows(1))
     assert large[:2] == ("failed", "model-error")
     assert small[:2] == ("completed", "")
+
+
+@pytest.mark.parametrize("where", ["encode_response", "seal"])
+def test_an_answer_that_there_is_no_memory_to_seal_fails_alone(desk: Desk, monkeypatch: Any, where: str) -> None:
+    true = getattr(bhttp if where == "encode_response" else ResponseSealer, where)
+
+    def short(*arguments: Any, **more: Any) -> Any:
+        sealed = arguments[-1] if where == "seal" else arguments[0].body
+        if len(sealed) > 4096:
+            raise MemoryError
+        return true(*arguments, **more)
+
+    monkeypatch.setattr(bhttp if where == "encode_response" else ResponseSealer, where, short)
+    first, large, last = desk.ask(binary_rows(1), binary_rows(1000), binary_rows(1))
+    assert [one[0] for one in (first, large, last)] == ["completed", "failed", "completed"]
+    assert (large[1], large[2].status) == ("model-error", 503)
+    assert "too little memory" in msgspec.json.decode(large[2].body)["error"]
+
+
+def test_a_request_that_there_is_no_memory_to_open_is_refused_alone_and_may_come_again(
+    desk: Desk, monkeypatch: Any
+) -> None:
+    config = decode_key_configs(desk.worker.keys.published())[0]
+    works = []
+    for number in (1, 2):
+        inner = desk.bench.inner(path="/v2/models/toy/infer", body=binary_rows(1)[1], extra=binary_rows(1)[0])
+        raw, media_type, _ = seal_request(config, inner)
+        works.append((Work(id=number, grant=desk.bench.grant(model="toy"), media_type=media_type), raw, False))
+    true = open_request
+
+    def short(sealed: Any, private: Any) -> Any:
+        if sealed.raw is works[0][1]:
+            raise MemoryError
+        return true(sealed, private)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gatekeeper, "open_request", short)
+        desk.worker.sweep(works)
+    desk.worker.sweep(works[:1])
+    ends = [(done.completion.statement, done.problem) for done, _ in desk.sent if isinstance(done, Done)]
+    assert [(end.outcome, end.reason, problem) for end, problem in ends] == [
+        ("refused", "no-memory", "busy"),
+        ("completed", "", ""),
+        ("completed", "", ""),
+    ]
+
+
+def test_answers_that_are_large_together_are_made_and_leave_one_after_the_other(bench: Any) -> None:
+    """Each row in is four bytes, each row out twenty: forty requests are a sixth of a message, their answers five."""
+    desk = Desk(bench, max_message=MEBIBYTE)
+    bodies = [binary_rows(6000) for _ in range(40)]
+    answers = desk.ask(*bodies)
+    assert [one[:2] for one in answers] == [("completed", "")] * 40
+    assert desk.left, "none waited for all"
+    most = max(b - a for a, b in itertools.pairwise([0, *desk.left, 40]))
+    assert most * 6000 * 24 <= SEALED_AT_ONCE + MEBIBYTE
+
+
+def test_only_so_many_answers_are_in_memory_as_fit_one_message(bench: Any, monkeypatch: Any) -> None:
+    desk = Desk(bench, max_message=MEBIBYTE)
+    true, made = desk.worker._engine.run, []
+
+    def watched(admitted: Any) -> Any:
+        answers = true(admitted)
+        made.append(sum(len(one.response.body) for one in answers))
+        return answers
+
+    monkeypatch.setattr(desk.worker._engine, "run", watched)
+    answers = desk.ask(*[binary_rows(6000) for _ in range(40)], json_rows(10))
+    assert {one[0] for one in answers} == {"completed"}
+    assert sum(made) > 4 * MEBIBYTE
+    assert max(made) <= MEBIBYTE

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from sealgate.ambient import now_us
@@ -51,6 +52,7 @@ from tests.secure_runtime.sandbox.test_red_team import LOUD, QUIET, context
 __all__ = ["context", "shared_folder"]  # fixtures: real targets for the attempts
 
 MODEL = "breast-cancer"
+MEMORY = (2 if torch.version.cuda is None else 4) << 30  # the libraries of torch for CUDA take 3 GiB of addresses
 AUDIENCE = "gateway.test:8443"
 ATTEMPTS = red_team.SOURCE.read_text().split('if __name__ == "__main__"')[0]
 
@@ -251,7 +253,7 @@ def plan(folder: Path, context: dict[str, Any], **changes: Any) -> dict[str, Any
             "models_dir": str(folder / "models"),
             "publishers_file": str(folder / "publishers.toml"),
             "single_use": True,
-            "memory_limit_bytes": 2 << 30,
+            "memory_limit_bytes": MEMORY,
             **changes,
         },
     )
@@ -267,6 +269,7 @@ def folder(template: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def host(folder: Path, context: dict[str, Any]) -> Iterator[Host]:
     """One worker for the whole module: every test leaves it serving."""
     made = Host(plan(folder, context))
+    assert isinstance(made.hello, Hello), made.hello
     yield made
     made.close()
 
