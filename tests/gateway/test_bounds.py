@@ -15,6 +15,7 @@ from gateway import serve, tls_identity
 from gateway.limits import MAX_HEAD
 from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol import frames
+from sealgate.protocol.dpop import to_base64url
 from sealgate.protocol.sizes import sealed_size
 from tests.gateway.conftest import DIE, HANG, plain_answer, post_sealed, sealed_request
 
@@ -63,6 +64,15 @@ class Peer:
 
     def __exit__(self, *_):
         self.close()
+
+
+def taken_up(gateway):
+    """A peer whose time for its first head runs already: a shorter limit that is set now counts from its next byte on,
+    however long this thread then takes to send it."""
+    before = set(gateway.server.server_state.connections)
+    peer = Peer(gateway)
+    gateway.until(lambda: any(one._deadline for one in gateway.server.server_state.connections - before))
+    return peer
 
 
 def sealed_head(gateway, **fields):
@@ -139,7 +149,7 @@ def test_what_follows_an_answer_that_ends_the_connection_is_not_served(run_gatew
 
 
 def test_a_slow_sender_is_dropped_while_others_are_served(run_gateway):
-    gateway = run_gateway(body_timeout_s=0.3)
+    gateway = run_gateway(body_timeout_s=1.0)
     with Peer(gateway) as slow:
         slow.send(sealed_head(gateway, Content_Length="1000") + b"\x01")
         gateway.until(lambda: gateway.gate.sealed.requests == 1)
@@ -250,6 +260,38 @@ def test_one_caller_cannot_hold_all_bytes_with_answers_that_it_does_not_read(gat
     assert not sealed._held
 
 
+def test_answers_that_a_caller_does_not_read_are_bounded_and_others_get_theirs(gateway):
+    """Asked for while there was room, and come when there is none: the record stands, the answer is not given out."""
+    sealed, held = gateway.gate.sealed, []
+    sealed._bytes_max, sealed._bytes_share = 40 << 20, 30 << 20
+    gateway.host.script = lambda frame, body: held.append(frame) or HANG
+    raw, _ = sealed_request()
+    request = sealed_head(gateway, Content_Length=str(len(raw))) + raw
+
+    async def release():
+        (writer,) = gateway.host._writers
+        frame = held.pop(0)
+        answer = frames.Answer(id=frame.id, media_type="message/ohttp-res", log="l", record=7, receipt=b"receipt")
+        gateway.host._send(writer, answer, bytes(32 << 20))
+
+    with Peer(gateway) as one, Peer(gateway) as two, Peer(gateway) as three:
+        for count, peer in enumerate((one, two, three), start=1):
+            peer.send(request)
+            gateway.host.heard(frames.Submit, count)
+        for total in (32 << 20, 64 << 20):
+            gateway.host._call(release())
+            gateway.until(lambda total=total: sealed.bytes >= total)
+        gateway.host._call(release())
+        status, said, body = three.head()
+        assert (status, code_of(body)) == (503, "busy")
+        assert said["audit-record"] == "l 7"
+        assert said["audit-receipt"] == to_base64url(b"receipt").lower()
+        assert sealed.bytes == 64 << 20
+        gateway.host.script = lambda frame, body: (plain_answer(frame, body)[0], bytes(1 << 20))
+        assert post_sealed(gateway.client(token=gateway.token(subject="bob"))).status_code == 200
+    gateway.until(lambda: sealed.bytes == 0)
+
+
 def test_one_caller_cannot_hold_all_bytes_with_bodies_that_do_not_end(gateway):
     sealed = gateway.gate.sealed
     sealed._bytes_max, sealed._bytes_share = 40_000, 30_000
@@ -278,18 +320,21 @@ def test_a_head_that_never_ends_is_cut_off(shared):
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health/live HT"])
 def test_a_head_that_does_not_come_is_not_waited_for(shared, monkeypatch, sent):
-    monkeypatch.setattr(tls_identity, "HEAD_TIMEOUT_S", 0.1)
-    with Peer(shared) as peer:
-        peer.send(sent) if sent else None
+    if not sent:  # then the time runs from the connection's start
+        monkeypatch.setattr(tls_identity, "HEAD_TIMEOUT_S", 0.1)
+    with taken_up(shared) if sent else Peer(shared) as peer:
+        if sent:
+            monkeypatch.setattr(tls_identity, "HEAD_TIMEOUT_S", 0.1)
+            peer.send(sent)
         said = peer.rest()
     assert (b" 408 " in said) == bool(sent)
 
 
 @pytest.mark.parametrize("together", [True, False])
 def test_a_second_head_that_does_not_come_is_not_waited_for_either(shared, monkeypatch, together):
-    monkeypatch.setattr(tls_identity, "HEAD_TIMEOUT_S", 0.1)
     first, second = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /health/live HT"
-    with Peer(shared) as peer:
+    with taken_up(shared) as peer:
+        monkeypatch.setattr(tls_identity, "HEAD_TIMEOUT_S", 0.1)
         peer.send(first + second if together else first)
         assert peer.head()[0] == 200
         if not together:
@@ -309,14 +354,23 @@ def test_an_idle_connection_is_closed_and_one_that_works_is_not(gateway, monkeyp
         moments.append((self._idle_since, self.transport.is_closing()))
 
     monkeypatch.setattr(tls_identity.SealedHttpProtocol, "timeout_keep_alive_handler", looked)
-    gateway.server.config.timeout_keep_alive = 0.2
     held = threading.Event()
-    gateway.host.script = lambda frame, body: held.wait(10) and plain_answer(frame, body)
+    gateway.host.script = lambda frame, body: held.wait(60) and plain_answer(frame, body)
     raw, _ = sealed_request()
+
+    def due(connection):
+        """What the loop does when the timer ends, at the moment that the test is about and no sooner."""
+        connection.timeout_keep_alive_task.cancel()
+        connection.timeout_keep_alive = 0.2
+        connection.timeout_keep_alive_handler()
+
     with Peer(gateway) as peer:
         peer.send(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert peer.head()[0] == 200
         peer.send(sealed_head(gateway, Content_Length=str(len(raw))) + raw)
+        gateway.host.heard(frames.Submit)
+        (connection,) = gateway.server.server_state.connections
+        connection.loop.call_soon_threadsafe(due, connection)
         gateway.until(lambda: moments)
         assert moments == [(None, False)]  # it is being answered
         held.set()

@@ -193,9 +193,9 @@ def test_while_a_host_holds_it_nobody_else_changes_it(history: PolicyHistory) ->
 
         host = threading.Thread(target=start)
         host.start()
-        assert begun.wait(10)
+        assert begun.wait(60)
         assert not held.wait(0.05), "a start waits for the change"
-    host.join(10)
+    host.join(60)
     assert held.is_set()
 
 

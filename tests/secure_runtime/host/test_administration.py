@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from sealgate.administration import HostAway, HostRefused, tell_host
-from sealgate.ambient import monotonic_ns
 from sealgate.deployment import Deployment, DeploymentSection, Settings
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.administration import AdminToHost, ApplyPolicy, CredentialRevoked, HostToAdmin
@@ -188,7 +187,7 @@ def test_an_answer_that_never_comes_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
-    at, ended = deployment(tmp_path), threading.Event()
+    at, ended, sent = deployment(tmp_path), threading.Event(), []
     with socket.socket(socket.AF_UNIX) as slow:
         slow.bind(str(at.admin_socket))
         slow.listen(1)
@@ -198,17 +197,17 @@ def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> 
             with connection, contextlib.suppress(OSError):
                 for byte in bytes([0, 0, 0, 200]) + bytes(200):  # half a minute of them
                     connection.sendall(bytes([byte]))
+                    sent.append(byte)
                     if ended.wait(0.15):
                         return
 
         dripping = threading.Thread(target=drip)
         dripping.start()
-        begun_ns = monotonic_ns()
         with pytest.raises(HostRefused, match="did not answer"):
             tell_host(at, REVOKED, timeout_s=0.4)
         ended.set()
         dripping.join()
-        assert monotonic_ns() - begun_ns < 10 * 10**9
+    assert len(sent) < 60, "of 204: one comes each 150 ms at most, so this is nine seconds, and no clock stops a test"
 
 
 def test_an_answer_of_another_kind_is_none(tmp_path: Path) -> None:
