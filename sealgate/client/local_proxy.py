@@ -28,7 +28,7 @@ from sealgate.client.errors import InferenceFailed, ServiceRefused, ServiceUnrea
 from sealgate.client.exchange import SealedAnswer
 from sealgate.client.results import reaching
 from sealgate.client.transport import EXTENSION, SealedTransport
-from sealgate.errors import SealgateError
+from sealgate.errors import EvidenceError, SealgateError
 from sealgate.limits import DEFAULT_MESSAGE, MAX_INNER_MESSAGE
 from sealgate.protocol.inference import HEADER_LENGTH_FIELD
 
@@ -99,6 +99,8 @@ def _status(error: SealgateError) -> int:
             return 400
         case ServiceUnreachable():
             return 503
+        case EvidenceError(code="model-not-served"):
+            return 404  # by evidence that holds
         case _:
             return 502  # evidence, receipt or seal did not hold
 

@@ -14,6 +14,8 @@ the caller, inside the seal. Never: looks at what a model accepts; the engine do
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -21,7 +23,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import msgspec
 
 from sealgate.errors import DecodeError
-from sealgate.limits import MAX_INFERENCE_JSON, MAX_NAME, MAX_TENSORS
+from sealgate.limits import MAX_INFERENCE_JSON, MAX_NAME, MAX_TENSORS, ONE_PASS_JSON
 from sealgate.protocol.tensors import (
     DATATYPES,
     Parameter,
@@ -30,6 +32,7 @@ from sealgate.protocol.tensors import (
     check_name,
     check_parameters,
     check_tensor,
+    tensor_from_flat,
     tensor_from_json,
     tensor_from_list,
     tensor_to_list,
@@ -108,6 +111,15 @@ class _JsonTensor(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     parameters: dict[str, Parameter] = {}
     data: msgspec.Raw = msgspec.Raw()
 
+    @property
+    def inline(self) -> bool:
+        """Whether its data stand in the JSON."""
+        return bool(bytes(self.data))
+
+    def tensor(self, label: str) -> Tensor:
+        """Of the data in the JSON; raises DecodeError."""
+        return tensor_from_json(label, self.name, self.datatype, self.shape, bytes(self.data))
+
 
 class _JsonOutput(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     name: str
@@ -129,23 +141,87 @@ class _JsonResponse(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     parameters: dict[str, Parameter] = {}
 
 
+class _FlatTensor(msgspec.Struct, forbid_unknown_fields=True):
+    """One of a known datatype; `data`, if any stand in the JSON, are a flat list of what that is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    parameters: dict[str, Parameter] = {}
+    data: Any = msgspec.UNSET
+
+    @property
+    def datatype(self) -> str:
+        """The tag in the JSON."""
+        return _flat_tensors[type(self)]
+
+    @property
+    def inline(self) -> bool:
+        """Whether its data stand in the JSON."""
+        return self.data is not msgspec.UNSET
+
+    def tensor(self, label: str) -> Tensor:
+        """Of the data in the JSON; raises DecodeError."""
+        return tensor_from_flat(label, self.name, self.datatype, self.shape, self.data)
+
+
+def _flat_tensor(datatype: str, element: type) -> type[msgspec.Struct]:
+    return msgspec.defstruct(
+        f"_Flat{datatype}",
+        [("data", list[element] | msgspec.UnsetType, msgspec.UNSET)],  # type: ignore[valid-type]  # made at run time
+        bases=(_FlatTensor,),
+        tag_field="datatype",
+        tag=datatype,
+        forbid_unknown_fields=True,
+    )
+
+
+_flat_tensors = {_flat_tensor(name, datatype.json): name for name, datatype in DATATYPES.items()}
+_FlatRequest = msgspec.defstruct(
+    "_FlatRequest",
+    [
+        ("inputs", list[functools.reduce(operator.or_, _flat_tensors)]),  # type: ignore[misc]  # made at run time
+        ("id", str | None, None),
+        ("parameters", dict[str, Parameter], {}),
+        ("outputs", list[_JsonOutput], []),
+    ],
+    forbid_unknown_fields=True,
+)
+
 _Document = TypeVar("_Document", _JsonRequest, _JsonResponse)
 _encoder = msgspec.json.Encoder()
 _request_decoder = msgspec.json.Decoder(_JsonRequest)
+_flat_request_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_FlatRequest)
 _response_decoder = msgspec.json.Decoder(_JsonResponse)
 _PATH = re.compile(r" - at `(\$[.\[\]a-z_0-9]*)`$")
+_MISSING = re.compile(r"Object missing required field `([a-z_]+)`")
+_EXPECTED = re.compile(r"Expected `([a-z |]+)`, got `([a-z]+)`")
 
 
 def _parse(decoder: msgspec.json.Decoder[_Document], document: Bytes, what: str) -> _Document:
     try:
         return decoder.decode(document)
     except msgspec.ValidationError as error:
-        # The library names the place by our own field names; its message, which may quote the document, is not shown.
-        place = _PATH.search(str(error))
-        where = f" at {place.group(1)}" if place else ""
-        raise DecodeError(f"{what}: a field is missing, unknown or of the wrong type{where}") from error
+        raise DecodeError(f"{what}: {_in_words(str(error), decoder.type)}") from error
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
         raise DecodeError(f"{what}: not a JSON document") from error
+
+
+def _in_words(told: str, document: type[msgspec.Struct]) -> str:
+    """What is wrong, and where. The library names places by our own field names and kinds by JSON's; of a message that
+    may quote the document, nothing is shown."""
+    place = _PATH.search(told)
+    where = f" at {place[1]}" if place else ""
+    if missing := _MISSING.match(told):
+        return f"the field '{missing[1]}' is missing{where}"
+    if expected := _EXPECTED.match(told):
+        return f"expected {expected[1].replace(' | ', ' or ')}, got {expected[2]}{where}"
+    if not told.startswith("Object contains unknown field"):
+        return f"a field is out of range{where}"
+    kind = document
+    if place and place[1].startswith(("$.inputs", "$.outputs")):
+        asked = document is _JsonRequest and place[1].startswith("$.outputs")
+        kind = _JsonOutput if asked else _JsonTensor
+    return f"an unknown field{where}; known are {', '.join(kind.__struct_encode_fields__)}"
 
 
 # Requests -------------------------------------------------------------------------------------------------------------
@@ -170,7 +246,7 @@ def encode_infer_request(request: InferRequest, *, binary: bool) -> tuple[list[t
 def decode_infer_request(fields: HeaderFields, body: Bytes) -> tuple[InferRequest, BinaryOutputs]:
     """The request, and which outputs its caller wants as raw bytes. Raises DecodeError. Data are views into `body`."""
     head, raw = _disassemble(fields, body)
-    document = _parse(_request_decoder, head, "inference request")
+    document = _parse_request(head)
     inputs = _decode_tensors(document.inputs, raw, "input")
     outputs = tuple([RequestedOutput(one.name, _without_transport(one.parameters)) for one in document.outputs])
     _check_unique(outputs, "output")
@@ -185,6 +261,17 @@ def decode_infer_request(fields: HeaderFields, body: Bytes) -> tuple[InferReques
         if _flag(one.parameters, "binary_data", f"output '{one.name}'", default=default)
     )
     return request, frozenset(wanted)
+
+
+def _parse_request(document: memoryview) -> Any:
+    """As most clients write it, flat lists, in one pass over it. What is not of that form is read in two: the data of a
+    tensor once its shape is known, which also finds the words for what is wrong."""
+    if len(document) <= ONE_PASS_JSON:
+        try:
+            return _flat_request_decoder.decode(document)
+        except (msgspec.DecodeError, RecursionError, UnicodeError, OverflowError):
+            pass
+    return _parse(_request_decoder, document, "inference request")
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -289,18 +376,20 @@ def _json_values(tensor: Tensor, role: str) -> bytes:
     return encoded
 
 
-def _decode_tensors(described: Sequence[_JsonTensor], raw: memoryview | None, role: str) -> tuple[Tensor, ...]:
+def _decode_tensors(
+    described: Sequence[_JsonTensor | _FlatTensor], raw: memoryview | None, role: str
+) -> tuple[Tensor, ...]:
     _check_unique(described, role)
     tensors: list[Tensor] = []
     for one in described:
         parameters = _without_transport(one.parameters)
-        inline, size = bytes(one.data), one.parameters.get("binary_data_size")
-        if (size is None) == (not inline):
+        size = one.parameters.get("binary_data_size")
+        if (size is None) == (not one.inline):
             raise DecodeError(f"{role} '{one.name}': expected either data or the parameter binary_data_size")
         if size is None:
             label = f"{role} '{one.name}'"
             check_parameters(parameters, label)
-            tensor = tensor_from_json(label, one.name, one.datatype, one.shape, inline)
+            tensor = one.tensor(label)
             tensors.append(Tensor(tensor.name, tensor.datatype, tensor.shape, tensor.data, parameters))
             continue
         if raw is None or type(size) is not int or not 0 <= size <= len(raw):
@@ -327,7 +416,7 @@ def _check_own_parameters(parameters: Parameters, role: str, name: str = "") -> 
         raise DecodeError(f"{label}: {', '.join(sorted(_TRANSPORT))} are set by the encoding only")
 
 
-def _check_unique(named: Sequence[Tensor | RequestedOutput | _JsonTensor], role: str) -> None:
+def _check_unique(named: Sequence[Tensor | RequestedOutput | _JsonTensor | _FlatTensor], role: str) -> None:
     """Raise DecodeError for too many, for a name that is none, and for one that stands twice."""
     if len(named) > MAX_TENSORS:
         raise DecodeError(f"more than {MAX_TENSORS} {role}s")

@@ -480,6 +480,13 @@ def test_a_path_that_cannot_be_sealed_is_said_so(proxy: LocalProxy) -> None:
     assert (answer.status_code, "cannot be sealed" in answer.json()["error"]) == (400, True)
 
 
+def test_a_model_or_version_that_is_not_served_is_not_found(proxy: LocalProxy) -> None:
+    """By evidence that holds, which is no fault of the service: 502 would have its caller come again."""
+    for path in ("/v2/models/absent", "/v2/models/absent/ready", "/v2/models/toy/versions/9"):
+        answer = httpx.get(f"{proxy.url}{path}", trust_env=False)
+        assert (answer.status_code, "is served here; served: toy" in answer.json()["error"]) == (404, True), answer.text
+
+
 def test_an_answer_that_does_not_hold_is_not_handed_on(proxy: LocalProxy, service: Any, meddling: Any) -> None:
     assert httpx.get(f"{proxy.url}/v2/models/toy", trust_env=False).status_code == 200
     service.meddle = lambda request, honest: (
