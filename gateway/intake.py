@@ -12,7 +12,7 @@ from io import BytesIO
 from types import TracebackType
 
 from gateway.errors import CallerGone, Problem
-from gateway.limits import MAX_BUFFERED_BODIES
+from gateway.limits import MAX_BUFFERED_BODIES, PIECE, UNREAD_ALL, UNREAD_SHARE
 from gateway.patience import Patience, Receive
 from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol.sizes import LIMIT_FIELD, sealed_size, tell_limit
@@ -36,6 +36,11 @@ class Slot:
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
         self._intake.let_out(self.caller, self.held)
+
+    def require_room(self, count: int) -> None:
+        """Raise Problem ("busy") for an answer that is more than this process holds for one caller, or for all: its
+        record stands, and its caller comes again when it has read what it asked for."""
+        self._intake.require_room(self.caller, count, but=self.held)
 
     async def read_body(self, receive: Receive, *, declared: str | None, limit: int | None = None) -> bytes:
         """The whole body; `declared` is the Content-Length field. Raises Problem or CallerGone."""
@@ -135,8 +140,9 @@ class Intake:
             del self._shares[caller]
 
     def answering(self, count: int, caller: Hashable = None) -> Answering:
-        """Count the bytes of an answer while it is sent. It is paid for and not refused: what comes after it is. A
-        caller who does not read its answers is refused first: others are not, for what is beyond its share."""
+        """Count the bytes of an answer while it is sent. It is paid for and not refused while there is memory for it
+        (`Slot.require_room`): what comes after it is. A caller who does not read its answers is refused first: others
+        are not, for what is beyond its share."""
         return Answering(self, count, caller)
 
     def hold(self, slot: Slot, count: int) -> None:
@@ -148,6 +154,13 @@ class Intake:
             raise Problem("too-many-requests")
         self.keep(slot.caller, count)
         slot.held += count
+
+    def require_room(self, caller: Hashable, count: int, *, but: int) -> None:
+        """See `Slot.require_room`; `but` is what the caller is about to give back."""
+        held = self._held.get(caller, 0) - but + count
+        all_held = self.bytes - but + count
+        if count > PIECE and (held > UNREAD_SHARE * self._bytes_max or all_held > UNREAD_ALL * self._bytes_max):
+            raise Problem("busy")
 
     def keep(self, caller: Hashable, count: int) -> None:
         """So many bytes more; fewer, below zero."""

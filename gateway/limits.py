@@ -21,6 +21,7 @@ SHUTDOWN_S = 15  # what is in flight may finish when the gateway is asked to sto
 
 # Bodies --------------------------------------------------------------------------------------------------------------
 MAX_BUFFERED_BODIES = 256 * 1024 * 1024  # all bodies being held at once, per gateway process
+UNREAD_SHARE, UNREAD_ALL = 2, 4  # times that: answers that one caller, and all, have not read; more are not given out
 EVIDENCE_IN_FLIGHT = 32  # attestation is open to all and costs the host a signature
 AUDIT_IN_FLIGHT = 8  # audit reads hold a thread and a database connection
 AUDIT_ASKING = 64  # audit reads whose permit or refusal is being recorded: a share of MAX_OUTSTANDING, not all of it

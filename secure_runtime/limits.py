@@ -4,7 +4,8 @@ from __future__ import annotations
 
 # Host ----------------------------------------------------------------------------------------------------------------
 MAX_IN_FLIGHT_PER_GATEWAY = 4096  # frames asked and not yet answered on one gateway connection
-MAX_UNREAD_BYTES = 256 * 1024 * 1024  # answers waiting for one gateway to read them; beyond, it is cut off
+MAX_UNREAD_BYTES = 256 * 1024 * 1024  # waiting for one gateway to read; an answer too many is refused by itself
+MAX_UNRECORDED_BYTES = 256 * 1024 * 1024  # answers waiting for their records to be durable; what is more is refused
 MAX_IN_FLIGHT_BYTES = 256 * 1024 * 1024  # sealed requests handed to the worker and not yet completed
 HASHED_AT_ONCE = 1024 * 1024  # sealed bytes that the event loop hashes itself: a millisecond or two
 ROOM_FOR_END = 2048  # of a leaf: an end adds commitments, digests and the worker's signature to its authorization
@@ -23,6 +24,7 @@ KEY_CHANGE_EVERY_S = 10.0  # and one more for so much time that it lived: each i
 DRAIN_POLL_S = 0.05  # how often it is looked whether a worker that was replaced still owes an answer
 SPARE_MEMORY_BYTES = 64 * 1024 * 1024  # left for others when workers are started beside those that serve
 MAX_WITHHELD_BYTES = 256 * 1024  # of the file that names unloaded bundles
+MAX_KEPT_LISTS = 32  # of them, newest first: a log restored from a backup states one of before
 MAX_WORKER_WORDS = 300  # characters of its own words that people see
 DRAIN_S = 15.0  # how long an ordered stop waits for requests in flight
 MAX_ADMIN_QUESTION = 16 * 1024  # one frame of an operator's command

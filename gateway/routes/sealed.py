@@ -83,7 +83,12 @@ async def forwarded(request: Sent, gate: Gate, model: str | None) -> tuple[Answe
             permit = await gate.authorise(request, principal, asked)  # 5
             return await gate.submit(request, _submission(principal, asked, permit, sealed), sealed.raw)  # 6-10
 
-        return await gate.under_one_policy(request, principal, ask)
+        answer, body = await gate.under_one_policy(request, principal, ask)
+        try:
+            slot.require_room(len(body))
+        except Problem as error:
+            raise Problem(error.code, headers=audit_headers(answer)) from None
+        return answer, body
 
 
 def _asked(request: Sent, model: str) -> Asked:

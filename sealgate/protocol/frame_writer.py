@@ -1,17 +1,25 @@
 """Frames that are sent in one turn of an event loop leave in one write: one system call and one wake-up for all.
 
 A turn is short, and nothing is waited for: what is queued is written before the loop looks for new input. Bounded: what
-gathers goes out at once when it reaches GATHERED_BYTES. Trusts: its caller for when the transport may be written to.
-Never: reorders frames, or writes half of one.
+gathers goes out at once when it reaches GATHERED_BYTES; what the other side has not read waits in the kernel, up to
+LOCAL_SOCKET_BYTES, so that the other side finds it all at once. Trusts: its caller for when the transport may be
+written to. Never: reorders frames, or writes half of one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 
+from sealgate.limits import LOCAL_SOCKET_BYTES
 from sealgate.protocol.frames import Frame, encode_frame
 
 GATHERED_BYTES = 64 * 1024  # what is gathered at most before it is written: as much as a socket's buffer takes at once
+
+
+def widen(sock: socket.socket) -> None:
+    """Let more than one large message be on its way. The kernel grants what it allows, and never refuses."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOCAL_SOCKET_BYTES)
 
 
 class FrameWriter:
@@ -22,6 +30,11 @@ class FrameWriter:
         self._loop = asyncio.get_running_loop()
         self._parts: list[bytes | memoryview] = []
         self._bytes = 0
+        self.queued = 0
+        """Bytes of all frames so far."""
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            widen(sock)
 
     @property
     def unsent(self) -> int:
@@ -39,6 +52,7 @@ class FrameWriter:
         if body:  # asyncio's own loop never gets rid of an empty part from Python 3.12 on (CPython issue 155888)
             self._parts.append(body)
         self._bytes += len(header) + len(body)
+        self.queued += len(header) + len(body)
         if self._bytes >= GATHERED_BYTES:
             self.flush()
 

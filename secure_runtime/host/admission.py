@@ -38,13 +38,21 @@ from sealgate.protocol.ohttp import (
 from sealgate.transparency.record import Record
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
+from secure_runtime.host.answer_room import AnswerRoom
 from secure_runtime.host.choice import ModelRules
 from secure_runtime.host.commitments import committed
 from secure_runtime.host.link_server import Reply
 from secure_runtime.host.metering import Metering
 from secure_runtime.host.watching import Journey, Watcher
 from secure_runtime.host.worker_link import Outcome, WorkerLink
-from secure_runtime.limits import MAX_BINDING, MAX_IN_FLIGHT_BYTES, MAX_UNITS, ROOM_FOR_END, WORKER_GRACE_S
+from secure_runtime.limits import (
+    MAX_BINDING,
+    MAX_IN_FLIGHT_BYTES,
+    MAX_UNITS,
+    MAX_UNRECORDED_BYTES,
+    ROOM_FOR_END,
+    WORKER_GRACE_S,
+)
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -131,6 +139,7 @@ class Admission:
         self._exhaustions = spending.Exhaustions()
         self._in_flight = 0
         self._in_flight_bytes = 0
+        self._answers = AnswerRoom(MAX_UNRECORDED_BYTES)
 
     @property
     def in_flight(self) -> tuple[int, int]:
@@ -245,8 +254,17 @@ class Admission:
         done = outcome.done
         journey.ran(done)
         draft = _ended(intent, outcome, detail=self._metering.detail(done.took))
-        ended = await self._append(draft, spending.settle(self._budgets, granted, clock=self._clock))
+        del outcome
+        owner, held = (frame.caller.tenant, frame.caller.subject), len(answer)
+        if not self._answers.take(owner, held):
+            answer, held = b"", 0
+        try:
+            ended = await self._append(draft, spending.settle(self._budgets, granted, clock=self._clock))
+        finally:
+            self._answers.give_back(owner, held)
         journey.ended(ended.record)
+        if not answer and not done.problem:
+            return _refused(ended, status=503, code="busy", retry_after_s=_RETRY_AFTER_S)
         if done.problem:
             return _refused(ended, status=_STATUS[done.problem], code=done.problem, retry_after_s=_retry(done.problem))
         reply = Answer(
@@ -256,7 +274,7 @@ class Admission:
             record=ended.index,
             receipt=ended.receipt,
         )
-        return reply, outcome.sealed_response
+        return reply, answer
 
     @staticmethod
     def _require_honest(

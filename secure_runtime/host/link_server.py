@@ -2,8 +2,8 @@
 
 Trusts: the file system permissions of the socket (0600, or 0660 for one group) for who may connect. A gateway may drop
 or delay, never more: what it says about callers is recorded as what it said. Never: decrypts, authenticates, decides.
-Bounded: requests in flight per connection, and answers that it does not read; a connection that breaks the protocol is
-closed.
+Bounded: requests in flight per connection, and answers that it does not read: an answer too many is refused by itself.
+A connection that breaks the protocol, or reads nothing at all, is closed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from sealgate.protocol.frames import (
     RuntimeState,
     Submit,
 )
+from secure_runtime.host.answer_room import Owner, Unread
 from secure_runtime.host.metrics import HostMetrics
 from secure_runtime.limits import MAX_IN_FLIGHT_PER_GATEWAY, MAX_UNREAD_BYTES
 
@@ -71,6 +72,7 @@ class _GatewayConnection(asyncio.Protocol):
         self._reader = FrameReader(GatewayToHost, body_max=server.body_max)
         self._transport: asyncio.Transport | None = None
         self._writer: FrameWriter | None = None
+        self._unread = Unread(MAX_UNREAD_BYTES - MAX_UNREAD_BYTES // 16)  # the rest is for what has no body
         self._gone: dict[int, asyncio.Event] = {}  # one per request in flight
         self._loop = asyncio.get_running_loop()
 
@@ -114,8 +116,23 @@ class _GatewayConnection(asyncio.Protocol):
         except Exception as error:  # a fault of ours: the caller gets an answer, the operator its kind and place
             self._server.service.fault(error)
         finally:
-            self.send(reply, sealed)
+            if isinstance(reply, Answer) and isinstance(frame, Submit):
+                self._send_answer(reply, sealed, (frame.caller.tenant, frame.caller.subject))
+            else:
+                self.send(reply, sealed)
             self._gone.pop(frame.id, None)
+
+    def _send_answer(self, reply: Answer, sealed: bytes, owner: Owner) -> None:
+        """What a gateway cannot take now is not given out. Its record stands, and its receipt is."""
+        if self._writer is None:
+            return
+        read = self._writer.queued - self._writer.unsent
+        if not self._unread.take(owner, len(sealed), read=read):
+            self.send(no_room(reply))
+            return
+        self.send(reply, sealed)
+        if self._writer is not None:
+            self._unread.sent(owner, len(sealed), end=self._writer.queued)
 
     def send(self, frame: HostToGateway, body: bytes = b"") -> None:
         """Write a frame; a gateway that went away is not an error, one that stopped reading has gone away."""
@@ -137,6 +154,20 @@ class _GatewayConnection(asyncio.Protocol):
         if self._transport is not None and self._writer is not None:
             self._writer.flush()
             self._transport.close()
+
+
+def no_room(reply: Answer) -> Refused:
+    """The refusal that takes the place of an answer."""
+    return Refused(
+        id=reply.id,
+        status=503,
+        code="busy",
+        log=reply.log,
+        record=reply.record,
+        receipt=reply.receipt,
+        cose_receipt=reply.cose_receipt,
+        retry_after_s=1,
+    )
 
 
 class LinkServer:

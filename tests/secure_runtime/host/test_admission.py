@@ -26,6 +26,7 @@ from sealgate.transparency.notes import NoteSigner
 from sealgate.transparency.receipt import verify_receipt
 from sealgate.transparency.record import Record
 from secure_runtime.errors import RuntimeUnavailable, WorkerGone
+from secure_runtime.host import admission as admission_module
 from secure_runtime.host.admission import Admission, LiveWorker
 from secure_runtime.host.spending import Exhaustions
 from secure_runtime.host.worker_link import Outcome
@@ -438,3 +439,19 @@ def test_which_exhaustions_were_said_is_bounded_and_begins_anew_with_each_window
     for name in ("c", "d"):
         assert known.first(denied(name, 9)) is not None
     assert known.first(denied("b", 9)) is not None  # forgotten, and said anew
+
+
+def test_an_answer_that_the_host_has_no_room_for_is_not_given_out_and_its_record_stands(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = desk()
+    monkeypatch.setattr(admission_module, "MAX_UNRECORDED_BYTES", len(SEALED))  # a caller has three quarters of it
+    refused, sealed = opened.submit(admission=opened.make())
+    assert isinstance(refused, Refused)
+    assert (refused.status, refused.code, sealed) == (503, "busy", b"")
+    record = verify_receipt(refused.receipt, [opened.signer.verifier]).record
+    assert (record.kind, record.resp_commit, record.units) == ("inference.completed", commitment(SEALED), 3)
+    monkeypatch.setattr(admission_module, "MAX_UNRECORDED_BYTES", 2 * len(SEALED))
+    admission = opened.make()
+    for _ in range(3):  # what was recorded makes room
+        assert opened.submit(admission=admission)[1] == SEALED

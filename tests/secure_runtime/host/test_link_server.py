@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from sealgate.protocol.frames import (
+    Answer,
     AuthFailed,
+    Caller,
     Cancel,
+    Decision,
     EvidenceGiven,
     EvidenceWanted,
     Frame,
@@ -17,6 +20,7 @@ from sealgate.protocol.frames import (
     HostToGateway,
     Refused,
     RuntimeState,
+    Submit,
     encode_frame,
 )
 from secure_runtime.host import link_server
@@ -50,6 +54,8 @@ class Host:
         await self.let.wait()
         if body == b"fault":
             raise ZeroDivisionError
+        if isinstance(frame, Submit):
+            return Answer(id=frame.id, media_type="", log="l", record=frame.id, receipt=b"r"), bytes(self.size)
         return EvidenceGiven(id=frame.id), bytes(self.size)
 
     def auth_failed(self, frame: AuthFailed) -> None:
@@ -103,6 +109,44 @@ def test_a_gateway_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: py
                 await asyncio.sleep(0.005)
             await gateway.frames(64 + 1)  # it finds out as soon as it reads
         assert gateway.reader.at_eof()
+        gateway.writer.close()
+        await server.close(drain_s=5)
+
+    asyncio.run(play())
+
+
+def submitted(number: int, subject: str) -> Submit:
+    caller = Caller(tenant="clinic", subject=subject, authn="jwt", credential_binding="")
+    decision = Decision(policy_digest="", policy_ids=())
+    return Submit(id=number, model="m", operation="infer", purpose="p", media_type="", caller=caller, decision=decision)
+
+
+def test_answers_that_are_not_read_are_refused_one_by_one_and_the_connection_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One caller asks for sixteen times what may wait; another one's answer, and all that follows, comes."""
+    monkeypatch.setattr(link_server, "MAX_UNREAD_BYTES", 8 * 1024 * 1024)
+
+    async def play() -> None:
+        host = Host(size=512 * 1024)
+        server, gateway = await connected(host, tmp_path)
+        host.let.set()
+        await gateway.ask(*(submitted(number, "greedy") for number in range(256)))
+        async with asyncio.timeout(60):
+            while len(host.gone) < 256 or server.running:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.005)
+            await gateway.ask(submitted(256, "other"))
+            _, *replies = await gateway.frames(1 + 257)
+            assert len(replies) == 257
+            given = [reply for reply in replies if isinstance(reply, Answer)]
+            refused = [reply for reply in replies if isinstance(reply, Refused)]
+            assert 8 <= len(given) <= 20
+            assert replies[-1] == Answer(id=256, media_type="", log="l", record=256, receipt=b"r")
+            assert {(one.status, one.code, one.log, one.receipt) for one in refused} == {(503, "busy", "l", b"r")}
+            assert all(one.record == one.id for one in refused)
+            await gateway.ask(submitted(257, "greedy"))  # everything was read: there is room again
+            (again,) = await gateway.frames(1)
+        assert isinstance(again, Answer)
         gateway.writer.close()
         await server.close(drain_s=5)
 
