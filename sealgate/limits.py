@@ -30,12 +30,14 @@ MAX_TENSOR_RANK = 8
 MAX_TENSOR_ELEMENTS = 16 * 1024 * 1024  # that are made one by one: of JSON, texts, pictures, columns
 MAX_BINARY_ELEMENTS = MAX_INNER_MESSAGE  # of numbers that come as they are held: a byte each at least
 MAX_INFERENCE_JSON = 16 * 1024 * 1024  # numbers as text become many times their size as objects: more go as binary data
+ONE_PASS_JSON = 1024 * 1024  # read as objects before shapes are looked at: twenty times that in memory
 MAX_PARAMETERS = 64
 
 # Frames between our own processes ------------------------------------------------------------------------------------
 MAX_FRAME_HEADER = 256 * 1024
 MAX_FRAME_BODY = MAX_SEALED_MESSAGE
 LARGE_BODY = 256 * 1024  # of a frame: above it, it is gathered in memory of its own
+LOCAL_SOCKET_BYTES = 4 * 1024 * 1024  # on their way between two of our processes; the kernel may allow less (wmem_max)
 MAX_SUBJECT_NAME = 1024  # characters of what a caller is called
 MAX_ADMIN_NOTE = 300  # characters of an operator's words in a record
 ADMIN_ANSWER_S = 60.0  # how long a command waits for the host

@@ -134,6 +134,13 @@ def tensor_from_json(label: str, name: str, datatype: str, shape: tuple[int, ...
     return Tensor(name, datatype, shape, _pack(label, datatype, shape, _flatten(label, datatype, shape, values)))
 
 
+def tensor_from_flat(label: str, name: str, datatype: str, shape: tuple[int, ...], values: list[Any]) -> Tensor:
+    """A tensor of a flat list whose elements are known to be of `json_type(datatype)`. Raises DecodeError."""
+    if count_elements(label, datatype, shape) != len(values):
+        raise _expected(label, datatype, shape, f"{math.prod(shape)} values, got {len(values)}")
+    return Tensor(name, datatype, shape, _pack(label, datatype, shape, values))
+
+
 def tensor_to_list(tensor: Tensor, *, nested: bool = False) -> list[Any]:
     """The values: flat in row-major order, or nested like the shape. BYTES elements are `bytes`."""
     check_tensor(tensor)

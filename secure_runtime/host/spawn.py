@@ -20,6 +20,7 @@ from pathlib import Path
 
 import msgspec
 
+from sealgate.protocol.frame_writer import widen
 from sealgate.protocol.frames import BootPlan
 
 _BOOT = Path(__file__).parents[1] / "worker" / "boot.py"
@@ -120,6 +121,7 @@ def _start(boot: Path, plan: bytes, *, python: str, environment: dict[str, str])
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("workers are started from the main thread only: they die with the thread that starts them")
     ours, theirs = socket.socketpair()
+    widen(theirs)  # the worker may not, once it is sealed
     try:
         process = subprocess.Popen(
             [python, "-I", "-S", "-B", str(boot), str(theirs.fileno())],

@@ -12,7 +12,7 @@ import uvloop
 
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_FRAME_BODY
-from sealgate.protocol.frame_writer import GATHERED_BYTES, FrameWriter
+from sealgate.protocol.frame_writer import GATHERED_BYTES, FrameWriter, widen
 from sealgate.protocol.frames import Cancel, EvidenceWanted, FrameReader, GatewayToHost
 
 
@@ -126,3 +126,23 @@ def test_a_frame_that_is_too_large_leaves_the_others_alone() -> None:
         assert [frame.id for frame, _ in await pair.arrived(2)] == [1, 3]
 
     _with_pair(test, asyncio.run)
+
+
+def test_more_than_one_large_message_can_be_on_its_way() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        before = here.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        widen(here)
+        assert here.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > before
+
+
+@pytest.mark.parametrize("runner", [asyncio.run, uvloop.run])
+def test_a_writer_widens_its_own_socket(runner: Any) -> None:
+    with socket.socket(socket.AF_UNIX) as fresh:
+        before = fresh.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+    async def test(pair: _Pair) -> None:
+        sock = pair.counted.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) > before
+
+    _with_pair(test, runner)

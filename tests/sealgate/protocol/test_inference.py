@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sealgate.errors import DecodeError
 from sealgate.limits import MAX_INFERENCE_JSON, MAX_NAME, MAX_TENSOR_ELEMENTS, MAX_TENSORS
+from sealgate.protocol import inference
 from sealgate.protocol.inference import (
     HEADER_LENGTH_FIELD,
     InferRequest,
@@ -390,6 +391,47 @@ def test_responses_round_trip(request_: InferRequest, data: st.DataObject) -> No
     wanted = data.draw(st.just("all") | st.sets(st.sampled_from(chosen or ["none"])).map(frozenset))
     fields, body = encode_infer_response(response, binary_outputs=wanted)
     assert decode_infer_response(fields, body) == response
+
+
+def outcome(body: bytes) -> Any:
+    try:
+        return decode_infer_request([], body)
+    except DecodeError as error:
+        return str(error)
+
+
+@st.composite
+def odd_tensors(draw: st.DrawFn) -> dict[str, Any]:
+    """Often right, often wrong by a little: a number out of range or of another type, one too many, lists in lists."""
+    datatype = draw(st.sampled_from([*ELEMENTS, "UINT9"]))
+    shape = draw(shapes)
+    elements = ELEMENTS.get(datatype, st.integers())
+    stranger = st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(max_size=2)
+    count = math.prod(shape) + draw(st.sampled_from([0, 0, 0, 1]))
+    data: Any = draw(st.lists(draw(st.sampled_from([elements, elements | stranger])), min_size=count, max_size=count))
+    data = draw(st.sampled_from([data, data, data, [data], None, 7]))
+    members = {"name": draw(names), "shape": shape, "datatype": datatype, "data": data, "parameters": draw(parameters)}
+    if draw(st.booleans()):
+        del members[draw(st.sampled_from(sorted(members)))]
+    return dict(draw(st.permutations(sorted(members.items()))))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(odd_tensors(), max_size=2))
+def test_one_pass_and_two_say_the_same(described: list[dict[str, Any]]) -> None:
+    body = json.dumps({"inputs": described}).encode()
+    at_once = outcome(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "ONE_PASS_JSON", -1)
+        patch.setattr(inference, "_flat_request_decoder", None)  # nothing is read by it
+        assert outcome(body) == at_once
+
+
+def test_flat_lists_are_read_in_one_pass_and_long_documents_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "_request_decoder", None)
+    assert plain(one(shape=[600], data=[1] * 600))[0].inputs[0].shape == (600,)
+    with pytest.raises(AttributeError):  # by the other one, which is not there
+        plain(one(shape=[600_000], data=[1] * 600_000))
 
 
 def decode_anything(fields: list[tuple[str, str]], body: bytes) -> None:

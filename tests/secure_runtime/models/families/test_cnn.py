@@ -14,6 +14,7 @@ from sealgate.certificate.architectures import CnnSpec, DeclaredInputs, ScatterN
 from sealgate.certificate.architectures.cnn import POOLINGS, Stage
 from sealgate.errors import DecodeError
 from secure_runtime.models.architectures import build
+from secure_runtime.models.families.cnn import ConvolutionStage
 
 
 def filled(spec: CnnSpec, seed: int = 1) -> torch.nn.Module:
@@ -56,6 +57,38 @@ def test_logits_are_those_of_a_plain_calculation(kernel, stride, pool):
         found = module(torch.from_numpy(images)).numpy()
     for image, logits in zip(images, found, strict=True):
         np.testing.assert_allclose(logits, plainly(image, spec, weights), atol=1e-9)
+
+
+@pytest.mark.parametrize("pooling", sorted(POOLINGS))
+@pytest.mark.parametrize("hidden", [(), (7,)])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_a_processor_gives_the_same_logits_in_its_own_layout(pooling, hidden, rows, monkeypatch):
+    stages = (Stage(channels=6, kernel=5, stride=2, pool=2), Stage(channels=33, kernel=3, stride=1, pool=1))
+    spec = CnnSpec(channels=3, height=17, width=14, stages=stages, pooling=pooling, hidden=hidden, classes=4)
+    module = filled(spec).float()
+    images = torch.from_numpy(np.random.default_rng(3).normal(size=(rows, 3, 17, 14))).float()
+    in_blocks, used = ConvolutionStage.in_blocks, []
+    monkeypatch.setattr(
+        ConvolutionStage, "in_blocks", lambda stage, planes: used.append(planes.layout) or in_blocks(stage, planes)
+    )
+    plain = module(images)  # with gradients
+    assert used == []
+    with torch.no_grad():
+        found = module(images)
+    assert found.is_contiguous()
+    assert used == [torch._mkldnn] * 2
+    torch.testing.assert_close(found, plain.detach(), rtol=1e-4, atol=1e-3)  # sums of hundreds of terms up to a hundred
+
+
+@pytest.mark.parametrize(("norm_groups", "activation"), [(2, "relu"), (0, "tanh"), (0, "gelu")])
+def test_what_has_no_such_layout_is_computed_as_it_is_written(norm_groups, activation, monkeypatch):
+    stage = Stage(channels=6, kernel=3, stride=1, norm_groups=norm_groups, pool=2)
+    spec = CnnSpec(channels=1, height=8, width=8, stages=(stage,), activation=activation, classes=3)
+    module, images = filled(spec).float(), torch.ones(2, 1, 8, 8)
+    monkeypatch.setattr(ConvolutionStage, "in_blocks", None)  # calling it would fail
+    with torch.no_grad():
+        assert torch.equal(module(images), module.requires_grad_()(images).detach())
+        assert module.double()(images.double()).shape == (2, 3)  # float64 has none
 
 
 @given(
