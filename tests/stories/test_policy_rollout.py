@@ -185,11 +185,19 @@ def test_no_request_is_dropped_or_decided_by_two_policies_while_fifty_are_applie
     callers = [threading.Thread(target=ask, args=(name,)) for name in (None, None, "integration")]
     for caller in callers:
         caller.start()
+
+    def more(count: int) -> None:
+        wanted = sum(answered.values()) + count
+        wait_until(lambda: sum(answered.values()) >= wanted or failures, within_s=60, what="answers")
+
     try:
+        more(1)
         for number in range(50):
             tell_host(live.deployment, ApplyPolicy(digest=versions[number % 2], note=f"round {number}"))
+            if number % 25 == 0:
+                more(len(callers) + 1)  # one of them was asked for after the change, so that both policies are met
+        more(20)
     finally:
-        wait_until(lambda: sum(answered.values()) > 20 or failures, within_s=60, what="answers")
         stop.set()
         for caller in callers:
             caller.join()
