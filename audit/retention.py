@@ -3,7 +3,7 @@
 A rule that names tenant and purpose goes before rules that name one of them; where the rules of a tenant and a purpose
 meet, the longer holds; where none fits, `default_days` does. Records of no tenant (openings, policies, workers, keys)
 are needed to understand all others, so they are kept as long as the longest rule says. What says why something is
-missing or must not be (KEPT) is kept for as long as the log is.
+missing or must not be, or what is served (KEPT), is kept for as long as the log is.
 
 Pure. Trusts: whoever may write the file. Never: accepts an unknown field, or two rules for the same.
 """
@@ -24,8 +24,10 @@ from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
 from sealgate.toml_words import in_words
 
-KEPT = frozenset({"hold.placed", "hold.released", "retention.pruned", "erasure.completed", "erasure.refused"})
-"""Kinds that are never pruned. They are few, and name nobody."""
+KEPT = frozenset(
+    {"hold.placed", "hold.released", "retention.pruned", "erasure.completed", "erasure.refused", "model.change"}
+)
+"""Kinds that are never pruned. They are few, and name nobody. The newest change of the models says what is unloaded."""
 
 DAY_US = 24 * 3600 * 1_000_000
 

@@ -28,7 +28,7 @@ KINDS: dict[str, str] = {
     "credential.restore": "a revocation was taken back",
     "model.load": "a model bundle was verified and loaded",
     "model.refuse": "a model bundle was refused",
-    "model.change": "an operator changed, or could not change, which models are served or which version answers",
+    "model.change": "which models and versions are served: an operator changed it, or could not, or a start says it",
     "key.rotate": "a worker instance published request keys",
     "worker.start": "a worker sealed its sandbox and named its completion key",
     "worker.stop": "a worker ended, as asked or not",

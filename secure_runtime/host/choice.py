@@ -1,30 +1,26 @@
 """What the workers are to serve: which of the bundles that lie in `models/`, and which version of each answers.
 
-A host serves at its start what lies there, but for what an operator unloaded: that is kept in a file, so that it stays
-unloaded. From then on a bundle is served only after somebody asked for it, also if a worker is replaced meanwhile.
+A host serves at its start what lies there, but for what is unloaded (`withheld`). From then on a bundle is served only
+after somebody asked for it, also if a worker is replaced meanwhile.
 
 Which version answers a request that names none follows from the grant's id: the first 8 bytes of its SHA-256, as a
 number, modulo 100, below the canary's percent or not. So the log shows later which one was due.
 
-Trusts: the folder's names for nothing but where to look. Never: opens a bundle; forgets what was unloaded because of a
-crash (the file is written whole, synced, and only then renamed).
+Trusts: the folder's names for nothing but where to look. Never: opens a bundle; reads or writes anything but names.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from sealgate.certificate.repository import places_of, version_order
 from sealgate.deployment import Deployment, ModelSection
-from sealgate.errors import ConfigurationError
 from sealgate.terminal import printable
 from secure_runtime.errors import SwitchRefused
-from secure_runtime.limits import MAX_BUNDLES, MAX_WITHHELD_BYTES
+from secure_runtime.limits import MAX_BUNDLES
 
 _NO_SECTION = ModelSection()
 
@@ -90,10 +86,8 @@ def places_there(deployment: Deployment, *, tell: Callable[[str], None] = lambda
     return tuple(named)
 
 
-def first_choice(deployment: Deployment, *, tell: Callable[[str], None]) -> Choice:
-    """What is served from the host's start on; raises ConfigurationError for a file of unloaded bundles that is
-    none."""
-    withheld = read_withheld(deployment.withheld)
+def first_choice(deployment: Deployment, withheld: frozenset[str], *, tell: Callable[[str], None]) -> Choice:
+    """What is served from the host's start on, but for what is unloaded."""
     try:
         there = places_there(deployment, tell=tell)
     except SwitchRefused as error:
@@ -104,41 +98,6 @@ def first_choice(deployment: Deployment, *, tell: Callable[[str], None]) -> Choi
     for place in sorted(withheld):
         tell(f"model {printable(place)} stays unloaded (sealgate models load STATE {printable(place)})")
     return Choice(withheld=withheld, named=deployment.settings.named_models).renewed(there)
-
-
-def read_withheld(path: Path) -> frozenset[str]:
-    """What was unloaded; raises ConfigurationError for a file that nobody wrote like that: what it kept out is
-    unknown."""
-    try:
-        with path.open("rb") as file:
-            said = json.loads(file.read(MAX_WITHHELD_BYTES + 1))
-        if not isinstance(said, list) or not all(isinstance(one, str) for one in said):
-            raise ValueError("not a list of names")
-    except FileNotFoundError:
-        return frozenset()
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"{path} is unreadable: it says which models were unloaded; mend it, or delete it to serve all of them"
-        ) from error
-    return frozenset(said)
-
-
-def write_withheld(path: Path, withheld: Collection[str]) -> None:
-    """Replace the file, durably; raises SwitchRefused."""
-    fresh = path.with_suffix(".new")
-    try:
-        with fresh.open("w") as file:
-            file.write(json.dumps(sorted(withheld)))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise SwitchRefused(f"{path} cannot be written: {error.strerror}", code="choice-not-kept") from error
 
 
 class ModelRules:

@@ -248,7 +248,7 @@ class Fleet:
                 await change.supervisor.give_up()
             raise
         else:
-            self._take_over(changes, choice)
+            await self._put_in_force(changes, choice)
         finally:
             self._switching = False
 
@@ -290,6 +290,16 @@ class Fleet:
         accept(facts)
         for successor in prepared:
             await successor.record()
+
+    async def _put_in_force(self, changes: Sequence[_Change], choice: Choice) -> None:
+        """What was committed is served from here on, without waiting; or by the next start, if this host is stopping:
+        then its workers are being ended already."""
+        if not self._stopping:
+            self._take_over(changes, choice)
+            return
+        self.choice = choice
+        for change in changes:
+            await change.supervisor.give_up()
 
     def _take_over(self, changes: Sequence[_Change], choice: Choice) -> None:
         gone = [lane for lane in self.lanes if self._per_model and not lane.places(choice)]

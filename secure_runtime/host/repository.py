@@ -1,8 +1,9 @@
 """What operators ask of the models that are served: load, unload, reload, route, list. Each change is a record.
 
-A change is made by new workers (`fleet`), after which `model.change` says what was done, by whom, and which workers
-came of it; one that failed is on record too, with its code. What is to be served is kept on the disk before the new
-workers' keys are published, so that a crash in between leaves either the old choice or the new one.
+A change is made by new workers (`fleet`), and `model.change` says what was done, by whom, and which workers came of it;
+one that failed is on record too, with its code. The record is the commit point: before it is durable nothing of the
+change is served, and from then on a crash leaves the change done (`withheld`). Each start puts on record what it is to
+serve, and whether that is what the newest change said: bundles come and go beside the host, too.
 
 Trusts: who the kernel says is asking; the fleet. Never: drops a worker that serves before another one can take its
 place; opens a bundle; makes two changes at once: the later one's record would tell of routes that the earlier one's end
@@ -12,7 +13,10 @@ put out of force again.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
+
+import msgspec
 
 from audit.log import AuditLog
 from sealgate.certificate.refusals import refused_for
@@ -20,14 +24,20 @@ from sealgate.deployment import Deployment, ModelSection, open_deployment
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.administration import REFUSALS, AskModels, ChangeModels, ModelsTold, ToldModel
+from sealgate.protocol.canonical import canonical_json
 from sealgate.protocol.frames import ModelFacts, PublishedWorker, WorkerFacts
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
 from secure_runtime.errors import SwitchRefused
-from secure_runtime.host.choice import Choice, ModelRules, matching, places_there, write_withheld
+from secure_runtime.host.choice import Choice, ModelRules, matching, places_there
 from secure_runtime.host.fleet import Fleet
+from secure_runtime.host.withheld import DIGEST, NAMES, keep_withheld, list_digest
 from secure_runtime.host.worker_life import Published
 from secure_runtime.limits import MAX_WORKER_WORDS
+
+SERVED = "served_digest"
+"""In the detail of a `model.change` that was done: SHA-256 over the bundles that are to be served and the versions that
+answer, which in words may be too long for a record."""
 
 
 class ModelKeeper:
@@ -49,6 +59,16 @@ class ModelKeeper:
         self._tell = tell
         self._changing = False
 
+    async def record_start(self, newest: Record | None, *, by: str) -> None:
+        """Put on record what this start serves. `newest` is the last change before it; `by` is whoever named what is
+        unloaded beside the log, "" if the log states it."""
+        draft = _done("start", self._fleet.choice, by=by)
+        stated = {} if newest is None else newest.detail
+        if by or (newest is not None and any(stated.get(key) != draft.detail[key] for key in (DIGEST, SERVED))):
+            draft = msgspec.structs.replace(draft, reason="found-at-start")
+            self._tell("what is served now is not what the newest change of models said; it is on record")
+        await asyncio.wrap_future(self._log.append(draft))
+
     async def answer(self, frame: ChangeModels | AskModels, *, by: str) -> ModelsTold:
         """Do it and put it on record; raises LogUnavailable. What is refused is told, with a code, and on record
         too."""
@@ -61,7 +81,7 @@ class ModelKeeper:
             code = error.code if error.code in REFUSALS else "switch-failed"
             why = printable(str(error), limit=MAX_WORKER_WORDS)
             self._tell(f"models {frame.what}: not done: {why}")
-            draft = _change(frame, by=by, before=before, after=before, reason=code)
+            draft = _failed(frame, code, by=by, serving=before)
             index = (await asyncio.wrap_future(self._log.append(draft))).index
             return self._told(frame.id, code=code, why=why, record=index)
         self._tell(f"models {frame.what}: done, as record {record} says")
@@ -73,6 +93,8 @@ class ModelKeeper:
         """Make one change, if no other is being made; returns the number of its record. Raises SwitchRefused."""
         if self._changing:
             raise SwitchRefused("models are being changed this very moment; try again", code="switch-under-way")
+        if not self._log.state.ok:  # perhaps the change before is on the disk, perhaps not: only a start can tell
+            raise SwitchRefused("the audit log takes no records", code="unavailable")
         self._changing = True
         try:
             return await (self._route(frame, by) if frame.what == "route" else self._switch(frame, by))
@@ -102,8 +124,9 @@ class ModelKeeper:
             new.extend(one.instance for one in facts)
 
         async def commit() -> None:
-            await asyncio.to_thread(write_withheld, self._deployment.withheld, wanted.withheld)
-            draft = _change(frame, by=by, before=old, after=new, places=wanted.places)
+            path, in_force = self._deployment.withheld, before.withheld
+            await asyncio.to_thread(keep_withheld, path, wanted.withheld, in_force=in_force)
+            draft = _done(frame.what, wanted, asked=frame.places, by=by, note=frame.note, before=old, after=new)
             recorded.append((await asyncio.wrap_future(self._log.append(draft))).index)
             self._rules.put_in_force(wanted.named)
 
@@ -118,9 +141,9 @@ class ModelKeeper:
         published = self._fleet.published
         _require_versions([model for one in published for model in one.facts.models], wanted)
         instances = [one.facts.instance for one in published]
-        draft = _change(frame, by=by, before=instances, after=instances, routes=_routes(wanted))
+        draft = _done("route", wanted, by=by, note=frame.note, before=instances, after=instances)
         ended = await asyncio.wrap_future(self._log.append(draft))
-        self._fleet.choice = Choice(self._fleet.choice.places, self._fleet.choice.withheld, named)
+        self._fleet.choice = wanted
         self._rules.put_in_force(named)
         self._fleet.tell_change()
         return ended.index
@@ -194,43 +217,56 @@ def _require_versions(models: Sequence[ModelFacts], choice: Choice) -> None:
                 )
 
 
-def _change(
-    frame: ChangeModels,
+def _done(
+    what: str,
+    choice: Choice,
     *,
     by: str,
-    before: Sequence[str],
-    after: Sequence[str],
-    places: Sequence[str] = (),
-    routes: str = "",
-    reason: str = "",
+    asked: Sequence[str] = (),
+    note: str = "",
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
 ) -> Record:
-    """`model.change`: what was asked, what came of it, and the instances that served before and serve after."""
+    """`model.change`: what was asked, what is to be served from it on, and the instances that served before and serve
+    after."""
+    places, routes = sorted(choice.places), _routes(choice)
     detail = {
-        "what": frame.what,
-        "asked": _short(frame.places),
+        "what": what,
+        "asked": _short(asked),
         "by": by,
-        "note": frame.note,
+        "note": note,
         "before": _short(before),
         "after": _short(after),
-        "places": _short(places),
-        "routes": routes,
+        "places": _short(choice.places),
+        "routes": _short(routes),
+        NAMES: _short(sorted(choice.withheld)),
+        DIGEST: list_digest(choice.withheld),
+        SERVED: hashlib.sha256(canonical_json({"places": places, "routes": routes})).hexdigest(),
     }
-    return Record(
-        kind="model.change",
-        outcome="failed" if reason else "done",
-        reason=reason or frame.what,
-        detail={key: value for key, value in detail.items() if value},
-    )
+    return Record(kind="model.change", outcome="done", reason=what, detail=_said(detail))
+
+
+def _failed(frame: ChangeModels, code: str, *, by: str, serving: Sequence[str]) -> Record:
+    """`model.change` that did not come about; `serving` are the instances that go on."""
+    names = _short(serving)
+    detail = {"what": frame.what, "asked": _short(frame.places), "by": by, "note": frame.note}
+    detail |= {"before": names, "after": names}
+    return Record(kind="model.change", outcome="failed", reason=code, detail=_said(detail))
+
+
+def _said(detail: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in detail.items() if value}
 
 
 def _short(names: Sequence[str]) -> str:
-    """Names in a record: all of them, or how many there are."""
+    """Names in a record: all of them, or how many there are. Room is what they take as JSON: names of folders may be
+    anything."""
     text = " ".join(names)
-    return text if len(text) <= 8 * MAX_NAME else str(len(names))
+    return text if len(canonical_json(text)) <= 8 * MAX_NAME else str(len(names))
 
 
-def _routes(choice: Choice) -> str:
-    return _short([f"{name}={words}" for name in sorted(choice.named) if (words := route_words(choice, name))])
+def _routes(choice: Choice) -> list[str]:
+    return [f"{name}={words}" for name in sorted(choice.named) if (words := route_words(choice, name))]
 
 
 def route_words(choice: Choice, model: str) -> str:

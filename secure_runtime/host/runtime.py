@@ -72,6 +72,7 @@ from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.repository import ModelKeeper, route_words, workers_of
 from secure_runtime.host.spawn import python_paths, worker_environment
 from secure_runtime.host.watching import Watcher
+from secure_runtime.host.withheld import newest_change, settle_withheld
 from secure_runtime.host.witnesses import witnessed
 from secure_runtime.host.worker_life import Around, Planned, Published
 from secure_runtime.limits import COLLECT_EVERY, DRAIN_S, MAX_REMEMBERED_KEY_IDS, MAX_TOLD
@@ -89,6 +90,7 @@ class RuntimeHost:
         policy: OpenedPolicy,
         deciding: Deciding,
         policy_before: str,
+        models_before: Record | None,
         used_key_ids: Sequence[int],
         tell: Callable[[str], None],
         witness_trouble: Callable[[], str] = lambda: "",
@@ -107,7 +109,9 @@ class RuntimeHost:
         self._policy_before = policy_before
         self._privacy = Privacy(log, url=deployment.log_url, retention=deployment.retention, clock=clock)
         self._auth_failures = AuthFailures(log, clock=clock)
-        choice = first_choice(deployment, tell=tell)
+        self._models_before = models_before
+        self._unloaded = settle_withheld(deployment.withheld, models_before)
+        choice = first_choice(deployment, self._unloaded.withheld, tell=tell)
         self._rules = ModelRules(choice.named)
         around = Around(
             log=log,
@@ -372,6 +376,7 @@ class RuntimeHost:
         """Serve until `stop` is set; then drain, let the worker leave, and close the log in order."""
         settings = self._deployment.settings.runtime
         await self._policies.record_start(self._policy_before)
+        await self._models.record_start(self._models_before, by=self._unloaded.by)
         await self._server.listen(self._deployment.socket, group=settings.socket_group)
         await self._admin.listen(self._deployment.admin_socket)
         supervising = asyncio.create_task(self._fleet.run())
@@ -457,7 +462,7 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
         disk_reserve_bytes=deployment.settings.runtime.disk_reserve_mb * 1024 * 1024,
     )
     try:
-        used, before = _read_back(url, origin)
+        used, before, models_before = _read_back(url, origin)
         with witnessed(deployment, log, tell=tell) as witness_trouble:
             host = RuntimeHost(
                 deployment,
@@ -465,6 +470,7 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
                 policy=policy,
                 deciding=deciding,
                 policy_before=before,
+                models_before=models_before,
                 used_key_ids=used,
                 tell=tell,
                 witness_trouble=witness_trouble,
@@ -478,18 +484,19 @@ def _run_holding(deployment: Deployment, policy: OpenedPolicy, *, tell: Callable
     return 0
 
 
-def _read_back(url: str, origin: str) -> tuple[tuple[int, ...], str]:
-    """Key identifiers of earlier workers, oldest first: a stale client must meet "unknown key", not another's key. And
-    the digest of the policy that was in force last, or ""."""
+def _read_back(url: str, origin: str) -> tuple[tuple[int, ...], str, Record | None]:
+    """Key identifiers of earlier workers, oldest first: a stale client must meet "unknown key", not another's key. The
+    digest of the policy that was in force last, or "". And the newest change of the models."""
     reader = AuditReader(url, origin=origin)
     try:
         page = reader.records(RecordFilter(kind="key.rotate"), limit=MAX_REMEMBERED_KEY_IDS // 2)
         changes = reader.records(RecordFilter(kind="policy.change"), limit=1).records
+        models = newest_change(reader)
     finally:
         reader.close()
     rotations = [entry.record.detail.get("key_ids", "") for entry in reversed(page.records)]
     before = changes[0].record.policy_digest if changes else ""
-    return tuple(int(number) for ids in rotations for number in ids.split()), before
+    return tuple(int(number) for ids in rotations for number in ids.split()), before, models
 
 
 async def _until_signal(host: RuntimeHost) -> None:

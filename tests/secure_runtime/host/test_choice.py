@@ -1,4 +1,4 @@
-"""What is to be served: kept durably, renewed only when asked, and a canary that the log can be held to."""
+"""What is to be served: renewed only when asked, and a canary that the log can be held to."""
 
 from __future__ import annotations
 
@@ -12,21 +12,18 @@ from hypothesis import strategies as st
 
 from sealgate.certificate.repository import places_of, version_order
 from sealgate.deployment import Canary, ModelSection
-from sealgate.errors import ConfigurationError
 from secure_runtime.errors import SwitchRefused
 from secure_runtime.host.choice import (
     ModelRules,
     first_choice,
     is_canary,
     matching,
-    read_withheld,
-    write_withheld,
 )
 
 
 def deployment(folder: Path, **named: ModelSection) -> Any:
     settings = SimpleNamespace(named_models=named)
-    return SimpleNamespace(models=folder / "models", withheld=folder / "withheld.json", settings=settings)
+    return SimpleNamespace(models=folder / "models", settings=settings)
 
 
 def lay(folder: Path, *places: str) -> None:
@@ -59,23 +56,21 @@ def test_what_was_unloaded_is_not_served_at_the_next_start(tmp_path: Path) -> No
     lay(tmp_path, "a", "b/1", "b/2")
     told: list[str] = []
     place = deployment(tmp_path)
-    first = first_choice(place, tell=told.append)
+    first = first_choice(place, frozenset(), tell=told.append)
     assert first.places == ("a", "b/1", "b/2")
     there = first.places
     less = first.without(["b"], there)
     assert (less.places, less.withheld) == (("a",), {"b/1", "b/2"})
-    write_withheld(place.withheld, less.withheld)
-    again = first_choice(place, tell=told.append)
+    again = first_choice(place, less.withheld, tell=told.append)
     assert again.places == ("a",)
     assert len([line for line in told if "stays unloaded" in line]) == 2
     assert again.with_loaded(["b/2"], there).places == ("a", "b/2")
     assert again.with_loaded(["b/2"], there).withheld == {"b/1"}
-    assert not list(tmp_path.glob("*.new"))
 
 
 def test_a_bundle_that_nobody_asked_for_is_served_by_reload_or_restart_alone(tmp_path: Path) -> None:
     lay(tmp_path, "a")
-    choice = first_choice(deployment(tmp_path), tell=lambda _text: None)
+    choice = first_choice(deployment(tmp_path), frozenset(), tell=lambda _text: None)
     lay(tmp_path, "new")
     there = ("a", "new")
     assert choice.places == ("a",)
@@ -83,19 +78,6 @@ def test_a_bundle_that_nobody_asked_for_is_served_by_reload_or_restart_alone(tmp
     assert choice.renewed(there).places == there
     with pytest.raises(SwitchRefused, match="there is no bundle 'b'; there are: a, new"):
         matching(["b"], there)
-
-
-@pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", "\xff"])
-def test_a_file_of_unloaded_bundles_that_is_none_stops_the_start(tmp_path: Path, content: str) -> None:
-    (tmp_path / "withheld.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(ConfigurationError, match=r"withheld\.json is unreadable"):
-        read_withheld(tmp_path / "withheld.json")
-
-
-def test_a_choice_that_cannot_be_kept_is_a_refusal(tmp_path: Path) -> None:
-    with pytest.raises(SwitchRefused) as refused:
-        write_withheld(tmp_path / "nowhere" / "withheld.json", {"a"})
-    assert refused.value.code == "choice-not-kept"
 
 
 @settings(max_examples=20, deadline=None)

@@ -302,6 +302,54 @@ def test_whatever_fails_before_the_moment_of_change_changes_nothing(
     assert len(bench.workers) == 2
 
 
+def test_a_change_that_was_committed_stands_though_its_worker_dies_in_that_moment(bench: Bench) -> None:
+    fleet = bench.make()
+
+    async def act(bench: Bench) -> None:
+        await bench.live(0, "1")
+
+        async def commit() -> None:
+            bench.workers[1].theirs.close()  # nobody hears of it before the record is there
+
+        switching = bench.switch(BOTH, commit=commit)
+        (await bench.worker(1)).hello("2")
+        await switching
+        assert fleet.choice is BOTH
+        third = await bench.worker(2)
+        assert third.plan.bundles == ("m/1", "m/2")
+        third.hello("3")
+        await bench.until(lambda: bench.instances() == "3")
+
+    bench.play(act)
+
+
+@pytest.mark.parametrize("options", [{}, {"per_model": True}], ids=["together", "per-model"])
+def test_a_change_that_is_committed_while_the_host_stops_is_left_to_the_next_start(
+    bench: Bench, options: dict[str, Any]
+) -> None:
+    """With a worker for each model the new one's lane is not yet among those that a stop ends."""
+    fleet = bench.make(**options)
+    wanted = Choice(places=("m/1", "n/1")) if options else BOTH
+
+    async def act(bench: Bench) -> None:
+        await bench.live(0, "1")
+        stopping: list[asyncio.Task[None]] = []
+
+        async def commit() -> None:
+            stopping.append(asyncio.create_task(fleet.stop()))
+            await asyncio.wait(stopping)
+
+        switching = bench.switch(wanted, commit=commit)
+        new = await bench.worker(1)
+        new.hello("2")
+        await switching
+        assert fleet.choice is wanted
+        assert new.killed
+        assert not any(one.facts.instance.startswith("2") for one in fleet.published)
+
+    bench.play_until_stopped(act)
+
+
 def test_one_change_at_a_time(bench: Bench) -> None:
     bench.make()
 
