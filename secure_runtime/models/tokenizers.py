@@ -1,5 +1,9 @@
 """From texts to tokens by public rules, the same for training and for serving. Token 0 is padding.
 
+Words are those of a text in lower case. A text may be as long as a message, so it is read in pieces that end at white
+space: no word crosses it, and no letter's lower case depends on what lies beyond (Unicode's final sigma, the only
+letter that looks at its neighbours, looks at letters and marks). Whoever waits is asked between pieces of a long text.
+
 Trusts: the checked manifest. Never: keeps a text, opens a file, or shows a text in an error.
 """
 
@@ -18,6 +22,9 @@ from sealgate.limits import MAX_NAME
 from secure_runtime.models.wordpiece import WordPieces
 
 _WORD = re.compile(r"\w+|[^\w\s]")
+_SPACE, _RUN = re.compile(r"\s"), re.compile(r"\S+")
+_PIECE = 64 * 1024  # characters of a text, about, between two looks at whether anybody waits
+_SIGMA = "\u03a3"
 
 
 def _go_on() -> None:
@@ -25,62 +32,96 @@ def _go_on() -> None:
 
 
 def tokens_of(texts: Sequence[str], tokenizer: Tokenizer, *, go_on: Callable[[], None] = _go_on) -> torch.Tensor:
-    """Texts as tokens: int64 [n, length], cut or padded with zeros at the end. `go_on` is called before each text, and
-    ends the work by raising.
+    """Texts as tokens: int64 [n, length], cut or padded with zeros at the end. `go_on` is called before each text and
+    each piece of a long one, and ends the work by raising.
     """
     found = torch.zeros(len(texts), tokenizer.length, dtype=torch.int64)
     for row, text in enumerate(texts):
         go_on()
-        numbers = _numbers(text, tokenizer)
+        numbers = _numbers(text, tokenizer, go_on)
         if numbers:
             found[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
     return found
 
 
-def _numbers(text: str, tokenizer: Tokenizer) -> list[int]:
+def _numbers(text: str, tokenizer: Tokenizer, go_on: Callable[[], None]) -> list[int]:
     match tokenizer:
         case Utf8Bytes(length=length):
-            return [byte + 1 for byte in text.encode()[:length]]
+            return [byte + 1 for byte in text[:length].encode()[:length]]
         case HashedWords(length=length, buckets=buckets):
-            numbers: list[int] = []
-            for word in _WORD.finditer(text.lower()):
-                if len(numbers) == length:
-                    break
-                digest = hashlib.blake2b(word.group().encode(), digest_size=8).digest()
-                numbers.append(int.from_bytes(digest, "big") % buckets + 1)
-            return numbers
+            return [_bucket(word, buckets) for word in islice(_words(text, go_on), length)]
         case WordPiece(length=length, vocabulary=vocabulary):
             return _pieces_of(vocabulary).numbers(text, length=length)
         case Words(length=length, vocabulary=vocabulary):
             places = _places_of(vocabulary)
-            return [places.get(word.group(), 1) for word in islice(_WORD.finditer(text.lower()), length)]
+            return [places.get(word, 1) for word in islice(_words(text, go_on), length)]
+
+
+def _bucket(word: str, buckets: int) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") % buckets + 1
+
+
+def _pieces(text: str, go_on: Callable[[], None]) -> Iterator[tuple[int, str]]:
+    """A text in pieces that end where white space begins, each with where it begins."""
+    at = 0
+    while at < len(text):
+        go_on()
+        space = _SPACE.search(text, at + _PIECE)
+        end = space.start() if space is not None else len(text)
+        yield at, text[at:end]
+        at = end
+
+
+def _lower(piece: str, go_on: Callable[[], None]) -> str:
+    if len(piece) <= _PIECE or _SIGMA in piece:
+        return piece.lower()
+    parts: list[str] = []
+    for at in range(0, len(piece), _PIECE):
+        go_on()
+        parts.append(piece[at : at + _PIECE].lower())
+    return "".join(parts)
+
+
+def _words(text: str, go_on: Callable[[], None]) -> Iterator[str]:
+    for _, piece in _pieces(text, go_on):
+        if not piece.isspace():
+            yield from (word.group() for word in _WORD.finditer(_lower(piece, go_on)))
 
 
 NOWHERE = (-1, -1)
 """Where a token stands that is of no word: padding, or a mark at the ends of a text."""
 
 
-def spans_of(text: str, tokenizer: Tokenizer) -> list[tuple[int, int]]:
+def spans_of(text: str, tokenizer: Tokenizer, *, go_on: Callable[[], None] = _go_on) -> list[tuple[int, int]]:
     """Where in the text each of its `length` tokens stands: (first character, one past the last). A piece of a word
-    stands where the run of characters between two spaces does that the word is of."""
+    stands where the run of characters between two spaces does that the word is of. `go_on` as for `tokens_of`."""
     match tokenizer:
         case Utf8Bytes(length=length):
             spans = [(at, at + 1) for at, one in enumerate(text[:length]) for _ in one.encode()]
         case WordPiece(length=length, vocabulary=vocabulary):
             spans = [NOWHERE if one is None else one for one in _pieces_of(vocabulary).spans(text, length=length)]
         case HashedWords(length=length) | Words(length=length):
-            spans = list(islice(_word_spans(text), length))
+            spans = list(islice(_word_spans(text, go_on), length))
     return [*spans[:length], *[NOWHERE] * (length - len(spans))]
 
 
-def _word_spans(text: str) -> Iterator[tuple[int, int]]:
+def _word_spans(text: str, go_on: Callable[[], None]) -> Iterator[tuple[int, int]]:
     """Words are those of the text in lower case, where some letters are two. Nothing is kept for each character: a text
     may be as long as a message."""
-    lower = text.lower()
-    if len(lower) == len(text):
+    for first, piece in _pieces(text, go_on):
+        if piece.isspace():
+            continue
+        for run in _RUN.finditer(piece):
+            begin = first + run.start()
+            yield from ((begin + start, begin + end) for start, end in _spans_in(run.group(), go_on))
+
+
+def _spans_in(run: str, go_on: Callable[[], None]) -> Iterator[tuple[int, int]]:
+    lower = _lower(run, go_on)
+    if len(lower) == len(run):
         yield from (word.span() for word in _WORD.finditer(lower))
         return
-    ends = accumulate(len(one.lower()) for one in text)  # in lower case, of each character
+    ends = accumulate(len(one.lower()) for one in _watched(run, go_on))  # in lower case, of each character
     at, end = 0, next(ends)
     for word in _WORD.finditer(lower):
         while end <= word.start():
@@ -91,12 +132,18 @@ def _word_spans(text: str) -> Iterator[tuple[int, int]]:
         yield start, at + 1
 
 
+def _watched(run: str, go_on: Callable[[], None]) -> Iterator[str]:
+    for at in range(0, len(run), _PIECE):
+        go_on()
+        yield from run[at : at + _PIECE]
+
+
 def words_of(text: str, *, most: int) -> list[str]:
     """The first different words of a text, as `Words` tells them apart."""
     found: dict[str, None] = {}
-    for word in _WORD.finditer(text.lower()):
-        if len(word.group()) <= MAX_NAME:
-            found[word.group()] = None
+    for word in _words(text, _go_on):
+        if len(word) <= MAX_NAME:
+            found[word] = None
         if len(found) == most:
             break
     return list(found)

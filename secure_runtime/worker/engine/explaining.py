@@ -69,7 +69,7 @@ def explained(job: Job, *, go_on: Callable[[], None]) -> EngineAnswer:
                 others = ", ".join(name for name in methods_of(model) if name != method)
                 why = f"row {row + 1} has no {method}; try another method: {others}"
                 raise BadInput(why, code="explain-not-offered")
-        return _formed(job, model, _outputs(job, rows, targets), method)
+        return _formed(job, model, _outputs(job, rows, targets, go_on), method)
     except BadInput as error:
         return msgspec.structs.replace(failed(error, job.model), units=len(rows) * price(model, method))
 
@@ -139,14 +139,16 @@ def _targets(job: Job, inputs: Mapping[str, torch.Tensor]) -> list[int]:
     raise BadInput(f"the target is neither a class of the model nor the index of one, 0 to {len(labels) - 1}")
 
 
-def _outputs(job: Job, rows: list[Attributions], targets: list[int]) -> dict[str, torch.Tensor]:
+def _outputs(
+    job: Job, rows: list[Attributions], targets: list[int], go_on: Callable[[], None]
+) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for spec in job.model.manifest.inputs:
         if spec.name in rows[0].by_input:
             found[f"attribution.{spec.name}"] = torch.stack([row.by_input[spec.name] for row in rows])
         if isinstance(spec.content, TextContent):
             sent = next(tensor for tensor in job.request.inputs if tensor.name == spec.name)
-            spans = [spans_of(text, spec.content.tokenizer) for text in texts_of(sent, spec)]
+            spans = [spans_of(text, spec.content.tokenizer, go_on=go_on) for text in texts_of(sent, spec)]
             found[f"spans.{spec.name}"] = torch.tensor(spans, dtype=torch.int64)
     found["output"] = torch.tensor([row.output for row in rows], dtype=torch.float64)
     found["baseline"] = torch.tensor([row.baseline for row in rows], dtype=torch.float64)

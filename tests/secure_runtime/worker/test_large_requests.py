@@ -194,7 +194,7 @@ def test_empty_texts_are_few_bytes_and_many_tokens(bench: Any) -> None:
 def test_reading_texts_ends_with_the_grant(bench: Any, monkeypatch: Any) -> None:
     read = []
 
-    def slowly(text: str, tokenizer: Any) -> list[int]:
+    def slowly(text: str, tokenizer: Any, go_on: Any) -> list[int]:
         read.append(text)
         bench.now_us += 11_000_000
         return [1]
