@@ -151,7 +151,7 @@ class ModelSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class ModelsSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[models]`: keys of encrypted bundles (see sealgate.certificate.wrapping_keys), and what is demanded of all."""
 
-    keys: tuple[str, ...] = ()  # sources: "file:PATH" (from the state directory on), "environment", "vault:FILE"
+    keys: tuple[str, ...] = ()  # sources, as sealgate.certificate.wrapping_keys lists them
     require_encryption: bool = False  # load no model whose weights lie here in plain
     require_model_signature: bool = False  # load no model without a model.sig that holds
 

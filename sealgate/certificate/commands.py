@@ -43,8 +43,8 @@ def _configure(parser: argparse.ArgumentParser) -> None:
             metavar="SOURCE",
             action="append",
             default=[],
-            help="key of encrypted weights: file:PATH, environment (SEALGATE_MODELS_KEY), vault:FILE.toml or "
-            "awskms:FILE.toml; may be repeated",
+            help="key of encrypted weights: file:PATH, environment (SEALGATE_MODELS_KEY), or in a key service "
+            "vault:FILE.toml, awskms:FILE.toml, gcpkms:FILE.toml or azurekv:FILE.toml; may be repeated",
         )
         if name == "verify":
             action.add_argument("--original", metavar="DIR", type=Path, help=_ORIGINAL)

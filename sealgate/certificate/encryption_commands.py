@@ -12,7 +12,7 @@ from sealgate.certificate.encryption import decrypt_bundle, encrypt_bundle, rewr
 from sealgate.certificate.model_signature import load_model_signing_key, public_text
 from sealgate.certificate.publishers import Publishers
 from sealgate.certificate.signing import sign_bundle
-from sealgate.certificate.wrapping_keys import open_key, open_key_ring, write_new_key
+from sealgate.certificate.wrapping_keys import KNOWN_SOURCES, open_key, open_key_ring, write_new_key
 from sealgate.errors import ConfigurationError
 from sealgate.terminal import printable
 
@@ -28,8 +28,7 @@ def new_key(path: Path) -> int:
 def encrypt(directory: Path, publishers: Publishers, sources: Sequence[str]) -> int:
     """Encrypt one bundle in its place."""
     if len(sources) != 1:
-        sources_known = "file:PATH, environment, vault:FILE or awskms:FILE"
-        raise ConfigurationError(f"name the key to encrypt under with --key, once: {sources_known}")
+        raise ConfigurationError(f"name the key to encrypt under with --key, once: {KNOWN_SOURCES}")
     bundle = encrypt_bundle(directory, publishers, open_key(sources[0]))
     print(printable(f"{directory} is encrypted under key {bundle.locked_under}, verified with it"))
     print("what stood there in plain was deleted; disks and backups may still hold it")

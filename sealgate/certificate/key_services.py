@@ -1,7 +1,9 @@
-"""Wrapping keys that live in a key service and never leave it: what Vault's and AWS's have in common.
+"""Wrapping keys that live in a key service and never leave it: what all of them have in common.
 
     vault:FILE.toml    HashiCorp Vault or OpenBao, the transit engine (vault_key)
     awskms:FILE.toml   AWS Key Management Service (aws_kms_key)
+    gcpkms:FILE.toml   Google Cloud Key Management Service (google_kms_key)
+    azurekv:FILE.toml  Azure Key Vault or Managed HSM (azure_key)
 
 A file instead of words, because an address, a key and a way to sign in are more than a command line should hold, and
 secrets do not belong there at all. Opening a source reads its file and asks nobody; the service is asked when a key is
@@ -13,6 +15,7 @@ Trusts: the file and what it names. Never: prints what a service or its library 
 
 from __future__ import annotations
 
+import logging
 import re
 import tomllib
 from collections.abc import Callable
@@ -129,3 +132,11 @@ def authority(name: str, path: Path) -> str | None:
     if not found.is_file():
         raise ConfigurationError(f"{path}: ca_file {found} is not a file")
     return str(found)
+
+
+def quiet(*libraries: str) -> None:
+    """Keep what libraries log off the terminal, where no operator asked for it: it may quote what was sent."""
+    for name in libraries:
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())

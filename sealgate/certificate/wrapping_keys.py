@@ -4,6 +4,8 @@
     environment   the same text in SEALGATE_MODELS_KEY
     vault:FILE    a key of HashiCorp Vault's or OpenBao's transit engine (vault_key)
     awskms:FILE   a key of AWS KMS (aws_kms_key)
+    gcpkms:FILE   a key of Google Cloud KMS (google_kms_key)
+    azurekv:FILE  a key of Azure Key Vault (azure_key)
 
 A wrapping key never touches weights: it opens `model.key`, a few hundred bytes. So it can be changed without encrypting
 anything anew, and a key that lives in another machine (key_services) needs only what `WrappingKey` asks. Here,
@@ -38,6 +40,8 @@ from sealgate.limits import MAX_WRAPPING_KEY_FILE, MAX_WRAPPING_KEYS
 from sealgate.protocol.secrets import Secret
 
 KEY_VARIABLE = "SEALGATE_MODELS_KEY"
+SERVICES = ("vault", "awskms", "gcpkms", "azurekv")
+KNOWN_SOURCES = "file:PATH, environment, vault:FILE, awskms:FILE, gcpkms:FILE or azurekv:FILE"
 LOCAL = "local:"  # begins the names of keys whose bytes are here
 _NONCE = 12
 
@@ -113,23 +117,31 @@ def open_key(source: str, *, folder: Path = Path()) -> WrappingKey:
             raise ConfigurationError(f"the key source 'environment' needs the variable {KEY_VARIABLE}")
         return LocalKey.of(_parse(text.encode(), KEY_VARIABLE))
     kind, _, place = source.partition(":")
-    if place and kind in ("vault", "awskms"):
+    if place and kind in SERVICES:
         return _service_key(kind, folder / place)
     if kind != "file" or not place:
-        raise ConfigurationError(
-            f"'{source}' is no source of a key: say file:PATH, environment, vault:FILE or awskms:FILE"
-        )
+        raise ConfigurationError(f"'{source}' is no source of a key: say {KNOWN_SOURCES}")
     return LocalKey.of(read_secret(folder / place))
 
 
 def _service_key(kind: str, path: Path) -> WrappingKey:
-    if kind == "vault":
-        from sealgate.certificate.vault_key import VaultKey
+    match kind:
+        case "vault":
+            from sealgate.certificate.vault_key import VaultKey
 
-        return VaultKey.open(path)
-    from sealgate.certificate.aws_kms_key import AwsKmsKey
+            return VaultKey.open(path)
+        case "awskms":
+            from sealgate.certificate.aws_kms_key import AwsKmsKey
 
-    return AwsKmsKey.open(path)
+            return AwsKmsKey.open(path)
+        case "gcpkms":
+            from sealgate.certificate.google_kms_key import GoogleKmsKey
+
+            return GoogleKmsKey.open(path)
+        case _:
+            from sealgate.certificate.azure_key import AzureKey
+
+            return AzureKey.open(path)
 
 
 def open_key_ring(sources: Iterable[str], *, folder: Path = Path()) -> KeyRing:
@@ -162,17 +174,17 @@ def write_new_secret(path: Path, *, entropy: Entropy = random_bytes) -> Secret:
     return secret
 
 
-def read_private(path: Path) -> bytes:
+def read_private(path: Path, *, limit: int = MAX_WRAPPING_KEY_FILE) -> bytes:
     """A small file that its owner alone may read; raises ConfigurationError."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if os.name == "posix" and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
                 raise ConfigurationError(f"{path} can be read by others; mend it with: chmod 600 {path}")
-            data = file.read(MAX_WRAPPING_KEY_FILE + 1)
+            data = file.read(limit + 1)
     except OSError as error:
         raise ConfigurationError(f"the key {path} cannot be read: {error.strerror}") from error
-    if len(data) > MAX_WRAPPING_KEY_FILE:
+    if len(data) > limit:
         raise ConfigurationError(f"{path} is too large to be a key")
     return data
 

@@ -14,7 +14,7 @@ from gateway.authentication import issuers, revocations
 from gateway.telemetry import FIELDS
 from policy import budgets, manifest, scenarios, tenants
 from sealgate import deployment
-from sealgate.certificate import aws_kms_key, publishers, vault_key
+from sealgate.certificate import aws_kms_key, azure_key, google_kms_key, publishers, vault_key
 from sealgate.client import prices
 from sealgate.evidence import trust
 from secure_runtime.worker.sandbox.report import LAYERS, REQUIRED
@@ -39,6 +39,8 @@ SECTIONS: list[tuple[str, type[msgspec.Struct]]] = [
     ("### `prices.toml`", prices._File),
     ("### `vault.toml`", vault_key.VaultTable),
     ("### `kms.toml`", aws_kms_key.AwsKmsTable),
+    ("### `gcp.toml`", google_kms_key.GoogleKmsTable),
+    ("### `azure.toml`", azure_key.AzureKeyTable),
     ("### `policy/tenants.toml`", tenants._Purpose),
     ("### `policy/tenants.toml`", tenants._Tenant),
     ("### `policy/tenants.toml`", tenants.CertificateClient),

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from sealgate.certificate import encryption_commands
 from sealgate.certificate.files import KEY, WEIGHTS
 from sealgate.certificate.key_envelope import KeyEnvelope, describe_weights, envelope_bytes, parse_envelope
-from sealgate.certificate.wrapping_keys import KeyRing, open_key, open_key_ring, wrapped_for, write_new_key
+from sealgate.certificate.wrapping_keys import SERVICES, KeyRing, open_key, open_key_ring, wrapped_for, write_new_key
 from sealgate.deployment import Deployment, DeploymentSection, ModelsSection, Settings
 from sealgate.errors import CertificateError, ConfigurationError
 from sealgate.protocol.secrets import Secret
@@ -452,9 +452,11 @@ def test_kms_without_credentials_says_so(kms: Kms, aws: Make, monkeypatch: pytes
         wrapped(source, kms.folder)
 
 
-# Files, for both -----------------------------------------------------------------------------------------------------
+# Files, for all -----------------------------------------------------------------------------------------------------
 
 VAULT = {"address": "https://vault.test:8200", "key": "models", "token_file": "t"}
+GOOGLE = {"key": "projects/p1/locations/global/keyRings/r/cryptoKeys/k"}
+AZURE = {"key": "https://v.vault.azure.net/keys/k"}
 AWS = {"key": "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef-1234567890ab"}
 
 
@@ -481,6 +483,22 @@ AWS = {"key": "arn:aws:kms:eu-central-1:123456789012:key/1234abcd-12ab-34cd-56ef
         ("awskms", AWS | {"key": "alias/models"}, "must be the ARN"),
         ("awskms", AWS | {"endpoint": "http://127.0.0.1"}, "https://HOST"),
         ("awskms", AWS | {"timeout_s": -1}, "timeout_s"),
+        ("gcpkms", GOOGLE | {"key": GOOGLE["key"] + "/cryptoKeyVersions/1"}, "without a version"),
+        ("gcpkms", GOOGLE | {"key": "k"}, "the full name of a key"),
+        (
+            "gcpkms",
+            {"key": f"projects/p1/locations/global/keyRings/{'r' * 63}/cryptoKeys/{'k' * 63}"},
+            "too long names",
+        ),
+        ("gcpkms", GOOGLE | {"endpoint": "http://127.0.0.1"}, "https://HOST"),
+        ("gcpkms", GOOGLE | {"ca_file": "nowhere.pem"}, "is not a file"),
+        ("gcpkms", GOOGLE | {"credentials": "c.json"}, "did you mean 'credentials_file'"),
+        ("azurekv", {}, "must set 'key'"),
+        ("azurekv", {"key": AZURE["key"] + "/" + "0" * 32}, "without a version"),
+        ("azurekv", {"key": "http://v.vault.azure.net/keys/k"}, "https://VAULT/keys/NAME"),
+        ("azurekv", {"key": "https://user@v.vault.azure.net/keys/k"}, "https://HOST"),
+        ("azurekv", {"key": f"https://{'v' * 100}.net/keys/{'k' * 40}"}, "too long names"),
+        ("azurekv", AZURE | {"timeout_s": 0}, "timeout_s"),
     ],
 )
 def test_a_file_that_names_no_service_is_an_error(tmp_path: Path, kind: str, values: dict[str, Any], says: str) -> None:
@@ -489,7 +507,7 @@ def test_a_file_that_names_no_service_is_an_error(tmp_path: Path, kind: str, val
         open_key(f"{kind}:s.toml", folder=tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["vault", "awskms"])
+@pytest.mark.parametrize("kind", SERVICES)
 def test_files_that_are_missing_large_or_no_toml_are_errors(tmp_path: Path, kind: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         open_key(f"{kind}:none.toml", folder=tmp_path)
@@ -508,7 +526,15 @@ def test_any_name_of_a_source_is_one_clear_line(text: str) -> None:
         open_key(text, folder=Path("/nonexistent"))
 
 
-@pytest.mark.parametrize(("kind", "values", "module"), [("vault", VAULT, "hvac"), ("awskms", AWS, "boto3.session")])
+@pytest.mark.parametrize(
+    ("kind", "values", "module"),
+    [
+        ("vault", VAULT, "hvac"),
+        ("awskms", AWS, "boto3.session"),
+        ("gcpkms", GOOGLE, "google.auth.transport.requests"),
+        ("azurekv", AZURE, "azure.keyvault.keys"),
+    ],
+)
 def test_a_library_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, values: dict[str, Any], module: str
 ) -> None:
