@@ -43,6 +43,8 @@ class PreparedInput:
             torch.tensor([float(getattr(one, name)) for one in scales], dtype=dtype, device=device)
             for name in ("low", "high", "center", "scale")
         )
+        low, high = self._scales[:2]
+        self._holds_bytes = bool((low <= 0).all() and (high >= 255).all())
 
     def require(self, batch: torch.Tensor) -> None:
         """Raise BadInput unless this is a batch that the model can be run on."""
@@ -71,7 +73,9 @@ class PreparedInput:
         if isinstance(self.spec.content, GraphEdgesContent):
             return rows
         low, high, center, scale = self._scales
-        return (rows.clamp(low, high) - center) / scale
+        if batch.dtype != torch.uint8 or not self._holds_bytes:  # bytes as other numbers are a copy, and within bounds
+            rows = rows.clamp(low, high)
+        return rows.sub_(center).div_(scale)
 
     def within(self, batch: torch.Tensor) -> torch.Tensor:
         """The batch in its own units, each number in its range, float64; tokens int64. `scaled` of both is the same."""
