@@ -55,7 +55,7 @@ class IssuerServer:
 
             def get_request(self) -> Any:
                 sock, address = super().get_request()
-                sock.settimeout(10)
+                sock.settimeout(60)
                 return outer._context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False), address
 
             def handle_error(self, *_: Any) -> None:

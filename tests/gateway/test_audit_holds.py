@@ -27,11 +27,11 @@ def write_log(deployment):
     with AuditLog.open(f"sqlite:///{deployment.database}", signer=SIGNER, subjects_key=b"\x02" * 32, origin=LOG) as log:
 
         def do(effect, **fields):
-            log.append(Record(**fields), effect).result(10)
+            log.append(Record(**fields), effect).result(60)
 
         for tenant, subject in (("clinic", "alice"), ("clinic", "bob"), ("laboratory", "carol")):
             actor = log.actor(tenant, subject)
-            log.append(Record(kind="inference.denied", tenant=tenant, actor=actor, reason="no-role")).result(10)
+            log.append(Record(kind="inference.denied", tenant=tenant, actor=actor, reason="no-role")).result(60)
 
         def place(name, tenant="", subject=""):
             do(holds.placing(log.subjects, name=name, tenant=tenant, subject=subject), kind="hold.placed")

@@ -42,7 +42,7 @@ def write_log(deployment, count=6):
         for number in range(count):
             tenant = ("clinic", "laboratory")[number % 2]
             draft = Record(kind="inference.denied", tenant=tenant, actor="a" * 32, model="wine", reason="no-role")
-            log.append(draft).result(10)
+            log.append(draft).result(60)
 
 
 @pytest.fixture(scope="module")
@@ -297,7 +297,7 @@ def test_a_reader_that_goes_away_ends_the_export(logged, overseer, monkeypatch):
     with overseer.stream("GET", "/audit/v1/exports?first=0&last=1") as answer:
         assert next(answer.iter_raw())
     overseer.close()
-    assert ended.wait(10)
+    assert ended.wait(60)
     logged.until(lambda: logged.gate.reading.requests == 0)
 
 
@@ -347,4 +347,4 @@ def test_callers_without_rights_cannot_fill_the_way_to_the_host(gateway, monkeyp
         assert gateway.client().get("/audit/v1/checkpoint").status_code == 401
         assert post_sealed(fourth).status_code == 200
         gateway.host.stop()
-        assert {one.result(10).status_code for one in waiting} == {503}
+        assert {one.result(60).status_code for one in waiting} == {503}

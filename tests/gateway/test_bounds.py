@@ -26,7 +26,7 @@ class Peer:
     """A TLS connection that sends exactly what a test says."""
 
     def __init__(self, gateway, certificate=None):
-        raw = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+        raw = socket.create_connection(("127.0.0.1", gateway.port), timeout=60)
         self.tls = gateway.tls(certificate).wrap_socket(raw, server_hostname="localhost")
 
     def send(self, data):
@@ -411,7 +411,7 @@ def test_requests_sent_together_are_answered_in_their_order(gateway):
 def test_a_peer_that_does_not_shake_hands_is_not_waited_for(run_gateway, monkeypatch):
     monkeypatch.setattr(serve, "HANDSHAKE_TIMEOUT_S", 0.2)
     gateway = run_gateway()
-    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as raw:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=60) as raw:
         raw.sendall(b"\x16\x03\x01")
         assert raw.recv(100) == b""
 
@@ -548,7 +548,7 @@ def test_requests_are_told_apart_on_one_link(gateway):
 
     gateway.host._call(release())
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert len(answers) == 6
     assert all(got == raw[::-1] for raw, got in answers.values())
 

@@ -171,7 +171,7 @@ def test_the_token_of_a_scraper(deployment: Deployment, host: FakeHost) -> None:
 
 
 def test_a_head_that_is_too_long_gets_no_answer_and_others_are_served(scraped: Scraped) -> None:
-    with socket.create_connection(("127.0.0.1", scraped.port), timeout=10) as sock:
+    with socket.create_connection(("127.0.0.1", scraped.port), timeout=60) as sock:
         sock.sendall(b"GET /metrics HTTP/1.1\r\n" + b"x: " + b"y" * 200_000)
         answer = b""
         try:

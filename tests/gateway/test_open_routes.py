@@ -93,7 +93,7 @@ def test_requests_for_evidence_are_bounded(gateway):
     assert (answer.status_code, answer.json()["title"]) == (503, "Busy")
     gateway.host.stop()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
 
 
 # Health --------------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def write_log(path, origin, at):
     with log:
         for tenant in ("clinic", "laboratory", "clinic"):
             draft = Record(kind="inference.denied", tenant=tenant, actor="a" * 32, model=origin[:3], reason="no-role")
-            log.append(draft).result(10)
+            log.append(draft).result(60)
 
 
 @pytest.fixture(scope="module")

@@ -162,7 +162,7 @@ def raw_request(gateway, *lines, certificate=None, body=b""):
     context = gateway.tls(certificate)
     request = ["POST /sealed/wine HTTP/1.1", "Host: localhost", "Purpose: treatment", *lines]
     with (
-        socket.create_connection(("127.0.0.1", gateway.proxy_port), timeout=10) as raw,
+        socket.create_connection(("127.0.0.1", gateway.proxy_port), timeout=60) as raw,
         context.wrap_socket(raw, server_hostname="localhost") as secure,
     ):
         secure.sendall("\r\n".join(request).encode() + b"\r\n\r\n" + body)

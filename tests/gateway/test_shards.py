@@ -38,7 +38,7 @@ def _turned(provisioned):
                     draft = Record(
                         kind="inference.denied", tenant="clinic", actor="a" * 32, model="m", reason="no-role"
                     )
-                    done = log.append(draft).result(10)
+                    done = log.append(draft).result(60)
                 KEPT[done.record.log] = (done.record.id, done.index, log.checkpoint())
         running = Running(deployment, host)
         trust = deployment.root / "client" / "trust.toml"

@@ -37,7 +37,7 @@ class Host:
         self._run(self._server.listen(path))
 
     def _run(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     async def administer(self, frame, *, by):
         self.told.append(frame)

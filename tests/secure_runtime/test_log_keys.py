@@ -78,6 +78,6 @@ def test_roll_ups_are_rebuilt_by_a_command(deployment: Deployment, capsys: pytes
     with AuditLog.open(
         deployment.log_url, signer=signer, subjects_key=b"\x02" * 32, origin="localhost/sealgate"
     ) as log:
-        log.append(Record(kind="inference.denied", tenant="clinic", reason="no-role")).result(10)
+        log.append(Record(kind="inference.denied", tenant="clinic", reason="no-role")).result(60)
     assert main(["log", "rebuild-days", str(deployment.root)]) == 0
     assert "counted anew: 1 days, 3 groups" in "".join(capsys.readouterr())

@@ -47,7 +47,7 @@ def answered(deployment: Deployment, *parts: bytes) -> RuntimeState:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(deployment.socket))
         listening.listen(1)
-        listening.settimeout(10)
+        listening.settimeout(60)
 
         def say() -> None:
             connection, _ = listening.accept()
@@ -60,7 +60,7 @@ def answered(deployment: Deployment, *parts: bytes) -> RuntimeState:
         try:
             return running.read_state(deployment)
         finally:
-            host.join(10)
+            host.join(60)
 
 
 def test_the_state_is_read_however_it_comes(deployment: Deployment) -> None:

@@ -48,17 +48,17 @@ def fill(log: AuditLog, *, rounds: int = 16) -> None:
             "purpose": "treatment",
             "authn": "jwt",
         }
-        begun = log.append(Record(kind="inference.authorized", operation="infer", **who)).result(10).record.id
+        begun = log.append(Record(kind="inference.authorized", operation="infer", **who)).result(60).record.id
         ids = ("clients-infer", "more")
         end = Record(kind="inference.completed", outcome="completed", units=3, grant=begun, policy_ids=ids, **who)
         if number % 4 == 3:
             end = Record(kind="inference.failed", outcome="failed", reason="too-many-rows", grant=begun, **who)
-        log.append(end).result(10)
-        log.append(Record(kind="inference.denied", reason="no-policy-permits", **who)).result(10)
-    log.append(Record(kind="auth.failed", reason="token-expired", detail={"count": "3", "source": "public"})).result(10)
+        log.append(end).result(60)
+        log.append(Record(kind="inference.denied", reason="no-policy-permits", **who)).result(60)
+    log.append(Record(kind="auth.failed", reason="token-expired", detail={"count": "3", "source": "public"})).result(60)
     log.append(
         Record(kind="audit.query", tenant="clinic", actor="e" * 32, authn="mtls", detail={"question": "records"})
-    ).result(10)
+    ).result(60)
     log.append(
         Record(
             kind="inference.denied",
@@ -77,8 +77,8 @@ def fill(log: AuditLog, *, rounds: int = 16) -> None:
             assurance=HOSTILE,
             detail={HOSTILE: HOSTILE},
         )
-    ).result(10)
-    log.append(Record(kind="audit.export", tenant=HOSTILE, actor=HOSTILE, detail={HOSTILE: HOSTILE})).result(10)
+    ).result(60)
+    log.append(Record(kind="audit.export", tenant=HOSTILE, actor=HOSTILE, detail={HOSTILE: HOSTILE})).result(60)
 
 
 @contextmanager

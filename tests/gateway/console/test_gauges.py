@@ -47,7 +47,7 @@ class Spending:
             return draft
 
         draft = Record(kind="inference.authorized", tenant="clinic", model=MODEL, purpose="treatment")
-        return self._log.append(draft, reserve).result(10).record
+        return self._log.append(draft, reserve).result(60).record
 
     def end(self, begun: Record, *, units: int, eps_micro: int | None = None) -> None:
         def settle(connection: Connection, draft: Record) -> Record:
@@ -57,7 +57,7 @@ class Spending:
             return draft
 
         draft = Record(kind="inference.completed", outcome="completed", grant=begun.id, model=MODEL, units=units)
-        self._log.append(draft, settle).result(10)
+        self._log.append(draft, settle).result(60)
 
     def gauges(self) -> dict[str, str]:
         """What the page says of each limit."""

@@ -59,7 +59,7 @@ def server(answer: Callable[[int, bytes], bytes], *, tls: ssl.SSLContext | None 
     finally:
         listening.shutdown(socket.SHUT_RDWR)
         listening.close()
-        thread.join(5)
+        thread.join(60)
 
 
 def some(count: int, body: bytes = b"x") -> Iterator[bytes]:
@@ -167,7 +167,7 @@ def test_a_large_request_over_a_unix_socket(tmp_path: Path) -> None:
         with Load(path=path, connections=1) as load:
             assert load.run(some(1, body), seconds=60).answered == 1
     finally:
-        thread.join(10)
+        thread.join(60)
         listening.close()
     assert seen == [len(http_request("POST", "/", {"a": "b"}, body))]
 

@@ -263,7 +263,7 @@ def test_an_event_loop_goes_on_while_a_token_is_fetched(provider: Provider, serv
 
     def slow(request: httpx.Request) -> httpx.Response:
         asked[0]()
-        waited.append(go_on.wait(10))
+        waited.append(go_on.wait(60))
         document = {"access_token": "header.payload.signature", "token_type": "Bearer", "expires_in": 600}
         return said(200, document)
 

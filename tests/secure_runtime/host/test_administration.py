@@ -141,7 +141,7 @@ def test_a_bad_question_gets_no_answer(tmp_path: Path, raw: bytes) -> None:
 
     def ask() -> bytes:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(str(at.admin_socket))
             try:
                 sock.sendall(raw)
@@ -163,7 +163,7 @@ def test_the_silent_and_the_many_are_cut_off(tmp_path: Path, monkeypatch: pytest
         socks = [socket.socket(socket.AF_UNIX) for _ in range(5)]
         ends = []
         for sock in socks:
-            sock.settimeout(10)
+            sock.settimeout(60)
             sock.connect(str(at.admin_socket))
         for sock in socks:
             try:

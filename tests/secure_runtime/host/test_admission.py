@@ -410,7 +410,7 @@ def test_a_budget_that_is_used_up_is_put_on_record_once_in_its_window(desk: Call
     one.submit()
     for _ in range(3):
         assert one.submit()[0].code == "budget-exhausted"
-    assert one.log.append(Record(kind="audit.query")).result(10)  # behind whatever was queued
+    assert one.log.append(Record(kind="audit.query")).result(60)  # behind whatever was queued
     found = one.records("budget.")
     denied = [record for record in one.records() if record.kind == "inference.denied"]
     assert (len(found), len(denied)) == (1, 3)

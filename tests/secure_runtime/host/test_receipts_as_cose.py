@@ -39,7 +39,7 @@ def deny(*, cose: bool) -> Deny:
 
 
 def test_answers_refusals_and_denials_have_one_if_it_is_wanted(log: AuditLog) -> None:
-    done = log.append(Record(kind="inference.denied", tenant="clinic", reason="purpose")).result(10)
+    done = log.append(Record(kind="inference.denied", tenant="clinic", reason="purpose")).result(60)
     given = {"log": ORIGIN, "record": done.index, "receipt": done.receipt}
     replies: list[tuple[Submit | Deny, Reply]] = [
         (submit(cose=True), Answer(media_type="x", **given)),
