@@ -162,7 +162,7 @@ class AttestationSection(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tpm: str = ""  # device of a TPM 2.0, or a UNIX socket that speaks for one; "": none
     tpm_pcrs: tuple[int, ...] = (0, 1, 2, 3, 4, 5, 6, 7)  # registers of the SHA-256 bank that are quoted
     tsm: str = ""  # the kernel's folder of reports in a confidential machine: /sys/kernel/config/tsm/report; "": none
-    snp_certificates: str = "evidence/snp"  # folder with vcek.der, ask.der, ark.der
+    snp_certificates: str = "evidence/snp"  # folder with vcek.der, ask.der, ark.der, crl.der
     tdx_collateral: str = "evidence/tdx-collateral.json"
     gpus: bool = False  # endorse the machine's NVIDIA GPUs too; only beside `tsm`
     gpu_manifests: str = "evidence/gpu"  # folder with the maker's reference manifests, *.swidtag

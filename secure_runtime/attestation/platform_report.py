@@ -24,6 +24,7 @@ from secure_runtime.limits import MAX_PLATFORM_REPORT
 _DATA = 64  # bytes that a report carries for its asker
 _KINDS = {"sev_guest": snp.KIND, "tdx_guest": tdx.KIND}
 _CERTIFICATES = ("vcek.der", "ask.der", "ark.der")
+_REVOCATIONS = "crl.der"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PlatformEndorser:
     """One entry a report, so that threads do not meet. `entries` is usually /sys/kernel/config/tsm/report."""
 
     entries: Path
-    snp_certificates: Path  # folder with vcek.der, ask.der, ark.der
+    snp_certificates: Path  # folder with vcek.der, ask.der, ark.der, and crl.der if the operator fetched it
     tdx_collateral: Path
     make: Callable[[Path], None] = os.mkdir
     drop: Callable[[Path], None] = os.rmdir
@@ -46,6 +47,8 @@ class PlatformEndorser:
             kind, report = self._ask(bind)
             if kind == snp.KIND:
                 found = [_read(self.snp_certificates / name) for name in _CERTIFICATES]
+                if (self.snp_certificates / _REVOCATIONS).exists():
+                    found.append(_read(self.snp_certificates / _REVOCATIONS))
                 return Endorsement(kind, b"", cbor.encode([report, *found]))
             return Endorsement(kind, b"", cbor.encode([report, _read(self.tdx_collateral).decode()]))
         except (OSError, ValueError) as error:

@@ -1,8 +1,8 @@
 """Chains of certificates from a root that a trust file names by digest down to the key that signed (RFC 5280, 6.1).
 
 Of path validation this is what makers' chains need: names and signatures, dates, who may sign others, how far down.
-Revocation lists are not read: no network is asked, and no list comes with evidence. A certificate that is not to count
-any more is taken out of the trust file with its root, or shows by the firmware that the trust file demands.
+No network is asked for revocations: where a maker's list comes with evidence, maker_revocations reads it; otherwise a
+certificate that is not to count any more is taken out of the trust file with its root.
 
 Trusts: the roots that its caller names. Never: takes a chain for valid because its root signs itself.
 """
@@ -20,6 +20,9 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from sealgate.errors import EvidenceError
 from sealgate.limits import MAX_CHAIN
 
+STRANGE = (x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+"""What the library raises beside ValueError for certificates and lists that nobody should have made."""
+
 
 def require_chain(chain: Sequence[bytes], roots: Sequence[bytes], *, of: str, now_us: int) -> x509.Certificate:
     """The first certificate of `chain` (DER, the signer's first and the root last), once all of it holds; `roots` are
@@ -36,7 +39,7 @@ def require_chain(chain: Sequence[bytes], roots: Sequence[bytes], *, of: str, no
             if not issued.not_valid_before_utc <= now <= issued.not_valid_after_utc:
                 raise _refused(f"a certificate of the {of}'s chain is not valid now")
             _require_authority(issuer, below=len(found) - 1 - max(depth, 1), of=of)
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, OverflowError) as error:
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, OverflowError, *STRANGE) as error:
         raise _refused(f"the {of}'s certificates do not chain to their root") from error
     except x509.ExtensionNotFound as error:
         raise _refused(f"a certificate of the {of}'s chain may not sign others") from error

@@ -1,6 +1,7 @@
 """The endorsement `snp`: an AMD SEV-SNP attestation report whose REPORT_DATA begins with `bind` (AMD 56860, table 23).
 
     proof = CBOR [ATTESTATION_REPORT, VCEK, ASK, ARK]   the certificates in DER, as AMD's key service gives them
+    proof = CBOR [ATTESTATION_REPORT, VCEK, ASK, ARK, CRL]   and the root's revocation list, in DER as well
 
 Shows that a guest with this launch measurement, not open to debuggers, ran the maker of these claims on a genuine
 processor whose firmware is new enough. The report is signed by the chip's key (VCEK), which must chain to a root that
@@ -10,14 +11,17 @@ the trust file names by its digest; what the certificate says of chip and firmwa
     roots = ["hex"]                      SHA-256 of the root certificates (ARK, DER) that count
     measurements = ["hex"]               acceptable launch measurements, 48 bytes
     covers_code = false                  the launch measurement pins everything that runs, this runtime included
+    crl = "if-present"                   "required": a report without the root's revocation list does not count
     [snp.min_tcb]                        the oldest firmware: all four numbers
     boot_loader = 4
     tee = 0
     snp = 20
     microcode = 213
 
-Milan and Genoa; the firmware numbers of Turin are laid out otherwise, and such reports are refused. Revocation lists
-are not read: a root or firmware that is not to count any more is taken out of the trust file.
+Milan and Genoa; the firmware numbers of Turin are laid out otherwise, and such reports are refused. A list that comes
+must hold, be in force and name no certificate that the root signed (AMD numbers all chips' certificates 0, so it can
+name none of those: firmware that is not to count any more is kept out by `min_tcb`). Who revokes matters to whoever
+demands the list alone: without `crl = "required"` one that was revoked leaves its list away.
 
 Trusts: the trust file, the clock for the certificates' dates. Never: accepts a guest that may be debugged or migrated,
 a report made for a less privileged level than 0, or one that the chip's own key did not sign.
@@ -26,6 +30,7 @@ a report made for a less privileged level than 0, or one that the chip's own key
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import msgspec
 from cryptography import x509
@@ -38,6 +43,7 @@ from cryptography.x509.oid import ObjectIdentifier
 from sealgate.errors import DecodeError, EvidenceError
 from sealgate.evidence.endorsements.certificate_chains import require_chain
 from sealgate.evidence.endorsements.endorsed import Endorsed, pinned_values, unpack
+from sealgate.evidence.endorsements.maker_revocations import require_unrevoked
 from sealgate.protocol import cbor
 
 KIND = "snp"
@@ -77,6 +83,7 @@ class SnpTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     measurements: tuple[str, ...]
     min_tcb: SnpTcb
     covers_code: bool = False
+    crl: Literal["if-present", "required"] = "if-present"
 
 
 class SnpAnchor(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +93,7 @@ class SnpAnchor(msgspec.Struct, frozen=True, kw_only=True):
     measurements: tuple[bytes, ...]
     min_tcb: SnpTcb
     covers_code: bool
+    crl_required: bool = False
 
 
 def parse_snp_anchor(table: SnpTable) -> SnpAnchor:
@@ -95,19 +103,15 @@ def parse_snp_anchor(table: SnpTable) -> SnpAnchor:
         measurements=pinned_values(table.measurements, "measurements under [snp]", width=48),
         min_tcb=table.min_tcb,
         covers_code=table.covers_code,
+        crl_required=table.crl == "required",
     )
 
 
 def judge_snp(proof: bytes, bind: bytes, anchor: SnpAnchor, *, now_us: int) -> Endorsed:
     """The endorsement, or EvidenceError or DecodeError."""
-    match cbor.decode(proof):
-        case [bytes() as report, bytes() as chip, bytes() as signer, bytes() as root]:
-            pass
-        case _:
-            raise DecodeError("an SNP endorsement is malformed")
-    if len(report) != REPORT_BYTES:
-        raise DecodeError("an SNP report is of another length")
+    report, chip, signer, root, *lists = _parts(proof)
     certificate = require_chain([chip, signer, root], anchor.roots, of="report", now_us=now_us)
+    revocations = _require_unrevoked(signer, root, lists, anchor, now_us=now_us)
     _verify_report(report, certificate)
     if report[0x50:0x90] != bind + bytes(32):
         raise _refused("the report is about other claims")
@@ -119,7 +123,7 @@ def judge_snp(proof: bytes, bind: bytes, anchor: SnpAnchor, *, now_us: int) -> E
     return Endorsed(
         kind=KIND,
         grade="hardware",
-        detail=f"report of a guest measured {measurement.hex()[:16]}...",
+        detail=f"report of a guest measured {measurement.hex()[:16]}..., {revocations}",
         anchor=f"root {hashlib.sha256(root).hexdigest()[:16]}...",
         covers_code=anchor.covers_code,
     )
@@ -127,12 +131,36 @@ def judge_snp(proof: bytes, bind: bytes, anchor: SnpAnchor, *, now_us: int) -> E
 
 def describe_snp(proof: bytes) -> list[tuple[str, str]]:
     """What the endorsement says, not verified, as a trust file would pin it."""
+    report, _, _, root, *lists = _parts(proof)
+    tcb = [(f"firmware: {name}", str(report[0x180 + at])) for name, (at, _) in _PARTS.items()]
+    measured = ("launch measurement", report[0x90:0xC0].hex())
+    listed = ("revocation list", f"{len(lists[0])} bytes" if lists else "none")
+    return [measured, ("root certificate", hashlib.sha256(root).hexdigest()), listed, *tcb]
+
+
+def _parts(proof: bytes) -> list[bytes]:
+    """Report, three certificates and perhaps a list; raises DecodeError."""
     match cbor.decode(proof):
-        case [bytes() as report, bytes(), bytes(), bytes() as root] if len(report) == REPORT_BYTES:
-            tcb = [(f"firmware: {name}", str(report[0x180 + at])) for name, (at, _) in _PARTS.items()]
-            measured = ("launch measurement", report[0x90:0xC0].hex())
-            return [measured, ("root certificate", hashlib.sha256(root).hexdigest()), *tcb]
-    raise DecodeError("an SNP endorsement is malformed")
+        case [bytes() as report, bytes() as chip, bytes() as signer, bytes() as root]:
+            found = [report, chip, signer, root]
+        case [bytes() as report, bytes() as chip, bytes() as signer, bytes() as root, bytes() as listed]:
+            found = [report, chip, signer, root, listed]
+        case _:
+            raise DecodeError("an SNP endorsement is malformed")
+    if len(report) != REPORT_BYTES:
+        raise DecodeError("an SNP report is of another length")
+    return found
+
+
+def _require_unrevoked(signer: bytes, root: bytes, lists: list[bytes], anchor: SnpAnchor, *, now_us: int) -> str:
+    """What is known of revocations, in words; raises EvidenceError."""
+    if not lists:
+        if anchor.crl_required:
+            raise _refused("the trust file demands the root's revocation list, and none came with the report")
+        return "no revocation list"
+    issuer, *issued = (x509.load_der_x509_certificate(der) for der in (root, root, signer))
+    until = require_unrevoked(lists[0], issuer, issued, of="report", now_us=now_us)
+    return f"not revoked, by a list in force until {until:%Y-%m-%d}"
 
 
 def _verify_report(report: bytes, certificate: x509.Certificate) -> None:

@@ -32,6 +32,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from sealgate.errors import ConfigurationError, DecodeError, EvidenceError
+from sealgate.evidence.endorsements.certificate_chains import STRANGE
 from sealgate.evidence.endorsements.endorsed import Endorsed, pinned_values
 from sealgate.protocol import cbor
 
@@ -171,7 +172,7 @@ def _root(parsed: Any) -> bytes:
     try:
         chain = x509.load_pem_x509_certificates((parsed.cert_chain_pem_bytes() or b"").rstrip(b"\x00"))
         root = chain[-1]
-    except (ValueError, IndexError, TypeError) as error:
+    except (ValueError, IndexError, TypeError, *STRANGE) as error:
         raise DecodeError("a TDX quote comes without its certificates") from error
     return root.public_bytes(Encoding.DER)
 

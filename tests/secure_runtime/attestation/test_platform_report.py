@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -18,6 +19,7 @@ from sealgate.evidence.claims import Claims
 from sealgate.evidence.endorsements.snp import SnpTable, SnpTcb, parse_snp_anchor
 from sealgate.evidence.endorsements.tdx import TdxTable, parse_tdx_anchor
 from sealgate.evidence.token import bind_payload
+from sealgate.evidence.transcript import EvidenceRefused
 from sealgate.evidence.trust import Trust
 from sealgate.evidence.verify import verify_evidence
 from secure_runtime.attestation.endorsed import EndorsedAttester, open_attester
@@ -95,6 +97,12 @@ def test_an_snp_guest_attests_and_a_client_believes_it(
     table = SnpTable(roots=(CHIP.root_digest,), measurements=("5a" * 48,), min_tcb=SnpTcb(**TCB))
     trust = make_trust(accept_software="false")
     assert judged(attester, claims, trust, snp=parse_snp_anchor(table)) == "hardware"
+    demanding = parse_snp_anchor(msgspec.structs.replace(table, crl="required"))
+    with pytest.raises(EvidenceRefused, match="none came with the report"):
+        judged(attester, claims, trust, snp=demanding)
+    (tmp_path / "snp" / "crl.der").write_bytes(CHIP.crl(99))  # read anew for each report
+    assert judged(attester, claims, trust, snp=demanding) == "hardware"
+    kernel.asked[1:] = []
     from sealgate.evidence.claims import encode_claims
 
     assert kernel.asked == [bind_payload(encode_claims(claims)) + bytes(32)]

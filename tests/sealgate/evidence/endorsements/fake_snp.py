@@ -21,6 +21,7 @@ AMD = "1.3.6.1.4.1.3704.1"
 TCB = {"boot_loader": 4, "tee": 0, "snp": 20, "microcode": 213}
 _OIDS = {"boot_loader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8"}
 _BYTES = {"boot_loader": 0, "tee": 1, "snp": 6, "microcode": 7}
+SERIALS = {"ARK-Genoa": 5, "SEV-Genoa": 6, "SEV-VCEK": 7}
 PSS = padding.PSS(padding.MGF1(hashes.SHA384()), 48)
 
 
@@ -68,7 +69,7 @@ class FakeChip:
             .subject_name(named(subject))
             .issuer_name(named(issuer))
             .public_key(key)  # type: ignore[arg-type]
-            .serial_number(7)
+            .serial_number(SERIALS[subject])
             .not_valid_before(self.starts)
             .not_valid_after(self.ends)
         )
@@ -135,6 +136,35 @@ class FakeChip:
         return bytes(body) + signature.ljust(512, b"\x00")
 
     def proof(self, bind: bytes, **parts: object) -> bytes:
-        """`parts` replaces report, vcek, ask or ark."""
+        """`parts` replaces report, vcek, ask or ark, and adds crl."""
         made = {"report": self.report(bind), "vcek": self.vcek, "ask": self.ask, "ark": self.ark} | parts
-        return cbor.encode([made[name] for name in ("report", "vcek", "ask", "ark")])  # type: ignore[misc]
+        return cbor.encode([made[name] for name in ("report", "vcek", "ask", "ark", "crl") if name in made])  # type: ignore[misc]
+
+    def crl(
+        self,
+        *revoked: int,
+        issuer: str = "ARK-Genoa",
+        signer: str = "",
+        starts: datetime.datetime | None = None,
+        ends: datetime.datetime | None = None,
+        extension: x509.ExtensionType | None = None,
+        critical: bool = True,
+        of_entry: x509.ExtensionType | None = None,
+    ) -> bytes:
+        """The root's list of revoked serial numbers; `signer` names another key."""
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(named(issuer))
+            .last_update(starts or self.starts)
+            .next_update(ends or self.ends)
+        )
+        for serial in revoked:
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(self.starts)
+            if of_entry is not None:
+                entry = entry.add_extension(of_entry, critical=critical)
+            builder = builder.add_revoked_certificate(entry.build())
+        builder = builder.add_extension(x509.CRLNumber(1), critical=False)
+        if extension is not None:
+            builder = builder.add_extension(extension, critical=critical)
+        signed = builder.sign(rsa_key(signer or self.root), hashes.SHA384(), rsa_padding=PSS)
+        return signed.public_bytes(Encoding.DER)

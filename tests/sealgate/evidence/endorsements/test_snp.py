@@ -23,7 +23,7 @@ from sealgate.evidence.token import Endorsement, bind_payload, endorse_software,
 from sealgate.evidence.transcript import EvidenceRefused
 from sealgate.evidence.trust import Trust
 from sealgate.evidence.verify import verify_evidence
-from tests.sealgate.evidence.endorsements.fake_snp import TCB, FakeChip
+from tests.sealgate.evidence.endorsements.fake_snp import SERIALS, TCB, FakeChip
 
 BIND = b"b" * 32
 NOW_US = 1_800_000_000_000_000
@@ -84,6 +84,7 @@ def test_every_part_swapped_in_turn_is_refused() -> None:
         ("report", CHIP.report(BIND)[:-1], "another length"),
         ("report", CHIP.report(BIND)[:-1] + b"\x01", "follow"),
         ("vcek", b"", "do not chain"),
+        ("ask", CHIP.ask.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1), "do not chain"),  # its version
     ):
         refused(CHIP.proof(BIND, **{part: value}), None, says)
     refused(other.proof(BIND))
@@ -129,6 +130,41 @@ def test_certificates_must_be_valid_now_and_allowed_to_sign() -> None:
     lacking = {name: value for name, value in TCB.items() if name != "snp"}
     refused(CHIP.proof(BIND, vcek=CHIP.changed(certified=lacking).vcek), None, "lacks")
     assert CHIP.starts < datetime.datetime.fromtimestamp(NOW_US / 1e6, datetime.UTC) < CHIP.ends
+
+
+# The root's revocation list -------------------------------------------------------------------------------------------
+
+
+def test_a_list_that_comes_must_hold_and_name_nobody_of_the_chain() -> None:
+    proof = CHIP.proof(BIND, crl=CHIP.crl(99))
+    assert judge_snp(proof, BIND, anchor(), now_us=NOW_US).detail.endswith("in force until 2033-01-01")
+    assert dict(describe_snp(proof))["revocation list"].endswith(" bytes")
+    for crl, says in (
+        (CHIP.crl(99, SERIALS["SEV-Genoa"]), "revoked by its maker"),
+        (CHIP.crl(SERIALS["ARK-Genoa"]), "revoked by its maker"),
+        (CHIP.crl(99, signer="another"), "none of its root's"),
+        (CHIP.crl(99, signer="root/ask", issuer="SEV-Genoa"), "none of its root's"),
+        (CHIP.crl(99, ends=datetime.datetime(2026, 12, 31, tzinfo=datetime.UTC)), "not in force"),
+        (CHIP.crl(99, starts=datetime.datetime(2032, 12, 31, tzinfo=datetime.UTC)), "not in force"),
+        (CHIP.crl(99, extension=x509.DeltaCRLIndicator(1)), "of a part"),
+        (CHIP.crl(99, extension=x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"x")), "not understood"),
+        (CHIP.crl(99, of_entry=x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"x")), "not understood"),
+        (b"", "none of its root's"),
+        (CHIP.crl(99)[:-1], "none of its root's"),
+        (CHIP.ark, "none of its root's"),
+    ):
+        refused(CHIP.proof(BIND, crl=crl), None, says)
+
+
+def test_a_trust_file_may_demand_the_list(make_trust: Callable[..., Trust]) -> None:
+    demanding = make_trust(trust_text(crl='"required"')).snp
+    assert demanding is not None
+    refused(CHIP.proof(BIND), demanding, "none came with the report")
+    refused(CHIP.proof(BIND, crl=CHIP.crl(SERIALS["SEV-Genoa"])), demanding, "revoked")
+    assert judge_snp(CHIP.proof(BIND, crl=CHIP.crl()), BIND, demanding, now_us=NOW_US).grade == "hardware"
+    assert judge_snp(CHIP.proof(BIND), BIND, anchor(), now_us=NOW_US).detail.endswith("no revocation list")
+    with pytest.raises(ConfigurationError, match="if-present"):
+        make_trust(trust_text(crl='"maybe"'))
 
 
 @settings(max_examples=60, deadline=None)
