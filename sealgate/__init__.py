@@ -8,9 +8,11 @@ Names are loaded when they are first used, so that `import sealgate` costs nothi
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # not typing's: it would be most of what this costs
 if TYPE_CHECKING:
+    from typing import Any
+
     from sealgate.client.audit import AuditClient
     from sealgate.client.credentials import ClientCertificate
     from sealgate.client.dpop import DpopKey

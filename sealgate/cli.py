@@ -1,21 +1,21 @@
 """The command `sealgate`. Finds its commands by entry points, so it imports nothing above itself.
 
 Exit codes: 0 done, 1 refused or failed (one line on standard error says what and how to mend it), 2 wrong usage,
-130 interrupted.
+130 interrupted. What it needs is imported inside `main`, so that it can be interrupted from its first moment on; and of
+the commands only the one that is asked for.
 """
 
 from __future__ import annotations
 
-import argparse
-import errno
-import os
 import sys
-from collections.abc import Sequence
-from importlib.metadata import EntryPoint, entry_points, version
 
-from sealgate.command import Command
-from sealgate.errors import SealgateError
-from sealgate.terminal import printable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from importlib.metadata import EntryPoint
+
+    from sealgate.command import Command
 
 _ORDER = (
     "demo",
@@ -37,13 +37,20 @@ _ORDER = (
 
 
 def _registered() -> list[EntryPoint]:
+    from importlib.metadata import entry_points
+
     found = {point.name: point for point in entry_points(group="sealgate.commands")}
     known = [found.pop(name) for name in _ORDER if name in found]
     return known + [found[name] for name in sorted(found)]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line. Command modules are light, so all of them are loaded here."""
+def build_parser(asked: str = "") -> argparse.ArgumentParser:
+    """The command line: of the command that is `asked` for, or, if there is none of that name, of all of them."""
+    import argparse
+    from importlib.metadata import version
+
+    from sealgate.command import Command
+
     parser = argparse.ArgumentParser(
         prog="sealgate",
         description="Secure inference whose privacy can be checked: sealed requests, certified models, verifiable log.",
@@ -51,7 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"sealgate {version('sealgate')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for point in _registered():
+    points = _registered()
+    for point in [one for one in points if one.name == asked] or points:
         command = point.load()
         if not isinstance(command, Command):
             raise TypeError(f"entry point {point.name} is not a Command")
@@ -63,8 +71,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    command: Command = arguments._command
+    try:
+        given = sys.argv[1:] if argv is None else list(argv)
+        arguments = build_parser(given[0] if given else "").parse_args(given)
+        return _run(arguments._command, arguments)
+    except KeyboardInterrupt:
+        print("sealgate: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(command: Command, arguments: argparse.Namespace) -> int:
+    import errno
+    import os
+
+    from sealgate.errors import SealgateError
+    from sealgate.terminal import printable
+
     try:
         return command.run(arguments)
     except SealgateError as error:
@@ -81,9 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
-        print("sealgate: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         # The reader of our output went away (as `| head` does): not an error worth a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealgate.command import Command
-from sealgate.protocol.administration import GROUNDS
+from sealgate.protocol.grounds import GROUNDS
 
 if TYPE_CHECKING:
     from sealgate.deployment import Deployment

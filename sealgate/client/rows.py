@@ -15,12 +15,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from sealgate.client.errors import UsageError
-from sealgate.client.metadata import ModelMetadata
 from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_INFERENCE_JSON, MAX_TENSOR_ELEMENTS
+
+if TYPE_CHECKING:
+    from sealgate.client.metadata import ModelMetadata
 
 Number = int | float
 

@@ -84,16 +84,6 @@ class CredentialRevoked(Frame, frozen=True, kw_only=True, tag="credential-revoke
     note: Note = ""
 
 
-GROUNDS: dict[str, str] = {
-    "no-longer-needed": "(a) not needed any more for what it was collected for",
-    "consent-withdrawn": "(b) consent was withdrawn, and there is no other ground to keep it",
-    "objection": "(c) the person objected, and nothing weighs more",
-    "unlawful": "(d) it was processed unlawfully",
-    "legal-duty": "(e) a law asks for the erasure",
-    "child": "(f) it was collected from a child",
-}
-"""Why a name may be erased: GDPR Article 17(1)."""
-
 OVER = "no-longer-needed"
 """The ground where the last record about somebody was pruned."""
 

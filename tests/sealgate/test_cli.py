@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from sealgate import cli
 from sealgate.command import Command
 from sealgate.errors import ConfigurationError
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
     "demo",
     "init",
@@ -45,10 +47,65 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_the_command_itself_loads_next_to_nothing() -> None:
+    """What is loaded before `main` is entered could be interrupted with a traceback."""
+    code = (
+        "import sys; before = set(sys.modules); import sealgate.cli; loaded = set(sys.modules) - before; "
+        "print(len(loaded), sorted({'argparse', 'importlib.metadata', 'msgspec'} & loaded))"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    count, heavy = done.stdout.split(maxsplit=1)
+    assert int(count) < 10
+    assert heavy.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "while_loading"),
+    [
+        (["--help"], "argparse"),
+        (["--help"], "importlib.metadata"),
+        (["--help"], "training.commands"),
+        (["infer", "--help"], "sealgate.client.commands"),
+        (["doctor"], "sealgate.terminal"),
+    ],
+)
+def test_it_may_be_interrupted_while_it_is_loading(arguments: list[str], while_loading: str) -> None:
+    code = (
+        "import sys, sealgate.cli\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == sys.argv[1]:\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.modules.pop(sys.argv[1], None)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.exit(sealgate.cli.main(sys.argv[2:]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, while_loading, *arguments], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "sealgate: interrupted\n")
+
+
+def test_only_the_command_that_is_asked_for_is_loaded() -> None:
+    code = (
+        "import sys, sealgate.cli\n"
+        "try:\n    sealgate.cli.main(['token', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print('training.commands' in sys.modules, 'gateway.commands' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False True\n")
+
+
+def test_a_command_that_there_is_not_is_told_the_others(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["infr"])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert all(f"'{name}'" in said for name in COMMANDS)
+
+
 def offer(monkeypatch: pytest.MonkeyPatch, run: object, extra: str = "server") -> None:
     command = Command(summary="s", description="d", configure=lambda parser: None, run=run, extra=extra)  # type: ignore[arg-type]
 
-    def parser() -> argparse.ArgumentParser:
+    def parser(_: str = "") -> argparse.ArgumentParser:
         made = argparse.ArgumentParser()
         made.set_defaults(_command=command)
         return made
