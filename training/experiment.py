@@ -51,7 +51,7 @@ from training.mechanisms.gap import GapPlan
 from training.mechanisms.plan import Plan
 from training.mechanisms.plans import on_network, plan_of, with_checkpoints
 from training.mechanisms.sgd import SgdPlan, on_processes
-from training.outputs import Outputs, check_outputs
+from training.outputs import Outputs, check_outputs, require_space
 from training.own_module import own_module, transfer
 from training.owner import NOTHING, Owner
 from training.preprocessing.ready import masked_of, ready
@@ -249,6 +249,7 @@ def _plan(asked: _Asked) -> _Settled:
     )
     manifest = manifest_of(configuration)
     manifest_bytes(manifest)  # what no verifier would accept is refused now
+    require_space(asked.models_dir, manifest, checkpoints=bool(configuration.engine.checkpoint_every))
     with asked.narrator.busy(f"computing the noise that {configuration.model.name} needs"):
         spending, plan, cost = planned(configuration, manifest)
     plan = _shared(plan, asked, configuration)

@@ -6,10 +6,14 @@ private file that is there already, unless told to replace it.
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from sealgate.certificate.architectures import Architecture
+from sealgate.certificate.manifest import Manifest, manifest_bytes
 from sealgate.errors import ConfigurationError
 
 
@@ -42,11 +46,34 @@ def check_outputs(outputs: Outputs, *, models_dir: Path, inputs: tuple[Path, ...
         _check_folder(path.parent)
 
 
-def _check_folder(folder: Path) -> None:
-    """The nearest folder that is there must be one, and writable: the ones below it are made when needed."""
+def require_space(folder: Path, manifest: Manifest, *, checkpoints: bool) -> None:
+    """Raise ConfigurationError if the disk of `folder` has not the room that the bundle takes at least: its weights and
+    manifest, and with `checkpoints` the trained weights once more. What others write meanwhile is said at the end."""
+    needed = len(manifest_bytes(manifest)) + _weights_size(manifest.architecture)
+    needed += _weights_size(manifest.architecture.trained_part()) if checkpoints else 0
+    free = shutil.disk_usage(_nearest(folder)).free
+    if free < needed:
+        raise ConfigurationError(
+            f"the bundle takes at least {needed:,} bytes, and {free:,} are free where {folder} is; make room, or name "
+            f"another --out"
+        )
+
+
+def _weights_size(architecture: Architecture) -> int:
+    return sum(4 * math.prod(shape) for shape in architecture.tensors().values())  # FP32
+
+
+def _nearest(folder: Path) -> Path:
+    """The nearest folder that is there."""
     there = folder.absolute()
     while not os.path.lexists(there):
         there = there.parent
+    return there
+
+
+def _check_folder(folder: Path) -> None:
+    """The nearest folder that is there must be one, and writable: the ones below it are made when needed."""
+    there = _nearest(folder)
     if not there.is_dir():
         raise ConfigurationError(f"nothing can be written to {folder}: {there} is not a folder")
     if not os.access(there, os.W_OK | os.X_OK):

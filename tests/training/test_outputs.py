@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from safetensors import safe_open
 
 from sealgate.errors import ConfigurationError
+from training import experiment, outputs
 from training.experiment import run_experiment
 from training.outputs import Outputs, check_outputs
 
@@ -89,3 +94,46 @@ def test_a_reader_that_goes_away_does_not_cost_the_run(config, key):
         errors = process.stderr.read()
         assert (process.wait(120), errors) == (0, b"")
     assert (config.parent / "models" / "tiny" / "bundle.sig").exists()
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_disk_without_room_for_the_bundle_is_said_before_the_noise_is_computed(config, key, monkeypatch, checkpoints):
+    """What is asked for is never more than what the bundle takes: a run that would fit is not refused."""
+    models, bundle = config.parent / "models", config.parent / "elsewhere" / "tiny"
+    if checkpoints:
+        config.write_text(config.read_text() + "[engine]\ncheckpoint_every = 10\n")
+    run_experiment(config, models_dir=bundle.parent, key=key)
+    with safe_open(bundle / "model.safetensors", framework="np") as weights:
+        numbers = sum(weights.get_tensor(name).nbytes for name in weights.keys())  # noqa: SIM118 - it is no mapping
+    needed = (bundle / "manifest.json").stat().st_size + numbers * (2 if checkpoints else 1)
+    free = [needed - 1]
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda _: SimpleNamespace(free=free[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "planned", lambda *_: pytest.fail("the noise was computed"))
+        with pytest.raises(
+            ConfigurationError,
+            match=f"at least {needed} bytes, and {needed - 1} are free where .*models is; make room, or name another --out",
+        ):
+            run_experiment(config, models_dir=models, key=key)
+    assert not models.exists()
+    free[0] = needed
+    run_experiment(config, models_dir=models, key=key)
+
+
+def test_a_disk_that_is_really_full_is_said_before_training(config, key, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("NEEDS ROOT: mounts a small file system to fill it up; nothing was tested")
+    place = tmp_path / "full"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"CANNOT MOUNT tmpfs here, so the full disk was not tested: {mounted.stderr.decode()}")
+    try:
+        with contextlib.suppress(OSError), (place / "others").open("wb") as others:
+            while True:
+                others.write(bytes(4096))
+                others.flush()
+        with pytest.raises(ConfigurationError, match="and 0 are free"):
+            run_experiment(config, models_dir=place / "models", key=key)
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
