@@ -112,7 +112,7 @@ def test_a_disk_without_room_for_the_bundle_is_said_before_the_noise_is_computed
         patch.setattr(experiment, "planned", lambda *_: pytest.fail("the noise was computed"))
         with pytest.raises(
             ConfigurationError,
-            match=f"at least {needed} bytes, and {needed - 1} are free where .*models is; make room, or name another --out",
+            match=f"at least {needed} bytes, and {needed - 1} are free where .*models is; make room, or",
         ):
             run_experiment(config, models_dir=models, key=key)
     assert not models.exists()
