@@ -122,7 +122,7 @@ class Bench:
     def play(self, act: Callable[[Bench], Awaitable[None]]) -> None:
         async def both() -> None:
             running = asyncio.create_task(self.fleet.run())
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await act(self)
             assert not running.done(), "the fleet ended, and the host with it"
             stopping = asyncio.create_task(self.fleet.stop())
