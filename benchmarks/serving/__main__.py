@@ -53,6 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=0.7, help="that one run counts (0.7)")
     parser.add_argument("--warm", type=float, default=0.2, help="seconds before that, not counted (0.2)")
     parser.add_argument("--minutes", type=float, default=19.0, help="take fewer rounds than to last longer (19)")
+    parser.add_argument("--workers", type=int, default=1, help="of ours: processes that run the model (1)")
     parser.add_argument("--no-tls", action="store_true", help="leave out ours over TLS")
     parser.add_argument("--quick", action="store_true", help="unless said otherwise 32 connections; 3 rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
@@ -106,7 +107,7 @@ class Comparison:
 
     def run(self) -> None:
         """Train, start ours, then one model after the other with all peers."""
-        deployment = make_deployment(self.folder / "state")
+        deployment = make_deployment(self.folder / "state", workers=self.given.workers)
         names = tuple(dict.fromkeys(cell.model for cell in self.cells))
         self._models_left = len(names)
         _say(f"training {', '.join(names)} for a moment, and starting our own service")

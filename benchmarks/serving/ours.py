@@ -29,7 +29,7 @@ _READY_S = 120.0
 _LIMIT = 1_000_000_000
 
 
-def make_deployment(root: Path) -> Deployment:
+def make_deployment(root: Path, *, workers: int = 1) -> Deployment:
     """A deployment with budgets that a benchmark does not reach."""
     deployment = provision(root, audience=f"localhost:{free_port()}", origin="localhost/bench", profile=best_profile())
     budgets = deployment.policy / "budgets.toml"
@@ -40,7 +40,8 @@ def make_deployment(root: Path) -> Deployment:
         text = text.replace(amount, f"{amount.split(' =')[0]} = {_LIMIT}", 1)
     budgets.write_text(text)
     settings = deployment.root / "deployment.toml"
-    settings.write_text(settings.read_text().replace("require_audit = true", "require_audit = false"))
+    said = settings.read_text().replace("require_audit = true", "require_audit = false")
+    settings.write_text(said.replace("[runtime]\n", f"[runtime]\nworkers = {workers}\n"))
     return open_deployment(deployment.root)
 
 
@@ -106,7 +107,8 @@ class Ours:
             now=now_us(),
         )
         host = self.deployment.settings.deployment.audience
-        return Sealer(self.trust, token, http=self.http(tls=tls), purpose="treatment", host=host)
+        workers = self.deployment.settings.runtime.workers
+        return Sealer(self.trust, token, http=self.http(tls=tls), purpose="treatment", host=host, workers=workers)
 
     def processes(self, *, tls: bool) -> dict[int, str]:
         """Process ids by role; of the two gateways the one that is asked."""

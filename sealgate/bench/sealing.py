@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import httpx
 
@@ -23,6 +24,7 @@ from sealgate.evidence.trust import Trust
 from sealgate.limits import DATE_WINDOW_S
 
 _SEALING_S = DATE_WINDOW_S / 4  # before they are sent
+_TRIES = 200  # to meet every worker: they come up one after the other
 
 
 @dataclass
@@ -34,10 +36,17 @@ class _Waiting:
 
 
 class Sealer:
-    """Makes sealed requests of one caller. `http` reaches the gateway, for evidence; `host` is the Host field."""
+    """Makes sealed requests of one caller. `http` reaches the gateway, for evidence; `host` is the Host field.
 
-    def __init__(self, trust: Trust, token: str, *, http: httpx.Client, purpose: str, host: str) -> None:
-        self._channel = SealedChannel(trust)
+    A client's evidence is of one worker, and its requests are sealed to that one. So for several `workers` it is as
+    many clients, whose requests take turns.
+    """
+
+    def __init__(
+        self, trust: Trust, token: str, *, http: httpx.Client, purpose: str, host: str, workers: int = 1
+    ) -> None:
+        self._channels = tuple(SealedChannel(trust) for _ in range(workers))
+        self._turn = cycle(self._channels)
         self._credential = Credential(token=token, certificate=None)
         self._http = http
         self._purpose = purpose
@@ -45,8 +54,17 @@ class Sealer:
         self._waiting: list[_Waiting] = []
 
     def renew(self) -> None:
-        """Fetch and verify evidence now, outside any measured time."""
-        flow = self._channel.renew()
+        """Fetch and verify evidence now, outside any measured time; LoadFailed where not every worker shows its own."""
+        for _ in range(_TRIES):
+            for channel in self._channels:
+                self._renew(channel)
+            shown = {channel.evidence.state_digest for channel in self._channels if channel.evidence is not None}
+            if len(shown) == len(self._channels):
+                return
+        raise LoadFailed(f"{len(self._channels)} workers are to be measured, and {len(shown)} showed evidence")
+
+    def _renew(self, channel: SealedChannel) -> None:
+        flow = channel.renew()
         asked: OuterRequest = next(flow)
         while True:
             answer = self._http.request(asked.method, asked.path, headers=list(asked.headers))
@@ -61,7 +79,7 @@ class Sealer:
 
         Fewer where that takes longer than `_SEALING_S`: a request that was sealed long ago is refused.
         """
-        if self._channel.evidence is None:
+        if any(channel.evidence is None for channel in self._channels):
             self.renew()
         self._waiting = []
         until = monotonic_ns() + int(_SEALING_S * 1e9)
@@ -71,7 +89,7 @@ class Sealer:
     def _one(self, path: str, fields: tuple[tuple[str, str], ...], body: bytes) -> _Waiting:
         method = "POST" if body else "GET"
         inner = InnerRequest(method=method, path=path, fields=fields, body=body, purpose=self._purpose)
-        flow = self._channel.exchange(inner, self._credential)
+        flow = next(self._turn).exchange(inner, self._credential)
         outer = next(flow)
         if outer.method != "POST":
             raise LoadFailed("the evidence expired, or does not name the model, while requests were sealed")

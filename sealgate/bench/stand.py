@@ -65,6 +65,7 @@ class Stand:
     metrics: str = ""
     start_s: float = 0.0  # from `sealgate serve` until it was ready; 0: it ran already
     own: bool = False
+    workers: int = 1
     tls: ssl.SSLContext = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -74,7 +75,8 @@ class Stand:
     def sealer(self) -> Sealer:
         """A caller that seals beforehand, with evidence that it verified."""
         http = httpx.Client(base_url=self.trust.url, verify=self.tls, trust_env=False, timeout=30)
-        sealer = Sealer(self.trust, self.token, http=http, purpose=self.purpose, host=self._url.netloc.decode())
+        host = self._url.netloc.decode()
+        sealer = Sealer(self.trust, self.token, http=http, purpose=self.purpose, host=host, workers=self.workers)
         try:
             sealer.renew()
         except BaseException:
@@ -181,6 +183,7 @@ class Workshop:
                     metrics=f"http://127.0.0.1:{self._metrics}/metrics",
                     start_s=start_s,
                     own=True,
+                    workers=workers,
                 )
         finally:
             settings.write_text(before)

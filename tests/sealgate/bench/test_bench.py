@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sealgate.bench import measures
+from sealgate.bench import measures, sealing
 from sealgate.bench.figures import mean_us, read_steps
 from sealgate.bench.floor import floor
-from sealgate.bench.load import Run
+from sealgate.bench.load import LoadFailed, Run
 from sealgate.bench.measures import Asked, Caller
 from sealgate.bench.soak import Watched, soak
 from sealgate.bench.stand import Stand, _read_rows, running
@@ -23,6 +25,10 @@ from tests.live import MODEL, Live
 @pytest.fixture
 def stand(live: Live, tmp_path: Path) -> Stand:
     """The shared deployment, as somebody who may ask it sees it."""
+    return as_seen(live, tmp_path)
+
+
+def as_seen(live: Live, tmp_path: Path) -> Stand:
     (tmp_path / "token").write_text(live.token())
     rows = tmp_path / "rows.csv"
     heading = ",".join(f"c{number}" for number in range(len(live.rows[0])))
@@ -84,6 +90,29 @@ def test_a_refused_request_ends_the_measuring(stand: Stand, live: Live) -> None:
         caller.sealer = stand.sealer()
         with pytest.raises(SealgateError, match=r"refused .* 403"):
             caller.ask(2, seconds=0.2)
+
+
+def test_two_workers_are_asked_in_turn(fresh: Callable[[], Live], tmp_path: Path) -> None:
+    live = fresh()
+    settings = live.root / "deployment.toml"
+    settings.write_text(settings.read_text().replace("[runtime]\n", "[runtime]\nworkers = 2\n"))
+    live.start()
+    live.ready()
+    stand = as_seen(live, tmp_path)
+    stand.workers = 2
+    with Caller(stand) as caller:
+        caller.ask(2, seconds=0.2)
+    live.stop()
+    asked = Counter(record.runtime_instance for record in live.records() if record.kind == "inference.completed")
+    assert len(asked) == 2
+    assert max(asked.values()) - min(asked.values()) <= 3  # what was under way at the end
+
+
+def test_workers_that_do_not_show_themselves_are_not_measured(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sealing, "_TRIES", 3)
+    stand.workers = 2
+    with pytest.raises(LoadFailed, match="2 workers are to be measured, and 1 showed evidence"):
+        stand.sealer()
 
 
 def test_the_figures_of_a_page() -> None:
