@@ -11,7 +11,7 @@
     models/NAME/                    bundles, or folders of versions (see sealgate.certificate.repository)
     evidence/operator.key           signs software evidence
     log/log.key, log/mldsa.key, log/subjects.key, log/people.sqlite, log/audit.sqlite
-    log/models-withheld.json        bundles that an operator unloaded (see secure_runtime.host.choice)
+    log/models-withheld.json        bundles that an operator unloaded (see secure_runtime.host.withheld)
     run/runtime.sock, run/admin.sock
     client/trust.toml, client/ca.pem   what a client needs: hand these out
 
