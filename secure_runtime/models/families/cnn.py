@@ -1,8 +1,8 @@
 """The convolutional network: stages of convolution, group normalisation, activation and pooling, then linear layers.
 
-Where nobody asks for gradients, a processor computes the stages in oneDNN's own layout: the same numbers, three to four
-times as many rows a second. Left in rows and columns, a stage is turned into that layout and back at each operation,
-and its pooling is not vectorised.
+Where nobody asks for gradients, a processor computes the stages of more than a few rows in oneDNN's own layout: the
+same numbers, two to four times as many rows a second. Left in rows and columns, a stage is turned into that layout and
+back at each operation, and its pooling is not vectorised.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from sealgate.certificate.architectures.cnn import CnnSpec, Stage
 from secure_runtime.models.families.layers import ACTIVATIONS, linear
 
 _POOLINGS: dict[str, type[nn.MaxPool2d] | type[nn.AvgPool2d]] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
+
+_BLOCK_ROWS = 4  # for fewer, the way there and back takes longer than it saves
 
 
 def convolution(before: int, stage: Stage) -> nn.Conv2d:
@@ -90,7 +92,8 @@ class Cnn(nn.Module):
 def _has_blocks(images: torch.Tensor) -> bool:
     """Whether oneDNN has its layout for these, and nothing is to be differentiated: it has no gradients of all this."""
     return (
-        not torch.is_grad_enabled()
+        len(images) >= _BLOCK_ROWS
+        and not torch.is_grad_enabled()
         and images.dtype == torch.float32
         and images.device.type == "cpu"
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch has no annotation there

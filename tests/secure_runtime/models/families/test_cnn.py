@@ -61,7 +61,7 @@ def test_logits_are_those_of_a_plain_calculation(kernel, stride, pool):
 
 @pytest.mark.parametrize("pooling", sorted(POOLINGS))
 @pytest.mark.parametrize("hidden", [(), (7,)])
-@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("rows", [1, 3, 4, 40])
 def test_a_processor_gives_the_same_logits_in_its_own_layout(pooling, hidden, rows, monkeypatch):
     stages = (Stage(channels=6, kernel=5, stride=2, pool=2), Stage(channels=33, kernel=3, stride=1, pool=1))
     spec = CnnSpec(channels=3, height=17, width=14, stages=stages, pooling=pooling, hidden=hidden, classes=4)
@@ -76,7 +76,7 @@ def test_a_processor_gives_the_same_logits_in_its_own_layout(pooling, hidden, ro
     with torch.no_grad():
         found = module(images)
     assert found.is_contiguous()
-    assert used == [torch._mkldnn] * 2
+    assert used == ([torch._mkldnn] * 2 if rows > 3 else [])
     torch.testing.assert_close(found, plain.detach(), rtol=1e-4, atol=1e-3)  # sums of hundreds of terms up to a hundred
 
 
@@ -84,11 +84,11 @@ def test_a_processor_gives_the_same_logits_in_its_own_layout(pooling, hidden, ro
 def test_what_has_no_such_layout_is_computed_as_it_is_written(norm_groups, activation, monkeypatch):
     stage = Stage(channels=6, kernel=3, stride=1, norm_groups=norm_groups, pool=2)
     spec = CnnSpec(channels=1, height=8, width=8, stages=(stage,), activation=activation, classes=3)
-    module, images = filled(spec).float(), torch.ones(2, 1, 8, 8)
+    module, images = filled(spec).float(), torch.ones(9, 1, 8, 8)
     monkeypatch.setattr(ConvolutionStage, "in_blocks", None)  # calling it would fail
     with torch.no_grad():
         assert torch.equal(module(images), module.requires_grad_()(images).detach())
-        assert module.double()(images.double()).shape == (2, 3)  # float64 has none
+        assert module.double()(images.double()).shape == (9, 3)  # float64 has none
 
 
 @given(
