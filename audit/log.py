@@ -144,6 +144,7 @@ class AuditLog:
         hold = database.open_writer()
         reader = database.reader_engine()
         subjects: Subjects | None = None
+        committer: Committer | None = None
         try:
             try:
                 with hold.engine.begin() as connection:
@@ -178,6 +179,8 @@ class AuditLog:
                 disk_reserve_bytes=disk_reserve_bytes,
             )
         except BaseException:
+            if committer is not None:
+                committer.rest()
             if subjects is not None:
                 subjects.close()
             reader.dispose()

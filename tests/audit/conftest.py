@@ -205,6 +205,15 @@ class Bench:
         return verify_bundle(out, trust, strict=strict, receipts=receipts or [])
 
 
+def end_unheard(log: AuditLog) -> None:
+    """End a log's writing thread where it stands, without a last record or checkpoint: as if its process were gone."""
+    log._committer.publish = lambda: None
+    with log._wake:
+        log._closing = True
+        log._wake.notify()
+    log._thread.join()
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A server for the whole session; skips, loudly, where PostgreSQL is not installed."""

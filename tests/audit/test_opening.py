@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from audit.query import RecordFilter
 from sealgate.errors import ConfigurationError
 from sealgate.transparency.notes import NoteSigner, open_checkpoint
 from sealgate.transparency.record import Record
+from tests.audit.conftest import end_unheard
 
 TABLES = MetaData()
 lost = Table("lost", TABLES, Column("grant_id", Text, primary_key=True), Column("n", Integer))
@@ -170,6 +172,7 @@ def test_every_shape_of_right_edge_opens_again(bench, count: int) -> None:
 
 def crash(bench: Any, log: Any) -> None:
     """As SIGKILL leaves it: the file as it is, nobody's lock. (Real kills: test_crash.py.)"""
+    end_unheard(log)
     log._subjects.close()
     log._reader.dispose()
     log._hold.release()
@@ -239,6 +242,21 @@ def test_an_abort_effect_that_fails_keeps_the_log_shut(bench) -> None:
     with pytest.raises(ValueError, match="broken"):
         bench.open(on_abort=fails)
     bench.open()
+
+
+def test_an_opening_that_fails_leaves_the_database_closed(sqlite_bench) -> None:
+    first = sqlite_bench.open()
+    sqlite_bench.authorize(first)
+    crash(sqlite_bench, first)
+
+    def fails(*_: Any) -> Record:
+        raise ValueError("the budget book is broken")
+
+    with pytest.raises(ValueError, match="broken") as failed:
+        sqlite_bench.open(on_abort=fails)
+    opened = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry.path)]
+    assert failed.tb, "while all that the opening had is still there"
+    assert [path for path in opened if path.startswith(str(sqlite_bench.path.parent))] == []
 
 
 def test_the_checkpoint_is_published_without_being_asked(bench, log, until: Callable[..., None]) -> None:
