@@ -144,7 +144,6 @@ class AuditLog:
         hold = database.open_writer()
         reader = database.reader_engine()
         subjects: Subjects | None = None
-        committer: Committer | None = None
         try:
             try:
                 with hold.engine.begin() as connection:
@@ -179,8 +178,6 @@ class AuditLog:
                 disk_reserve_bytes=disk_reserve_bytes,
             )
         except BaseException:
-            if committer is not None:
-                committer.rest()
             if subjects is not None:
                 subjects.close()
             reader.dispose()
