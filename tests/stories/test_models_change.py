@@ -217,7 +217,8 @@ def test_versions_come_and_go_under_load_and_nobody_notices(
         assert refused.code == "version-not-loaded"
     live.stop()
     records = judge(live, callers, tmp_path)
-    changes = [record for record in records if record.kind == "model.change"]
+    start, *changes = [record for record in records if record.kind == "model.change"]
+    assert (start.reason, start.detail["places"]) == ("start", "toy/1")
     assert [(one.outcome, one.reason) for one in changes] == [
         ("failed", "switch-failed"),
         ("done", "load"),
