@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealgate.certificate.architectures import Architecture
+from sealgate.certificate.architectures.spec import Spec
 from sealgate.certificate.manifest import Manifest, manifest_bytes
 from sealgate.errors import ConfigurationError
 
@@ -59,7 +59,7 @@ def require_space(folder: Path, manifest: Manifest, *, checkpoints: bool) -> Non
         )
 
 
-def _weights_size(architecture: Architecture) -> int:
+def _weights_size(architecture: Spec) -> int:
     return sum(4 * math.prod(shape) for shape in architecture.tensors().values())  # FP32
 
 
