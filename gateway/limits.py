@@ -11,6 +11,7 @@ MAX_CONNECTIONS = 2048  # per gateway process; further ones are closed at once
 MAX_HEAD = 32 * 1024  # request line and header fields; also whatever a peer sends without completing anything
 HANDSHAKE_TIMEOUT_S = 10.0  # from a TCP connection to a TLS connection
 GOODBYE_TIMEOUT_S = 2.0  # for the peer's end of a TLS connection that we close
+MAX_PIPELINED = 32  # requests that wait on one connection for the one before them; a head may be eighteen bytes
 HEAD_TIMEOUT_S = 10.0  # from a connection's first byte (or its start) to a complete head
 KEEP_ALIVE_S = 15  # an idle connection
 LINGER_S = 2.0  # how long a body that was refused is read and thrown away, so that the refusal is not lost

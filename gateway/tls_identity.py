@@ -3,7 +3,8 @@
 `TlsIdentity` gives each new handshake the authorities and the server certificate that stand on disk now.
 `SealedHttpProtocol` puts the peer's certificate into `scope["extensions"]["tls"]` (ASGI TLS extension), which uvicorn
 does not, takes the fields that forward one (RFC 9440) out of the request, and bounds what uvicorn leaves open: a head
-that grows or dawdles, trailers, a refused body that never ends, an answer that is never read, too many connections.
+that grows or dawdles, trailers, a refused body that never ends, an answer that is never read, too many connections, too
+many requests on one of them.
 uvicorn is pinned to the tested minor version, because this class overrides its protocol's callbacks.
 
 Trusts: the TLS library's verification against the accepted authorities; file permissions of the UNIX socket. Never:
@@ -37,6 +38,7 @@ from gateway.limits import (
     MAX_CHAIN,
     MAX_CONNECTIONS,
     MAX_HEAD,
+    MAX_PIPELINED,
     WRITE_STALL_S,
 )
 from gateway.telemetry import Telemetry
@@ -123,6 +125,10 @@ class TlsIdentity:
         return context
 
 
+class _TooMany(Exception):
+    """More requests at once than a connection may have."""
+
+
 class SealedHttpProtocol(HttpToolsProtocol):
     """One connection."""
 
@@ -173,6 +179,10 @@ class SealedHttpProtocol(HttpToolsProtocol):
 
     def _begin_exchange(self) -> None:
         """The head is whole: complete the scope, and let the application have it, now or when its turn comes."""
+        if len(self.pipeline) >= MAX_PIPELINED:  # what came in one piece is thousands: each would be kilobytes here
+            self._ended = True
+            self.transport.abort()
+            raise _TooMany  # which ends the parsing of this piece
         version, scope = self.parser.get_http_version(), self.scope
         url = httptools.parse_url(self.url)
         path = url.path.decode("ascii")

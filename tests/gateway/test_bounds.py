@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from gateway import serve, tls_identity
-from gateway.limits import MAX_HEAD
+from gateway.limits import MAX_HEAD, MAX_PIPELINED
 from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol import frames
 from sealgate.protocol.dpop import to_base64url
@@ -302,6 +302,33 @@ def test_one_caller_cannot_hold_all_bytes_with_bodies_that_do_not_end(gateway):
         status, _, body = two.head()
         assert (status, code_of(body)) == (429, "too-many-requests")
         assert post_sealed(gateway.client(token=gateway.token(subject="bob")), size=5_000).status_code == 200
+
+
+def test_requests_that_wait_on_one_connection_are_few(gateway, monkeypatch):
+    """Ten thousand of eighteen bytes came in one piece, and each was kilobytes until its turn came."""
+    made = []
+
+    class Counted(tls_identity.Exchange):
+        def __init__(self, *arguments):
+            made.append(self)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(tls_identity, "Exchange", Counted)
+    with Peer(gateway) as peer:
+        peer.send(b"GET /health/live HTTP/1.1\r\n\r\n" * 20)
+        data = b""
+        while data.count(b"HTTP/1.1 200") < 20:
+            part = peer.tls.recv(65536)
+            assert part, data
+            data += part
+    assert len(made) == 20
+    with Peer(gateway) as peer:
+        with contextlib.suppress(OSError):
+            peer.send(b"GET / HTTP/1.1\r\n\r\n" * 10_000)
+        peer.rest()
+    gateway.until(lambda: not gateway.server.server_state.connections)
+    assert len(made) <= 20 + 2 * (1 + MAX_PIPELINED)
+    assert post_sealed(gateway.client(token=gateway.token())).status_code == 200
 
 
 # Heads ---------------------------------------------------------------------------------------------------------------
