@@ -110,7 +110,6 @@ def test_a_killed_process_ends_the_run_with_one_line_and_its_checkpoint_goes_on(
         assert torch.allclose(flat(together), flat(alone), atol=1e-10)
 
 
-@pytest.mark.slow
 def test_what_one_process_finds_wrong_is_said_as_it_is():
     wrong = plan(processes=2)
     wrong = replace(wrong, constants=replace(wrong.constants, learning_rate=1e308, sigma=1e9))

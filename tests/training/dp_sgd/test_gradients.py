@@ -29,7 +29,6 @@ UNABLE = {
 }  # fmt: skip
 # Opacus 1.6 and torch 2.13 give the row of a padding token a gradient, which torch's own backward does not.
 WRONG = {("hooks", "tied"), ("ew", "tied")}
-QUICK = {"mlp", "lstm", "tied"}  # the others with -m slow: torch.func and the hooks of libraries take their time
 
 
 def clipped(name, mode, dtype, clip, **more):
@@ -56,12 +55,8 @@ def test_book_keeping_is_exact(name, dtype):
         assert distance(*clipped(name, "book-keeping", dtype, clip)) <= EXACT[dtype]
 
 
-def some_slow(names):
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("book-keeping", "loop")])
-@pytest.mark.parametrize("name", some_slow(CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_the_other_modes_are_exact_where_they_are_able(name, mode):
     try:
         apart = distance(*clipped(name, mode, torch.float64, median_norm(name)))
@@ -71,8 +66,8 @@ def test_the_other_modes_are_exact_where_they_are_able(name, mode):
         assert (apart > 1e-3) if (mode, name) in WRONG else (apart <= EXACT[torch.float64])
 
 
-@pytest.mark.parametrize("mode", ["book-keeping", pytest.param("hooks", marks=pytest.mark.slow), "vmap"])
-@pytest.mark.parametrize("name", some_slow(CASES))
+@pytest.mark.parametrize("mode", ["book-keeping", "hooks", "vmap"])
+@pytest.mark.parametrize("name", CASES)
 def test_rows_of_a_unit_are_clipped_together(name, mode):
     weights = torch.from_numpy(np.random.default_rng(8).uniform(0, 1, 12))
     weights[5] = 0.0
@@ -136,7 +131,7 @@ def test_a_unit_without_a_finite_gradient_counts_as_zero(mode, bad):
     assert distance(found, expected) <= 1e-12
 
 
-@pytest.mark.parametrize("name", some_slow(CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_a_choice_is_right_and_leaves_the_model_as_it_was(name, monkeypatch):
     monkeypatch.setattr(choice, "MEASURED_ROWS", 4)
     monkeypatch.setattr(choice, "_CHOSEN", {})
