@@ -41,7 +41,7 @@ def node_plan(tmp_path_factory) -> GapPlan:
     return plan_for(tmp_path_factory.mktemp("node"), "node")
 
 
-@pytest.mark.parametrize("hops", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hops", [1, 3])
 def test_the_account_of_edges_is_the_closed_form_of_its_own_sensitivity(tmp_path, hops):
     plan = plan_for(tmp_path, "edge", ("nodes = 120", f"nodes = 120\nhops = {hops}"))
     found = plan.account.epsilon().add_remove_micro / 1e6
