@@ -235,7 +235,7 @@ class Running:
         for client in self._clients:
             client.close()
         self.server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def tls(self, certificate: str | None = None) -> ssl.SSLContext:
