@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import sqlite3
 import time
@@ -203,6 +204,12 @@ class Bench:
         reader.close()
         trust = LogTrust(verifiers=(SIGNER.verifier,), kept_checkpoint=kept)
         return verify_bundle(out, trust, strict=strict, receipts=receipts or [])
+
+
+def open_files(folder: Path) -> list[str]:
+    """What this process has open below a folder."""
+    found = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry.path)]
+    return [path for path in found if path.startswith(f"{folder}/")]
 
 
 def end_unheard(log: AuditLog) -> None:

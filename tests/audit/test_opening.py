@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from audit.query import RecordFilter
 from sealgate.errors import ConfigurationError
 from sealgate.transparency.notes import NoteSigner, open_checkpoint
 from sealgate.transparency.record import Record
-from tests.audit.conftest import end_unheard
+from tests.audit.conftest import end_unheard, open_files
 
 TABLES = MetaData()
 lost = Table("lost", TABLES, Column("grant_id", Text, primary_key=True), Column("n", Integer))
@@ -254,9 +253,8 @@ def test_an_opening_that_fails_leaves_the_database_closed(sqlite_bench) -> None:
 
     with pytest.raises(ValueError, match="broken") as failed:
         sqlite_bench.open(on_abort=fails)
-    opened = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.exists(entry.path)]
-    assert failed.tb, "while all that the opening had is still there"
-    assert [path for path in opened if path.startswith(str(sqlite_bench.path.parent))] == []
+    assert failed.tb, "and all that it had opened is still there"
+    assert open_files(sqlite_bench.path.parent) == []
 
 
 def test_the_checkpoint_is_published_without_being_asked(bench, log, until: Callable[..., None]) -> None:

@@ -22,7 +22,7 @@ from sealgate.ambient import random_bytes
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.canonical import canonical_json
 from sealgate.transparency.record import Record
-from tests.audit.conftest import ORIGIN, SIGNER, SUBJECTS_KEY
+from tests.audit.conftest import ORIGIN, SIGNER, SUBJECTS_KEY, open_files
 
 PEOPLE = ("alice", "bob")
 
@@ -245,8 +245,10 @@ def test_a_file_under_another_key_and_one_that_is_none_are_refused(bench, log) -
     with pytest.raises(ConfigurationError, match="another subjects key"):
         bench.open(subjects_key=b"\x77" * 32)
     bench.people.write_bytes(b"this is no database, and long enough to be looked at as one" * 20)
-    with pytest.raises(ConfigurationError, match="cannot be used"):
+    with pytest.raises(ConfigurationError, match="cannot be used") as refused:
         bench.open()
+    assert refused.tb, "and all that it had opened is still there"
+    assert open_files(bench.people.parent) == []
 
 
 @pytest.mark.parametrize("column", ["wrapped", "handle"])
