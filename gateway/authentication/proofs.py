@@ -67,11 +67,14 @@ class ProofStore:
             self._lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise ConfigurationError(_unusable(folder, error.strerror or "")) from error
+        self._quick: sqlite3.Connection | None = None
         try:
             self._begin(entropy)
-            self._quick: sqlite3.Connection | None = self._connect(timeout_s=0)
+            self._quick = self._connect(timeout_s=0)
             self.nonce_key: bytes = self._quick.execute("SELECT key FROM nonce_key").fetchone()[0]
         except (OSError, sqlite3.Error, TypeError) as error:
+            if self._quick is not None:
+                self._quick.close()
             os.close(self._lock)
             raise ConfigurationError(_unusable(folder, str(error))) from error
 
@@ -93,9 +96,13 @@ class ProofStore:
         connection = sqlite3.connect(
             self._path.as_uri() + "?mode=rw", uri=True, timeout=timeout_s, isolation_level=None, check_same_thread=False
         )
-        connection.execute("PRAGMA synchronous = OFF")  # it need not outlive the machine's power
-        connection.execute(f"PRAGMA max_page_count = {self._pages_max}")
-        connection.execute(f"PRAGMA journal_size_limit = {self._pages_max * _PAGE}")
+        try:
+            connection.execute("PRAGMA synchronous = OFF")  # it need not outlive the machine's power
+            connection.execute(f"PRAGMA max_page_count = {self._pages_max}")
+            connection.execute(f"PRAGMA journal_size_limit = {self._pages_max * _PAGE}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     async def remember(self, *, jkt: str, jti: str, expires_us: int) -> None:

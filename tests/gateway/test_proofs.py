@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import sqlite3
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.authentication.nonces import Nonces
-from gateway.authentication.proofs import DATABASE, ProofStore
+from gateway.authentication.proofs import _LOCK, DATABASE, ProofStore
 from gateway.errors import Unauthenticated
 from sealgate.ambient import now_us
 from sealgate.errors import ConfigurationError
@@ -218,3 +219,24 @@ def test_a_folder_that_cannot_be_had_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be used .* must own it") as caught:
         ProofStore(tmp_path / "gateway")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", ["no key", "no database"])
+def test_a_store_that_cannot_be_used_is_refused_and_left_closed(
+    open_store: Callable[..., ProofStore], tmp_path: Path, how: str
+) -> None:
+    open_store().close()
+    path = tmp_path / "gateway" / DATABASE
+    held = os.open(path.with_name(_LOCK), os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_SH)  # as another process of the gateway does: the store is not begun anew
+    if how == "no key":
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
+            writer.execute("DELETE FROM nonce_key")
+    else:
+        path.write_bytes(b"this is no database, and long enough to be looked at as one" * 200)
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigurationError, match="cannot be used") as refused:
+        ProofStore(tmp_path / "gateway")
+    assert refused.tb, "and all that it had opened is still there"
+    assert sorted(os.listdir("/proc/self/fd")) == before
+    os.close(held)
