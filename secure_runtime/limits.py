@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sealgate.limits import WORK_AT_ONCE
+
 # Host ----------------------------------------------------------------------------------------------------------------
 MAX_IN_FLIGHT_PER_GATEWAY = 4096  # frames asked and not yet answered on one gateway connection
 MAX_UNREAD_BYTES = 256 * 1024 * 1024  # waiting for one gateway to read; an answer too many is refused by itself
@@ -54,6 +56,8 @@ MAX_FACTS_BYTES = 128 * 1024  # what all loaded models say of themselves: half o
 MAX_REFUSALS = 128  # bundles that are named as refused
 MAX_HELD_KEYS = 16  # above this, a much used key is not replaced early: bounds the memory of replay sets
 RECEIVE_BYTES = 32 * 1024 * 1024  # taken from the socket in one sweep
+WORK_TOGETHER = WORK_AT_ONCE  # multiplications of a sweep before what is done leaves: that of one call of a model
+MAX_WAITING_EXPLANATIONS = 64 * 1024 * 1024  # bytes of sealed requests for explanations that wait in a worker
 SEALED_AT_ONCE = 4 * 1024 * 1024  # bytes of sealed answers that wait for the rest of their sweep
 JSON_NUMBER_BYTES = 64  # of memory that a number of an answer takes which is written as text
 LANES = 2  # batches of one model under way at once on a GPU: one computes while the next one's rows are copied

@@ -47,6 +47,7 @@ from secure_runtime.worker.gatekeeper import Admitted, accept, admission
 from secure_runtime.worker.keys import KeyRing
 from secure_runtime.worker.meter import SweepMeter
 from secure_runtime.worker.single_use import Ended, SingleUse
+from secure_runtime.worker.turns import ExplanationQueue, Waiting, in_turns
 
 
 class Worker:
@@ -116,6 +117,9 @@ class Worker:
                 self._refuse(work, raw, reason=place.code, problem=place.problem, took=meter.refused())
             elif place is not None:
                 if not answers:
+                    if begun:
+                        self._sign_and_send()
+                        self._flush()
                     answers.extend(enumerate(self._engine.run(to_run[begun:])))
                     begun += len(answers)
                 index, answer = answers.popleft()
@@ -124,6 +128,12 @@ class Worker:
                 if self._ends_bytes > SEALED_AT_ONCE:
                     self._sign_and_send()
                     self._flush()
+        self._sign_and_send()
+
+    def turn_away(self, one: Waiting, why: TurnedAway) -> None:
+        """Bring one to its end that nothing is done for."""
+        work, raw, _ = one
+        self._refuse(work, raw, reason=why.code, problem=why.problem)
         self._sign_and_send()
 
     @property
@@ -281,7 +291,7 @@ def serve(
     taken for one request.
 
     An explanation takes as long as thousands of answers: one is made at a turn, after what else arrived has been
-    answered and sent, so that nobody waits for more than one of somebody else's.
+    answered and sent, so that nobody waits for more than one of somebody else's; and callers take turns.
     """
     reader = FrameReader(HostToWorker, body_max=body_max)
     poller = select.poll()
@@ -289,7 +299,7 @@ def serve(
     if worker.channel is not None:
         poller.register(worker.channel, select.POLLIN)
     waiting: deque[tuple[Frame, bytes]] = deque()
-    to_explain: deque[tuple[Work, bytes, bool]] = deque()
+    to_explain = ExplanationQueue()
     leave = False
     while True:
         idle_ms = max(1, min(int(worker.keys.seconds_to_next_change() * 1000) + 1, 3_600_000))
@@ -303,12 +313,16 @@ def serve(
         leave = leave or any(isinstance(frame, Shutdown) for frame, _ in waiting)
         waiting.clear()
         worker.cancel(cancelled)
-        to_explain.extend(one for one in works if _is_explanation(one[0].grant))
-        worker.sweep([one for one in works if not _is_explanation(one[0].grant)])
+        gone = to_explain.cancel(cancelled)  # at once: the host takes a worker that is late with those for a hung one
+        alone = [one for one in works if one[0].grant.obligations.single_use]
+        together = [one for one in works if not (one[0].grant.obligations.single_use or _is_explanation(one[0].grant))]
+        worker.sweep([*alone, *in_turns(together), *gone])
+        for one in works:
+            if _is_explanation(one[0].grant) and not to_explain.add(one):
+                worker.turn_away(one, TurnedAway("no-memory", problem="busy"))
         flush(sock, outgoing)
         if to_explain:
-            to_explain = deque((work, raw, gone or work.id in cancelled) for work, raw, gone in to_explain)
-            worker.sweep([to_explain.popleft()])
+            worker.sweep([to_explain.next()])
             flush(sock, outgoing)
         if not open_still or (leave and not worker.busy and not to_explain):
             return

@@ -105,9 +105,13 @@ def seed_of(method: str) -> int | None:
 class Explainer:
     """Explains rows of one model by one method. Holds no row between two calls."""
 
-    def __init__(self, model: Movable, method: str, *, steps: int | None = None) -> None:
-        """`steps` of integrated gradients are as many as suit the model, unless this says how many."""
+    def __init__(
+        self, model: Movable, method: str, *, steps: int | None = None, go_on: Callable[[], None] = lambda: None
+    ) -> None:
+        """`steps` of integrated gradients are as many as suit the model, unless this says how many. `go_on` is called
+        whenever the model is about to be run, and ends the work by raising: one row may take long."""
         self._model = model
+        self._go_on = go_on
         self._method = method
         self._steps = 1 if method == COEFFICIENTS else steps or _steps(model.manifest)  # a constant gradient: one does
         self._at_once = model.manifest.architecture.rows_at_once(SLICE_ROWS)
@@ -132,6 +136,7 @@ class Explainer:
         self, parts: Parts, row: dict[str, torch.Tensor], start: dict[str, torch.Tensor], target: int
     ) -> Attributions:
         def run(rows: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            self._go_on()
             return self._model.margins(rows, target)
 
         play = parts.shapley if self._method == SHAPLEY else parts.ablated
@@ -172,6 +177,7 @@ class Explainer:
         """The function that is explained, of what is moved [n, ...] alone: margins [n]."""
 
         def run(*moved: torch.Tensor) -> torch.Tensor:
+            self._go_on()
             count = len(moved[0])
             rows = {name: one.expand(count, *one.shape[1:]) for name, one in row.items()}
             vectors = []

@@ -12,7 +12,7 @@ noise an answer, or to keep scores back, is one that an explanation would undo: 
 Rounding applies to every number. Of the training data it says no more than the certificate's epsilon allows, because it
 is computed from the weights alone.
 
-What can be refused is refused before the first row. What fails later costs the rows that were explained until then:
+What can be refused is refused before the first row. What fails later costs the rows that were begun until then:
 otherwise whoever asks for an answer that is too large would have the work for nothing.
 
 Trusts: `Job`. Never: explains under a duty that it would break; does more work than its bounds.
@@ -51,19 +51,22 @@ _PARAMETERS = frozenset({"method", "target"})
 
 
 def explained(job: Job, *, go_on: Callable[[], None]) -> EngineAnswer:
-    """The answer to one request for explanations; raises BadInput. `go_on` is called before each row."""
+    """The answer to one request for explanations; raises BadInput. `go_on` is called before each row and whenever
+    the model is run for one."""
     _require_permitted(job.admitted.grant.obligations)
     model = Movable(job.model.manifest, job.model.predictor)
     method = _method(job, methods_of(model))
     _require_bounded(job, model, method)
-    explainer = Explainer(model, method)
+    explainer = Explainer(model, method, go_on=go_on)
     require_outputs(job.request, _names(job, explainer), of="the explanation")
     inputs = {name: together([given]) for name, given in job.inputs.items()}
-    targets = _targets(job, inputs)
+    targets = _targets(job, inputs, go_on)
     rows: list[Attributions] = []
+    begun = 0
     try:
         for row, target in enumerate(targets):
             go_on()
+            begun = row + 1
             rows.append(explainer.explain({name: one[row : row + 1] for name, one in inputs.items()}, target))
             if not all(bool(torch.isfinite(values).all()) for values in rows[-1].by_input.values()):
                 others = ", ".join(name for name in methods_of(model) if name != method)
@@ -71,7 +74,7 @@ def explained(job: Job, *, go_on: Callable[[], None]) -> EngineAnswer:
                 raise BadInput(why, code="explain-not-offered")
         return _formed(job, model, _outputs(job, rows, targets, go_on), method)
     except BadInput as error:
-        return msgspec.structs.replace(failed(error, job.model), units=len(rows) * price(model, method))
+        return msgspec.structs.replace(failed(error, job.model), units=begun * price(model, method))
 
 
 def _names(job: Job, explainer: Explainer) -> list[str]:
@@ -116,7 +119,7 @@ def _require_bounded(job: Job, model: Movable, method: str) -> None:
         raise BadInput(f"explaining {job.rows} rows by {method} is too much work: {fewer}", status=413)
 
 
-def _targets(job: Job, inputs: Mapping[str, torch.Tensor]) -> list[int]:
+def _targets(job: Job, inputs: Mapping[str, torch.Tensor], go_on: Callable[[], None]) -> list[int]:
     """The class that is explained, row by row; 0 for values."""
     manifest, asked = job.model.manifest, job.request.parameters.get("target")
     labels = next((output.labels for output in manifest.outputs if output.role == "label"), ())
@@ -127,10 +130,10 @@ def _targets(job: Job, inputs: Mapping[str, torch.Tensor]) -> list[int]:
     if asked is None:
         label = next(output.name for output in manifest.outputs if output.role == "label")
         most = manifest.architecture.rows_at_once(max(1, job.rows))
-        parts = [
-            job.model.predict({name: values[at : at + most] for name, values in inputs.items()})[label]
-            for at in range(0, job.rows, most)
-        ]
+        parts: list[torch.Tensor] = []
+        for at in range(0, job.rows, most):
+            go_on()
+            parts.append(job.model.predict({name: values[at : at + most] for name, values in inputs.items()})[label])
         return [int(index) for index in torch.cat(parts).tolist()]
     if isinstance(asked, str) and asked in labels:
         return [labels.index(asked)] * job.rows

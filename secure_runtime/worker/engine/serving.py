@@ -25,7 +25,7 @@ from sealgate.limits import DEFAULT_MESSAGE
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import Obligations
 from secure_runtime.errors import BadInput
-from secure_runtime.limits import SLICE_ROWS
+from secure_runtime.limits import SLICE_ROWS, WORK_TOGETHER
 from secure_runtime.models.bundle import LoadedModel
 from secure_runtime.worker.engine.answers import EngineAnswer, Share, completed, described, failed, stated
 from secure_runtime.worker.engine.explaining import explained
@@ -61,19 +61,20 @@ class Engine:
         self._max_batch_rows = max_batch_rows
         self._max_body = body_room(max_message)
         self._statistics = Statistics()
+        self._row_works: dict[tuple[str, str], int] = {}  # by name and version of a loaded model
         self.shares: dict[int, Share] = {}  # of the newest `run`, by the place of an answer; none where nothing ran
         self._clock = clock
         self._entropy = entropy
 
     def run(self, admitted: Sequence[Admitted]) -> list[EngineAnswer]:
         """One answer for each request, in order, or for the first of them, at least one: where all answers together are
-        larger than one message may be, the caller asks again for the rest. Errors become sealed error answers, never
-        exceptions."""
+        larger than one message may be, or take long, the caller asks again for the rest. Errors become sealed error
+        answers, never exceptions."""
         self.shares = {}
         answers: list[EngineAnswer | None] = [None] * len(admitted)
         by_model: dict[tuple[str, str], list[Job]] = {}
         to_explain: list[Job] = []
-        memory = 0
+        memory = work = 0
         for index, one in enumerate(admitted):
             name = one.target.model or one.grant.model  # a question about the server is asked beside a model
             model = self._models.find(name, one.target.version or one.grant.version)
@@ -92,8 +93,8 @@ class Engine:
                     to_explain.append(job)
                     continue
                 job.memory = self._memory(job)
-                memory += job.memory
-                if index and memory > self._max_body:
+                memory, work = memory + job.memory, work + job.rows * self._row_work(model)
+                if index and (memory > self._max_body or work > WORK_TOGETHER):
                     answers, admitted = answers[:index], admitted[:index]
                     break
                 by_model.setdefault((model.facts.name, model.facts.version), []).append(job)
@@ -113,6 +114,13 @@ class Engine:
             self._share_out([job], run_ns=monotonic_ns() - began_ns, cpu_ns=process_cpu_ns() - cpu_ns)
         made = [answer for answer in answers if answer is not None]
         return [stated(answer, one) for answer, one in zip(made, admitted, strict=True)]
+
+    def _row_work(self, model: LoadedModel) -> int:
+        """Multiplications of one row."""
+        named = (model.facts.name, model.facts.version)
+        if named not in self._row_works:
+            self._row_works[named] = model.manifest.architecture.row_work()
+        return self._row_works[named]
 
     def _memory(self, job: Job) -> int:
         """What its answer takes; raises BadInput for outputs that there are not, and for more than fits."""
@@ -199,8 +207,10 @@ def _run_explanation(job: Job, clock: Clock) -> EngineAnswer:
 def _predict(batch: Sequence[Job], clock: Clock) -> Mapping[str, torch.Tensor]:
     """All rows of a batch, a slice at a time: what a model needs per row does not add up, and time is looked at."""
     model, rows = batch[0].model, sum(job.rows for job in batch)
-    inputs = {spec.name: together([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
     expires_us = max(job.admitted.grant.expires_us for job in batch)
+    if clock() >= expires_us:  # the batches before it took all its time: nobody waits, and others do
+        raise _TooSlow
+    inputs = {spec.name: together([job.inputs[spec.name] for job in batch]) for spec in model.manifest.inputs}
     at_once = model.manifest.architecture.rows_at_once(SLICE_ROWS)
     if rows <= at_once:
         return model.predict(inputs)

@@ -22,6 +22,7 @@ from secure_runtime.models import tokenizers
 from secure_runtime.models.bundle import LoadedModel, module_from_weights
 from secure_runtime.models.predictor import Predictor
 from secure_runtime.worker import gatekeeper
+from secure_runtime.worker.engine import serving
 from secure_runtime.worker.engine.serving import Engine
 from secure_runtime.worker.sweeps import Worker
 from tests.secure_runtime.models.conftest import manifest_for, weights_for
@@ -175,6 +176,25 @@ def test_a_large_request_ends_with_its_grant(desk: Desk) -> None:
     assert answer[2].status == 504
 
 
+def test_batches_whose_time_is_over_are_not_run(desk: Desk) -> None:
+    """Each batch of a sweep once took its time, however long nobody waited any more: at last for the whole worker."""
+
+    def take_long() -> None:
+        desk.bench.now_us += 11_000_000
+
+    desk.predictor.instead = take_long
+    answers = desk.ask(*[binary_rows(256) for _ in range(4)])
+    assert desk.predictor.sizes == [256]
+    assert [(one[0], one[2].status) for one in answers] == [("completed", 200), *[("failed", 504)] * 3]
+
+
+def test_what_is_done_leaves_before_more_long_work_is_begun(desk: Desk, monkeypatch: Any) -> None:
+    monkeypatch.setattr(serving, "WORK_TOGETHER", 3 * 256 * SPEC.row_work() - 1)
+    answers = desk.ask(*[binary_rows(256) for _ in range(5)])
+    assert {one[0] for one in answers} == {"completed"}
+    assert desk.left == [2, 4]
+
+
 def texts(*values: bytes) -> tuple[Any, bytes]:
     data = b"".join(len(value).to_bytes(4, "little") + value for value in values)
     tensor = inference.Tensor("rows", "BYTES", (len(values),), data)
@@ -207,8 +227,6 @@ def test_reading_texts_ends_with_the_grant(bench: Any, monkeypatch: Any) -> None
 
 
 def test_a_request_that_needs_too_much_memory_fails_alone(desk: Desk, monkeypatch: Any) -> None:
-    from secure_runtime.worker.engine import serving
-
     true_decode = inference.decode_infer_request
 
     def decode(fields: Any, body: Any) -> Any:

@@ -10,6 +10,9 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from sealgate.certificate.architectures.cnn import CnnSpec, Stage
+from sealgate.certificate.architectures.frozen_encoder import FrozenEncoderSpec
+from sealgate.certificate.architectures.linear import MlpSpec
 from sealgate.certificate.publishers import load_publishers
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.completion import verify_completion
@@ -29,7 +32,7 @@ from sealgate.protocol.frames import encode_frame as encode
 from sealgate.protocol.ohttp import commitment, decode_key_configs, seal_request
 from secure_runtime.models.bundle import LoadedModel, load_bundle
 from secure_runtime.worker.engine.serving import Engine
-from secure_runtime.worker.rehearsal import rehearse
+from secure_runtime.worker.rehearsal import rehearse, rows_large
 from secure_runtime.worker.sweeps import Worker, serve
 
 MODEL = "breast-cancer"
@@ -196,8 +199,8 @@ def test_answers_do_not_wait_for_explanations(runner: Callable[..., Runner], tem
         (4, 1, "completed", ""),
         (1, 2, "completed", ""),
         (5, 3, "completed", ""),
-        (2, 4, "completed", ""),
-        (3, 5, "refused", "cancelled"),
+        (3, 4, "refused", "cancelled"),
+        (2, 5, "completed", ""),
     ]
 
 
@@ -299,3 +302,24 @@ def test_the_rehearsal_reaches_every_path(model: LoadedModel, monkeypatch: Any) 
     assert rehearsal.__doc__
     assert {("completed", ""), ("failed", "bad-input"), ("failed", "model-not-loaded")} <= outcomes
     assert {("refused", "malformed"), ("refused", "cancelled")} <= outcomes
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rows"),
+    [
+        (MlpSpec(inputs=30, hidden=(64,), classes=2, activation="relu"), 4096),
+        (
+            FrozenEncoderSpec(
+                length=128, tokens=30522, width=384, heads=12, layers=6, feed_forward=1536, positions=512, classes=2,
+                pretraining="public", frozen_digest="0" * 64,
+            ),
+            2,
+        ),
+        (CnnSpec(channels=1, height=28, width=28, stages=(Stage(channels=512, kernel=7),), classes=2), 106),
+    ],
+    ids=["mlp", "text encoder", "wide cnn"],
+)  # fmt: skip
+def test_the_rehearsal_is_soon_done_whatever_a_row_takes(model: LoadedModel, architecture: Any, rows: int) -> None:
+    """A worker that rehearses thousands of rows of a large model is given up before it is ready."""
+    manifest = msgspec.structs.replace(model.manifest, architecture=architecture)
+    assert rows_large(manifest) == rows

@@ -41,6 +41,7 @@ from sealgate.certificate.inputs import (
     WordPiece,
     Words,
 )
+from sealgate.protocol import inference
 from sealgate.protocol.frames import Obligations
 from sealgate.protocol.inference import Tensor, tensor_from_list
 from secure_runtime.models.bundle import LoadedModel
@@ -48,6 +49,8 @@ from secure_runtime.models.tokenizers import NOWHERE, spans_of, tokens_of
 from secure_runtime.worker.engine import captum_methods, explaining, serving
 from secure_runtime.worker.engine.attribution import Explainer, methods_of, price
 from secure_runtime.worker.engine.movable import Movable
+from secure_runtime.worker.engine.serving import Engine
+from tests.secure_runtime.worker.engine.conftest import NOW_US
 
 
 def table(made: Any, architecture: Any, columns: int) -> LoadedModel:
@@ -432,3 +435,34 @@ def test_captum_brings_no_drawing_and_can_still_be_imported_whole() -> None:
         "assert 'captum' not in sys.modules and 'captum.attr' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("method", ["integrated-gradients", "shapley", "ablation"])
+def test_one_row_is_explained_no_longer_than_somebody_waits(
+    made: Any, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The clock moves with every look at it; what was begun is paid for."""
+    model, tensors = family(made, "mlp")
+    monkeypatch.setattr(type(model.manifest.architecture), "rows_at_once", lambda *_: 1)
+    looks = iter(range(10**9))
+    engine = Engine({"m": model}, max_batch_rows=64, clock=lambda: NOW_US + 20_000_000 * next(looks))
+    request = inference.InferRequest(inputs=tuple(tensors), parameters={"method": method})
+    fields, body = inference.encode_infer_request(request, binary=True)
+    calls = []
+    monkeypatch.setattr(Movable, "_margins", _counting(Movable._margins, calls))
+    torch.set_grad_enabled(False)
+    try:
+        [answer] = engine.run([made.asked("POST", "/v2/models/m/explain", fields, body)])
+    finally:
+        torch.set_grad_enabled(True)
+    assert (answer.response.status, answer.reason) == (504, "model-error")
+    assert 0 < len(calls) < 4
+    assert answer.units == price(Movable(model.manifest, model.predictor), method)
+
+
+def _counting(true: Any, calls: list[None]) -> Any:
+    def counted(*arguments: Any) -> Any:
+        calls.append(None)
+        return true(*arguments)
+
+    return counted
