@@ -17,6 +17,7 @@ import msgspec
 
 from sealgate.ambient import now_us
 from sealgate.certificate.inputs import InputTensor
+from sealgate.certificate.manifest import Manifest
 from sealgate.protocol import bhttp, inference
 from sealgate.protocol.frames import BootPlan, Frame, FrameReader, Grant, Obligations, Work, WorkerToHost, encode_frame
 from sealgate.protocol.ohttp import ResponseOpener, decode_key_configs, seal_request
@@ -32,7 +33,9 @@ from secure_runtime.worker.sweeps import Worker
 _ZEROS: dict[str, bool | str] = {"BOOL": False, "BYTES": ""}
 _ONES: dict[str, bool | str] = {"BOOL": True, "BYTES": "a"}
 _ROWS_LARGE = 4096  # enough to start torch's own threads
-_NUMBERS_LARGE = 1024 * 1024  # in one request: as JSON it still fits
+_NUMBERS_LARGE = 256 * 1024  # in one request: enough for that, too
+_WORK_LARGE = 1 << 31  # multiplications of one request: some tenths of a second; there are four for each model
+_ROWS_LEAST = 2
 _PATIENCE_MS = 30_000  # with a single-use process, before the worker gives up its start
 _REDUCED = Obligations(round_digits=3, top_k=1)
 _EXPLAINED = Obligations(round_digits=3)
@@ -52,8 +55,8 @@ def rehearse(plan: BootPlan, engine: Engine, models: Mapping[str, LoadedModel]) 
     _explain(models)
     works: list[tuple[Work, bytes, bool]] = []
     for config in decode_key_configs(worker.keys.published()):
-        for operation, model, request, obligations in _requests(plan, models):
-            raw, media_type, _ = seal_request(config, request, chunked=len(request) > 4096)
+        for at, (operation, model, request, obligations) in enumerate(_requests(plan, models)):
+            raw, media_type, _ = seal_request(config, request, chunked=_in_chunks(at, request))
             grant = _grant(model, operation, obligations)
             works.append((Work(id=len(works), grant=grant, media_type=media_type), raw, False))
         raw, media_type, _ = seal_request(config, b"\x00", chunked=False)
@@ -80,8 +83,8 @@ def rehearse_single_use(
     openers: list[ResponseOpener] = []
     works: list[tuple[Work, bytes, bool]] = []
     for config in decode_key_configs(worker.keys.published()):
-        for operation, model, request, obligations in _requests(plan, models):
-            raw, media_type, opener = seal_request(config, request, chunked=len(request) > 4096)
+        for at, (operation, model, request, obligations) in enumerate(_requests(plan, models)):
+            raw, media_type, opener = seal_request(config, request, chunked=_in_chunks(at, request))
             grant = _grant(model, operation, msgspec.structs.replace(obligations, single_use=True))
             works.append((Work(id=len(works), grant=grant, media_type=media_type), raw, False))
             openers.append(opener)
@@ -100,6 +103,19 @@ def rehearse_single_use(
         bhttp.decode_response(openers[done.id].open(sealed, done.media_type))
     if len(ends) != len(works):
         raise SandboxRefused("the rehearsal of single-use processes did not come to its end", code="rehearsal")
+
+
+def rows_large(manifest: Manifest) -> int:
+    """Rows of a large request: many, but no more than a fraction of a second's work, however much a row takes. A model
+    whose rows take seconds would otherwise not be ready before the host gives its worker up."""
+    numbers = sum(math.prod(spec.model_shape) for spec in manifest.inputs)
+    bounds = (_ROWS_LARGE, _NUMBERS_LARGE // max(1, numbers), _WORK_LARGE // max(1, manifest.architecture.row_work()))
+    return max(_ROWS_LEAST, min(bounds))
+
+
+def _in_chunks(at: int, request: bytes) -> bool:
+    """Whether a request goes in chunks: large ones, and every other one, so that each model meets both ways."""
+    return len(request) > 4096 or at % 2 == 1
 
 
 def _grant(model: str, operation: str = "infer", obligations: Obligations = _REDUCED) -> Grant:
@@ -122,9 +138,8 @@ def _requests(plan: BootPlan, models: Mapping[str, LoadedModel]) -> list[tuple[s
     for model in models.values():
         name = model.facts.name
         specs = model.manifest.inputs
-        largest = max(1, min(_ROWS_LARGE, _NUMBERS_LARGE // sum(math.prod(spec.model_shape) for spec in specs)))
         path = f"/v2/models/{name}/versions/{model.facts.version}/infer"
-        for rows in (1, largest):
+        for rows in (1, rows_large(model.manifest)):
             tensors = tuple(_zeros(spec, rows) for spec in specs)
             for binary in (True, False):
                 request = inference.InferRequest(inputs=tensors)
