@@ -188,11 +188,16 @@ def _run_batch(batch: Sequence[Job], clock: Clock, entropy: Entropy) -> list[Eng
         try:
             answers.append(_answered(job, outputs, slice(start, end), reduced, entropy))
         except BadInput as error:
-            answers.append(failed(error, job.model))
+            answers.append(_for_its_rows(failed(error, job.model), job))
         except Exception:
             answers.append(failed(_MODEL_ERROR, job.model))
         start = end
     return answers
+
+
+def _for_its_rows(answer: EngineAnswer, job: Job) -> EngineAnswer:
+    """What cannot be given out was computed: else who asks for too much as text has the work for nothing."""
+    return msgspec.structs.replace(answer, units=job.rows * job.model.manifest.units_per_row)
 
 
 def _run_explanation(job: Job, clock: Clock) -> EngineAnswer:
@@ -245,7 +250,7 @@ def _answered(
     try:
         answer = _formed(job, _wanted(job, _reduced(manifest, private, obligations)), slice(0, job.rows))
     except BadInput as error:  # that it failed is told, and may depend on what was drawn
-        answer = failed(error, job.model)
+        answer = _for_its_rows(failed(error, job.model), job)
     except Exception:
         answer = failed(_MODEL_ERROR, job.model)
     return msgspec.structs.replace(answer, eps_micro=job.rows * epsilon_micro)

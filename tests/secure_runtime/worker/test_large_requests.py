@@ -144,6 +144,21 @@ def test_an_answer_that_fits_no_message_is_an_error_inside_the_seal(desk: Desk, 
     assert small[:2] == ("completed", "")
 
 
+@pytest.mark.parametrize(("count", "units"), [(300_000, 300_000), (2_000_000, 0)], ids=["computed", "refused-before"])
+def test_an_answer_that_turns_out_too_large_costs_the_rows_that_were_run(desk: Desk, count: int, units: int) -> None:
+    engine, spent = desk.worker._engine, []
+    true = engine.run
+
+    def watched(admitted: Any) -> Any:
+        answers = true(admitted)
+        spent.extend(one.units for one in answers)
+        return answers
+
+    engine.run = watched  # type: ignore[method-assign]
+    ((outcome, _, response),) = desk.ask(json_rows(count))
+    assert (outcome, response.status, spent) == ("failed", 413, [units])
+
+
 def test_a_large_request_runs_in_slices(desk: Desk) -> None:
     (answer,) = desk.ask(binary_rows(2 * SLICE_ROWS + 1))
     assert desk.predictor.sizes == [SLICE_ROWS, SLICE_ROWS, 1]
