@@ -38,11 +38,11 @@ from sealgate.protocol.ohttp import (
 from sealgate.transparency.record import Record
 from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, RuntimeUnavailable, WorkerGone
 from secure_runtime.host import spending
-from secure_runtime.host.answer_room import AnswerRoom
 from secure_runtime.host.choice import ModelRules
 from secure_runtime.host.commitments import committed
 from secure_runtime.host.link_server import Reply
 from secure_runtime.host.metering import Metering
+from secure_runtime.host.room import Owner, Room
 from secure_runtime.host.watching import Journey, Watcher
 from secure_runtime.host.worker_link import Outcome, WorkerLink
 from secure_runtime.limits import (
@@ -133,18 +133,16 @@ class Admission:
         self._budgets = budgets
         self._worker = worker
         self._policy_digest = policy_digest
-        self._max_in_flight = max_in_flight
         self._timeout_s = timeout_s
         self._clock = clock
         self._exhaustions = spending.Exhaustions()
-        self._in_flight = 0
-        self._in_flight_bytes = 0
-        self._answers = AnswerRoom(MAX_UNRECORDED_BYTES)
+        self._in_flight, self._in_flight_bytes = Room(max_in_flight), Room(MAX_IN_FLIGHT_BYTES)
+        self._answers = Room(MAX_UNRECORDED_BYTES)
 
     @property
     def in_flight(self) -> tuple[int, int]:
         """Requests being worked on, and the bytes of them."""
-        return self._in_flight, self._in_flight_bytes
+        return self._in_flight.taken, self._in_flight_bytes.taken
 
     def put_in_force(self, policy_digest: str, budgets: BudgetBook) -> None:
         """From here on another policy decides. Call it in the moment in which its `policy.change` is queued."""
@@ -178,8 +176,9 @@ class Admission:
             assurance=worker.assurance,
             degraded=worker.degraded,
         )
-        self._in_flight += 1
-        self._in_flight_bytes += len(body)
+        owner = _owner(frame)
+        self._in_flight.take(owner, 1)  # there is room: nothing was awaited since that was looked at
+        self._in_flight_bytes.take(owner, len(body))
         worker.footing.expected += 1
         self._rules.enter(frame.model)
         try:
@@ -198,14 +197,15 @@ class Admission:
                 await self._fail(intent, "internal")
                 raise
         finally:
-            self._in_flight -= 1
-            self._in_flight_bytes -= len(body)
+            self._in_flight.give_back(owner, 1)
+            self._in_flight_bytes.give_back(owner, len(body))
             worker.footing.expected -= 1
             self._rules.leave(frame.model)
 
     def _require_serving(self, frame: Submit, body: bytes) -> LiveWorker:
         self._log.check_may_infer()
-        if self._in_flight >= self._max_in_flight or self._in_flight_bytes + len(body) > MAX_IN_FLIGHT_BYTES:
+        owner = _owner(frame)
+        if not (self._in_flight.fits(owner, 1) and self._in_flight_bytes.fits(owner, len(body))):
             raise RuntimeUnavailable("too many requests in flight", code="overloaded")
         if self._rules.full(frame.model):
             raise RuntimeUnavailable("as many requests for this model in flight as may be", code="model-busy")
@@ -255,7 +255,7 @@ class Admission:
         journey.ran(done)
         draft = _ended(intent, outcome, detail=self._metering.detail(done.took))
         del outcome
-        owner, held = (frame.caller.tenant, frame.caller.subject), len(answer)
+        owner, held = _owner(frame), len(answer)
         if not self._answers.take(owner, held):
             answer, held = b"", 0
         try:
@@ -367,6 +367,10 @@ class Admission:
             policy_ids=frame.decision.policy_ids,
             **said,
         )
+
+
+def _owner(frame: Submit) -> Owner:
+    return frame.caller.tenant, frame.caller.subject
 
 
 def _require_room(draft: Record, frame: Submit) -> None:

@@ -35,8 +35,8 @@ from sealgate.protocol.frames import (
     RuntimeState,
     Submit,
 )
-from secure_runtime.host.answer_room import Owner, Unread
 from secure_runtime.host.metrics import HostMetrics
+from secure_runtime.host.room import Owner, Unread
 from secure_runtime.limits import MAX_IN_FLIGHT_PER_GATEWAY, MAX_UNREAD_BYTES
 
 Asked = Submit | Deny | AuditRead | EvidenceWanted | FiguresWanted

@@ -455,3 +455,48 @@ def test_an_answer_that_the_host_has_no_room_for_is_not_given_out_and_its_record
     admission = opened.make()
     for _ in range(3):  # what was recorded makes room
         assert opened.submit(admission=admission)[1] == SEALED
+
+
+def test_one_caller_leaves_places_in_the_host_for_others_however_many_gateways_it_comes_by(
+    desk: Callable[..., Desk],
+) -> None:
+    """A gateway counts what comes by it; several of them together let one caller have all of the host."""
+    one = desk()
+    admission = one.make(max_in_flight=4)
+    finish = asyncio.Event()
+
+    async def run(grant: Any, body: bytes, **_: Any) -> Outcome:
+        await finish.wait()
+        return one.link.honest(grant, body)
+
+    one.link.run = run  # type: ignore[method-assign]
+
+    def frame(number: int, subject: str) -> Submit:
+        return Submit(
+            id=number,
+            model="m",
+            operation="infer",
+            purpose="treatment",
+            media_type="message/ohttp-req",
+            caller=msgspec.structs.replace(CALLER, subject=subject),
+            decision=Decision(policy_digest=POLICY, policy_ids=("clients-infer",)),
+            judged=("b" * 64,),
+        )
+
+    async def play() -> None:
+        asked = [
+            asyncio.create_task(admission.submit(frame(number, "greedy"), BODY, asyncio.Event())) for number in range(3)
+        ]
+        while admission.in_flight[0] < 3:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        refused, _ = await admission.submit(frame(3, "greedy"), BODY, asyncio.Event())
+        assert isinstance(refused, Refused)
+        assert (refused.status, refused.code) == (503, "unavailable")
+        other = asyncio.create_task(admission.submit(frame(4, "other"), BODY, asyncio.Event()))
+        while admission.in_flight[0] < 4:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
+        finish.set()
+        assert all(isinstance(reply, Answer) for reply, _ in await asyncio.gather(*asked, other))
+        assert admission.in_flight == (0, 0)
+
+    asyncio.run(play())

@@ -1,4 +1,4 @@
-"""Room for answers in the host's memory: so many bytes at once, of one caller three quarters of that.
+"""Room in the host: so many requests, or bytes, at once, of one caller three quarters of that, whichever way it comes.
 
 An answer may be much larger than its request, and it waits twice here: for its record to be durable, and for its
 gateway to read it. What finds no room is not given out: its caller is told to come again, its record stands, and
@@ -15,31 +15,33 @@ Owner = tuple[str, str]
 """Tenant and subject."""
 
 
-class AnswerRoom:
-    """Counts bytes. Used from the host's event loop only."""
+class Room:
+    """Counts. Used from the host's event loop only."""
 
-    def __init__(self, bytes_max: int) -> None:
-        self._max = bytes_max
-        self._share = bytes_max - bytes_max // 4
+    def __init__(self, most: int) -> None:
+        self._max = most
+        self._share = most - most // 4
         self._held: dict[Owner, int] = {}
-        self.bytes = 0
+        self.taken = 0
+
+    def fits(self, owner: Owner, size: int) -> bool:
+        """Whether there is room for so much."""
+        return not size or (self.taken + size <= self._max and self._held.get(owner, 0) + size <= self._share)
 
     def take(self, owner: Owner, size: int) -> bool:
         """Whether there was room, which is now taken."""
-        if not size:
-            return True
-        held = self._held.get(owner, 0) + size
-        if self.bytes + size > self._max or held > self._share:
+        if not self.fits(owner, size):
             return False
-        self.bytes += size
-        self._held[owner] = held
+        if size:
+            self.taken += size
+            self._held[owner] = self._held.get(owner, 0) + size
         return True
 
     def give_back(self, owner: Owner, size: int) -> None:
         """Of what was taken."""
         if not size:
             return
-        self.bytes -= size
+        self.taken -= size
         self._held[owner] -= size
         if not self._held[owner]:
             del self._held[owner]
@@ -49,7 +51,7 @@ class Unread:
     """The answers that one gateway has not read yet: they leave a connection in the order in which they were sent."""
 
     def __init__(self, bytes_max: int) -> None:
-        self._room = AnswerRoom(bytes_max)
+        self._room = Room(bytes_max)
         self._sent: deque[tuple[int, Owner, int]] = deque()  # where each ends, counted in all bytes of the connection
 
     def take(self, owner: Owner, size: int, *, read: int) -> bool:

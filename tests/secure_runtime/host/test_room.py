@@ -1,24 +1,24 @@
-"""Room for answers: counted beside a list of what is there, and never more than there is."""
+"""Room in the host: counted beside a list of what is there, and never more than there is."""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secure_runtime.host.answer_room import AnswerRoom, Owner, Unread
+from secure_runtime.host.room import Owner, Room, Unread
 
 ONE, OTHER = ("t", "one"), ("t", "other")
 
 
 def test_one_caller_leaves_room_for_the_others() -> None:
-    room = AnswerRoom(100)
+    room = Room(100)
     assert room.take(ONE, 75)
     assert not room.take(ONE, 1)
     assert room.take(OTHER, 25)
     assert not room.take(OTHER, 1)
     room.give_back(ONE, 75)
     assert room.take(OTHER, 50)
-    assert room.bytes == 75
+    assert room.taken == 75
 
 
 @given(
