@@ -187,7 +187,6 @@ def test_large_messages_are_chunked_by_themselves() -> None:
         seal_request(config, bytes(MAX_INNER_MESSAGE + 1))
 
 
-@pytest.mark.slow
 def test_the_largest_message_fits_what_is_accepted() -> None:
     config = config_of(Kem.MLKEM768_X25519)
     envelope, media_type, opener = seal_request(config, bytes(MAX_INNER_MESSAGE))
