@@ -52,12 +52,14 @@ class Host:
         self.writer = None
         self.frames = asyncio.Queue()
         self.server = None
+        self.open = 0  # connections
 
     async def listen(self):
         self.server = await asyncio.start_unix_server(self._serve, self.path)
 
     async def _serve(self, reader, writer):
         self.writer = writer
+        self.open += 1
         await self.say(STATE)
         cutter = frames.FrameReader(frames.GatewayToHost)
         with contextlib.suppress(ConnectionError):
@@ -65,6 +67,7 @@ class Host:
                 for frame, body in cutter.feed(data):
                     self.frames.put_nowait((frame, body))
         writer.close()
+        self.open -= 1
 
     async def say(self, frame, body=b""):
         for part in frames.encode_frame(frame, body):
@@ -87,6 +90,7 @@ async def connected(**options):
         finally:
             await link.close()
             host.server.close()
+            await soon(lambda: not host.open)
             await asyncio.sleep(0)
 
 
