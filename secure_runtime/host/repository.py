@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -148,6 +148,13 @@ class ModelKeeper:
         self._fleet.tell_change()
         return ended.index
 
+    @property
+    def missing_versions(self) -> list[str]:
+        """In words, the versions that are to answer and that no live worker has: their share of requests is refused, or
+        answered by another one."""
+        models = [model for one in self._fleet.published for model in one.facts.models]
+        return list(_missing_versions(models, self._fleet.choice))
+
     def _served(self) -> set[str]:
         """The places of what the live workers have loaded."""
         return {place for one in self._fleet.published for place in one.facts.memory}
@@ -203,7 +210,13 @@ def _require_loaded(facts: Sequence[WorkerFacts], wanted: frozenset[str] | set[s
 
 
 def _require_versions(models: Sequence[ModelFacts], choice: Choice) -> None:
-    """Raise SwitchRefused if a version that is to answer is not loaded. A model of which nothing is loaded has none."""
+    """Raise SwitchRefused if a version that is to answer is not loaded."""
+    for words in _missing_versions(models, choice):
+        raise SwitchRefused(words, code="version-not-loaded")
+
+
+def _missing_versions(models: Sequence[ModelFacts], choice: Choice) -> Iterator[str]:
+    """In words, each version that is to answer and is not loaded. A model of which nothing is loaded has none."""
     versions: dict[str, set[str]] = {}
     for model in models:
         versions.setdefault(model.name, set()).add(model.version)
@@ -211,10 +224,7 @@ def _require_versions(models: Sequence[ModelFacts], choice: Choice) -> None:
         canary = [section.canary.version] if section.canary is not None and section.canary.percent else []
         for version in [section.default, *canary] if section.default else []:
             if name in versions and version not in versions[name]:
-                raise SwitchRefused(
-                    f"deployment.toml lets version {version} of {name} answer, which is not loaded",
-                    code="version-not-loaded",
-                )
+                yield f"deployment.toml lets version {version} of {name} answer, which is not loaded"
 
 
 def _done(

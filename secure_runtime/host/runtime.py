@@ -362,6 +362,8 @@ class RuntimeHost:
         if self._told[:3] != told[:3] and not self._stopping:
             but = f", but {state.detail}" if state.detail else ""
             self._tell(f"runtime ready{but}" if state.ready else f"runtime not ready: {state.detail}")
+            for words in self._models.missing_versions:
+                self._tell(printable(words))
 
     def rotate_keys(self) -> None:
         """New request keys now; the old ones are opened for as long as stale keys are."""

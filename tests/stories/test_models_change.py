@@ -234,6 +234,11 @@ def test_versions_come_and_go_under_load_and_nobody_notices(
     stops = [record.reason for record in records if record.kind == "worker.stop"]
     assert stops[:1] == ["replaced"], "the worker before the load drained and left"
 
+    place.configure('[models.toy]\ndefault = "1"\ncanary = {version = "7", percent = 50}\n')
+    live.start("runtime")
+    words = "deployment.toml lets version 7 of toy answer, which is not loaded"
+    wait_until(lambda: words in live.said("runtime"), within_s=120, what="word of a canary that is not there")
+
 
 @pytest.mark.slow
 def test_exactly_the_version_that_is_asked_for_answers_and_what_was_unloaded_stays_so(

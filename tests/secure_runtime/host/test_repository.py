@@ -13,7 +13,7 @@ import pytest
 
 from audit.errors import LogUnavailable
 from audit.log import AuditLog
-from sealgate.deployment import ModelSection
+from sealgate.deployment import Canary, ModelSection
 from sealgate.limits import MAX_ADMIN_NOTE, MAX_NAME
 from sealgate.protocol.administration import ChangeModels
 from sealgate.protocol.frames import ModelRefusal
@@ -75,6 +75,23 @@ def test_who_loads_a_bundle_that_is_refused_is_told_what_the_reason_means(bench:
         told = await loading
         assert told.code == "bundle-refused"
         assert "m/2 is refused: audit-missing (the deployment demands an audit of the training" in told.why
+
+    bench.play(act)
+
+
+def test_versions_that_are_to_answer_and_are_not_loaded_are_named(bench: Bench, tmp_path: Path) -> None:
+    named = {
+        "m": ModelSection(default="1", canary=Canary(version="3", percent=5)),
+        "other": ModelSection(default="1"),  # of which nothing is loaded: that is said elsewhere
+    }
+    fleet = bench.make(Choice(places=("m/1", "m/2"), named=named))
+    deployment: Any = SimpleNamespace(models=tmp_path / "models", withheld=tmp_path / "withheld.json")
+    keeper = ModelKeeper(deployment, bench.log, fleet, ModelRules(), tell=bench.told.append)
+
+    async def act(bench: Bench) -> None:
+        assert keeper.missing_versions == []
+        await bench.live(0, "1")
+        assert keeper.missing_versions == ["deployment.toml lets version 3 of m answer, which is not loaded"]
 
     bench.play(act)
 
