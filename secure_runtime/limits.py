@@ -24,6 +24,9 @@ MAX_REMEMBERED_KEY_IDS = 128  # of 256: recent identifiers that a new worker doe
 MAX_WORKER_EVENTS = 64  # waiting for the host; also the changes of keys that a worker may make at once
 KEY_CHANGE_EVERY_S = 10.0  # and one more for so much time that it lived: each is a record
 DRAIN_POLL_S = 0.05  # how often it is looked whether a worker that was replaced still owes an answer
+CUDA_LIBRARIES_BYTES = (
+    2400 * 1024 * 1024
+)  # addresses that torch's libraries for CUDA take more than those for the CPU (2.13)
 SPARE_MEMORY_BYTES = 64 * 1024 * 1024  # left for others when workers are started beside those that serve
 MAX_WITHHELD_BYTES = 256 * 1024  # of the file that names unloaded bundles
 MAX_KEPT_LISTS = 32  # of them, newest first: a log restored from a backup states one of before

@@ -70,7 +70,7 @@ from secure_runtime.host.model_keys import data_keys, wrapping_keys
 from secure_runtime.host.policies import Deciding, HostPolicy, OpenedPolicy, PolicyKeeper, open_policy
 from secure_runtime.host.privacy import Privacy
 from secure_runtime.host.repository import ModelKeeper, route_words, workers_of
-from secure_runtime.host.spawn import python_paths, worker_environment
+from secure_runtime.host.spawn import memory_limit, python_paths, worker_environment
 from secure_runtime.host.watching import Watcher
 from secure_runtime.host.withheld import newest_change, settle_withheld
 from secure_runtime.host.witnesses import witnessed
@@ -162,6 +162,7 @@ class RuntimeHost:
         """Called in a thread: it reads and hashes files."""
         deployment, settings = self._deployment, self._deployment.settings.runtime
         own_limit_mb = choice.section(lane.model).memory_limit_mb if lane.model else 0
+        gpus = () if settings.single_use and settings.device == "auto" else gpu_nodes(settings.device)
         plan = BootPlan(
             profile=settings.profile,
             audience=deployment.settings.deployment.audience,
@@ -171,11 +172,11 @@ class RuntimeHost:
             uid=settings.worker_uid,
             gid=settings.worker_uid,
             torch_threads=settings.torch_threads,
-            memory_limit_bytes=(own_limit_mb or settings.memory_limit_mb) * 1024 * 1024,
+            memory_limit_bytes=memory_limit(own_limit_mb or settings.memory_limit_mb, gpus=gpus),
             key_active_s=settings.key_active_s,
             key_stale_s=settings.key_stale_s,
             device=settings.device,
-            gpus=() if settings.single_use and settings.device == "auto" else gpu_nodes(settings.device),
+            gpus=gpus,
             single_use=settings.single_use,
             require_audit=settings.require_audit,
             require_model_signature=deployment.settings.models.require_model_signature,

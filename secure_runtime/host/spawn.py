@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import msgspec
 
 from sealgate.protocol.frame_writer import widen
 from sealgate.protocol.frames import BootPlan
+from secure_runtime.limits import CUDA_LIBRARIES_BYTES
 
 _BOOT = Path(__file__).parents[1] / "worker" / "boot.py"
 _PROBE = Path(__file__).parents[1] / "worker" / "probe.py"
@@ -98,6 +100,19 @@ def python_paths() -> tuple[str, ...]:
         for place in places:
             found[os.path.dirname(os.path.abspath(place))] = None
     return tuple(found)
+
+
+def torch_for_cuda() -> bool:
+    """Whether the torch that a worker imports is the build for CUDA; found without importing it."""
+    spec = importlib.util.find_spec("torch")
+    places = (spec.submodule_search_locations or ()) if spec is not None else ()
+    return any(os.path.exists(os.path.join(place, "lib", "libtorch_cuda.so")) for place in places)
+
+
+def memory_limit(limit_mb: int, *, gpus: Sequence[str]) -> int:
+    """Bytes that a worker is bounded to. Without a GPU its addresses are bounded, those of libraries counted; what
+    torch's libraries take more where they are for CUDA is no room for requests, so it is added."""
+    return limit_mb * 1024 * 1024 + (CUDA_LIBRARIES_BYTES if not gpus and torch_for_cuda() else 0)
 
 
 def spawn_worker(plan: BootPlan, *, python: str = sys.executable) -> SpawnedWorker:

@@ -106,7 +106,7 @@ def boot(inherited: int, main: Callable[[], Main]) -> int:
         reason = sandbox.LayerMissing.code if isinstance(error, sandbox.LayerMissing) else "boot-error"
         detail = str(error) if reason != "boot-error" else f"{type(error).__name__}: {error} ({_place_of(error)})"
         if _NO_ROOM in detail:
-            detail += "; memory_limit_mb is too small for torch's libraries: those of CUDA take 3 GiB, others 0.7"
+            detail += "; memory_limit_mb is too small for torch's libraries, which take 0.7 GiB"
         tell_failure(sock, reason=reason, detail=detail, layers=getattr(report or error, "layers", {}))
         return _REFUSED
 
