@@ -18,7 +18,6 @@ because it is the newest in the file; guesses where the log states a list that i
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from pathlib import Path
 import msgspec
 
 from audit.query import AuditReader, RecordFilter
+from sealgate.durable_files import sync_folder, write_new
 from sealgate.errors import ConfigurationError
 from sealgate.protocol.canonical import canonical_json
 from sealgate.terminal import printable
@@ -142,15 +142,10 @@ def _owner(path: Path) -> int:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """File, name, folder: each is on the disk before the next."""
+    """File, name, folder: each is on the disk before the next. It is the host's own afterwards, whoever wrote it before
+    (`replace_file` would leave it to him)."""
     fresh = path.with_suffix(".new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    fresh.unlink(missing_ok=True)  # of a host that was killed
+    write_new(fresh, content, mode=0o600)
     fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

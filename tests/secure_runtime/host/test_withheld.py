@@ -86,6 +86,16 @@ def test_each_step_is_on_the_disk_before_the_next(tmp_path: Path, monkeypatch: p
     assert steps == ["sync withheld.new", "rename withheld.new withheld.json", f"sync {tmp_path.name}"]
 
 
+def test_what_a_killed_host_left_is_written_anew_and_no_link_is_followed(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "withheld.json", tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    (tmp_path / "withheld.new").symlink_to(elsewhere)
+    keep_withheld(path, {"a"}, in_force=())
+    assert elsewhere.read_text() == "kept"
+    assert not path.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_without_a_file_nothing_is_unloaded_unless_the_log_says_otherwise(tmp_path: Path) -> None:
     path = tmp_path / "withheld.json"
     for newest in (None, NONE, BEFORE):
