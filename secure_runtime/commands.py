@@ -47,7 +47,7 @@ def _run_doctor(arguments: argparse.Namespace) -> int:
     from secure_runtime.running import read_state, troubles
 
     state = None if arguments.state is None else read_state(open_deployment(arguments.state))
-    diagnosis = doctor.examine()
+    diagnosis = doctor.with_single_use(doctor.examine())
     print(doctor.as_json(diagnosis, state) if arguments.json else doctor.as_text(diagnosis, state))
     return 0 if diagnosis.profile != "dev" and not (state and troubles(state)) else 1
 
@@ -58,7 +58,8 @@ DOCTOR = Command(
         "Closes a real sandbox in a process of its own, tries what a worker must not be able to do, and prints every "
         "layer and probe, and the profile that holds for the present user. Exit code 0 when 'strict' or 'container' "
         "holds, 1 otherwise. Run it as the user that will run the runtime. With STATE, it also asks the runtime host "
-        "that runs there whether it serves, how its audit log is, and whether witnesses cosign; exit code 1 if not."
+        "that runs there whether it serves, how its audit log is, whether witnesses cosign (exit code 1 if not), and "
+        "which layers its workers have, those of their single-use processes included."
     ),
     configure=_configure_doctor,
     run=_run_doctor,

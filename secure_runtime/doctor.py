@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from sealgate.errors import DecodeError
 from sealgate.protocol.frames import BootFailed, BootPlan, FrameReader, Layer, RuntimeState, WorkerToHost
-from sealgate.terminal import render_pairs, render_table
+from sealgate.terminal import printable, printable_json, render_pairs, render_table
 from secure_runtime.errors import SandboxRefused
 from secure_runtime.host.spawn import python_paths, spawn_probe
 from secure_runtime.limits import MAX_PROBE_REPORT, PROBE_TIMEOUT_S, WORKER_UID
 from secure_runtime.machine import gpu_nodes, machine_facts
-from secure_runtime.running import as_pairs, troubles
+from secure_runtime.running import as_pairs, isolation, troubles
 
 _NAMESPACES = (
     "let user namespaces be made (sysctl user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns; in a "
     "container a seccomp profile that allows unshare and mount), or use the profile 'container'"
 )
+_SINGLE_USE = ("seccomp-zygote", "seccomp-once")
 _PROFILES = {
     "strict": "strict: every layer holds",
     "container": "container: no namespaces, but Landlock, seccomp and the rest hold",
@@ -78,6 +79,22 @@ def examine() -> Diagnosis:
 
     Call from the main thread.
     """
+    told = _probe(single_use=False)
+    return Diagnosis(told.layers, told.probes, told.meanings, told.missing)
+
+
+def with_single_use(diagnosis: Diagnosis) -> Diagnosis:
+    """The same, with what a second process found of single-use processes. What is missing there is not missing for a
+    profile: a runtime offers them only where its settings say so. Call from the main thread."""
+    try:
+        layers = _probe(single_use=True).layers
+        found = {name: layers[name] for name in _SINGLE_USE}
+    except SandboxRefused as error:
+        found = dict.fromkeys(_SINGLE_USE, Layer(state="failed", detail=str(error)))
+    return replace(diagnosis, layers=diagnosis.layers | found)
+
+
+def _probe(*, single_use: bool) -> _Told:
     plan = BootPlan(
         profile="dev",
         audience="doctor",
@@ -88,19 +105,19 @@ def examine() -> Diagnosis:
         gid=WORKER_UID,
         torch_threads=1,
         memory_limit_bytes=1 << 30,
-        gpus=gpu_nodes("auto"),
+        gpus=() if single_use else gpu_nodes("auto"),  # a fork has no GPU
+        single_use=single_use,
     )
     try:
         probe = spawn_probe(plan)
     except OSError as error:
         raise SandboxRefused(f"no process can be started: {error.strerror}") from error
     try:
-        told = _parse(_read_all(probe.sock))
+        return _parse(_read_all(probe.sock))
     finally:
         probe.sock.close()
         probe.kill()
         probe.wait()
-    return Diagnosis(told.layers, told.probes, told.meanings, told.missing)
 
 
 def best_profile() -> str:
@@ -172,12 +189,23 @@ def as_json(diagnosis: Diagnosis, state: RuntimeState | None = None) -> str:
             "log_state": state.log_state,
             "witnesses": state.witnesses,
             "troubles": troubles(state),
+            "workers": [
+                {
+                    "instance": one.instance,
+                    "device": one.device,
+                    "models": one.models,
+                    "layers": one.layers,
+                    "host_layers": one.host_layers,
+                    "got_through": one.got_through,
+                }
+                for one in state.workers
+            ],
         }
-    return msgspec.json.format(msgspec.json.encode(told)).decode()
+    return printable_json(msgspec.json.format(msgspec.json.encode(told)).decode())
 
 
 def as_text(diagnosis: Diagnosis, state: RuntimeState | None = None) -> str:
-    """For people: what holds, and what to do about the rest."""
+    """For people: what holds here, what to do about the rest; and what holds in the deployment that runs."""
     layers = [
         (name, layer.state, diagnosis.meanings.get(name, ""), layer.detail) for name, layer in diagnosis.layers.items()
     ]
@@ -185,6 +213,7 @@ def as_text(diagnosis: Diagnosis, state: RuntimeState | None = None) -> str:
     denied = sum(probe.state == "on" for probe in diagnosis.probes.values())
     parts = [
         render_pairs([("profile", _PROFILES[diagnosis.profile]), *_surroundings().items()]),
+        "What this machine offers, as a process found that ended with this question:",
         render_table(("layer", "state", "meaning", "detail"), layers),
         f"{denied} of {len(diagnosis.probes)} forbidden attempts were tried and denied after the seal.",
     ]
@@ -193,5 +222,9 @@ def as_text(diagnosis: Diagnosis, state: RuntimeState | None = None) -> str:
     if diagnosis.hints():
         parts.append(render_table(("missing for 'strict'", "what to do"), list(diagnosis.hints().items())))
     if state is not None:
-        parts.append(render_pairs(as_pairs(state)))
+        parts += ["What the deployment says that runs:", render_pairs(as_pairs(state))]
+        for number, one in enumerate(state.workers, 1):
+            escaped = f" These attempts got through: {' '.join(one.got_through)}." if one.got_through else ""
+            parts.append(printable(f"What isolates worker {number} ({one.instance[:16]}), as it runs:{escaped}"))
+            parts.append(render_table(("layer", "state", "detail", "the host reads"), isolation(one)))
     return "\n\n".join(parts)

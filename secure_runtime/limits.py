@@ -47,6 +47,7 @@ PROBE_TIMEOUT_S = 30.0
 MAX_GRANTS = 1000  # records of budgets that one change of the policy brings
 MAX_EXHAUSTIONS = 10_000  # pairs of a caller and an exhausted budget that the host remembers to have put on record
 MAX_TOLD = 500  # characters of what keeps witnesses from cosigning, in the state that gateways hear
+MAX_TOLD_LAYERS_BYTES = 3 * 1024  # of what one worker says of its layers, in that state: a real one says 1 KiB
 STATE_ANSWER_S = 5.0  # what a host that runs says of itself, when `sealgate doctor` asks
 MAX_PROC_BYTES = 256 * 1024  # read of one file of /proc
 MAX_GPUS = 64  # that are named

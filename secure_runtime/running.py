@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sealgate.ambient import monotonic_ns
 from sealgate.deployment import Deployment, socket_address
 from sealgate.errors import DecodeError, HostAway
-from sealgate.protocol.frames import FrameReader, HostToGateway, RuntimeState
+from sealgate.protocol.frames import FrameReader, HostToGateway, PublishedWorker, RuntimeState
 from sealgate.terminal import printable
 from secure_runtime.limits import MAX_TOLD, STATE_ANSWER_S
 
@@ -72,6 +72,14 @@ def as_pairs(state: RuntimeState) -> Sequence[tuple[str, object]]:
         ("witnesses", state.witnesses or "no trouble is known"),
         ("profile", f"{state.profile}, {state.assurance}{', degraded' if state.degraded else ''}"),
     ]
+
+
+def isolation(worker: PublishedWorker) -> list[tuple[str, str, str, str]]:
+    """Layer, state, detail, and what the host read of it from outside (empty where it cannot), for one worker that
+    runs. Its word on `seccomp-zygote` and `seccomp-once` is what its own processes found by trying."""
+    read = {name: f"{one.state}: {one.detail}" if one.detail else one.state for name, one in worker.host_layers.items()}
+    said = [(name, one.state, one.detail, read.pop(name, "")) for name, one in worker.layers.items()]
+    return said + [(name, "", "", words) for name, words in read.items()]
 
 
 def _several(state: RuntimeState) -> dict[str, list[str]]:

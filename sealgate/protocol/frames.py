@@ -320,6 +320,9 @@ class PublishedWorker(msgspec.Struct, frozen=True, forbid_unknown_fields=True, k
     device: str = ""
     memory: dict[str, int] = {}  # see WorkerFacts
     graphs: dict[str, str] = {}
+    layers: dict[str, Layer] = {}  # its own word, with what it found of its single-use processes
+    host_layers: dict[str, Layer] = {}  # what the host read of it from outside
+    got_through: tuple[str, ...] = ()  # probes that were not denied
 
 
 class FiguresGiven(Frame, frozen=True, kw_only=True, tag="figures-given"):

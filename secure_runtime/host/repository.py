@@ -25,7 +25,7 @@ from sealgate.errors import ConfigurationError
 from sealgate.limits import MAX_NAME
 from sealgate.protocol.administration import REFUSALS, AskModels, ChangeModels, ModelsTold, ToldModel
 from sealgate.protocol.canonical import canonical_json
-from sealgate.protocol.frames import ModelFacts, PublishedWorker, WorkerFacts
+from sealgate.protocol.frames import Layer, ModelFacts, PublishedWorker, WorkerFacts
 from sealgate.terminal import printable
 from sealgate.transparency.record import Record
 from secure_runtime.errors import SwitchRefused
@@ -33,7 +33,7 @@ from secure_runtime.host.choice import Choice, ModelRules, matching, places_ther
 from secure_runtime.host.fleet import Fleet
 from secure_runtime.host.withheld import DIGEST, NAMES, keep_withheld, list_digest
 from secure_runtime.host.worker_life import Published
-from secure_runtime.limits import MAX_WORKER_WORDS
+from secure_runtime.limits import MAX_TOLD_LAYERS_BYTES, MAX_WORKER_WORDS
 
 SERVED = "served_digest"
 """In the detail of a `model.change` that was done: SHA-256 over the bundles that are to be served and the versions that
@@ -331,6 +331,21 @@ def workers_of(published: Sequence[Published]) -> tuple[PublishedWorker, ...]:
             device=one.facts.device,
             memory=one.facts.memory,
             graphs=one.facts.graphs,
+            layers=_bounded(one.facts.layers),
+            host_layers=_bounded(one.host_layers),
+            got_through=tuple(name for name, probe in _bounded(one.facts.probes).items() if probe.state == "failed"),
         )
         for one in published
     )
+
+
+def _bounded(layers: dict[str, Layer]) -> dict[str, Layer]:
+    """As many of them as every gateway can be told at every change, whatever a worker says of itself."""
+    told: dict[str, Layer] = {}
+    room = MAX_TOLD_LAYERS_BYTES
+    for name, layer in layers.items():
+        room -= len(msgspec.msgpack.encode((name, layer)))
+        if room < 0:
+            break
+        told[name] = layer
+    return told

@@ -14,15 +14,17 @@ import socket
 import sys
 from typing import Any
 
+_MAX_REPORT = 64 * 1024
 _PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def run(sock: socket.socket, _plan: dict[str, Any], report: Any) -> int:
-    """Seal, probe, tell."""
+def run(sock: socket.socket, plan: dict[str, Any], report: Any) -> int:
+    """Seal, probe, tell; with a zygote that tries its own sandbox and that of a child, where the plan asks for it."""
     from secure_runtime.worker import sandbox
     from secure_runtime.worker.sandbox.report import LAYERS, REQUIRED
 
-    sandbox.seal(report)
+    channel, zygote = _tried_zygote() if plan.get("single_use") else (None, None)
+    sandbox.seal(report, zygote=zygote)
     told = {
         "layers": {name: report.layers[name] for name in LAYERS if name in report.layers},
         "probes": report.probes,
@@ -31,7 +33,25 @@ def run(sock: socket.socket, _plan: dict[str, Any], report: Any) -> int:
     }
     data = json.dumps(told).encode()
     sock.sendall(len(data).to_bytes(4, "big") + data)
+    del channel  # it was open until here, as a worker's is
     return 0
+
+
+def _tried_zygote() -> tuple[socket.socket, dict[str, dict[str, str]]]:
+    """The channel to a zygote, which has ended, and what it found."""
+    from secure_runtime.worker.sandbox import offspring
+
+    probe = os.getpid()
+    if os.fork() == 0:
+        try:
+            offspring.become_zygote(probe).sendall(json.dumps(offspring.try_out()).encode())
+        finally:
+            os._exit(0)
+    channel = offspring.keep_workers_end()
+    told = channel.recv(_MAX_REPORT)
+    if not told:
+        raise OSError("the process that makes single-use processes did not start")
+    return channel, json.loads(told)
 
 
 if __name__ == "__main__":

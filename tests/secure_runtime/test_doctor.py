@@ -15,7 +15,7 @@ from secure_runtime.errors import SandboxRefused
 
 @pytest.fixture(scope="module")
 def diagnosis() -> doctor.Diagnosis:
-    return doctor.examine()
+    return doctor.with_single_use(doctor.examine())
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,6 +44,21 @@ def test_json_holds_the_same(diagnosis: doctor.Diagnosis) -> None:
 def test_every_layer_has_a_meaning(diagnosis: doctor.Diagnosis) -> None:
     assert set(diagnosis.layers) == set(diagnosis.meanings)
     assert all(diagnosis.meanings.values())
+
+
+def test_single_use_processes_are_tried_and_decide_no_profile(
+    diagnosis: doctor.Diagnosis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = doctor.examine()
+    assert {plain.layers[name].state for name in ("seccomp-zygote", "seccomp-once")} == {"not-needed"}
+    assert diagnosis.layers["seccomp-zygote"].state == plain.layers["seccomp-seal"].state
+    assert diagnosis.layers["seccomp-once"].state == plain.layers["seccomp-seal"].state
+    assert diagnosis.missing == plain.missing
+    monkeypatch.setattr(doctor, "python_paths", lambda: ("/nonexistent-place",))
+    without = doctor.with_single_use(plain)
+    assert without.profile == plain.profile
+    assert without.layers["seccomp-once"].state == "failed"
+    assert "No module named" in without.layers["seccomp-once"].detail
 
 
 def test_torch_is_not_imported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import tempfile
@@ -15,7 +16,7 @@ import pytest
 from gateway.provisioning import provision
 from sealgate.deployment import Deployment
 from sealgate.errors import HostAway
-from sealgate.protocol.frames import PublishedWorker, RuntimeState, encode_frame
+from sealgate.protocol.frames import Layer, PublishedWorker, RuntimeState, encode_frame
 from secure_runtime import doctor, running
 
 STATE = RuntimeState(
@@ -111,3 +112,45 @@ def test_what_came_of_capturing_graphs_is_told() -> None:
     assert ("CUDA graphs of toy", "captured for 1, 4 rows") in running.as_pairs(
         msgspec.structs.replace(STATE, workers=(worker,))
     )
+
+
+def test_what_isolates_the_workers_that_run_is_told_apart_from_what_the_machine_offers() -> None:
+    """Here the machine offers what the deployment does not use, and the host reads what the worker does not say."""
+    once = Layer(state="on", detail="32 attempts were denied")
+    offers = doctor.Diagnosis({"seccomp-once": once}, {}, {}, {"strict": [], "container": [], "dev": []})
+    worker = PublishedWorker(
+        instance="i" * 32,
+        key_configs=b"",
+        models=("toy",),
+        layers={
+            "seccomp-once": Layer(state="not-needed", detail="none are offered"),
+            "no-new-privileges": Layer(state="on"),
+        },
+        host_layers={
+            "no-new-privileges": Layer(state="on"),
+            "zygote": Layer(state="failed", detail="lacks \x9bseccomp"),
+        },
+        got_through=("open-file",),
+    )
+    state = msgspec.structs.replace(STATE, workers=(worker,))
+    assert running.isolation(worker) == [
+        ("seccomp-once", "not-needed", "none are offered", ""),
+        ("no-new-privileges", "on", "", "on"),
+        ("zygote", "", "", "failed: lacks \x9bseccomp"),
+    ]
+    machine, _, deployment = doctor.as_text(offers, state).partition("What the deployment says that runs:")
+    assert "What this machine offers" in machine
+    assert "seccomp-once  on" in machine
+    assert "not-needed" not in machine
+    assert "What isolates worker 1 (iiiiiiiiiiiiiiii), as it runs: These attempts got through: open-file." in deployment
+    assert "not-needed  none are offered" in deployment
+    assert "32 attempts" not in deployment
+    assert "lacks ?seccomp" in deployment
+    raw = doctor.as_json(offers, state)
+    assert "\x9b" not in raw
+    told = json.loads(raw)
+    assert told["layers"]["seccomp-once"]["state"] == "on"
+    (one,) = told["runtime"]["workers"]
+    assert one["layers"]["seccomp-once"]["state"] == "not-needed"
+    assert one["host_layers"]["zygote"]["detail"] == "lacks \x9bseccomp"
+    assert one["got_through"] == ["open-file"]

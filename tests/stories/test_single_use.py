@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -65,6 +66,13 @@ def test_requests_are_answered_by_processes_of_their_own_and_say_so(demanding: C
     assert start.detail["probes_failed"] == ""
     ends = [record for record in records if record.kind in ENDS]
     assert {record.outcome for record in ends} == {"completed"}
+    told = json.loads(run_sealgate("doctor", live.root, "--json", check=False).stdout)
+    (worker,) = told["runtime"]["workers"]
+    own = worker["layers"]
+    assert own["seccomp-zygote"] == told["layers"]["seccomp-zygote"], "its processes try what this machine's tried"
+    assert own["seccomp-once"] == told["layers"]["seccomp-once"]
+    assert worker["host_layers"]["zygote"] == {"state": "on", "detail": "as the worker itself"}
+    assert worker["got_through"] == []
 
 
 def test_where_it_is_not_offered_the_request_is_refused_on_record(demanding: Callable[..., Live]) -> None:
@@ -75,6 +83,11 @@ def test_where_it_is_not_offered_the_request_is_refused_on_record(demanding: Cal
             session.infer(MODEL, live.rows[:1])
     assert refused.value.status == 503
     assert live.records()[-1].reason == "obligation-unmet"
+    machine, _, running = run_sealgate("doctor", live.root, check=False).stdout.partition("What the deployment says")
+    for layer in ("seccomp-zygote", "seccomp-once"):
+        (line,) = [line for line in running.splitlines() if line.startswith(layer)]
+        assert line.split()[1] == "not-needed", "the deployment has none, whatever the machine offers"
+        assert not [line for line in machine.splitlines() if line.startswith(layer) and "not-needed" in line]
 
 
 def test_two_threads_and_single_use_processes_do_not_go_together(fresh: Callable[[], Live]) -> None:

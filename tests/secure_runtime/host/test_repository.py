@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,15 @@ import pytest
 from audit.errors import LogUnavailable
 from audit.log import AuditLog
 from sealgate.deployment import Canary, ModelSection
-from sealgate.limits import MAX_ADMIN_NOTE, MAX_NAME
+from sealgate.limits import MAX_ADMIN_NOTE, MAX_FRAME_HEADER, MAX_NAME, MAX_WORKERS
 from sealgate.protocol.administration import ChangeModels
-from sealgate.protocol.frames import ModelRefusal
+from sealgate.protocol.frames import Layer, ModelRefusal
 from sealgate.transparency.record import Record, leaf_bytes
 from secure_runtime.host import repository
 from secure_runtime.host.choice import Choice, ModelRules
 from secure_runtime.host.repository import SERVED, ModelKeeper
 from secure_runtime.host.withheld import DIGEST, list_digest, settle_withheld
+from secure_runtime.limits import MAX_FACTS_BYTES
 from tests.secure_runtime.host.test_fleet import Bench
 from tests.secure_runtime.host.test_fleet import bench as bench
 
@@ -189,3 +191,20 @@ def test_nothing_is_begun_while_the_log_has_failed(bench: Bench, tmp_path: Path)
         asyncio.run(keeper.answer(ChangeModels(id=1, what="unload", places=("m/1",)), by="uid:0"))
     assert not deployment.withheld.exists()
     assert not bench.workers
+
+
+def test_what_a_worker_says_of_its_layers_fits_the_state_that_gateways_hear(bench: Bench) -> None:
+    endless = {f"layer-{number:04}": Layer(state="on", detail="é" * 500) for number in range(2000)}
+    through = {f"attempt-{number:04}": Layer(state="failed") for number in range(2000)}
+
+    async def act(bench: Bench) -> None:
+        await bench.live(0, "1")
+        (one,) = bench.fleet.published
+        loud = msgspec.structs.replace(one.facts, layers=one.facts.layers | endless, probes=through)
+        (told,) = repository.workers_of([replace(one, facts=loud)])
+        assert told.layers.items() >= one.facts.layers.items()
+        assert 0 < len(told.got_through) < len(through)
+        assert len(msgspec.msgpack.encode([told] * MAX_WORKERS)) < (MAX_FRAME_HEADER - MAX_FACTS_BYTES) // 2
+
+    bench.make()
+    bench.play(act)
