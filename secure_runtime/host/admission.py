@@ -180,7 +180,7 @@ class Admission:
         self._in_flight.take(owner, 1)  # there is room: nothing was awaited since that was looked at
         self._in_flight_bytes.take(owner, len(body))
         worker.footing.expected += 1
-        self._rules.enter(frame.model)
+        place = self._rules.enter(frame.model, owner)
         try:
             intent = await self._append(draft, spending.reserve(self._budgets, frame, clock=self._clock))
             journey.authorised(intent.record)
@@ -200,14 +200,14 @@ class Admission:
             self._in_flight.give_back(owner, 1)
             self._in_flight_bytes.give_back(owner, len(body))
             worker.footing.expected -= 1
-            self._rules.leave(frame.model)
+            self._rules.leave(frame.model, owner, place)
 
     def _require_serving(self, frame: Submit, body: bytes) -> LiveWorker:
         self._log.check_may_infer()
         owner = _owner(frame)
         if not (self._in_flight.fits(owner, 1) and self._in_flight_bytes.fits(owner, len(body))):
             raise RuntimeUnavailable("too many requests in flight", code="overloaded")
-        if self._rules.full(frame.model):
+        if self._rules.full(frame.model, owner):
             raise RuntimeUnavailable("as many requests for this model in flight as may be", code="model-busy")
         worker = self._worker(frame.model, body[0] if body else -1)
         if frame.decision.obligations.single_use and not worker.single_use:

@@ -20,9 +20,11 @@ from sealgate.certificate.repository import places_of, version_order
 from sealgate.deployment import Deployment, ModelSection
 from sealgate.terminal import printable
 from secure_runtime.errors import SwitchRefused
+from secure_runtime.host.room import Owner, Room
 from secure_runtime.limits import MAX_BUNDLES
 
 _NO_SECTION = ModelSection()
+_NO_LIMIT = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -101,34 +103,42 @@ def first_choice(deployment: Deployment, withheld: frozenset[str], *, tell: Call
 
 
 class ModelRules:
-    """How requests for each model are treated now: which version is due, how many may be in flight. Owned by the host's
-    event loop."""
+    """How requests for each model are treated now: which version is due, how many may be in flight, of one caller three
+    quarters of them. Owned by the host's event loop."""
 
     def __init__(self, named: Mapping[str, ModelSection] | None = None) -> None:
         self._named: Mapping[str, ModelSection] = named or {}
-        self._in_flight: dict[str, int] = {}
+        self._rooms: dict[str, Room] = {}  # of each model that requests are in flight for
 
     def put_in_force(self, named: Mapping[str, ModelSection]) -> None:
         """From here on these hold."""
         self._named = named
+        for model, room in self._rooms.items():
+            room.allow(self._most(model))
 
-    def full(self, model: str) -> bool:
-        """Whether as many requests for it are in flight as may be."""
-        section = self._named.get(model)
-        return section is not None and 0 < section.max_concurrent <= self._in_flight.get(model, 0)
+    def _most(self, model: str) -> int:
+        return self._named.get(model, _NO_SECTION).max_concurrent or _NO_LIMIT
 
-    def enter(self, model: str) -> None:
-        """One more is in flight."""
-        if self._named:
-            self._in_flight[model] = self._in_flight.get(model, 0) + 1
+    def full(self, model: str, owner: Owner) -> bool:
+        """Whether as many requests for it are in flight as may be, of all callers or of this one."""
+        room = self._rooms.get(model)
+        return room is not None and not room.fits(owner, 1)
 
-    def leave(self, model: str) -> None:
-        """One came to its end, or was there before anybody counted."""
-        count = self._in_flight.get(model, 0)
-        if count > 1:
-            self._in_flight[model] = count - 1
-        else:
-            self._in_flight.pop(model, None)
+    def enter(self, model: str, owner: Owner) -> Room | None:
+        """One more is in flight, for which there was room; what came of it goes to `leave`."""
+        if not self._named:
+            return None
+        room = self._rooms.get(model)
+        if room is None:
+            room = self._rooms[model] = Room(self._most(model))
+        return room if room.take(owner, 1) else None
+
+    def leave(self, model: str, owner: Owner, room: Room | None) -> None:
+        """One came to its end. Without a room it began before anybody counted."""
+        if room is not None:
+            room.give_back(owner, 1)
+            if not room.taken:
+                del self._rooms[model]
 
     def version_for(self, model: str, versions: Collection[str], grant: str, *, retired: bool) -> str:
         """The version that answers this grant if its request names none; "" for the newest that the worker has.

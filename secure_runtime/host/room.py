@@ -19,10 +19,14 @@ class Room:
     """Counts. Used from the host's event loop only."""
 
     def __init__(self, most: int) -> None:
-        self._max = most
-        self._share = most - most // 4
         self._held: dict[Owner, int] = {}
         self.taken = 0
+        self.allow(most)
+
+    def allow(self, most: int) -> None:
+        """So much from here on; what is taken stays taken."""
+        self._max = most
+        self._share = most - most // 4
 
     def fits(self, owner: Owner, size: int) -> bool:
         """Whether there is room for so much."""

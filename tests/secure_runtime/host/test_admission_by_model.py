@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from sealgate.deployment import Canary, ModelSection
@@ -67,6 +68,38 @@ def test_beyond_max_concurrent_a_caller_is_told_to_come_again_on_record(desk: Ca
     assert isinstance(third, Answer)
     one.log.close()
     assert [(r.kind, r.reason) for r in one.records()].count(("inference.denied", "model-busy")) == 1
+
+
+def test_one_caller_cannot_hold_every_place_of_a_model(desk: Callable[..., Desk]) -> None:
+    """Seven requests of one caller and one of another one, for four places: one of them is not the first caller's."""
+    one = desk()
+    one.admission = one.make(rules=ModelRules({"m": ModelSection(max_concurrent=4)}))
+    let_go = asyncio.Event()
+    honest = one.link.run
+
+    async def held(grant: Any, body: bytes, **more: Any) -> Any:
+        await let_go.wait()
+        return await honest(grant, body, **more)
+
+    one.link.run = held  # type: ignore[method-assign]
+    other = msgspec.structs.replace(CALLER, subject="somebody-else")
+
+    async def ask_all() -> list[Any]:
+        callers = [*[CALLER] * 7, other, other]
+        asked = [
+            asyncio.create_task(one.admission.submit(frame(caller=caller), BODY, asyncio.Event())) for caller in callers
+        ]
+        done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        while len(done) < 5:
+            more, _ = await asyncio.wait(set(asked) - done, return_when=asyncio.FIRST_COMPLETED)
+            done |= more
+        let_go.set()
+        return [reply for reply, _ in await asyncio.gather(*asked)]
+
+    replies = asyncio.run(ask_all())
+    assert [isinstance(reply, Answer) for reply in replies] == [True] * 3 + [False] * 4 + [True, False]
+    one.log.close()
+    assert [(r.kind, r.reason) for r in one.records()].count(("inference.denied", "model-busy")) == 5
 
 
 def test_a_version_that_the_policy_was_not_asked_about_is_not_reached(desk: Callable[..., Desk]) -> None:

@@ -100,16 +100,83 @@ def test_the_default_answers_and_a_worker_that_lacks_it_says_so_unless_it_is_bei
     assert rules.version_for("other", {"3"}, "grant", retired=False) == ""
 
 
+ONE, OTHER = ("t", "one"), ("t", "other")
+
+
 def test_so_many_requests_for_a_model_are_in_flight_and_no_more() -> None:
     rules = ModelRules({"m": ModelSection(max_concurrent=2)})
+    places = []
     for _ in range(2):
-        assert not rules.full("m")
-        rules.enter("m")
-    assert rules.full("m")
-    assert not rules.full("other")
-    rules.leave("m")
-    assert not rules.full("m")
+        assert not rules.full("m", ONE)
+        places.append(rules.enter("m", ONE))
+    assert rules.full("m", ONE)
+    assert rules.full("m", OTHER)
+    assert not rules.full("other", ONE)
+    rules.leave("m", ONE, places.pop())
+    assert not rules.full("m", ONE)
     rules.put_in_force({})
-    rules.leave("m")
-    rules.leave("m")
-    assert not rules.full("m")
+    assert rules.enter("m", ONE) is None
+    rules.leave("m", ONE, None)
+    rules.leave("m", ONE, places.pop())
+    assert not rules.full("m", ONE)
+
+
+def test_one_caller_leaves_places_of_a_model_for_the_others() -> None:
+    rules = ModelRules({"m": ModelSection(max_concurrent=8), "alone": ModelSection(max_concurrent=1)})
+    places = [rules.enter("m", ONE) for _ in range(6)]
+    assert rules.full("m", ONE)
+    assert not rules.full("m", OTHER)
+    places += [rules.enter("m", OTHER) for _ in range(2)]
+    assert rules.full("m", ("t", "third"))
+    assert not rules.full("alone", ONE), "the only place is not a quarter of anything"
+    rules.leave("m", ONE, places[0])
+    assert not rules.full("m", ONE)
+    assert not rules.full("m", OTHER)
+
+
+def test_a_limit_that_comes_into_force_counts_those_that_are_in_flight() -> None:
+    rules = ModelRules({"n": ModelSection(default="1")})
+    places = [rules.enter("m", ONE) for _ in range(5)]
+    assert not rules.full("m", ONE)
+    rules.put_in_force({"m": ModelSection(max_concurrent=4)})
+    assert rules.full("m", OTHER)
+    for place in places[:2]:
+        rules.leave("m", ONE, place)
+    assert rules.full("m", ONE)
+    assert not rules.full("m", OTHER)
+    for place in places[2:]:
+        rules.leave("m", ONE, place)
+    assert not rules.full("m", ONE)
+
+
+@given(
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("ask"), st.sampled_from(["m", "n"]), st.sampled_from([ONE, OTHER])),
+            st.tuples(st.just("end"), st.integers(0, 9)),
+            st.tuples(st.just("route"), st.dictionaries(st.sampled_from(["m", "n", "o"]), st.integers(0, 5))),
+        ),
+        max_size=40,
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_places_are_those_of_a_plain_count(steps: list[tuple[Any, ...]]) -> None:
+    """Counted beside a list of what is in flight and was counted when it began."""
+    rules, limits = ModelRules(), dict[str, int]()
+    flying: list[tuple[str, tuple[str, str], Any]] = []
+    for step in steps:
+        if step[0] == "route":
+            limits = step[1]
+            rules.put_in_force({name: ModelSection(max_concurrent=most) for name, most in limits.items()})
+        elif step[0] == "end":
+            if step[1] < len(flying):
+                rules.leave(*flying.pop(step[1]))
+        else:
+            _, model, owner = step
+            counted = [who for which, who, place in flying if which == model and place is not None]
+            most = limits.get(model, 0)
+            full = most > 0 and (len(counted) >= most or counted.count(owner) >= most - most // 4)
+            assert rules.full(model, owner) == full
+            if not full:
+                flying.append((model, owner, rules.enter(model, owner)))
+                assert (flying[-1][2] is None) == (not limits)
