@@ -36,9 +36,11 @@ class Choice:
     named: Mapping[str, ModelSection] = field(default_factory=dict)
 
     def with_loaded(self, wanted: Sequence[str], there: Sequence[str]) -> Choice:
-        """This choice and these bundles too; raises SwitchRefused for what is not there."""
+        """This choice and these bundles too; raises SwitchRefused for what is not there. A bundle that was moved into
+        a folder of versions, which has its name now, is one of those from here on."""
         added = matching(wanted, there)
-        return replace(self, places=_sorted({*self.places, *added}), withheld=self.withheld - added)
+        moved = {place.partition("/")[0] for place in added} - {*there}
+        return replace(self, places=_sorted({*self.places, *added} - moved), withheld=self.withheld - added)
 
     def without(self, unwanted: Sequence[str], there: Sequence[str]) -> Choice:
         """This choice without these bundles, which need not be there any more."""

@@ -52,6 +52,18 @@ def test_versions_are_ordered_number_by_number(older_first: tuple[str, ...]) -> 
     assert sorted(newest_first, key=version_order) == list(older_first)
 
 
+def test_a_bundle_that_was_moved_among_versions_is_not_said_to_be_served_beside_them(tmp_path: Path) -> None:
+    """As the documentation says to: both versions moved below models/NAME/, and loaded with one command."""
+    lay(tmp_path, "a", "b")
+    place = deployment(tmp_path)
+    first = first_choice(place, frozenset(), tell=[].append)
+    (tmp_path / "models" / "b" / "manifest.json").rename(tmp_path / "manifest.json")
+    lay(tmp_path, "b/1", "b/2")
+    there = [one.called for one in places_of(place.models)]
+    assert first.with_loaded(["b/2", "b/1"], there).places == ("a", "b/1", "b/2")
+    assert first.with_loaded(["b/2", "b/1"], there) == first_choice(place, frozenset(), tell=[].append)
+
+
 def test_what_was_unloaded_is_not_served_at_the_next_start(tmp_path: Path) -> None:
     lay(tmp_path, "a", "b/1", "b/2")
     told: list[str] = []
