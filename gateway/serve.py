@@ -24,6 +24,7 @@ import uvicorn
 import uvloop
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvloop.loop import SSLProtocol  # type: ignore[attr-defined]  # its types do not name it
 
 from gateway.app import build_server, make_gate, open_watch
 from gateway.console.router import open_console
@@ -37,7 +38,7 @@ from sealgate.errors import ConfigurationError
 from sealgate.local_socket import bind_local
 
 _BACKLOG = 1024
-_LOOK_EVERY_S = 0.05
+_LAST_TURNS_S = 0.05  # the loop closes sockets in its next turn; no peer is waited for
 
 
 @dataclass(frozen=True)
@@ -89,43 +90,56 @@ def server_config(app: Any, tls: Any, **more: Any) -> uvicorn.Config:
 
 class _Loop(uvloop.Loop):  # type: ignore[misc]  # uvloop ships no types
     """uvicorn serves every socket alike and leaves the times of TLS at a minute. Here a UNIX socket is served without
-    TLS, and a peer that does not even shake hands gets less time. uvicorn does not know of connections before they
-    have shaken hands, so `close` sees them out: a loop that closes over an open socket ends with an error."""
+    TLS, and a peer that does not even shake hands gets less time.
+
+    uvicorn closes what is idle when it stops, and does not know of connections that have yet to shake hands. One that
+    comes up after that is not served, and `close` hangs up on all that is left: otherwise strangers could put off the
+    end, and a loop that closes over an open socket ends with an error."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._accepted: weakref.WeakKeyDictionary[Any, float] = weakref.WeakKeyDictionary()  # until when to shake hands
+        self._accepted: weakref.WeakSet[Any] = weakref.WeakSet()
 
     async def create_server(self, protocol: Callable[[], Any], *args: Any, **more: Any) -> Any:
         sock = more.get("sock")
-        if sock is not None and sock.family == socket.AF_UNIX:
-            return await self.create_unix_server(protocol, *args, sock=sock, backlog=more["backlog"])
-        if more.get("ssl") is None:
+        local = sock is not None and sock.family == socket.AF_UNIX
+        if more.get("ssl") is None and not local:
             return await super().create_server(protocol, *args, **more)
+        server: Any = None
+
+        def listening() -> bool:
+            return server is None or bool(server.is_serving())
 
         def accepted() -> Any:
             made = protocol()
-            self._accepted[made] = self.time() + HANDSHAKE_TIMEOUT_S
+            made.listening = listening
+            self._accepted.add(made)
             return made
 
-        more["ssl_handshake_timeout"] = HANDSHAKE_TIMEOUT_S
-        more["ssl_shutdown_timeout"] = GOODBYE_TIMEOUT_S
-        return await super().create_server(accepted, *args, **more)
+        if local:
+            server = await self.create_unix_server(accepted, *args, sock=sock, backlog=more["backlog"])
+        else:
+            more["ssl_handshake_timeout"] = HANDSHAKE_TIMEOUT_S
+            more["ssl_shutdown_timeout"] = GOODBYE_TIMEOUT_S
+            server = await super().create_server(accepted, *args, **more)
+        return server
 
     def close(self) -> None:
         gc.collect()  # of handshakes that failed
-        if self._shaking_hands():
-            self.run_until_complete(self._see_out())
+        if self._accepted:
+            self.run_until_complete(self._hang_up())
         super().close()
 
-    def _shaking_hands(self) -> bool:
-        return any(one.transport is None and self.time() < until for one, until in list(self._accepted.items()))
-
-    async def _see_out(self) -> None:
-        for _ in range(int(HANDSHAKE_TIMEOUT_S / _LOOK_EVERY_S) + 1):
-            await asyncio.sleep(_LOOK_EVERY_S)  # once more after the last one: its socket is closed by then
-            if not self._shaking_hands():
-                return
+    async def _hang_up(self) -> None:
+        left = list(self._accepted)
+        for one in left:
+            if one.transport is not None:
+                one.transport.abort()
+        # uvloop gives no transport away before hands are shaken: whoever holds the protocol is told that the peer left.
+        for holder in gc.get_referrers(*(one for one in left if one.transport is None)):
+            if isinstance(holder, SSLProtocol):
+                holder.eof_received()
+        await asyncio.sleep(_LAST_TURNS_S)
 
 
 def make_loop() -> _Loop:

@@ -144,6 +144,11 @@ class SealedHttpProtocol(HttpToolsProtocol):
     _stall: asyncio.TimerHandle | None = None
     _idle_since: float | None = None  # by the loop's clock; None while something is under way
 
+    @staticmethod
+    def listening() -> bool:
+        """Whether new connections are served; whoever listens puts its own answer in this one's place."""
+        return True
+
     # The peer ---------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -151,7 +156,7 @@ class SealedHttpProtocol(HttpToolsProtocol):
         secure = transport.get_extra_info("ssl_object")
         self._tls = {"client_cert_chain": () if secure is None else _shown_chain(secure)}
         self._local = transport.get_extra_info("socket").family == socket.AF_UNIX
-        if len(self.connections) > MAX_CONNECTIONS:
+        if len(self.connections) > MAX_CONNECTIONS or not self.listening():
             transport.abort()
             return
         self._arm(HEAD_TIMEOUT_S)

@@ -580,10 +580,21 @@ def test_requests_are_told_apart_on_one_link(gateway):
     assert all(got == raw[::-1] for raw, got in answers.values())
 
 
+def answer(host, frame, body):
+    """Let the fake host answer what its script left hanging."""
+
+    async def send():
+        (writer,) = host._writers
+        reply = frames.Answer(id=frame.id, media_type="message/ohttp-res", log="l", record=1, receipt=b"")
+        host._send(writer, reply, body)
+
+    host._call(send())
+
+
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01\x02\x00\x01"], ids=["nothing", "half a ClientHello"])
-def test_a_connection_that_never_shakes_hands_is_seen_out_when_the_gateway_stops(run_gateway, monkeypatch, sent):
+def test_a_connection_that_never_shakes_hands_does_not_put_off_the_end(run_gateway, monkeypatch, sent):
     """A loop that closed over its socket would warn, and warnings are errors here."""
-    monkeypatch.setattr(serve, "HANDSHAKE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(serve, "HANDSHAKE_TIMEOUT_S", 3600.0)
     running = run_gateway()
     with socket.create_connection(("127.0.0.1", running.port)) as silent:
         silent.sendall(sent)
@@ -592,3 +603,51 @@ def test_a_connection_that_never_shakes_hands_is_seen_out_when_the_gateway_stops
         silent.settimeout(20)
         with contextlib.suppress(ConnectionResetError):
             assert silent.recv(100) == b""
+
+
+def test_a_connection_that_shakes_hands_when_the_gateway_stops_is_not_served(run_gateway, monkeypatch):
+    """uvicorn waits for what is in flight, and would wait for this one, too: it does not know that it is idle."""
+    monkeypatch.setattr(serve, "HANDSHAKE_TIMEOUT_S", 3600.0)
+    running = run_gateway()
+    held = []
+    running.host.script = lambda frame, body: held.append((frame, body)) or HANG
+    raw, _ = sealed_request()
+    with Peer(running) as asking, socket.create_connection(("127.0.0.1", running.port), timeout=60) as late:
+        asking.send(sealed_head(running, Content_Length=str(len(raw))) + raw)
+        running.host.heard(frames.Submit)
+        running.client().get("/health/live")  # the late one was accepted, too
+        running.server.should_exit = True
+        running.until(lambda: not running.server.servers[0].is_serving())
+        with contextlib.suppress(ConnectionError), running.tls().wrap_socket(late, server_hostname="localhost") as tls:
+            tls.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with contextlib.suppress(ssl.SSLEOFError):
+                assert tls.recv(100) == b""
+        assert running.server.server_state.connections, "what is in flight is waited for"
+        ((frame, body),) = held
+        answer(running.host, frame, body)
+        assert asking.head()[0] == 200
+        assert asking.rest() == b""
+        running.close()
+
+
+@pytest.mark.parametrize("way", ["TLS", "UNIX socket"])
+def test_what_is_in_flight_for_too_long_is_cut_off_when_the_gateway_stops(run_gateway, monkeypatch, way):
+    """The loop then closes over no open socket: that would warn, and never end."""
+    monkeypatch.setattr(serve, "SHUTDOWN_S", 0)
+    running = run_gateway(unix_socket="run/gateway.sock")
+    running.host.script = lambda frame, body: HANG
+    raw, _ = sealed_request()
+    asked = sealed_head(running, Content_Length=str(len(raw))) + raw
+    if way == "TLS":
+        peer = Peer(running).tls
+    else:
+        peer = socket.socket(socket.AF_UNIX)
+        peer.connect(str(running.deployment.gateway_socket))
+    with peer:
+        peer.sendall(asked)
+        running.host.heard(frames.Submit)
+        running.close()
+        peer.settimeout(60)
+        with contextlib.suppress(ConnectionResetError, ssl.SSLEOFError):
+            said = peer.recv(65536)
+            assert said == b"" or said.startswith(b"HTTP/1.1 5")
