@@ -110,8 +110,9 @@ class Engine:
                 self._share_out(batch, run_ns=monotonic_ns() - began_ns, cpu_ns=process_cpu_ns() - cpu_ns)
         for job in to_explain:
             began_ns, cpu_ns = monotonic_ns(), process_cpu_ns()
-            answers[job.index] = self._counted(job, _run_explanation(job, self._clock))
-            self._share_out([job], run_ns=monotonic_ns() - began_ns, cpu_ns=process_cpu_ns() - cpu_ns)
+            answers[job.index] = answer = self._counted(job, _run_explanation(job, self._clock))
+            if answer.outcome == "completed" or answer.units or answer.reason == _MODEL_ERROR.code:  # rows were begun
+                self._share_out([job], run_ns=monotonic_ns() - began_ns, cpu_ns=process_cpu_ns() - cpu_ns)
         made = [answer for answer in answers if answer is not None]
         return [stated(answer, one) for answer, one in zip(made, admitted, strict=True)]
 

@@ -406,6 +406,18 @@ def test_what_fails_after_rows_were_explained_costs_those(made: Any, monkeypatch
     assert answer.units == tensors[0].shape[0] * model.manifest.explain_units > 0
 
 
+def test_what_is_refused_before_its_first_row_has_had_none(made: Any) -> None:
+    """A row has a price of its own in a bill: what was asked wrongly has none, as for an answer."""
+    model, tensors = family(made, "cnn")
+    engine, had = made.engine(model), []
+    for parameters in ({"target": "none"}, {"method": "none"}, {}):
+        request = inference.InferRequest(inputs=tuple(tensors), parameters=parameters)
+        fields, body = inference.encode_infer_request(request, binary=True)
+        engine.run([made.asked("POST", "/v2/models/m/explain", fields, body, obligations=Obligations())])
+        had.append([share.rows for share in engine.shares.values()])
+    assert had == [[], [], [tensors[0].shape[0]]]
+
+
 def test_the_price_is_the_manifests(made: Any) -> None:
     columns = (made.column("a"),)
     spec = made.tensor("x", "FP64", (-1, 1), TableContent(columns=columns))
