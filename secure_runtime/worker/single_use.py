@@ -1,8 +1,10 @@
 """The worker's side of single-use processes: which slot runs what, what waits for a slot, and what came of it.
 
 The worker has done checks 1 to 4 and taken the one secret that opens the request out of its encapsulation; it never
-opens it. What a process says of its work is checked here like the word of a stranger, because the host ends a worker
-whose completions do not fit: a process that a hostile request took over may spoil that request, and nothing else.
+opens it. Callers take turns: a free slot is for one of whom the fewest run, and one caller has three quarters at most.
+
+What a process says of its work is checked here like the word of a stranger, because the host ends a worker whose
+completions do not fit: a process that a hostile request took over may spoil that request, and nothing else.
 
 Trusts: the zygote's word for which process has ended. Never: signals a process; waits.
 """
@@ -10,7 +12,7 @@ Trusts: the zygote's word for which process has ended. Never: signals a process;
 from __future__ import annotations
 
 import socket
-from collections import deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ from secure_runtime.errors import ENGINE_REASONS, GATEKEEPER_REASONS, TurnedAway
 from secure_runtime.limits import MAX_UNITS
 from secure_runtime.worker.gatekeeper import Accepted
 from secure_runtime.worker.slots import Job, Result, Slot
+from secure_runtime.worker.turns import Turns
 from secure_runtime.worker.zygote import BEGIN, ENDED, NOT_MADE, WELL
 
 _ANSWERED_AS = {MEDIA_REQUEST: MEDIA_RESPONSE, MEDIA_CHUNKED_REQUEST: MEDIA_CHUNKED_RESPONSE}
@@ -71,9 +74,10 @@ class SingleUse:
         self._slots = slots
         self._models = models
         self._clock = clock
+        self._share = len(slots) - len(slots) // 4
         self._free = list(range(len(slots)))
         self._running: dict[int, Task] = {}
-        self._waiting: deque[Task] = deque()
+        self._waiting = Turns[Task]()
 
     @property
     def channel(self) -> socket.socket:
@@ -94,12 +98,11 @@ class SingleUse:
             raise TurnedAway("cannot-open") from None
         # Ahead of opening: two processes must not open one request at the same time.
         accepted.key.replay.remember(sealed.enc)
-        self._waiting.append(Task(work, raw, accepted, secret))
+        self._waiting.add(work.grant.actor, Task(work, raw, accepted, secret))
 
     def cancel(self, ids: AbstractSet[int]) -> list[Ended]:
         """Drop those that wait; what runs has until its deadline."""
-        dropped = [task for task in self._waiting if task.work.id in ids]
-        self._waiting = deque(task for task in self._waiting if task.work.id not in ids)
+        dropped = self._waiting.drop(lambda task: task.work.id in ids) if ids else []
         return [_unopened(task, TurnedAway("cancelled", problem="timed-out")) for task in dropped]
 
     def advance(self) -> list[Ended]:
@@ -113,8 +116,7 @@ class SingleUse:
             if not told:
                 raise ConnectionError("the zygote ended")
             ended.append(self._end(*ENDED.unpack(told)))
-        while self._waiting and self._free:
-            task = self._waiting.popleft()
+        while (task := self._next()) is not None:
             lifetime_ms = (task.work.grant.expires_us - self._clock()) // 1000
             if lifetime_ms <= 0:
                 ended.append(_unopened(task, TurnedAway("grant-expired", problem="timed-out")))
@@ -126,6 +128,14 @@ class SingleUse:
             self._running[index] = task
             self._channel.sendall(BEGIN.pack(index, min(lifetime_ms, _LONGEST_MS)))
         return ended
+
+    def _next(self) -> Task | None:
+        """What a free slot is for; None while there is none, or those that wait have their share."""
+        if not (self._waiting and self._free):
+            return None
+        running = Counter(task.work.grant.actor for task in self._running.values())
+        actor = self._waiting.whose(running)
+        return self._waiting.take(actor) if running[actor] < self._share else None
 
     def _end(self, index: int, how: int) -> Ended:
         task, slot = self._running.pop(index), self._slots[index]

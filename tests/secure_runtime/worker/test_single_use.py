@@ -417,7 +417,7 @@ def test_a_process_that_hangs_is_ended_at_its_deadline_and_delays_nobody(host: H
 
 
 def test_there_are_only_so_many_at_once_and_the_others_wait(host: Host) -> None:
-    slow = [host.ask(actor="hang", life_s=3) for _ in range(MAX_SINGLE_USE)]
+    slow = [host.ask(actor=f"hang:{number}", life_s=3) for number in range(MAX_SINGLE_USE)]  # a caller each
     waiting = [host.ask(actor="process") for _ in range(3)]
     expiring = host.ask(life_s=1)
     dropped = host.ask()
@@ -435,7 +435,7 @@ def test_there_are_only_so_many_at_once_and_the_others_wait(host: Host) -> None:
 
 
 def test_what_was_never_opened_may_come_again(host: Host) -> None:
-    slow = [host.ask(actor="hang", life_s=1) for _ in range(MAX_SINGLE_USE)]
+    slow = [host.ask(actor=f"hang:{number}", life_s=1) for number in range(MAX_SINGLE_USE)]
     dropped = host.ask()
     host.send(Cancel(id=dropped))
     for _ in range(len(slow) + 1):

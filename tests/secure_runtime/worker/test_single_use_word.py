@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from secure_runtime.host.admission import Admission, LiveWorker
 from secure_runtime.host.worker_link import Outcome
 from secure_runtime.worker.gatekeeper import accept
 from secure_runtime.worker.single_use import SingleUse
-from secure_runtime.worker.slots import Result, Slot
+from secure_runtime.worker.slots import Job, Result, Slot
 from secure_runtime.worker.sweeps import Worker
 from secure_runtime.worker.zygote import BEGIN, ENDED, WELL
 
@@ -153,3 +154,96 @@ def test_a_request_that_did_not_open_may_come_again_and_one_that_did_may_not(des
             assert desk.sent.pop()[0].completion.statement.reason == "replayed"
         else:
             assert accept(grant, raw, media_type, keys=desk.worker.keys, now_us=desk.bench.now_us)
+
+
+class _Rank:
+    """Four slots, whose zygote is the test: who runs, in the order in which the slots were filled."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench = bench
+        self._zygote, self._channel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setblocking(False)
+        self._zygote.setblocking(False)
+        self._slots = [Slot(4096) for _ in range(4)]
+        self.single_use = SingleUse(self._channel, self._slots, models={"tumour": FACTS}, clock=bench.clock)
+        self._id = 0
+
+    def ask(self, actor: str, times: int = 1, **changes: Any) -> list[int]:
+        """The numbers of these requests."""
+        for _ in range(times):
+            self._id += 1
+            raw, media_type, _ = self.bench.seal(self.bench.inner())
+            grant = self.bench.grant(actor=actor, obligations=Obligations(single_use=True), **changes)
+            accepted = accept(grant, raw, media_type, keys=self.bench.keys, now_us=self.bench.now_us)
+            self.single_use.begin(Work(id=self._id, grant=grant, media_type=media_type), raw, accepted)
+        return list(range(self._id - times + 1, self._id + 1))
+
+    def begun(self) -> list[tuple[int, str]]:
+        """Slot and caller of each process that the worker asks for now."""
+        self.single_use.advance()
+        asked: list[tuple[int, str]] = []
+        while True:
+            try:
+                index, _ = BEGIN.unpack(self._zygote.recv(BEGIN.size))
+            except BlockingIOError:
+                return asked
+            asked.append((index, self._slots[index].take(Job)[0].grant.actor))
+
+    def end(self, index: int) -> None:
+        self._slots[index].put(REFUSED, b"")
+        self._zygote.sendall(ENDED.pack(index, WELL))
+
+    def close(self) -> None:
+        self._zygote.close()
+        self._channel.close()
+        for slot in self._slots:
+            slot.close()
+
+
+@pytest.fixture
+def rank(bench: Any) -> Iterator[_Rank]:
+    made = _Rank(bench)
+    yield made
+    made.close()
+
+
+def test_one_callers_many_leave_a_process_for_another_one(rank: _Rank) -> None:
+    rank.ask("many", 100)
+    held = rank.begun()
+    assert [actor for _, actor in held] == ["many"] * 3, "the fourth is for somebody else"
+    rank.ask("one", 2)
+    ((mine, actor),) = rank.begun()
+    assert actor == "one"
+    rank.end(held[0][0])
+    ((also_mine, actor),) = rank.begun()
+    assert actor == "one", "ahead of ninety-seven that came before it: fewer of its run"
+    rank.end(mine)
+    assert [actor for _, actor in rank.begun()] == ["many"]
+    rank.end(also_mine)
+    assert rank.begun() == [], "and again one is left"
+    assert rank.single_use.busy
+
+
+def test_callers_that_wait_together_take_turns(rank: _Rank) -> None:
+    for actor in ("a", "b", "c", "d", "e"):
+        rank.ask(actor, 2)
+    seen = rank.begun()
+    assert [actor for _, actor in seen] == ["a", "b", "c", "d"]
+    order = []
+    for index, _ in seen:
+        rank.end(index)
+        ((_, actor),) = rank.begun()
+        order.append(actor)
+    assert order == ["e", "a", "b", "c"]
+
+
+def test_who_is_cancelled_or_late_has_no_turn(rank: _Rank) -> None:
+    held = rank.ask("a", 3)
+    late = rank.ask("b", expires_us=rank.bench.now_us + 1_000)
+    gone = rank.ask("c", 2)
+    assert {end.work.id for end in rank.single_use.cancel({gone[0], held[2]})} == {gone[0], held[2]}
+    assert [end.result.reason for end in rank.single_use.cancel(set())] == []
+    rank.bench.now_us += 2_000
+    ended = rank.single_use.advance()
+    assert [(end.work.id, end.result.reason) for end in ended] == [(late[0], "grant-expired")]
+    assert sorted(actor for _, actor in rank.begun()) == ["a", "a", "c"]

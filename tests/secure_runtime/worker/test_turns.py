@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sealgate.protocol.frames import Grant, Obligations, Work
-from secure_runtime.worker.turns import ExplanationQueue, Waiting, in_turns
+from secure_runtime.worker.turns import ExplanationQueue, Turns, Waiting, in_turns
 
 
 def waiting(number: int, actor: str, size: int = 1) -> Waiting:
@@ -52,6 +52,22 @@ def test_who_asks_for_one_explanation_waits_for_one_of_each_other() -> None:
     assert queue.next()[0].id == 0
     assert queue.add(waiting(100, "one"))
     assert [queue.next()[0].id for _ in range(3)] == [1, 100, 2]
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=20), st.dictionaries(st.sampled_from("abc"), st.integers(1, 3)))
+@settings(max_examples=60)
+def test_the_turn_is_of_whom_the_fewest_run(actors: list[str], running: dict[str, int]) -> None:
+    turns, left = Turns[int](), dict[str, list[int]]()
+    for number, actor in enumerate(actors):
+        turns.add(actor, number)
+        left.setdefault(actor, []).append(number)
+    while turns:
+        actor = turns.whose(running)
+        assert running.get(actor, 0) == min(running.get(other, 0) for other in left)
+        assert turns.take(actor) == left[actor].pop(0)
+        running[actor] = running.get(actor, 0) + 1
+        left = {other: waiting for other, waiting in left.items() if waiting}
+    assert not left
 
 
 def test_one_caller_does_not_fill_the_queue_and_a_large_request_fits_an_empty_one() -> None:
