@@ -40,6 +40,7 @@ AUDIT_REPLAY_STEPS = 100
 AUDIT_MIN_DRAWS = 100  # canaries that a step of the replay draws, on average
 AUDIT_CONSTANT_ROWS = 100_000
 AUDIT_CONSTANT_LANES = 64
+AUDIT_CONSTANT_TIMES = 12  # at most, for one number of rows, until the row in question was drawn
 AUDIT_OTHERS = 5  # made-up examples of the run's own architecture, and one more at a time
 AUDIT_NEIGHBOURS = 12
 

@@ -14,13 +14,13 @@ import torch
 
 from sealgate.ambient import Entropy
 from training.auditing.lanes import Canaries, watch
-from training.auditing.probes import FALSE_ALARM, Probe, binomial_tail
+from training.auditing.probes import Probe, binomial_tail
 from training.auditing.subject import Subject
 from training.dp_sgd.noise import ROUNDED_BITS
 from training.limits import AUDIT_CANARY_SIZE, AUDIT_CONSTANT_LANES
 
 
-def randomness_is_fresh(subject: Subject, entropy: Entropy) -> Probe:
+def randomness_is_fresh(subject: Subject, entropy: Entropy, *, alarm: float) -> Probe:
     """The probe `freshness`: with all seedable generators seeded alike, no lane moves alike twice."""
     lanes = AUDIT_CONSTANT_LANES
     canaries = Canaries(lanes=np.arange(0, lanes, 2), sizes=np.full(lanes // 2, AUDIT_CANARY_SIZE))
@@ -42,6 +42,6 @@ def randomness_is_fresh(subject: Subject, entropy: Entropy) -> Probe:
     chance = 2.0**-ROUNDED_BITS / math.sqrt(4.0 * math.pi)
     return Probe(
         name="freshness",
-        held=alike == 0 or binomial_tail(alike, 6 * lanes, rate=chance) > FALSE_ALARM,
+        held=alike == 0 or binomial_tail(alike, 6 * lanes, rate=chance) > alarm,
         found=f"{alike} of {6 * lanes} movements were the same in two runs or steps with all generators seeded alike",
     )

@@ -10,11 +10,13 @@
     8  lanes           can an attacker tell who was in better than the claim allows?
 
 From exact and quick to statistical. Every probe runs even if one before it failed, so that a person sees all that is
-wrong. Nothing is tried twice. Trusts: the operating system's randomness. Never: sees private rows.
+wrong. What has chance in it is asked a second time before it accuses, and no more (`probes.asked`).
+Trusts: the operating system's randomness. Never: sees private rows.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,7 +30,7 @@ from sealgate.certificate.schema import Audit, AuditProbe
 from sealgate.limits import MAX_AUDIT_WORDS
 from training.auditing import freshness, membership, neighbours, replay
 from training.auditing.claimed import claimed_curve
-from training.auditing.probes import BOUND_ALPHA, Probe
+from training.auditing.probes import BOUND_ALPHA, FIRST_ALARM, Probe, asked
 from training.auditing.subject import Subject
 from training.errors import TrainingError
 
@@ -98,15 +100,21 @@ def audit_dp_sgd(
         found.append(probe)
         on_probe(probe)
 
-    note(freshness.randomness_is_fresh(subject, entropy))  # 1
+    note(asked(lambda alarm: freshness.randomness_is_fresh(subject, entropy, alarm=alarm)))  # 1
     note(replay.contributions_are_clipped(subject, entropy))  # 2
-    note(replay.sampling_is_poisson(subject, entropy))  # 3
+    note(asked(lambda alarm: replay.sampling_is_poisson(subject, entropy, alarm=alarm)))  # 3
     note(replay.constants_are_public(subject, entropy))  # 4
     note(neighbours.no_example_moves_more(subject, spec, module, entropy))  # 5
-    observed = membership.observe(subject, entropy)
-    note(membership.noise_as_declared(subject, observed, entropy))  # 6
-    note(membership.contributions_as_declared(subject, observed))  # 7
-    note(membership.guesses_within_the_claim(claimed_curve(subject, steps=observed.steps), observed, entropy))  # 8
+
+    @functools.cache
+    def seen(_alarm: float) -> membership.Observed:
+        return membership.observe(subject, entropy)  # once at the first look of all three, once at a second one
+
+    observed = seen(FIRST_ALARM)
+    curve = claimed_curve(subject, steps=observed.steps)
+    note(asked(lambda alarm: membership.noise_as_declared(subject, seen(alarm), entropy, alarm=alarm)))  # 6
+    note(asked(lambda alarm: membership.contributions_as_declared(subject, seen(alarm), alarm=alarm)))  # 7
+    note(asked(lambda alarm: membership.guesses_within_the_claim(curve, seen(alarm), entropy, alarm=alarm)))  # 8
     return Findings(
         method=LANES_AND_REPLAY,
         probes=tuple(found),

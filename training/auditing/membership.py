@@ -29,7 +29,15 @@ from sealgate.certificate.decimals import MICRO, parse_decimal
 from sealgate.certificate.tradeoff import TradeOff
 from training.auditing.claimed import delta_at
 from training.auditing.lanes import NO_LANE, Canaries, watch
-from training.auditing.probes import BOUND_ALPHA, FALSE_ALARM, Probe, binomial_tail, lower, too_unlikely, upper
+from training.auditing.probes import (
+    BOUND_ALPHA,
+    Probe,
+    binomial_tail,
+    lower,
+    squares_score,
+    too_unlikely,
+    upper,
+)
 from training.auditing.subject import Subject
 from training.limits import (
     AUDIT_CANARY_SIZE,
@@ -100,7 +108,7 @@ def log_ratios(moved: NDArray[np.float64], *, rate: float, sigma: float) -> NDAr
     return total
 
 
-def guesses_within_the_claim(curve: TradeOff, observed: Observed, entropy: Entropy) -> Probe:
+def guesses_within_the_claim(curve: TradeOff, observed: Observed, entropy: Entropy, *, alarm: float) -> Probe:
     """The probe `lanes`: no guessing rule of a fixed list beats the claimed curve (the one for the steps observed)."""
     coin = Keystream(entropy)
     worst = 1.0
@@ -120,12 +128,12 @@ def guesses_within_the_claim(curve: TradeOff, observed: Observed, entropy: Entro
                 text = f"{right} of {trials} guesses right at slope {slope:g}, the claim allows {allowed:.4f} of them"
     return Probe(
         name="lanes",
-        held=worst >= FALSE_ALARM / (2 * len(SLOPES)),
+        held=worst >= alarm / (2 * len(SLOPES)),
         found=f"{text} (chance {worst:.1e} under the claim)",
     )
 
 
-def noise_as_declared(subject: Subject, observed: Observed, entropy: Entropy) -> Probe:
+def noise_as_declared(subject: Subject, observed: Observed, entropy: Entropy, *, alarm: float) -> Probe:
     """The probe `noise`: variance, mean and independence from step to step of lanes that no canary touched, and the
     variance where nobody was drawn: of a data set with one row, which has no gradient."""
     out = ~observed.included
@@ -142,13 +150,13 @@ def noise_as_declared(subject: Subject, observed: Observed, entropy: Entropy) ->
     )
     variance_alone = float((alone**2).mean()) / sigma**2
     scores = [
-        (variance - 1.0) * math.sqrt(count / 2),  # chi-squared with so many degrees: normal to within a part in 1e3
-        (variance_alone - 1.0) * math.sqrt(alone.size / 2),
+        squares_score(variance * count, mean=count, variance=2 * count),  # chi-squared with so many degrees
+        squares_score(variance_alone * alone.size, mean=alone.size, variance=2 * alone.size),
         float(observed.moved[out].sum()) / (sigma * math.sqrt(count)),
     ]
     if pairs:
         scores.append(float(observed.products[out].sum()) / (sigma**2 * math.sqrt(pairs)))
-    held = not any(too_unlikely(score, tests=len(scores)) for score in scores)
+    held = not any(too_unlikely(score, tests=len(scores), alarm=alarm) for score in scores)
     return Probe(
         name="noise",
         held=held,
@@ -158,7 +166,7 @@ def noise_as_declared(subject: Subject, observed: Observed, entropy: Entropy) ->
     )
 
 
-def contributions_as_declared(subject: Subject, observed: Observed) -> Probe:
+def contributions_as_declared(subject: Subject, observed: Observed, *, alarm: float) -> Probe:
     """The probe `contributions`: what comes through of a canary is the clip norm times the rate, on average."""
     rate, sigma = float(subject.constants.rate), subject.constants.sigma
     count = int(observed.included.sum()) * observed.steps
@@ -166,7 +174,7 @@ def contributions_as_declared(subject: Subject, observed: Observed) -> Probe:
     score = (mean - rate) / math.sqrt((sigma**2 + rate * (1 - rate)) / count)
     return Probe(
         name="contributions",
-        held=not too_unlikely(score, tests=1),
+        held=not too_unlikely(score, tests=1, alarm=alarm),
         found=f"{mean:.4f} clip norms a step of each canary, declared {rate:.4f}, score {score:.1f}",
     )
 

@@ -35,7 +35,7 @@ from sealgate.certificate.audits import REPEATED_RUNS
 from sealgate.certificate.decimals import MICRO
 from sealgate.certificate.tradeoff import TradeOff
 from training.auditing.gate import Findings
-from training.auditing.probes import BOUND_ALPHA, FALSE_ALARM, Probe, binomial_tail, lower, upper
+from training.auditing.probes import BOUND_ALPHA, Probe, asked, binomial_tail, lower, upper
 from training.auditing.specimens import made_up_inputs, made_up_targets
 from training.limits import AUDIT_OTHERS, AUDIT_PILOT_RUNS, AUDIT_RUNS
 from training.randomness import Keystream
@@ -100,15 +100,27 @@ def audit_runs(
         run = runs_of(size)
         if not found:
             note(_is_fresh(run))
+        probe, bound = _told_apart(name, run, curve=curve, delta=float(account.delta), entropy=entropy)
+        note(probe)
+        best = max(best, bound)
+    return Findings(
+        method=REPEATED_RUNS, probes=tuple(found), epsilon_lower_micro=best, canaries=2 * AUDIT_RUNS, steps=1
+    )
+
+
+def _told_apart(name: str, run: Run, *, curve: TradeOff, delta: float, entropy: Entropy) -> tuple[Probe, int]:
+    """The probe of this name, and the lower bound on epsilon of its first look: of one that was fixed beforehand."""
+    bounds: list[int] = []
+
+    def look(alarm: float) -> Probe:
         included = Keystream(entropy).uniform(AUDIT_RUNS) < 0.5
         trials = Trials(released=np.stack([run(bool(one)) for one in included]), included=included)
         scores, line = discriminate(trials, AUDIT_PILOT_RUNS)
         later = included[AUDIT_PILOT_RUNS:]
-        note(guesses_of_neighbours(name, scores, later, line=line, curve=curve))
-        best = max(best, _lower_micro(scores, later, line=line, delta=float(account.delta)))
-    return Findings(
-        method=REPEATED_RUNS, probes=tuple(found), epsilon_lower_micro=best, canaries=2 * AUDIT_RUNS, steps=1
-    )
+        bounds.append(_lower_micro(scores, later, line=line, delta=delta))
+        return guesses_of_neighbours(name, scores, later, line=line, curve=curve, alarm=alarm)
+
+    return asked(look), bounds[0]
 
 
 def _neighbours(
@@ -168,14 +180,20 @@ def discriminate(trials: Trials, pilot: int) -> tuple[NDArray[np.float64], float
 
 
 def guesses_of_neighbours(
-    name: str, scores: NDArray[np.float64], included: NDArray[np.bool_], *, line: float, curve: TradeOff
+    name: str,
+    scores: NDArray[np.float64],
+    included: NDArray[np.bool_],
+    *,
+    line: float,
+    curve: TradeOff,
+    alarm: float,
 ) -> Probe:
     """The probes `neighbours` and `outliers`: an exact one-sided binomial test of the guesses."""
     right, allowed = int(((scores > line) == included).sum()), (1.0 + curve.advantage()) / 2
     chance = binomial_tail(right, len(included), rate=min(1.0, allowed))
     return Probe(
         name=name,
-        held=chance >= FALSE_ALARM,
+        held=chance >= alarm,
         found=f"{right} of {len(included)} runs were told from their neighbours, the claim allows {allowed:.4f} of "
         f"them (chance {chance:.1e} under the claim)",
     )

@@ -26,13 +26,14 @@ from numpy.typing import NDArray
 
 from sealgate.ambient import Entropy
 from training.auditing.lanes import NO_LANE, Canaries, watch
-from training.auditing.probes import Probe, binomial_score, too_unlikely
+from training.auditing.probes import Probe, binomial_score, squares_score, too_unlikely
 from training.auditing.subject import Subject
 from training.dp_sgd.noise import ROUNDED_BITS
 from training.limits import (
     AUDIT_CANARY_SIZE,
     AUDIT_CONSTANT_LANES,
     AUDIT_CONSTANT_ROWS,
+    AUDIT_CONSTANT_TIMES,
     AUDIT_MIN_DRAWS,
     AUDIT_MIN_REPLAY_ROWS,
     AUDIT_REPLAY_ROWS,
@@ -110,7 +111,7 @@ def contributions_are_clipped(subject: Subject, entropy: Entropy) -> Probe:
     )
 
 
-def sampling_is_poisson(subject: Subject, entropy: Entropy) -> Probe:
+def sampling_is_poisson(subject: Subject, entropy: Entropy, *, alarm: float) -> Probe:
     """The probe `sampling`: participation of each canary in each step is independent with the declared rate.
 
     Asked with the canaries alone and among twice as many idle rows: the rate must not follow the number of rows.
@@ -122,7 +123,7 @@ def sampling_is_poisson(subject: Subject, entropy: Entropy) -> Probe:
     for idle in (0, 2 * rows):
         through = replay(subject, sizes, steps=AUDIT_REPLAY_STEPS, entropy=entropy, idle=idle)
         scores = participation(np.abs(through) > 0.5, rate)
-        held = held and not any(too_unlikely(score, tests=2 * len(scores)) for score in scores.values())
+        held = held and not any(too_unlikely(score, tests=2 * len(scores), alarm=alarm) for score in scores.values())
         shown = ", ".join(f"{name} {score:+.1f}" for name, score in scores.items())
         words.append(f"of {rows + idle} rows: {shown}")
     return Probe(
@@ -148,28 +149,30 @@ def participation(drawn: NDArray[np.bool_], rate: float) -> dict[str, float]:
 
 
 def dispersion(counts: NDArray[np.int64], trials: int, rate: float) -> float:
-    """How far the spread of these counts is from that of Binomial(trials, rate), in standard deviations.
+    """How far the spread of these counts is from that of Binomial(trials, rate), as a standard score.
 
-    Fixed-size batches give none; the score's own variance includes the binomial's fourth moment.
+    Fixed-size batches give none; the variance of a square includes the binomial's fourth moment.
     """
     variance = trials * rate * (1 - rate)
     squares = (counts - trials * rate) ** 2 / variance
     spread = 2.0 + (1.0 - 6.0 * rate * (1 - rate)) / variance
-    return float((squares - 1.0).sum() / math.sqrt(spread * len(counts)))
+    return squares_score(float(squares.sum()), mean=len(counts), variance=spread * len(counts))
 
 
 def constants_are_public(subject: Subject, entropy: Entropy) -> Probe:
     """The probe `constants`: one more row changes no lane but its own.
 
     The numbers of rows are chosen where a batch size that is cut or rounded to a whole number would change, and the
-    step is the first, where both runs draw the same randomness for the rows that they share.
+    step is the first, where both runs draw the same randomness for the rows that they share. What follows the rows that
+    were drawn shows only if the one in question was: each number of rows is tried twice, and until it was.
     """
     rate = float(subject.constants.rate)
     wanted = {math.ceil(2 / rate) - 1, math.ceil(2.5 / rate) - 1, math.ceil(5 / rate) - 1, 31}
     lanes = AUDIT_CONSTANT_LANES
     worst, where, own = 0.0, 0, 0.0
     for rows in sorted(number for number in wanted if 0 < number <= AUDIT_CONSTANT_ROWS):
-        for _ in range(2):
+        taken = 0.0
+        for time in range(AUDIT_CONSTANT_TIMES):
             word = entropy(32)
             one, more = (
                 watch(
@@ -185,9 +188,12 @@ def constants_are_public(subject: Subject, entropy: Entropy) -> Probe:
                 for extra in (0, 1)
             )
             moved = np.abs(more - one)[0]
-            own = max(own, float(moved[0]))
+            taken = max(taken, float(moved[0]))
             if not float(moved[1:].max()) <= worst:
                 worst, where = float(moved[1:].max()), rows
+            if time and taken > 0.5:
+                break
+        own = max(own, taken)
     cells = 2.0 * subject.constants.sigma * 2.0**-ROUNDED_BITS  # what rounding does to a difference
     return Probe(
         name="constants",

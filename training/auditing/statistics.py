@@ -23,7 +23,7 @@ from scipy import stats
 
 from sealgate.ambient import Entropy
 from sealgate.certificate.decimals import MICRO
-from training.auditing.probes import FALSE_ALARM, Probe
+from training.auditing.probes import Probe, asked
 from training.centering import Centering
 from training.columns import Columns
 from training.configuration import Configuration
@@ -49,7 +49,20 @@ def audit_statistics(spending: Spending, configuration: Configuration, *, entrop
         makers.append(_noise_of_mean(spending.centering))
         kinds.append(("the centre", False))
     names = [name for name, _ in kinds]
-    noise = [_chance(maker(Keystream(entropy)), laplace=kind) for maker, (_, kind) in zip(makers, kinds, strict=True)]
+
+    def noise(alarm: float) -> Probe:
+        found = [
+            _chance(maker(Keystream(entropy)), laplace=kind) for maker, (_, kind) in zip(makers, kinds, strict=True)
+        ]
+        return Probe(
+            name="statistics: noise",
+            held=all(chance >= alarm / len(found) for chance, _ in found),
+            found="; ".join(
+                f"{name}: {size:.3f} of the declared size (chance {chance:.1e})"
+                for name, (chance, size) in zip(names, found, strict=True)
+            ),
+        )
+
     alike = [_alike(maker, entropy) for maker in makers]
     return (
         Probe(
@@ -60,14 +73,7 @@ def audit_statistics(spending: Spending, configuration: Configuration, *, entrop
                 for name, share in zip(names, moved, strict=True)
             ),
         ),
-        Probe(
-            name="statistics: noise",
-            held=all(chance >= FALSE_ALARM / len(noise) for chance, _ in noise),
-            found="; ".join(
-                f"{name}: {size:.3f} of the declared size (chance {chance:.1e})"
-                for name, (chance, size) in zip(names, noise, strict=True)
-            ),
-        ),
+        asked(noise),
         Probe(
             name="statistics: freshness",
             held=not any(alike),

@@ -21,6 +21,7 @@ from training.accountant import calibrate
 from training.auditing import freshness, membership, neighbours, replay
 from training.auditing.claimed import claimed_curve
 from training.auditing.gate import audit_dp_sgd
+from training.auditing.probes import asked
 from training.auditing.subject import Subject
 from training.dp_sgd.noise import DISCRETE
 from training.errors import TrainingError
@@ -76,25 +77,29 @@ def module_of(spec=SPEC) -> torch.nn.Module:
 
 
 def ask(probe: str, subject: Subject):
-    """One probe alone."""
+    """One probe alone, as often as the gate asks it."""
+    return asked(lambda alarm: once(probe, subject, alarm=alarm))
+
+
+def once(probe: str, subject: Subject, *, alarm: float):
     match probe:
         case "freshness":
-            return freshness.randomness_is_fresh(subject, random_bytes)
+            return freshness.randomness_is_fresh(subject, random_bytes, alarm=alarm)
         case "clipping":
             return replay.contributions_are_clipped(subject, random_bytes)
         case "sampling":
-            return replay.sampling_is_poisson(subject, random_bytes)
+            return replay.sampling_is_poisson(subject, random_bytes, alarm=alarm)
         case "constants":
             return replay.constants_are_public(subject, random_bytes)
         case "neighbours":
             return neighbours.no_example_moves_more(subject, SPEC, module_of(), random_bytes)
     observed = membership.observe(subject, random_bytes)
     if probe == "noise":
-        return membership.noise_as_declared(subject, observed, random_bytes)
+        return membership.noise_as_declared(subject, observed, random_bytes, alarm=alarm)
     if probe == "contributions":
-        return membership.contributions_as_declared(subject, observed)
+        return membership.contributions_as_declared(subject, observed, alarm=alarm)
     curve = claimed_curve(subject, steps=observed.steps)
-    return membership.guesses_within_the_claim(curve, observed, random_bytes)
+    return membership.guesses_within_the_claim(curve, observed, random_bytes, alarm=alarm)
 
 
 @pytest.fixture

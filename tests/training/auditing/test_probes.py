@@ -5,6 +5,7 @@ Nothing is trained here: what lanes do under a mechanism that is exactly right, 
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from fractions import Fraction
@@ -13,13 +14,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from sealgate.ambient import random_bytes
 from sealgate.certificate.recompute import GaussianSteps
 from sealgate.certificate.tradeoff import TradeOff, of_gaussian, of_steps
 from training.auditing.claimed import delta_at
 from training.auditing.membership import Observed, epsilon_lower_micro, guesses_within_the_claim, log_ratios
-from training.auditing.probes import binomial_score, binomial_tail, lower, too_unlikely, upper
+from training.auditing.probes import (
+    FALSE_ALARM,
+    FIRST_ALARM,
+    SECOND_ALARM,
+    Probe,
+    asked,
+    binomial_score,
+    binomial_tail,
+    lower,
+    squares_score,
+    too_unlikely,
+    upper,
+)
 from training.auditing.replay import RepeatedRandomness, dispersion, participation
 
 MECHANISM = GaussianSteps(sigma_micro=3_324_000, rate=Fraction(1, 2), steps=20, delta="0.00001")
@@ -50,9 +64,94 @@ def test_tails_and_scores_agree_with_adding_up():
     assert binomial_tail(5, 12, rate=0.3) == pytest.approx(sum(chance[5:]))
     assert binomial_tail(0, 12, rate=0.3) == 1.0
     assert binomial_score(9, 12, rate=0.3) > 3 > 0 > binomial_score(0, 12, rate=0.3)
-    assert too_unlikely(6.0, tests=1)
-    assert not too_unlikely(4.5, tests=1)
-    assert too_unlikely(math.nan, tests=1)
+    assert too_unlikely(6.0, tests=1, alarm=1e-6)
+    assert not too_unlikely(4.5, tests=1, alarm=1e-6)
+    assert too_unlikely(math.nan, tests=1, alarm=1e-6)
+
+
+def answering(*chances):
+    """A question whose answers are, under the claim, so unlikely; and at which level each was asked for."""
+    levels, left = [], iter(chances)
+
+    def question(alarm: float) -> Probe:
+        levels.append(alarm)
+        chance = next(left)
+        return Probe(name="any", held=chance > alarm, found=f"chance {chance}")
+
+    return question, levels
+
+
+@pytest.mark.parametrize(
+    ("chances", "held", "times"),
+    [
+        ([0.5], True, 1),
+        ([2e-5], True, 1),
+        ([5e-6, 0.5], True, 2),
+        ([1e-300, 2e-3], True, 2),
+        ([5e-6, 5e-4], False, 2),
+        ([0.0, 0.0], False, 2),
+    ],
+)
+def test_nobody_is_accused_by_one_answer_or_asked_thrice(chances, held, times):
+    question, levels = answering(*chances)
+    found = asked(question)
+    assert (found.held, len(levels)) == (held, times)
+    assert levels == [FIRST_ALARM, SECOND_ALARM][:times]
+    assert [f"chance {chance}" in found.found for chance in chances] == [True] * times
+
+
+def test_two_looks_accuse_less_and_see_more_than_one_at_a_millionth():
+    """Exactly, for a score that is normal: whatever one look saw in one run of twenty or more, two see more often."""
+    beyond = [stats.norm.isf(alarm) for alarm in (1e-6, FIRST_ALARM, SECOND_ALARM)]
+    for shift in np.arange(beyond[0] + stats.norm.ppf(0.05), 12.0, 0.25):
+        single, first, second = (stats.norm.sf(line - shift) for line in beyond)
+        assert first * second >= single or single > 0.999
+    assert pytest.approx(1e-8) == FALSE_ALARM
+    missed = [1 - math.prod(stats.norm.sf(line - beyond[0] - more) for line in beyond[1:]) for more in (0.0, 1.2816)]
+    assert missed == pytest.approx([0.346, 0.040], abs=1e-3)  # as the module says
+
+
+def counted(rows: int, rate: float, *, times: int) -> tuple[np.ndarray, float]:
+    """The exact chances of each value of a sum of `times` squared deviations of Binomial(rows, rate): by convolution.
+
+    rows * rate must be whole, so that the squares are. Also the variance of one count.
+    """
+    counts = np.arange(rows + 1)
+    squares = np.rint((counts - rows * rate) ** 2).astype(np.int64)
+    variance = rows * rate * (1 - rate)
+    size = 1 << math.ceil(math.log2(8 * times * variance))
+    once = np.zeros(size)
+    fits = squares < size
+    np.add.at(once, squares[fits], stats.binom.pmf(counts, rows, rate)[fits])
+    return np.fft.irfft(np.fft.rfft(once) ** times, size), variance
+
+
+@pytest.mark.parametrize(("rows", "rate", "times"), [(256, 0.5, 100), (800, 0.125, 100), (100, 0.25, 256)])
+def test_the_spread_accuses_as_often_as_it_says(rows, rate, times):
+    """Of a sampler that is right, at the level that the probe `sampling` has for each of its scores."""
+    chances, variance = counted(rows, rate, times=times)
+    assert chances.sum() == pytest.approx(1.0)
+    spread = 2.0 + (1.0 - 6.0 * rate * (1 - rate)) / variance
+    middle = round(times * variance)
+    for alarm in (FIRST_ALARM, SECOND_ALARM):
+
+        def accused(total: int, *, alarm: float = alarm) -> bool:
+            score = squares_score(total / variance, mean=times, variance=spread * times)
+            return too_unlikely(score, tests=8, alarm=alarm)
+
+        most = bisect.bisect_left(range(middle, len(chances)), True, key=accused) + middle
+        least = bisect.bisect_left(range(middle), True, key=lambda total: not accused(total))
+        unlikely = chances[:least].sum() + chances[most:].sum()
+        assert alarm / 8 * 0.9 < unlikely < alarm / 8 * 1.1
+
+
+@pytest.mark.parametrize("degrees", [1, 40, 6400])
+def test_the_score_of_squares_is_that_of_chi_squared(degrees):
+    law = stats.chi2(degrees)
+    for wanted in (-6.0, -2.0, 0.5, 3.0, 5.5):
+        total = float(law.isf(stats.norm.sf(wanted)))
+        assert squares_score(total, mean=degrees, variance=2 * degrees) == pytest.approx(wanted, abs=1e-6)
+    assert squares_score(1e9 * degrees, mean=degrees, variance=2 * degrees) > 30
 
 
 def test_repeated_randomness_repeats_and_does_not_cycle():
@@ -122,10 +221,12 @@ def test_a_right_mechanism_is_never_accused_and_wrong_ones_always():
     curve = of_steps(MECHANISM)
     generator = np.random.default_rng(2)
     for _ in range(12):
-        assert guesses_within_the_claim(curve, lanes(generator), random_bytes).held
+        found = guesses_within_the_claim(curve, lanes(generator), random_bytes, alarm=1e-6)
+        assert found.held
     for wrong in ({"noise": 0.8}, {"rate": 0.625}, {"reach": 1.2}):
         for _ in range(4):
-            assert not guesses_within_the_claim(curve, lanes(generator, **wrong), random_bytes).held
+            found = guesses_within_the_claim(curve, lanes(generator, **wrong), random_bytes, alarm=1e-6)
+            assert not found.held
 
 
 def test_the_lower_bound_stays_below_epsilon_and_rises_with_the_leak():
@@ -150,16 +251,16 @@ def test_participation_tells_poisson_from_everything_else():
     for rate in (0.5, 0.1):
         for _ in range(30):
             scores = participation(generator.random((100, 256)) < rate, rate)
-            assert not any(too_unlikely(score, tests=8) for score in scores.values())
+            assert not any(too_unlikely(score, tests=8, alarm=1e-6) for score in scores.values())
     fixed = np.zeros((100, 256), dtype=bool)
     for step in range(100):
         fixed[step, generator.permutation(256)[:64]] = True
-    assert too_unlikely(participation(fixed, 0.25)["spread of steps"], tests=8)
+    assert too_unlikely(participation(fixed, 0.25)["spread of steps"], tests=8, alarm=1e-6)
     epochs = participation(shuffled(generator, 100, 256, 64), 0.25)
-    assert too_unlikely(epochs["spread of rows"], tests=8)
-    assert too_unlikely(epochs["twice in a row"], tests=8)
+    assert too_unlikely(epochs["spread of rows"], tests=8, alarm=1e-6)
+    assert too_unlikely(epochs["twice in a row"], tests=8, alarm=1e-6)
     sticky = np.repeat(generator.random((50, 256)) < 0.3, 2, axis=0)
-    assert too_unlikely(participation(sticky, 0.3)["twice in a row"], tests=8)
+    assert too_unlikely(participation(sticky, 0.3)["twice in a row"], tests=8, alarm=1e-6)
     assert participation(np.ones((3, 4), dtype=bool), 1.0) == {"mean": 0.0}
     assert participation(np.eye(4, dtype=bool), 1.0) == {"mean": -math.inf}
 
