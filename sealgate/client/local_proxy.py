@@ -17,6 +17,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from contextlib import nullcontext
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import BoundedSemaphore
 from typing import Any
@@ -26,6 +27,7 @@ import msgspec
 
 from sealgate.client.errors import InferenceFailed, ServiceRefused, ServiceUnreachable, UsageError
 from sealgate.client.exchange import SealedAnswer
+from sealgate.client.model_configuration import described_by, model_configuration, with_extension
 from sealgate.client.results import reaching
 from sealgate.client.transport import EXTENSION, SealedTransport
 from sealgate.errors import EvidenceError, SealgateError
@@ -41,7 +43,8 @@ _OF_BROWSERS = ("origin", "referer", "sec-fetch-site")  # Fetch Metadata: sent t
 _ONCE = ("host", "content-length", "content-encoding", *_HANDED_ON)
 _LIVE, _READY, _SERVER = "/v2/health/live", "/v2/health/ready", "/v2"
 
-Ask = Callable[[str, str, list[tuple[str, str]], bytes], tuple[int, list[tuple[str, str]], bytes]]
+Told = tuple[int, list[tuple[str, str]], bytes]
+Ask = Callable[[str, str, list[tuple[str, str]], bytes], Told]
 
 
 class Asker:
@@ -54,9 +57,7 @@ class Asker:
         self._url = transport.trust.url
         self._client = httpx.Client(transport=transport, base_url=self._url, timeout=timeout_s)
 
-    def __call__(
-        self, method: str, path: str, fields: list[tuple[str, str]], body: bytes
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
+    def __call__(self, method: str, path: str, fields: list[tuple[str, str]], body: bytes) -> Told:
         """Status, fields and body, whatever happens."""
         try:
             if (method, path) == ("GET", _LIVE):
@@ -69,15 +70,16 @@ class Asker:
                 if self._model is None:
                     raise UsageError("name a model that you may read (--model): the policy decides about models")
                 fields = [*fields, ("sealed-model", self._model)]
+                return _said(self._ask(method, path, fields, body), with_extension)
+            if method == "GET" and (described := described_by(path)):
+                return _said(self._ask(method, described, fields, body), model_configuration)
             return self._ask(method, path, fields, body)
         except SealgateError as error:
             return _document(_status(error), {"error": str(error)})
         except Exception:  # a fault of ours: no answer, and no more said of it
             return _document(500, {"error": "the proxy failed; nothing was handed on"})
 
-    def _ask(
-        self, method: str, path: str, fields: list[tuple[str, str]], body: bytes
-    ) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _ask(self, method: str, path: str, fields: list[tuple[str, str]], body: bytes) -> Told:
         with reaching(self._url):
             response = self._client.request(method, path, headers=fields, content=body or None)
         answer = response.extensions[EXTENSION]
@@ -105,7 +107,13 @@ def _status(error: SealgateError) -> int:
             return 502  # evidence, receipt or seal did not hold
 
 
-def _document(status: int, document: object) -> tuple[int, list[tuple[str, str]], bytes]:
+def _said(told: Told, change: Callable[[bytes], bytes]) -> Told:
+    """The same answer in other words; an error stays as it is."""
+    status, fields, body = told
+    return (status, fields, change(body)) if status == HTTPStatus.OK else told
+
+
+def _document(status: int, document: object) -> Told:
     return status, [("content-type", "application/json")], msgspec.json.encode(document)
 
 

@@ -41,10 +41,11 @@ from sealgate.client.commands import INFER
 from sealgate.client.errors import InferenceFailed, UsageError
 from sealgate.client.explain_commands import EXPLAIN
 from sealgate.client.local_proxy import Asker, LocalProxy
+from sealgate.client.model_configuration import described_by, model_configuration, with_extension
 from sealgate.client.proxy_commands import PROXY
 from sealgate.client.session import AsyncSession, Session
 from sealgate.client.transport import SealedTransport
-from sealgate.errors import ConfigurationError
+from sealgate.errors import ConfigurationError, DecodeError
 from sealgate.protocol import bhttp
 from secure_runtime.models.bundle import LoadedModel
 from tests.secure_runtime.worker.engine.conftest import Made
@@ -374,7 +375,10 @@ def test_tritons_client_is_answered(proxy: LocalProxy) -> None:
         assert client.is_model_ready("toy")
         assert client.is_model_ready("toy", "1")
         assert not client.is_model_ready("toy", "2")
-        assert client.get_server_metadata()["name"] == "sealgate"
+        server = client.get_server_metadata()
+        assert server["name"] == "sealgate"
+        assert len(server["extensions"]) > 1
+        assert server["extensions"][-1] == "model_configuration"
         assert client.get_model_metadata("toy")["inputs"][0]["shape"] == [-1, 4]
         rows = np.array([[40, 70, 1, 0], [50, 80, 0, 1]], dtype=np.float32)
         answers = []
@@ -405,6 +409,45 @@ def test_tritons_client_is_answered(proxy: LocalProxy) -> None:
             client.infer("toy", [right], outputs=[ranked])
     finally:
         client.close()
+
+
+def test_tritons_client_is_told_a_models_configuration(proxy: LocalProxy) -> None:
+    triton = pytest.importorskip("tritonclient.http")
+    client = triton.InferenceServerClient(urlsplit(proxy.url).netloc)
+    try:
+        told = client.get_model_config("toy")
+        assert told == client.get_model_config("toy", "1")
+        metadata = client.get_model_metadata("toy")
+        assert {key: told[key] for key in told if key not in ("input", "output")} == {
+            "name": metadata["name"],
+            "platform": "sealgate_torch",
+            "max_batch_size": 0,
+        }
+        for tensors, ours in ((told["input"], metadata["inputs"]), (told["output"], metadata["outputs"])):
+            assert [one["name"] for one in tensors] == [one["name"] for one in ours]
+            assert [one["dims"] for one in tensors] == [one["shape"] for one in ours]
+            assert [one["data_type"] for one in tensors] == [f"TYPE_{one['datatype']}" for one in ours]
+        assert told["input"] == [{"name": "features", "data_type": "TYPE_FP32", "dims": [-1, 4]}]
+        for name, version, why in (("toy", "2", "no model 'toy' of version '2'"), ("other", "", "other")):
+            with pytest.raises(triton.InferenceServerException, match=why):
+                client.get_model_config(name, version)
+    finally:
+        client.close()
+
+
+def test_a_configuration_says_what_the_metadata_says_and_a_model_may_be_called_config() -> None:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [-1]}
+    document = {"name": "m", "platform": "p", "inputs": [tensor], "outputs": [tensor | {"datatype": "BF16"}]}
+    told = json.loads(model_configuration(json.dumps(document).encode()))
+    assert told["input"] == [{"name": "text", "data_type": "TYPE_STRING", "dims": [-1]}]
+    assert told["output"][0]["data_type"] == "TYPE_BF16"
+    assert described_by("/v2/models/config") == ""
+    assert described_by("/v2/models/config/config") == "/v2/models/config"
+    assert described_by("/v2/models/a%20b/versions/3/config") == "/v2/models/a%20b/versions/3"
+    assert described_by("/v2/models/m/infer") == ""
+    for malformed in (b"[]", b'{"extensions": 1}', b"{"):
+        with pytest.raises(DecodeError):
+            with_extension(malformed)
 
 
 @pytest.mark.parametrize(
