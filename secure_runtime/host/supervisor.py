@@ -29,12 +29,15 @@ class Successor:
         self._greeted: asyncio.Future[WorkerFacts] = loop.create_future()
         self._recorded: asyncio.Future[None] = loop.create_future()
         self._may_record, self._may_publish = asyncio.Event(), asyncio.Event()
+        self._say_why: Callable[[str], None] | None = None
         self.life = WorkerLife(around, planned, accept=self._accept, go_live=self._go_live, say_why=self._hear)
         self.running = loop.create_task(self.life.run())
         self.running.add_done_callback(self._ended)
 
     def _hear(self, text: str) -> None:
-        if not text.startswith("the worker ended"):  # nobody is being replaced
+        if self._say_why is not None:
+            self._say_why(text)
+        elif not text.startswith("the worker ended"):  # nobody is being replaced
             self.why = self.why or text
 
     async def _accept(self, facts: WorkerFacts) -> None:
@@ -69,8 +72,9 @@ class Successor:
         """Whether it still runs."""
         return not self.running.done()
 
-    def publish(self) -> None:
-        """It takes over from this moment on."""
+    def publish(self, say_why: Callable[[str], None]) -> None:
+        """It takes over from this moment on, and so says by `say_why` why there is none."""
+        self._say_why = say_why
         self.life.show()
         self._may_publish.set()
 
@@ -230,7 +234,7 @@ class Supervisor:
         self._keep(successor.life, successor.running)
         if before is not None:
             before.retire(drain_s=self._drain_s, grace_s=self._grace_s)
-        successor.publish()
+        successor.publish(self._say_why)
         self._settled.set()
 
     async def give_up(self) -> None:

@@ -362,7 +362,8 @@ class WorkerLife:
         was_told = self.published is not None
         self.live, self.published, self._ready = None, None, None
         self._around.owners.release(self)
-        self._say_why(f"the worker ended ({reason}) and is being replaced")
+        if not self.retired:
+            self._say_why(f"the worker ended ({reason}) and is being replaced")
         if was_told:
             self._around.on_change()
         if self._draining is not None:

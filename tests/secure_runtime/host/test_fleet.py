@@ -350,6 +350,25 @@ def test_a_change_that_is_committed_while_the_host_stops_is_left_to_the_next_sta
     bench.play_until_stopped(act)
 
 
+def test_why_there_is_no_worker_is_what_became_of_the_one_that_served(bench: Bench) -> None:
+    """Health, the host's lines and the gateways' log say it: not the end of one that had been replaced long before."""
+
+    async def act(bench: Bench) -> None:
+        old = await bench.live(0, "a")
+        switching = bench.switch(BOTH)
+        (await bench.worker(1)).hello("b")
+        await switching
+        old.theirs.close()  # it has drained
+        await bench.until(lambda: [r.reason for r in bench.records() if r.kind == "worker.stop"] == ["replaced"])
+        bench.workers[1].theirs.close()
+        await bench.until(lambda: not bench.fleet.published)
+        assert bench.fleet.why_not == "the worker ended (worker-died) and is being replaced"
+        await bench.live(2, "c")
+
+    bench.make()
+    bench.play(act)
+
+
 def test_one_change_at_a_time(bench: Bench) -> None:
     bench.make()
 
