@@ -26,6 +26,7 @@ RETRY_AFTER_FAILED_S = 60
 # Pseudonyms ----------------------------------------------------------------------------------------------------------
 MAX_NAMED_SUBJECTS = 1024  # whose names are held in memory, for the sake of an HMAC
 MAX_CACHED_SUBJECTS = 65_536
+MAX_NEW_SUBJECTS = 2 * MAX_QUEUE  # whose pseudonyms wait for the next append
 MAX_SUBJECT = 1024  # characters of a subject's name
 SUBJECT_DELETION_WAIT_S = 5.0  # a pseudonym whose row is being deleted is waited for no longer
 

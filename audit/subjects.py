@@ -35,6 +35,7 @@ from audit.errors import LogDamaged, LogUnavailable, QueryRefused
 from audit.limits import (
     MAX_CACHED_SUBJECTS,
     MAX_NAMED_SUBJECTS,
+    MAX_NEW_SUBJECTS,
     MAX_SUBJECT,
     PRUNE_SUBJECTS,
     RETRY_AFTER_S,
@@ -128,7 +129,7 @@ class Subjects:
 
     def pseudonym(self, tenant: str, subject: str) -> str:
         """The stable pseudonym of a subject. A new one is durable no later than the next append. Raises LogDamaged, and
-        LogUnavailable if the row is being deleted and that does not come to its end."""
+        LogUnavailable if the row is being deleted and that does not come to its end, or if too many new ones wait."""
         content, handle = self._names.get((tenant, subject)) or self._named(tenant, subject)
         with self._settled:
             if not self._settled.wait_for(lambda: handle not in self._leaving, SUBJECT_DELETION_WAIT_S):
@@ -142,6 +143,8 @@ class Subjects:
                 return waiting.key.ref
             ref = self._stored(handle, content)
             if ref is None:
+                if len(self._unwritten) >= MAX_NEW_SUBJECTS:  # whose records the log does not take
+                    raise LogUnavailable("too many new names wait", code="queue-full", retry_after_s=RETRY_AFTER_S)
                 ref = self._entropy(16).hex()
                 key = PersonKey(ref, handle, self._entropy(KEY_BYTES))
                 self._unwritten[handle] = self._sealed(content, key, self._clock())

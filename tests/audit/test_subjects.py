@@ -45,6 +45,20 @@ def test_even_when_that_append_is_refused(bench, log) -> None:
     assert [row[0] for row in stored(bench)] == [ref]
 
 
+def test_names_of_which_nothing_is_recorded_are_bounded(bench, log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway that was taken over says any number of names, of requests that the log refuses: each would stay in
+    memory, and fill the disk below its reserve with the next record that is taken."""
+    monkeypatch.setattr(subjects_module, "MAX_NEW_SUBJECTS", 3)
+    first = [log.actor("clinic", f"nobody-{number}") for number in range(3)]
+    with pytest.raises(LogUnavailable) as refused:
+        log.actor("clinic", "nobody-3")
+    assert refused.value.code == "queue-full"
+    assert log.actor("clinic", "nobody-0") == first[0]  # who waits is known
+    log.append(bench.draft()).result()
+    assert len(log.actor("clinic", "nobody-3")) == 32
+    assert sorted(row[0] for row in stored(bench)) == sorted(first)
+
+
 def test_nothing_of_the_person_is_readable(sqlite_bench) -> None:
     bench, log = sqlite_bench, sqlite_bench.open()
     log.append(bench.draft(actor=log.actor("clinic-of-hope", "alice@example.org"))).result()
