@@ -4,6 +4,7 @@ image, normalised, and one trained linear layer. No early layers to learn, so li
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -61,6 +62,27 @@ class ScatterNetSpec(Spec, frozen=True, tag="scatternet"):
 
     def row_numbers(self) -> int:
         return self.feature_count
+
+    def row_work(self) -> int:
+        return self.weight_count() + self.channels * (1 + self.mirrored) * self._scattering_work()
+
+    def _scattering_work(self) -> int:
+        """Multiplications of the transform of one plane: for each path a filter, its way back, the modulus and the
+        average; and the transforms that the filters are applied to. A transform of n numbers takes 2 n log2 n."""
+        height, width = ((side >> self.scales) + 2 << self.scales for side in (self.height, self.width))
+        sizes = [(height >> scale) * (width >> scale) for scale in range(self.scales)]
+        transforms = [int(2 * size * math.log2(size)) for size in sizes]
+        averages = [
+            (height >> scale) * (self.width >> self.scales) * ((width >> scale) + (self.height >> self.scales))
+            for scale in range(self.scales)
+        ]
+
+        def path(level: int, scale: int) -> int:
+            return 2 * sizes[level] + transforms[scale] + 2 * sizes[scale] + averages[scale]
+
+        first = sum(path(0, scale) for scale in range(self.scales)) + sum(transforms[:-1])
+        second = sum(path(scale, coarser) for coarser in range(self.scales) for scale in range(coarser))
+        return transforms[0] + averages[0] + self.angles * first + self.angles**2 * second
 
     def trained_part(self) -> Spec:
         return linear_part(self.feature_count, self.classes)

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sealgate.certificate.architectures import ScatterNetSpec
+from sealgate.limits import WORK_AT_ONCE
 from secure_runtime.models.families.scattering import PART_ROWS, Scattering
 from secure_runtime.models.families.scatternet import ScatterNet
 
@@ -137,3 +139,62 @@ def test_features_are_normalised_in_groups_and_even_under_a_mirror(groups):
         np.testing.assert_allclose(features.numpy(), wanted.reshape(4, -1), atol=1e-9)
     else:
         np.testing.assert_allclose(features.numpy(), plain.sqrt().numpy().reshape(4, -1), atol=1e-12)
+
+
+class _Multiplications(TorchDispatchMode):
+    """Counts those of the operations that torch really carries out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counted = 0.0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        match func.overloadpacket.__name__:
+            case "_fft_r2c" | "_fft_c2c":
+                self.counted += 2 * found.numel() * math.log2(math.prod(found.shape[-2:]))
+            case "mm" | "bmm":
+                self.counted += found.numel() * args[0].shape[-1]
+            case "addmm":
+                self.counted += found.numel() * args[1].shape[-1]
+            case "mul" if found.is_complex():  # by a real filter
+                self.counted += 2 * found.numel()
+            case "pow":
+                self.counted += found.numel()
+        return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scales": 1, "angles": 3, "norm_groups": 0},
+        {"channels": 3, "width": 40, "mirrored": True},
+        {"height": 64, "width": 48, "scales": 4, "angles": 4, "norm_groups": 0},
+    ],
+)
+def test_the_work_of_a_row_is_what_is_carried_out(changes):
+    spec = ScatterNetSpec(classes=10, **({"channels": 1, "height": 28, "width": 28} | changes))
+    assert not list(spec.refusals())
+    model = ScatterNet(spec).eval()
+    model.float()
+    with torch.no_grad(), _Multiplications() as made:
+        model(torch.rand(1, spec.channels, spec.height, spec.width))
+    assert spec.row_work() == pytest.approx(made.counted, rel=0.01)
+    assert spec.row_work() > 10 * spec.weight_count(), "most of it is the transform's"
+
+
+def test_no_transform_that_fits_is_too_much_work():
+    """The bound on sizes is narrower: counting the transform refuses nothing that was served before."""
+    works = []
+    for scales, angles, channels in itertools.product(range(1, 6), (1, 8, 16), (1, 3, 16)):
+        for blocks in range(1, 200):
+            side = blocks << scales
+            spec = ScatterNetSpec(
+                classes=10, channels=channels, height=side, width=side, scales=scales, angles=angles, norm_groups=0,
+                mirrored=True,
+            )  # fmt: skip
+            if not list(spec.size_refusals()):
+                works.append(spec.row_work())
+    assert len(works) > 100
+    assert max(works) <= WORK_AT_ONCE
