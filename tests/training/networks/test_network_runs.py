@@ -70,7 +70,10 @@ def test_the_account_of_nodes_has_their_steps_and_both_computations_agree(node_p
     "unit", ["edge", pytest.param("node", marks=pytest.mark.slow), pytest.param("codes", marks=pytest.mark.slow)]
 )
 def test_from_a_network_to_a_bundle_that_verifies(tmp_path, key, unit):
-    configured(tmp_path, unit)
+    # Three public random numbers do not tell 120 nodes apart: without privacy 0.70 +- 0.04 of 67 rows are right, and a
+    # half of them by guessing. Sixteen do.
+    wider = [("width = 3", "width = 16")] if unit == "codes" else []
+    configured(tmp_path, unit, *wider)
     published = run_experiment(tmp_path / "config.toml", models_dir=tmp_path / "models", key=key, audit=False)
     certificate = published.bundle.certificate
     assert certificate.unit == ("node" if unit == "node" else "edge")
@@ -79,13 +82,15 @@ def test_from_a_network_to_a_bundle_that_verifies(tmp_path, key, unit):
     assert (certificate.mechanism.encoder is None) == (unit != "node")
     assert account_of(certificate).epsilon().add_remove_micro <= certificate.epsilon_micro <= 8_000_000
     assert any("node" in text for text in certificate.not_protected)
-    assert published.quality_without_privacy.value > (0.6 if unit == "codes" else 0.8)
+    # Of 67 rows (with standard deviations): 0.999 +- 0.004 for edges, 1 for codes, 0.92 +- 0.02 for nodes. Features
+    # without ties reach 0.71 +- 0.06; with noise on what its ties make, the edges' model still reaches 0.967 +- 0.021.
+    assert published.quality_without_privacy.value > (0.8 if unit == "node" else 0.9)
     if unit == "edge":
-        assert published.quality.value > 0.65
+        assert published.quality.value > 0.82
     table = load(published.bundle.weights)["embedding.weight"]
     assert not table[0].any()
     # Rows of unit vectors side by side; those of ten nodes that nobody is have noise, too.
-    width = 3 if unit != "node" else 2
+    width = {"edge": 3, "codes": 16, "node": 2}[unit]
     norms = table[1:].reshape(120, -1, width).norm(dim=2)
     torch.testing.assert_close(norms, torch.ones_like(norms))
 
