@@ -143,6 +143,15 @@ def test_a_picture_and_a_row_are_fused_as_a_plain_calculation_says(folder, how):
     assert torch.equal(alone, found["scores"])
 
 
+def test_a_pipeline_that_was_signed_before_a_transforms_work_was_counted_still_loads(folder, monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(ScatterNetSpec, "row_work", ScatterNetSpec.weight_count)
+        older = make(folder, FUSED.format(how="mean")).manifest.architecture.work
+    path, forge = folder
+    assert load_bundle(path / "models" / "whole", forge.publishers).manifest.architecture.work == older
+    assert make(folder, FUSED.format(how="mean")).manifest.architecture.work > older
+
+
 def test_features_of_a_fixed_part_are_read_and_do_not_leave(folder):
     whole = make(folder, EMBEDDED)
     path, forge = folder
