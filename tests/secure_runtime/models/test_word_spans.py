@@ -6,6 +6,7 @@ import hashlib
 import re
 import sys
 import tracemalloc
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -38,19 +39,23 @@ def test_where_a_few_words_stand_takes_no_memory_for_each_character(text: str, t
     assert spans[0] == (0, LONG if text.startswith("aa") else 2 if text.startswith("ab") else 1)
 
 
-ODD = st.text(alphabet="aA\u0130\u03a3 .\u00df\u0307\u3000\x1f\x85", max_size=40)
-"""Of every kind: letters, one that is two in lower case, the one that depends on its neighbours, marks, white space."""
+ODD = st.text(alphabet="aA1!'\u0130\u03a3\u02b0 .\u00df\u0307\u3000\x1f\x85", max_size=40)
+"""Of every kind: letters, one that is two in lower case, the one that depends on its neighbours, what it looks beyond,
+marks, white space."""
 
 
 @pytest.fixture(params=[3, 1 << 16])
 def piece(request: Any, monkeypatch: Any) -> int:
     """Texts of a few characters are long ones too."""
     monkeypatch.setattr(tokenizers, "_PIECE", request.param)
+    monkeypatch.setattr(tokenizers, "_LOOK_AHEAD", 2)
     return int(request.param)
 
 
 @given(ODD)
 @example("a\u03a3 a\u03a3\u0307\u3000\u03a3" * 4)
+@example("a\u03a3" + "'" * 20 + "a\u03a3" + "'." * 9 + "!\u03a3a")
+@example("aaaaaa.aaaaaaaaa!!!!aaa")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_words_are_those_of_the_whole_text_in_lower_case(piece: int, text: str) -> None:
     words = _WORD.findall(text.lower())
@@ -85,8 +90,72 @@ def test_white_space_parts_what_lower_case_depends_on() -> None:
             assert f"a{one}a{one}".lower() == f"a{one.lower()}a{one.lower()}"
 
 
+@given(ODD.map(lambda text: "".join(text.split())))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_run_is_lowered_part_by_part_as_the_whole(piece: int, text: str) -> None:
+    assert tokenizers._lower(text, lambda: None) == text.lower()
+
+
 class _Ended(Exception):
     """Nobody waits."""
+
+
+LONG_RUNS = {
+    "letters": "a" * LONG,
+    "wide-letters": "\u00c9" * LONG,
+    "sigmas": "Xy\u03a3" * (LONG // 3),
+    "nothing-with-case": "a\u03a3" + "'" * LONG,
+    "marks": "." * LONG,
+}
+
+
+@pytest.mark.parametrize("text", LONG_RUNS.values(), ids=LONG_RUNS)
+@pytest.mark.parametrize("work", ["tokens", "spans"])
+def test_a_text_without_white_space_is_looked_up_from_again_and_again(text: str, work: str, monkeypatch: Any) -> None:
+    """No step reads more than a piece: the whole run counts as one word, or as thousands of them."""
+    monkeypatch.setattr(tokenizers, "_PIECE", 1000)
+    taken: list[int] = [0]
+    monkeypatch.setattr(tokenizers, "_WORD", _Counted(tokenizers._WORD, taken))
+    monkeypatch.setattr(tokenizers, "_MORE_WORD", _Counted(tokenizers._MORE_WORD, taken))
+    monkeypatch.setattr(tokenizers, "_RUN", _Counted(tokenizers._RUN, taken))
+    monkeypatch.setattr(tokenizers, "_MORE_RUN", _Counted(tokenizers._MORE_RUN, taken))
+    monkeypatch.setattr(tokenizers, "_SPACE", _Counted(tokenizers._SPACE, taken))
+    between: list[int] = []
+
+    def go_on() -> None:
+        between.append(taken[0])
+        taken[0] = 0
+
+    tokenizer = HashedWords(length=4, buckets=999)
+    if work == "tokens":
+        found = tokens_of([text], tokenizer, go_on=go_on)[0].tolist()
+        words = [word.group() for word in islice(_WORD.finditer(text.lower()), 4)]
+        hashed = [int.from_bytes(hashlib.blake2b(one.encode(), digest_size=8).digest(), "big") % 999 for one in words]
+        assert found == [*(one + 1 for one in hashed), *[0] * (4 - len(words))]
+    else:
+        assert spans_of(text, tokenizer, go_on=go_on)[0][0] == 0
+    assert len(between) > 3 * LONG // 1000 or text.startswith(".")
+    assert 0 < max(between) <= 3000
+
+
+class _Counted:
+    """A pattern that counts the characters that it may look at."""
+
+    def __init__(self, pattern: re.Pattern[str], taken: list[int]) -> None:
+        self._pattern, self._taken = pattern, taken
+
+    def _count(self, text: str, at: int, stop: int) -> tuple[str, int, int]:
+        self._taken[0] += max(0, min(stop, len(text)) - at)
+        return text, at, stop
+
+    def search(self, text: str, at: int, stop: int) -> Any:
+        return self._pattern.search(*self._count(text, at, stop))
+
+    def match(self, text: str, at: int, stop: int) -> Any:
+        return self._pattern.match(*self._count(text, at, stop))
+
+    def finditer(self, text: str, at: int, stop: int) -> Any:
+        return self._pattern.finditer(*self._count(text, at, stop))
 
 
 @pytest.mark.parametrize(
