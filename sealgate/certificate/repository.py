@@ -18,7 +18,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sealgate.certificate.files import MANIFEST
+from sealgate.certificate.files import MANIFEST, open_folder
+from sealgate.errors import CertificateError
 from sealgate.limits import MAX_BUNDLES
 
 MEMBERS = "members"
@@ -69,14 +70,17 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _versions(folder: Path) -> list[str]:
-    """The real folders in a folder; a link is none. Of a bundle without its manifest there are none either."""
+    """The real folders in a folder; a link is none, and in a link there are none: who can only write into `models` is
+    not told, by what is listed and refused, what other folders hold. Nor in a bundle without its manifest."""
     try:
-        with os.scandir(folder) as entries:
-            return sorted(
-                (entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."),
-                key=version_order,
-            )
-    except OSError:
+        with open_folder(folder) as opened:
+            place = folder if opened.descriptor is None else opened.descriptor
+            with os.scandir(place) as entries:
+                return sorted(
+                    (entry.name for entry in entries if entry.is_dir(follow_symlinks=False) and entry.name[0] != "."),
+                    key=version_order,
+                )
+    except (OSError, CertificateError):
         return []
 
 

@@ -41,6 +41,9 @@ def test_a_folder_of_models_holds_bundles_and_folders_of_versions(tmp_path: Path
     assert [place.called for place in found] == ["empty", "flat", "wine/1.5", "wine/2", "wine/10"]
     assert [(place.model, place.version) for place in found[1:3]] == [("flat", ""), ("wine", "1.5")]
     assert len(places_of(tmp_path / "models", most=3)) == 3
+    (tmp_path / "secret" / "of-another-user").mkdir(parents=True)
+    (tmp_path / "models" / "zlink").symlink_to(tmp_path / "secret")
+    assert [place.called for place in places_of(tmp_path / "models")][5:] == ["zlink"]
 
 
 @pytest.mark.parametrize(
