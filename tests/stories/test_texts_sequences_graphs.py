@@ -208,7 +208,7 @@ def test_what_is_public_and_frozen_is_in_the_certificate(served: tuple[Live, Pat
         ("digits-transformer", "sequence/digits_transformer.toml", 0.7),
         ("communities", "graph/communities.toml", 0.75),
         ("communities-attention", "graph/communities_attention.toml", 0.7),
-        ("spam-words", "text/spam_words.toml", 0.7),
+        ("spam-words", "text/spam_words.toml", 0.86),
         ("spam", "text/spam_minilm.toml", 0.92),
     ],
 )
