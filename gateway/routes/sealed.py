@@ -97,8 +97,8 @@ def _asked(request: Sent, model: str) -> Asked:
     if not _NAME.fullmatch(model) or not _NAME.fullmatch(purpose) or operation not in _OPERATIONS:
         raise Problem(
             "malformed-request",
-            detail="Name the model in the path or in Sealed-Model, and the purpose in Purpose; "
-            "Sealed-Operation is infer, explain or read-model.",
+            detail="Name the model in the path or in Sealed-Model, and the purpose in Purpose, both of ASCII letters, "
+            "digits, '.', '_' and '-', first a letter or digit; Sealed-Operation is infer, explain or read-model.",
         )
     receipt = _field(request, b"accept-receipt")
     if receipt not in ("", MEDIA_COSE):

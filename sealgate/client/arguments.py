@@ -58,7 +58,9 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--client-key", type=Path, metavar="PEM", help="its private key")
     group = parser.add_argument_group("network")
     group.add_argument("--proxy", metavar="URL", help="HTTP proxy; HTTPS_PROXY and NO_PROXY are respected anyway")
-    group.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait (default 60)")
+    group.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="longest silence of the service (default 60)"
+    )
 
 
 def read_connection(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Connection:

@@ -50,7 +50,9 @@ def _common(parser: argparse.ArgumentParser, *, trust_required: bool) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument("--proxy", metavar="URL", help="HTTP proxy; HTTPS_PROXY and NO_PROXY are respected anyway")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="how long to wait (default 60)")
+    parser.add_argument(
+        "--timeout", type=float, default=60.0, metavar="SECONDS", help="longest silence of the service (default 60)"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:

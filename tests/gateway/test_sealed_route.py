@@ -225,6 +225,13 @@ def test_what_is_not_a_sealed_request_is_refused(shared, path, headers, body, st
     assert shared.host.bodies() == []
 
 
+def test_who_says_a_purpose_that_is_no_name_is_told_what_one_is(shared):
+    raw, media_type = sealed_request()
+    fields = {"Content-Type": media_type, "Purpose": "clinical/research"}
+    answer = shared.client(token=shared.token()).post("/sealed/wine", content=raw, headers=fields)
+    assert "ASCII letters, digits, '.', '_' and '-'" in problem(answer, "malformed-request")["detail"]
+
+
 @pytest.mark.parametrize("name", ["Purpose", "Sealed-Operation", "Sealed-Model", "Content-Type"])
 def test_a_field_said_twice_is_refused_since_another_reader_might_take_the_other_value(shared, name):
     raw, media_type = sealed_request()
