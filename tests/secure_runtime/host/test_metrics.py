@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from sealgate.errors import DecodeError
@@ -85,6 +87,16 @@ def test_processes_below_are_found_and_read() -> None:
         assert child.pid not in descendants(below)
         memory, cpu_us = read_process(child.pid) or (0, -1)
         assert memory > 1_000_000
-        assert cpu_us >= 0
+        assert memory == pytest.approx(psutil.Process(child.pid).memory_info().rss, rel=0.1)
+        assert 0 <= cpu_us < 60_000_000
         child.communicate(b"x")
     assert read_process(2**30) is None
+
+
+def test_processor_time_is_what_the_process_itself_counts() -> None:
+    tick_us = 1_000_000 // os.sysconf("SC_CLK_TCK")
+    while time.process_time() < 0.2:  # clear of the two ticks that rounding may take
+        sum(range(10_000))
+    before = time.process_time_ns() // 1000
+    _, cpu_us = read_process(os.getpid()) or (0, -1)
+    assert before - 2 * tick_us <= cpu_us <= time.process_time_ns() // 1000 + tick_us

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -165,12 +166,16 @@ def test_versions_are_loaded_side_by_side_where_the_folders_say_so(tmp_path: Pat
     assert lookup.find("other", "") is None
 
 
-def test_only_what_the_plan_names_is_loaded_and_what_takes_too_much_memory_is_not(forge: Forge, tmp_path: Path) -> None:
+def test_only_what_the_plan_names_is_loaded_and_what_takes_too_much_memory_is_not(
+    forge: Forge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     named(forge, "other").write(tmp_path / "models" / "other")
     one = msgspec.structs.replace(plan(tmp_path, forge), bundles=("toy",))
-    loaded, refused = main._load_models(one, "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "memory_used", lambda: SimpleNamespace(since=lambda _before: 12_345))
+        loaded, refused = main._load_models(one, "cpu")
     assert (list(loaded), refused) == (["toy"], ())
-    assert loaded["toy"].memory_bytes >= 0
+    assert loaded["toy"].memory_bytes == 12_345
     small = msgspec.structs.replace(plan(tmp_path, forge), memory_limits={"toy": 1, "other": 1 << 40})
     loaded, refused = main._load_models(small, "cpu")
     assert list(loaded) == ["other"]

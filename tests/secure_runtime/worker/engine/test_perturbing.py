@@ -43,6 +43,7 @@ from sealgate.certificate.inputs import (
 from sealgate.certificate.manifest import Manifest, check_manifest
 from sealgate.protocol.frames import Obligations
 from sealgate.protocol.inference import Tensor, tensor_from_list
+from secure_runtime.errors import BadInput
 from secure_runtime.limits import (
     EXPLAIN_PRICED_EVALUATIONS,
     MAX_EXPLAIN_EVALUATIONS,
@@ -688,5 +689,5 @@ def test_rows_that_no_member_takes_are_refused_by_the_name_of_the_whole(made: An
     model, tensors = text_and_row(made)
     assert "'age'" in made.error(made.ask(model, tensors[:1], operation="explain"))
     tokens = tokens_of(["one"], WORDS)
-    with pytest.raises(Exception, match="'age'"):
+    with pytest.raises(BadInput, match="'age'"):
         Movable(model.manifest, model.predictor).row({"mail": tokens, "age": torch.zeros(1, 3)})
