@@ -126,6 +126,7 @@ class WorkerLife:
         self._say_why = say_why
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._lost = asyncio.Event()
+        self._gone: WorkerGone | None = None  # why it is lost
         self._link = WorkerLink(self._note, self._note)
         self._spawned: SpawnedWorker | None = None
         self._keys_from = 0.0  # when its first keys were published
@@ -149,6 +150,7 @@ class WorkerLife:
 
     def _note(self, event: _Event) -> None:
         if isinstance(event, WorkerGone):
+            self._gone = event
             self._lost.set()
         elif self._events.qsize() >= MAX_WORKER_EVENTS:
             raise DecodeError("the worker says more than there is to say")
@@ -173,7 +175,8 @@ class WorkerLife:
             reason = "log-unavailable"
         except WorkerGone as error:
             reason = error.code
-            self._around.tell(f"worker refused: {error}")
+            if reason != "switch-refused":  # then who asked for it is told why
+                self._around.tell(f"worker refused: {error}")
         except (AppendRefused, DecodeError) as error:
             reason = "worker-protocol"
             self._around.tell(f"worker refused: {error}")
@@ -212,7 +215,8 @@ class WorkerLife:
         try:
             await asyncio.wait((asking, lost), return_when=asyncio.FIRST_COMPLETED)
             if not asking.done():
-                raise WorkerGone("the worker ended before it was to serve")
+                code = self._gone.code if self._gone is not None else "worker-died"
+                raise WorkerGone("the worker ended before it was to serve", code=code)
             asking.result()
         finally:
             asking.cancel()

@@ -300,6 +300,10 @@ def test_whatever_fails_before_the_moment_of_change_changes_nothing(
     bench.play(act)
     assert "".join(r.runtime_instance[0] for r in bench.records() if r.kind == "worker.start") == starts
     assert len(bench.workers) == 2
+    if failing in ("refused", "uncommitted"):  # nothing is wrong with the new worker: it is not wanted
+        assert not [line for line in bench.told if "worker refused" in line]
+    stops = {r.runtime_instance[0]: r.reason for r in bench.records() if r.kind == "worker.stop"}
+    assert stops.get("2", "switch-refused") == "switch-refused"
 
 
 def test_a_change_that_was_committed_stands_though_its_worker_dies_in_that_moment(bench: Bench) -> None:
