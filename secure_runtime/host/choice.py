@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -97,11 +98,14 @@ def first_choice(deployment: Deployment, withheld: frozenset[str], *, tell: Call
     except SwitchRefused as error:
         tell(str(error))
         there = ()
-    if len(there) > MAX_BUNDLES:
-        tell(f"models/ holds {len(there)} bundles: only {MAX_BUNDLES} are served")
+    choice = Choice(withheld=withheld, named=deployment.settings.named_models).renewed(there)
+    alone = deployment.settings.runtime.placement == "per-model"  # then each model's worker loads as many
+    for model, count in Counter(place.partition("/")[0] if alone else "" for place in choice.places).items():
+        if count > MAX_BUNDLES:
+            tell(f"models/{printable(model)} holds {count} bundles to serve: a worker serves only {MAX_BUNDLES}")
     for place in sorted(withheld):
         tell(f"model {printable(place)} stays unloaded (sealgate models load STATE {printable(place)})")
-    return Choice(withheld=withheld, named=deployment.settings.named_models).renewed(there)
+    return choice
 
 
 class ModelRules:

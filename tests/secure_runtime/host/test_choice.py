@@ -19,10 +19,11 @@ from secure_runtime.host.choice import (
     is_canary,
     matching,
 )
+from secure_runtime.limits import MAX_BUNDLES
 
 
-def deployment(folder: Path, **named: ModelSection) -> Any:
-    settings = SimpleNamespace(named_models=named)
+def deployment(folder: Path, *, placement: str = "together") -> Any:
+    settings = SimpleNamespace(named_models={}, runtime=SimpleNamespace(placement=placement))
     return SimpleNamespace(models=folder / "models", settings=settings)
 
 
@@ -93,6 +94,20 @@ def test_a_bundle_that_nobody_asked_for_is_served_by_reload_or_restart_alone(tmp
     assert choice.renewed(there).places == there
     with pytest.raises(SwitchRefused, match="there is no bundle 'b'; there are: a, new"):
         matching(["b"], there)
+
+
+def test_bundles_that_a_worker_has_no_room_for_are_told_of(tmp_path: Path) -> None:
+    lay(tmp_path, *(f"{name}/{number}" for name in ("a", "b") for number in range(MAX_BUNDLES)))
+    withheld = {"together": frozenset(f"b/{number}" for number in range(MAX_BUNDLES)), "per-model": frozenset[str]()}
+    for placement, told in (("together", 1), ("per-model", 0)):
+        lines: list[str] = []
+        first_choice(deployment(tmp_path, placement=placement), frozenset(), tell=lines.append)
+        assert len(lines) == told
+        first_choice(deployment(tmp_path, placement=placement), withheld[placement], tell=lines.append)
+        assert len([line for line in lines if "serves only" in line]) == told, "what is unloaded takes no room"
+    lay(tmp_path, "b/more")
+    first_choice(deployment(tmp_path, placement="per-model"), frozenset(), tell=lines.append)
+    assert lines == [f"models/b holds {MAX_BUNDLES + 1} bundles to serve: a worker serves only {MAX_BUNDLES}"]
 
 
 @settings(max_examples=20, deadline=None)

@@ -51,7 +51,7 @@ def deployment(folder: Path) -> Any:
     return SimpleNamespace(
         models=folder / "models",
         withheld=folder / "models-withheld.json",
-        settings=SimpleNamespace(named_models={}),
+        settings=SimpleNamespace(named_models={}, runtime=SimpleNamespace(placement="together")),
     )
 
 
