@@ -262,6 +262,18 @@ def _class_of(host: str) -> str:
     return "private" if address.is_private else "public"
 
 
+def source_network(client: Any) -> str | None:
+    """Whom a request that needs no credential counts for: an IPv4 address, or the /64 of an IPv6 one, which is what one
+    subscriber has (RFC 6177). None on a UNIX socket. Behind a proxy, all its callers are one."""
+    try:
+        address = ipaddress.ip_address(client[0])
+    except (TypeError, IndexError, ValueError):
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(address.ipv4_mapped or ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+    return str(address)
+
+
 def note(request: Sent, **fields: str | int | bool | None) -> None:
     """Add fields to the line that the access log writes about this request."""
     request.scope.setdefault("gateway.log", {}).update(fields)

@@ -14,7 +14,7 @@ from litestar.di import NamedDependency
 from litestar.params import QueryParameter
 
 from gateway.errors import Problem
-from gateway.gate import Gate
+from gateway.gate import Gate, source_network
 from gateway.limits import MAX_NONCE
 from gateway.routes.openapi import answers
 from sealgate.limits import MAX_NAME
@@ -62,7 +62,7 @@ async def key_configurations(gate: NamedDependency[Gate], form: Format = None, m
 
 @get(
     "/.well-known/attestation",
-    responses=answers(MEDIA_EVIDENCE, 400, 503, 504),
+    responses=answers(MEDIA_EVIDENCE, 400, 429, 503, 504),
     summary="Evidence about the runtime and its keys",
 )
 async def attestation(
@@ -70,7 +70,7 @@ async def attestation(
 ) -> Response[bytes]:
     """A signed, self-contained token (RFC 9711) that names the keys, the models and the isolation of one worker."""
     raw, wanted = _nonce(nonce or ""), (model or "")[:MAX_NAME]
-    with gate.evidence.slot():
+    with gate.evidence.slot(source_network(request.scope.get("client"))):
         evidence = await gate.awaited(request, gate.link.evidence(raw, model=wanted))
     return Response(content=evidence, media_type=MEDIA_EVIDENCE, headers={"Cache-Control": "no-store"})
 

@@ -132,7 +132,7 @@ def reaching(url: str) -> Iterator[None]:
         raise ServiceUnreachable(f"the proxy on the way to {url} refused") from error
     except httpx.ConnectError as error:
         why = (
-            "its TLS certificate is not from the authority in ca.pem, or"
+            "its TLS certificate is not from the authority in ca.pem (without that file, from none of the system's), or"
             if is_tls_failure(error)
             else "is it running, and"
         )

@@ -100,7 +100,9 @@ class ContainerReader:
         joined = b"".join(directory)
         tail = joined + _end(len(directory), len(joined), offset)
         stream.seek(offset)
-        if not directory or stream.read(len(tail) + 1) != tail:
+        if not directory:
+            raise DecodeError("this is no evidence bundle")
+        if stream.read(len(tail) + 1) != tail:
             raise DecodeError("the bundle's directory does not match its members")
 
     def _headers(self) -> Iterator[tuple[str, int, int, bytes]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import threading
 
+import httpx
 import msgspec
 import pytest
 
 from gateway.errors import PROBLEMS, Problem
+from gateway.gate import source_network
 from gateway.limits import EVIDENCE_IN_FLIGHT
 from sealgate.protocol import frames
 from sealgate.protocol.hpke import Kem
@@ -80,20 +82,51 @@ def test_evidence_that_the_runtime_does_not_give_is_unavailable(shared):
     assert shared.client().get("/.well-known/attestation").status_code == 503
 
 
-def test_requests_for_evidence_are_bounded(gateway):
+def _from(gateway, address):
+    """A client at this address of the loopback network."""
+    transport = httpx.HTTPTransport(verify=gateway.tls(), local_address=address)
+    return httpx.Client(transport=transport, base_url=f"https://localhost:{gateway.port}", timeout=60)
+
+
+def test_requests_for_evidence_are_bounded_for_each_source_and_for_all(gateway):
     gateway.host.script = lambda frame, body: HANG
-    clients = [gateway.client() for _ in range(EVIDENCE_IN_FLIGHT)]
+    share = EVIDENCE_IN_FLIGHT - EVIDENCE_IN_FLIGHT // 4
+    clients = [_from(gateway, "127.0.0.1" if at < share else "127.0.0.2") for at in range(EVIDENCE_IN_FLIGHT)]
     threads = [
         threading.Thread(target=lambda one=one: one.get("/.well-known/attestation"), daemon=True) for one in clients
     ]
-    for thread in threads:
+    for thread in threads[:share]:
+        thread.start()
+    gateway.host.heard(frames.EvidenceWanted, share)
+    with _from(gateway, "127.0.0.1") as one:
+        answer = one.get("/.well-known/attestation")
+    assert (answer.status_code, answer.json()["title"]) == (429, "Too many requests")
+    for thread in threads[share:]:
         thread.start()
     gateway.host.heard(frames.EvidenceWanted, EVIDENCE_IN_FLIGHT)
-    answer = gateway.client().get("/.well-known/attestation")
+    with _from(gateway, "127.0.0.3") as one:
+        answer = one.get("/.well-known/attestation")
     assert (answer.status_code, answer.json()["title"]) == (503, "Busy")
     gateway.host.stop()
     for thread in threads:
         thread.join(60)
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("client", "source"),
+    [
+        (("203.0.113.9", 4711), "203.0.113.9"),
+        (("::ffff:203.0.113.9", 4711, 0, 0), "203.0.113.9"),
+        (("2001:db8:1:2:3:4:5:6", 4711, 0, 0), "2001:db8:1:2::/64"),
+        (("2001:db8:1:2::9", 4711, 0, 0), "2001:db8:1:2::/64"),
+        (None, None),
+        (("", 0), None),
+    ],
+)
+def test_a_source_is_an_address_or_what_one_subscriber_has(client, source):
+    assert source_network(client) == source
 
 
 # Health --------------------------------------------------------------------------------------------------------------

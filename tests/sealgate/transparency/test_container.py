@@ -65,6 +65,12 @@ def test_garbage_and_cuts_are_typed_refusals(garbage: bytes, at: int) -> None:
             read_all(data)
 
 
+def test_a_file_of_another_kind_is_called_no_bundle() -> None:
+    for data in (b"", b"%PDF-1.7", b"PK\x05\x06" + bytes(18)):
+        with pytest.raises(DecodeError, match="no evidence bundle"):
+            ContainerReader(io.BytesIO(data))
+
+
 def test_other_zip_files_are_refused() -> None:
     for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         out = io.BytesIO()
