@@ -3,7 +3,7 @@
 After every few seconds of load the memory that each process wrote is read (pages of files count for others too, and
 change with them); then it may rest. The slope is a least-squares line over the second half, when caches are full; a
 process is called flat where it is less than `_FLAT_MI` MiB an hour.
-Trusts: /proc. Never: hides a refused request: the first one ends the soak.
+Trusts: /proc. Never: hides a refused request, of which the first ends the soak, or a process that ended.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Watched:
     role: str
     at_s: list[float] = field(default_factory=list)
     bytes: list[int] = field(default_factory=list)
+    ended_s: float | None = None  # when it was first missing
 
     def slope(self) -> float:
         """Bytes a second over the second half; 0 for fewer than three points."""
@@ -59,13 +60,20 @@ def soak(caller: Caller, *, minutes: float, say: Callable[[str], None], busy: fl
         rates.append(asked.run.rate)
         answered += asked.run.answered
         at = (monotonic_ns() - began) / 1e9
-        for pid, role in caller.stand.processes().items():
+        there = caller.stand.processes()
+        for pid, role in there.items():
             one = watched.setdefault(pid, Watched(role))
             one.at_s.append(at)
             one.bytes.append(own_memory_bytes(pid))
+        for pid, one in watched.items():
+            if pid not in there and one.ended_s is None:
+                one.ended_s = at
+                say(f"{at / 60:.0f} min: {one.role} {pid} has ended")
         if at - told > 60:
             told = at
-            sizes = ", ".join(f"{one.role} {one.bytes[-1] / _MI:.1f}" for one in watched.values())
+            sizes = ", ".join(
+                f"{one.role} {one.bytes[-1] / _MI:.1f}" for one in watched.values() if one.ended_s is None
+            )
             say(f"{at / 60:.0f} min: {answered} answered, MiB: {sizes}")
         time.sleep(worked_s * (1 / busy - 1))
     return _table(watched, rates, answered=answered, minutes=minutes, own=caller.stand.own)
@@ -81,6 +89,8 @@ def _table(watched: dict[int, Watched], rates: list[float], *, answered: int, mi
         hourly = one.slope() * 3600 / _MI
         sizes = [one.bytes[0], one.bytes[len(one.bytes) // 2], one.bytes[-1]]
         verdict = "flat" if abs(hourly) < _FLAT_MI else "grows" if hourly > 0 else "shrinks"
+        if one.ended_s is not None:
+            verdict = f"ended after {one.ended_s / 60:.0f} min"
         table.rows.append((one.role, pid, *(f"{size / _MI:.1f}" for size in sizes), f"{hourly:+.2f}", verdict))
         numbers.append({"role": one.role, "bytes": one.bytes, "at_s": one.at_s, "mi_per_hour": hourly})
     if rates:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,33 @@ def test_memory_payloads_and_soak(stand: Stand, monkeypatch: pytest.MonkeyPatch)
     assert all(set(one["peak"]) >= {"gateway", "host", "worker"} for one in found[:2])
     assert table.numbers["answered"] > 0
     assert {row[0] for row in table.rows} >= {"gateway", "host", "worker"}
+
+
+def test_a_soak_names_a_process_that_ended(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sealgate.bench.soak._RUN_S", 0.2)
+    monkeypatch.setattr("sealgate.bench.soak.monotonic_ns", count(0, 10_000_000_000).__next__)  # ten seconds a look
+    said: list[str] = []
+    with Caller(stand) as caller, subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as brief:
+        ask, look, times = caller.ask, stand.processes, 0
+
+        def asks(callers: int, *, seconds: float) -> Asked:
+            nonlocal times
+            times += 1
+            if times == 3:
+                brief.kill()
+                brief.wait()
+            return ask(callers, seconds=seconds)
+
+        monkeypatch.setattr(caller, "ask", asks)
+        monkeypatch.setattr(stand, "processes", lambda: look() | ({brief.pid: "brief"} if brief.poll() is None else {}))
+        table = soak(caller, minutes=4, say=said.append)
+    ended = said.index(f"2 min: brief {brief.pid} has ended")
+    assert all("brief" in line for line in said[:ended])
+    assert len(said) > ended + 1
+    assert not any("brief" in line for line in said[ended + 1 :])
+    verdicts = {row[0]: str(row[-1]) for row in table.rows}
+    assert verdicts["brief"] == "ended after 2 min"
+    assert verdicts["host"] in ("flat", "grows", "shrinks")
 
 
 def test_a_refused_request_ends_the_measuring(stand: Stand, live: Live) -> None:
