@@ -9,11 +9,16 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before anything loads torch, here or in a process that a test starts. The tests' tensors are small: threads over them
 # cost more than they give, and where other processes want the processors they wait for one another and burn them.
 for _threads in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_threads, "1")
+
+# No test is timed: a busy machine makes one example take a second, and that says nothing about the product.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)
