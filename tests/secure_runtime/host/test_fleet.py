@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from audit.log import AuditLog
 from audit.query import AuditReader, RecordFilter
+from sealgate.ambient import random_bytes
 from sealgate.protocol.frames import (
     BootPlan,
     FrameReader,
@@ -44,6 +46,15 @@ ALL = Choice(places=("m/1",))
 BOTH = Choice(places=("m/1", "m/2"))
 
 
+_NUMBERS = count(step=16)
+
+
+def apart(size: int) -> bytes:
+    """Randomness of a played worker. Its keys are numbered apart from those of the others: two that are started at the
+    same time choose the same number once in 256 times, and are asked for another one."""
+    return bytes([next(_NUMBERS) % 256]) if size == 1 else random_bytes(size)
+
+
 class Played(Scripted):
     """A worker of which the test knows the plan, and reads what the host says to it."""
 
@@ -52,7 +63,9 @@ class Played(Scripted):
         theirs.setblocking(False)
         super().__init__(ours, theirs)
         self.plan = plan
-        self.keys = KeyRing(("X25519",), active_s=60, stale_s=60, replay_max=10, avoid_ids=plan.avoid_key_ids)
+        self.keys = KeyRing(
+            ("X25519",), active_s=60, stale_s=60, replay_max=10, avoid_ids=plan.avoid_key_ids, entropy=apart
+        )
         self._reader = FrameReader(HostToWorker)
         self._heard: list[Any] = []
 
