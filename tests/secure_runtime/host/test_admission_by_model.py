@@ -40,17 +40,22 @@ def ask(one: Desk, asked: Submit) -> Any:
     return asyncio.run(one.admission.submit(asked, BODY, asyncio.Event()))[0]
 
 
-def test_beyond_max_concurrent_a_caller_is_told_to_come_again_on_record(desk: Callable[..., Desk]) -> None:
-    one = desk()
-    one.admission = one.make(rules=ModelRules({"m": ModelSection(max_concurrent=1)}))
-    let_go = asyncio.Event()
-    honest = one.link.run
+def held_back(one: Desk) -> asyncio.Event:
+    """The worker answers nothing until this is set."""
+    let_go, honest = asyncio.Event(), one.link.run
 
     async def held(grant: Any, body: bytes, **more: Any) -> Any:
         await let_go.wait()
         return await honest(grant, body, **more)
 
     one.link.run = held  # type: ignore[method-assign]
+    return let_go
+
+
+def test_beyond_max_concurrent_a_caller_is_told_to_come_again_on_record(desk: Callable[..., Desk]) -> None:
+    one = desk()
+    one.admission = one.make(rules=ModelRules({"m": ModelSection(max_concurrent=1)}))
+    let_go = held_back(one)
 
     async def both() -> tuple[Any, Any, Any]:
         first = asyncio.create_task(one.admission.submit(frame(), BODY, asyncio.Event()))
@@ -74,14 +79,7 @@ def test_one_caller_cannot_hold_every_place_of_a_model(desk: Callable[..., Desk]
     """Seven requests of one caller and one of another one, for four places: one of them is not the first caller's."""
     one = desk()
     one.admission = one.make(rules=ModelRules({"m": ModelSection(max_concurrent=4)}))
-    let_go = asyncio.Event()
-    honest = one.link.run
-
-    async def held(grant: Any, body: bytes, **more: Any) -> Any:
-        await let_go.wait()
-        return await honest(grant, body, **more)
-
-    one.link.run = held  # type: ignore[method-assign]
+    let_go = held_back(one)
     other = msgspec.structs.replace(CALLER, subject="somebody-else")
 
     async def ask_all() -> list[Any]:
