@@ -333,7 +333,7 @@ def workers_of(published: Sequence[Published]) -> tuple[PublishedWorker, ...]:
             graphs=one.facts.graphs,
             layers=_bounded(one.facts.layers),
             host_layers=_bounded(one.host_layers),
-            got_through=tuple(name for name, probe in _bounded(one.facts.probes).items() if probe.state == "failed"),
+            got_through=tuple(_bounded({name: it for name, it in one.facts.probes.items() if it.state == "failed"})),
         )
         for one in published
     )

@@ -204,6 +204,10 @@ def test_what_a_worker_says_of_its_layers_fits_the_state_that_gateways_hear(benc
         (told,) = repository.workers_of([replace(one, facts=loud)])
         assert told.layers.items() >= one.facts.layers.items()
         assert 0 < len(told.got_through) < len(through)
+        denied = {f"denied-{number:04}": Layer(state="on") for number in range(2000)}
+        last = msgspec.structs.replace(loud, probes=denied | {"ptrace": Layer(state="failed")})
+        (behind,) = repository.workers_of([replace(one, facts=last)])
+        assert behind.got_through == ("ptrace",), "what got through is told first: no room is lost to what did not"
         assert len(msgspec.msgpack.encode([told] * MAX_WORKERS)) < (MAX_FRAME_HEADER - MAX_FACTS_BYTES) // 2
 
     bench.make()
